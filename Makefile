@@ -1,0 +1,74 @@
+# Everything here runs in .venv, made on first use from constraints.txt. Needs make and Python 3.11 or later.
+
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 3000
+# Tests side by side: one per core, four at most (they start processes of their own). WORKERS=0 for one by one.
+WORKERS ?= logical
+# More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+export DAGSTER_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint format dev demo bench docs clean
+
+help:  ## Show these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+test: lint  ## Lint, type-check, run every test (installs the servers that some tests need, where it may)
+	@.ci/install-servers
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup -m "not bench" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev  ## Lint and type-check only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev  ## Format the code and fix what the linter can fix
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+# The shell is replaced by Dagster, so that Ctrl-C and a TERM reach the process that shuts the others down.
+dev: $(VENV)/.installed-demo  ## Start Dagster on http://127.0.0.1:3000 with its sensors on (PORT=, HOST=)
+	@mkdir -p .dagster_home && ln -sfn ../dagster.yaml .dagster_home/dagster.yaml
+	@exec env DAGSTER_HOME="$(CURDIR)/.dagster_home" $(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
+
+demo: $(VENV)/.installed-demo  ## Show the whole path on real flight data, in minutes
+	@$(BIN)/python -m timestore_pipeline.demo
+
+bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory
+	@$(BIN)/python -m timestore_pipeline_tests.bench
+
+docs: $(VENV)/.installed-dev  ## Regenerate the reference pages from the code
+	@$(BIN)/python -m timestore_pipeline.reference
+
+clean:  ## Remove what these targets made, the .venv included; leaves data/ and .dagster_home/
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo and Dagster itself need less than the tests, so they start sooner.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt $(VENV)/.created
+	@echo "Installing timestore-pipeline into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.created
+	@echo "Installing timestore-pipeline and its test tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $(VENV)/.installed-demo $@
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no '$(PYTHON)'. Install Python 3.11 or later, or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or later is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) can't make a venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
