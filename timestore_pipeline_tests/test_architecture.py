@@ -1,0 +1,139 @@
+"""The parts of the package know each other one way only, and every module says what it is for.
+
+Read from the source, so a part that is never imported by a test is held to it as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import timestore_pipeline
+import timestore_pipeline_tests
+
+PACKAGE = timestore_pipeline.__name__
+PACKAGE_ROOT = Path(timestore_pipeline.__file__).parent
+TESTS_ROOT = Path(timestore_pipeline_tests.__file__).parent
+
+# Lowest first. A part may know its own layer, as long as there is no cycle, and every layer below.
+LAYERS = [
+    {"settings", "datasets", "windows", "columns", "errors", "clock", "connections"},
+    {"ledger"},
+    {"landing", "staging", "building", "lifecycle", "reading", "metrics"},
+    {"orchestration", "cli", "definitions", "demo", "reference"},
+]
+LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
+MAY_IMPORT_DAGSTER = {"orchestration", "definitions"}
+
+
+def modules_under(root: Path) -> list[Path]:
+    return sorted(root.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    dotted = ".".join(path.relative_to(PACKAGE_ROOT.parent).with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
+
+
+def part_of(module: str) -> str | None:
+    """``timestore_pipeline.staging.segment`` is of ``staging``; the bare package is of no part."""
+    package, _, rest = module.partition(".")
+    return rest.split(".")[0] if package == PACKAGE and rest else None
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, wherever it stands, under TYPE_CHECKING too."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            anchor = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*anchor, *([node.module] if node.module else [])])
+            # `from timestore_pipeline import staging` names a part by its alias.
+            yield from (
+                f"{source}.{alias.name}" if source == PACKAGE else source for alias in node.names
+            )
+
+
+def parts_known_by(path: Path) -> set[str]:
+    names = {part_of(module) for module in imported_modules(path)}
+    return {name for name in names if name is not None and not name.startswith("__")}
+
+
+def knowledge() -> dict[str, set[str]]:
+    """For each part, the other parts that it imports."""
+    known: dict[str, set[str]] = {}
+    for path in modules_under(PACKAGE_ROOT):
+        part = part_of(module_name(path))
+        if part is not None:
+            known.setdefault(part, set()).update(parts_known_by(path) - {part})
+    return known
+
+
+def test_every_part_has_its_place_in_the_layers():
+    unplaced = knowledge().keys() - LAYER_OF.keys()
+
+    assert not unplaced, f"say in LAYERS where these belong: {sorted(unplaced)}"
+
+
+@pytest.mark.parametrize("part", sorted(LAYER_OF))
+def test_a_part_knows_only_its_own_layer_and_those_below(part: str):
+    known = knowledge().get(part, set())
+    above = {other for other in known if LAYER_OF.get(other, len(LAYERS)) > LAYER_OF[part]}
+
+    assert not above, f"{part} must not import {sorted(above)}"
+
+
+def test_no_two_parts_know_each_other():
+    try:
+        TopologicalSorter(knowledge()).prepare()
+    except CycleError as error:
+        pytest.fail("parts import each other in a circle: " + " → ".join(error.args[1]))
+
+
+def test_only_orchestration_imports_dagster():
+    offenders = [
+        str(path.relative_to(PACKAGE_ROOT))
+        for path in modules_under(PACKAGE_ROOT)
+        if part_of(module_name(path)) not in MAY_IMPORT_DAGSTER
+        and any(module.startswith("dagster") for module in imported_modules(path))
+    ]
+
+    assert offenders == []
+
+
+def test_the_library_can_be_used_without_loading_dagster():
+    library = [
+        module_name(path)
+        for path in modules_under(PACKAGE_ROOT)
+        if LAYER_OF.get(part_of(module_name(path)) or "", 0) < LAYER_OF["orchestration"]
+        and "migrations" not in path.parts  # only Alembic can load them
+    ]
+    program = "import importlib, sys\nfor module in sys.argv[1:]: importlib.import_module(module)\n"
+    program += "sys.exit('dagster' in sys.modules)"
+
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *library], capture_output=True, text=True, check=False
+    )
+
+    assert finished.returncode == 0, finished.stderr or "a module of the library loads dagster"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=str(path.relative_to(PACKAGE_ROOT.parent)))
+        for path in [*modules_under(PACKAGE_ROOT), *modules_under(TESTS_ROOT)]
+    ],
+)
+def test_every_module_says_what_it_is_for(path: Path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
