@@ -1,0 +1,154 @@
+"""What every test can ask for: a store of its own in a temporary folder, an environment without surprises.
+
+Nothing here imports Dagster, so that the tests of the plain library stay as light as the library.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from timestore_pipeline.settings import PREFIX, Settings
+from timestore_pipeline.store import Store
+
+DATASETS_YAML = """
+datasets:
+  weather:
+    description: Hourly weather of three stations.
+    columns: {ts: timestamptz, station: varchar, temp: double}
+    time: ts
+    window: day
+  events:
+    description: Events whose columns are inferred and whose time is an integer.
+    time: {column: at, unit: ms}
+    window: hour
+"""
+"""Two small datasets: one with declared columns and windows of a day, one inferred with windows of an hour."""
+
+WEATHER_CSV = "ts,station,temp\n2026-01-01T00:30:00Z,JFK,1.5\n2026-01-01T01:30:00Z,LGA,2.5\n2026-01-02T00:30:00Z,JFK,3.5\n"
+"""Three rows of ``weather`` in the windows 2026-01-01 (two) and 2026-01-02 (one)."""
+
+
+class MakeStore(Protocol):
+    """Opens a store; called twice in a test it opens the same installation again, as another process would."""
+
+    def __call__(self, datasets_yaml: str = DATASETS_YAML, **settings: Any) -> Store:
+        """Open it with ``settings`` (fields of Settings) over the defaults."""
+        ...
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the developer's own installation, shell or proxy reaches a test."""
+    for name in list(os.environ):
+        if name.upper().startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The folder of the installation under test; ``TIMESTORE_HOME`` of everything that the test starts."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_settings(home: Path) -> Callable[..., Settings]:
+    """Builds Settings whose paths all lie in ``home``; keyword arguments are fields."""
+
+    def make(**fields: Any) -> Settings:
+        # The free disk of the machine that tests run on is none of their business, unless they say so.
+        return Settings(**{"home": home, "staging_min_free_disk_bytes": 0, **fields})
+
+    return make
+
+
+@pytest.fixture
+def make_store(home: Path, make_settings: Callable[..., Settings]) -> Iterator[MakeStore]:
+    """Opens stores in ``home`` and closes them at the end of the test."""
+    opened: list[Store] = []
+
+    def make(datasets_yaml: str = DATASETS_YAML, **settings: Any) -> Store:
+        (home / "datasets.yaml").write_text(datasets_yaml, encoding="utf-8")
+        store = Store.open(make_settings(**settings))
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> Store:
+    """A store with the datasets of :data:`DATASETS_YAML` and default settings."""
+    return make_store()
+
+
+@pytest.fixture
+def store_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Writes ``datasets.yaml`` and puts ``TIMESTORE_*`` into the environment: for commands and other processes."""
+
+    def put(datasets_yaml: str = DATASETS_YAML, **fields: Any) -> dict[str, str]:
+        (home / "datasets.yaml").write_text(datasets_yaml, encoding="utf-8")
+        for field, value in {"home": home, "staging_min_free_disk_bytes": 0, **fields}.items():
+            monkeypatch.setenv(PREFIX + field.upper(), str(value))
+        return dict(os.environ)
+
+    return put
+
+
+@pytest.fixture
+def drop() -> Callable[[Store, str, str, str | bytes], Path]:
+    """Drops a landing file: ``drop(store, dataset, file_name, content)`` returns its path."""
+
+    def put(store: Store, dataset: str, file_name: str, content: str | bytes) -> Path:
+        folder = store.settings.landing_path / dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / file_name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return put
+
+
+def unused_port() -> int:
+    """A loopback port that nothing listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A loopback port that nothing listens on."""
+    return unused_port()
+
+
+@pytest.fixture
+def program() -> Callable[[str], str]:
+    """Finds a program of the system; without it the test is skipped, or fails where ``CI`` says all must be there."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None and os.environ.get("CI") == "true":
+            pytest.fail(f"{name} is not installed; .ci/install-servers installs it")
+        if path is None:
+            pytest.skip(f"{name} is not installed; .ci/install-servers installs it")
+        return path
+
+    return find
