@@ -10,12 +10,14 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from timestore_pipeline.settings import PREFIX, Settings
-from timestore_pipeline.store import Store
+
+if TYPE_CHECKING:
+    from timestore_pipeline.store import Store
 
 DATASETS_YAML = """
 datasets:
@@ -83,6 +85,8 @@ def make_store(home: Path, make_settings: Callable[..., Settings]) -> Iterator[M
     opened: list[Store] = []
 
     def make(datasets_yaml: str = DATASETS_YAML, **settings: Any) -> Store:
+        from timestore_pipeline.store import Store
+
         (home / "datasets.yaml").write_text(datasets_yaml, encoding="utf-8")
         store = Store.open(make_settings(**settings))
         opened.append(store)
