@@ -1,0 +1,133 @@
+"""Projects the ledger into Prometheus metric families, in one read transaction (invariant 7).
+
+The datasets of a picture are those that the ledger knows, declared or not: rows still staged of a dataset
+that was taken out of ``datasets.yaml`` stay visible, and every process sees the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+from sqlalchemy import Connection, func, select
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.counters import FLUSH_BUCKETS, Histogram, counter_values, histogram_values
+from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
+from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.ledger.schema import windows
+from timestore_pipeline.ledger.segments import disk_usage
+from timestore_pipeline.metrics import series
+from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
+from timestore_pipeline.store import Store
+
+# (metric, dataset, value of the second label or "") → value
+_Values = dict[tuple[str, str, str], float]
+
+_NOTHING_OBSERVED = Histogram((0,) * (len(FLUSH_BUCKETS) + 1), 0.0)
+
+
+def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
+    """Return the current value of every series, as it stands in the ledger at one moment.
+
+    Args:
+        store: the installation.
+        now: the time that ages are measured at, microseconds since the epoch; the current time by default.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    moment = now_micros() if now is None else now
+    with store.ledger.read() as tx:
+        datasets = sorted(known_datasets(tx) | set(store.datasets))
+        values: _Values = {**_gauges(tx, datasets, moment), **counter_values(tx)}
+        histograms = histogram_values(tx)
+    return [_family(each, datasets, values, histograms) for each in SERIES]
+
+
+def exposition(store: Store) -> bytes:
+    """Return every series in the Prometheus text format.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    return generate_latest(Picture(collect_metrics(store)))
+
+
+class Picture(Collector):
+    """Families that were collected before, as the Prometheus client takes them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = tuple(families)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families."""
+        return self._families
+
+
+def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
+    queues = queue_states(tx)
+    quarantined = open_totals(tx)
+    published = published_totals(tx)
+    last_published = _last_published(tx)
+    values: _Values = {}
+    for name in datasets:
+        queue = queues.get(name, QueueState(name))
+        oldest = now if queue.oldest_pending_at is None else queue.oldest_pending_at
+        totals = quarantined.get(name, QuarantineTotals(batches=0, rows=0))
+        window_count, rows, size, files = published.get(name, (0, 0, 0, 0))
+        values |= {
+            (series.QUEUE_DEPTH, name, "batches"): queue.pending_batches,
+            (series.QUEUE_DEPTH, name, "rows"): queue.pending_rows,
+            # Clocks of two hosts may differ a little, and an age is never negative.
+            (series.OLDEST_AGE, name, ""): max(0, now - oldest) / 1e6,
+            (series.FLUSH_LAST_SUCCESS, name, ""): last_published.get(name, 0) / 1e6,
+            (series.PUBLISHED_ROWS, name, ""): rows,
+            (series.PUBLISHED_BYTES, name, ""): size,
+            (series.PUBLISHED_FILES, name, ""): files,
+            (series.PUBLISHED_WINDOWS, name, ""): window_count,
+            (series.QUARANTINED_BATCHES, name, ""): totals.batches,
+            (series.QUARANTINED_ROWS, name, ""): totals.rows,
+        }
+    for (name, component), size in disk_usage(tx).items():
+        values[series.DISK_USAGE, name, component] = size
+    for name, size in quarantined_bytes(tx).items():
+        values[series.DISK_USAGE, name, "quarantine"] = size
+    return values
+
+
+def _last_published(tx: Connection) -> dict[str, int]:
+    query = select(windows.c.dataset, func.max(windows.c.published_at)).group_by(windows.c.dataset)
+    return dict(tx.execute(query).tuples().all())
+
+
+def _family(
+    each: Series, datasets: Iterable[str], values: _Values, histograms: dict[tuple[str, str, str], Histogram]
+) -> Metric:
+    counted = {label for name, _, label in (*values, *histograms) if name == each.name}
+    second = [*each.values, *sorted(counted - set(each.values))] or [""]
+    if each.type is SeriesType.HISTOGRAM:
+        family = HistogramMetricFamily(each.name, each.help, labels=each.labels)
+        for dataset in datasets:
+            for label in second:
+                observed = histograms.get((each.name, dataset, label), _NOTHING_OBSERVED)
+                family.add_metric((dataset, label), _cumulative(observed), observed.sum)
+        return family
+    kind = CounterMetricFamily if each.type is SeriesType.COUNTER else GaugeMetricFamily
+    family = kind(each.name, each.help, labels=each.labels)
+    for dataset in datasets:
+        for label in second:
+            labels = (dataset, label) if each.label else (dataset,)
+            family.add_metric(labels, values.get((each.name, dataset, label), 0))
+    return family
+
+
+def _cumulative(observed: Histogram) -> list[tuple[str, float]]:
+    bounds = [*map(floatToGoString, FLUSH_BUCKETS), "+Inf"]
+    return list(zip(bounds, accumulate(observed.counts), strict=True))

@@ -1,0 +1,135 @@
+"""Every series that is exported, in one table: the projection and ``docs/metrics.md`` are both made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from timestore_pipeline.ledger.counters import (
+    DROPPED_BATCHES,
+    FLUSH_BATCHES,
+    FLUSH_DURATION,
+    FLUSH_ROWS,
+    RETRIED_BATCHES,
+)
+
+QUEUE_DEPTH = "timestore_staging_queue_depth"
+OLDEST_AGE = "timestore_staging_oldest_age_seconds"
+DISK_USAGE = "timestore_staging_disk_usage_bytes"
+FLUSH_LAST_SUCCESS = "timestore_staging_flush_last_success_timestamp_seconds"
+PUBLISHED_ROWS = "timestore_published_rows"
+PUBLISHED_BYTES = "timestore_published_bytes"
+PUBLISHED_FILES = "timestore_published_files"
+PUBLISHED_WINDOWS = "timestore_published_windows"
+QUARANTINED_BATCHES = "timestore_quarantined_batches"
+QUARANTINED_ROWS = "timestore_quarantined_rows"
+
+
+class SeriesType(StrEnum):
+    """Prometheus metric types that are used."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric: every sample of it has the label ``dataset``, and ``label`` where there is a second one.
+
+    ``values`` are the values of the second label that are exported, as 0, before anything was counted;
+    without the zero an alert on ``increase()`` would miss the first event.
+    """
+
+    name: str
+    type: SeriesType
+    unit: str
+    help: str
+    label: str | None = None
+    values: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All label names, in the order of their values in a sample."""
+        return ("dataset", self.label) if self.label else ("dataset",)
+
+
+_RESULTS = ("success", "failure")
+
+SERIES = (
+    Series(
+        QUEUE_DEPTH,
+        SeriesType.GAUGE,
+        "batches or rows",
+        "What is staged and not yet published.",
+        "metric",
+        ("batches", "rows"),
+    ),
+    Series(
+        OLDEST_AGE,
+        SeriesType.GAUGE,
+        "seconds",
+        "Age of the oldest staged, unpublished batch; 0 when nothing is staged.",
+    ),
+    Series(
+        DISK_USAGE,
+        SeriesType.GAUGE,
+        "bytes",
+        "Disk in the staging directory: segments with unpublished rows (staged), published segments kept until "
+        "retention ends (retained), and what is in quarantine.",
+        "component",
+        ("staged", "retained", "quarantine"),
+    ),
+    Series(
+        FLUSH_DURATION,
+        SeriesType.HISTOGRAM,
+        "seconds",
+        "Time from the claim of a build to its end.",
+        "result",
+        _RESULTS,
+    ),
+    Series(
+        FLUSH_BATCHES,
+        SeriesType.COUNTER,
+        "batches",
+        "Batches with rows in builds that ended; a batch that two builds share counts in both.",
+        "result",
+        _RESULTS,
+    ),
+    Series(FLUSH_ROWS, SeriesType.COUNTER, "rows", "Rows in builds that ended.", "result", _RESULTS),
+    Series(
+        FLUSH_LAST_SUCCESS,
+        SeriesType.GAUGE,
+        "seconds since the Unix epoch",
+        "When rows were last published; 0 if never.",
+    ),
+    Series(
+        DROPPED_BATCHES,
+        SeriesType.COUNTER,
+        "batches",
+        "Batches that were refused: the caller was told, nothing acknowledged was lost.",
+        "reason",
+        ("queue_full", "disk_full", "guardrail"),
+    ),
+    Series(
+        RETRIED_BATCHES,
+        SeriesType.COUNTER,
+        "batches",
+        "Batches offered again after they were acknowledged (duplicate) or after a full queue (queue_full), and "
+        "batches of a build that died (flush_abort).",
+        "reason",
+        ("duplicate", "flush_abort", "queue_full"),
+    ),
+    Series(PUBLISHED_ROWS, SeriesType.GAUGE, "rows", "Rows in the published table."),
+    Series(PUBLISHED_BYTES, SeriesType.GAUGE, "bytes", "Parquet bytes in the published table."),
+    Series(PUBLISHED_FILES, SeriesType.GAUGE, "files", "Parquet files in the published table."),
+    Series(PUBLISHED_WINDOWS, SeriesType.GAUGE, "windows", "Windows (partitions) that have published rows."),
+    Series(QUARANTINED_BATCHES, SeriesType.GAUGE, "batches", "Whole batches in quarantine, unresolved."),
+    Series(
+        QUARANTINED_ROWS,
+        SeriesType.GAUGE,
+        "rows",
+        "Single rows in quarantine, unresolved, of batches whose other rows were staged.",
+    ),
+)
+"""All series, in the order in which they are exported."""
