@@ -15,9 +15,7 @@ def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: i
     Times are microseconds since the epoch.
     """
     insert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
-    tx.execute(
-        insert(leases).values(name=name, owner=owner, expires_at=expires_at).on_conflict_do_nothing()
-    )
+    tx.execute(insert(leases).values(name=name, owner=owner, expires_at=expires_at).on_conflict_do_nothing())
     tx.execute(
         update(leases)
         .where(leases.c.name == name, (leases.c.expires_at <= now) | (leases.c.owner == owner))

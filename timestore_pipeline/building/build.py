@@ -1,0 +1,267 @@
+"""One partition build: claim slices, write Parquet, commit to the table, mark published."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import duckdb
+
+from timestore_pipeline.building.parquet import write_window
+from timestore_pipeline.building.recovery import settle_build
+from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build, ensure_table
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import Column
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
+from timestore_pipeline.ledger.builds import (
+    Build,
+    Claim,
+    PublishedWindow,
+    WindowBatch,
+    batches_of_build,
+    claim_slices,
+    extend_lease,
+    mark_published,
+)
+from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window, from_micros
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuiltWindow:
+    """What a build added to one window: rows, Parquet bytes and files, their time range, and where they came from."""
+
+    window: Window
+    rows: int
+    bytes: int
+    files: int
+    min_time: datetime
+    max_time: datetime
+    batches: tuple[WindowBatch, ...]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build published. ``oldest_staged_at`` is in microseconds since the epoch."""
+
+    dataset: str
+    build_id: int
+    sequence: int
+    trigger: Trigger
+    table_version: int
+    windows: tuple[BuiltWindow, ...]
+    rows: int
+    bytes: int
+    files: int
+    batches: int
+    duration_seconds: float
+    oldest_staged_at: int
+    columns: tuple[Column, ...]
+
+
+def build_windows(
+    store: Store,
+    dataset: str,
+    first: Window | None = None,
+    last: Window | None = None,
+    *,
+    owner: str,
+    trigger: Trigger = Trigger.MANUAL,
+    target_file_bytes: int | None = None,
+) -> BuildReport | None:
+    """Publish all that is staged for the windows ``first … last`` (by default all) in one commit.
+
+    Args:
+        store: the installation.
+        dataset: a declared dataset.
+        first: the first window, inclusive.
+        last: the last window, inclusive.
+        owner: who builds: a Dagster run id, or host and process; a recovery asks whether it still lives.
+        trigger: why.
+        target_file_bytes: size at which the next Parquet file of a window starts, by default the settings'.
+
+    Returns:
+        What was published, or None where nothing was staged there.
+
+    Raises:
+        BuildInFlight: another build of the dataset has not ended; try again later.
+        BuildAborted: this build was taken for dead and fenced meanwhile; its slices are staged again.
+        SegmentUnreadable, TableError, DiskFull, LedgerError: nothing was published, the slices are staged again.
+    """
+    started = time.perf_counter()
+    spec = store.datasets[dataset]
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    if columns is None:
+        return None  # nothing was ever staged
+    path = store.table_path(dataset)
+    ensure_table(path, dataset, columns)
+    lease_micros = int(store.settings.build_lease_seconds * 1e6)
+    with store.ledger.write() as tx:
+        claim = claim_slices(
+            tx,
+            dataset,
+            owner=owner,
+            trigger=trigger,
+            first_window=first.start_micros if first else None,
+            last_window=last.start_micros if last else None,
+            lease_micros=lease_micros,
+            now=now_micros(),
+        )
+    if claim is None:
+        return None
+    build = claim.build
+    try:
+        with _kept_alive(store, build, lease_micros):
+            files = _write_files(store, spec, columns, claim, target_file_bytes)
+            version = commit_build(path, build, columns, files)
+    except SequenceTaken as error:
+        raise BuildAborted(dataset, build.id) from error
+    except (TimestoreError, duckdb.Error, OSError) as error:
+        version = _settle_own(store, build, error)
+        files = []
+    with store.ledger.write() as tx:
+        contributing = batches_of_build(tx, build.id)
+        mark_published(tx, build, table_version=version, published=_by_window(spec, files), now=now_micros())
+    return _report(spec, columns, claim, trigger, version, files, contributing, time.perf_counter() - started)
+
+
+def _settle_own(store: Store, build: Build, error: Exception) -> int:
+    """After a failure: settle the build through the table; return the version if it was published after all."""
+    try:
+        settled = settle_build(store, build, error=str(error), recovered=False)
+    except (TimestoreError, OSError) as second:
+        log.warning("build %s of %r stays claimed until its lease runs out: %s", build.id, build.dataset, second)
+        raise _as_timestore_error(build, error) from error
+    if settled.table_version is None:
+        raise _as_timestore_error(build, error) from error
+    return settled.table_version
+
+
+def _as_timestore_error(build: Build, error: Exception) -> TimestoreError:
+    if isinstance(error, TimestoreError):
+        return error
+    return TimestoreError(f"dataset {build.dataset!r}: build {build.id} failed and published nothing: {error}")
+
+
+def _write_files(
+    store: Store, spec: DatasetSpec, columns: Sequence[Column], claim: Claim, target_file_bytes: int | None
+) -> list[ParquetFile]:
+    by_window = _slices_by_window(claim)
+    last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
+    files: list[ParquetFile] = []
+    attached: set[str] = set()
+    with store.connect() as connection:
+        for window_start, pieces in by_window.items():
+            files += write_window(
+                store,
+                connection,
+                spec,
+                columns,
+                claim.build,
+                spec.window_at(window_start),
+                pieces,
+                attached,
+                target_file_bytes or store.settings.build_target_file_bytes,
+            )
+            for segment_id in [name for name in attached if last_use[name] == window_start]:
+                connection.execute(f'DETACH "{segment_id}"')
+                attached.remove(segment_id)
+    return files
+
+
+def _slices_by_window(claim: Claim) -> dict[int, list[Slice]]:
+    """Group a claim's slices by the start of their window, windows in time order."""
+    found: dict[int, list[Slice]] = defaultdict(list)
+    for piece in claim.slices:
+        found[piece.window_start].append(piece)
+    return found
+
+
+@contextmanager
+def _kept_alive(store: Store, build: Build, lease_micros: int) -> Iterator[None]:
+    """Send heartbeats from another thread: one window may take longer than the lease."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(lease_micros / 3e6):
+            try:
+                with store.ledger.write() as tx:
+                    if not extend_lease(tx, build.id, now_micros() + lease_micros):
+                        return  # settled by someone else; the commit will be refused
+            except LedgerError as error:
+                log.warning("heartbeat of build %s failed: %s", build.id, error)
+
+    thread = threading.Thread(target=beat, name=f"lease-of-build-{build.id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _by_window(spec: DatasetSpec, files: Sequence[ParquetFile]) -> dict[int, PublishedWindow]:
+    found: dict[int, PublishedWindow] = {}
+    for file in files:
+        start = spec.window_from_key(file.window_key).start_micros
+        had = found.get(start, PublishedWindow(start, 0, 0, 0))
+        found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
+    return found
+
+
+def _report(
+    spec: DatasetSpec,
+    columns: tuple[Column, ...],
+    claim: Claim,
+    trigger: Trigger,
+    version: int,
+    files: Sequence[ParquetFile],
+    contributing: Sequence[WindowBatch],
+    duration_seconds: float,
+) -> BuildReport:
+    published = _by_window(spec, files)
+    batches: dict[int, list[WindowBatch]] = defaultdict(list)
+    for batch in contributing:
+        batches[batch.window_start].append(batch)
+    windows = []
+    for start, pieces in _slices_by_window(claim).items():
+        window = published.get(start, PublishedWindow(start, sum(piece.rows for piece in pieces), 0, 0))
+        windows.append(
+            BuiltWindow(
+                window=spec.window_at(start),
+                rows=window.rows,
+                bytes=window.bytes,
+                files=window.files,
+                min_time=from_micros(min(piece.min_time for piece in pieces)),
+                max_time=from_micros(max(piece.max_time for piece in pieces)),
+                batches=tuple(batches[start]),
+            )
+        )
+    return BuildReport(
+        dataset=spec.name,
+        build_id=claim.build.id,
+        sequence=claim.build.sequence,
+        trigger=trigger,
+        table_version=version,
+        windows=tuple(windows),
+        rows=claim.build.rows,
+        bytes=sum(window.bytes for window in windows),
+        files=sum(window.files for window in windows),
+        batches=claim.build.batches,
+        duration_seconds=duration_seconds,
+        oldest_staged_at=min(piece.staged_at for piece in claim.slices),
+        columns=columns,
+    )

@@ -1,0 +1,106 @@
+"""Writing the Parquet files of one window: durable and in place before the table hears of them (invariant 6)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from timestore_pipeline.building.table import ParquetFile, delta_statistics, file_prefix
+from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, literal, quote, time_range_sql
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder
+from timestore_pipeline.errors import SegmentUnreadable
+from timestore_pipeline.landing.readers import readable_reason
+from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.staging.segment import SEGMENT_TABLE
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+
+def write_window(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    build: Build,
+    window: Window,
+    slices: Sequence[Slice],
+    attached: set[str],
+    target_file_bytes: int,
+) -> list[ParquetFile]:
+    """Write the slices of one window, in time order, to as many files as their size asks for.
+
+    ``attached`` has the ids of the segments that are attached to ``connection``; missing ones are attached.
+
+    Raises:
+        SegmentUnreadable: a segment is missing or damaged, or has another number of rows than the ledger says.
+        duckdb.Error: the files cannot be written.
+    """
+    for piece in slices:
+        if piece.segment_id not in attached:
+            attach_segment(store, connection, piece)
+            attached.add(piece.segment_id)
+    folder = store.table_path(spec.name) / f"{WINDOW_COLUMN}={window.key}"
+    make_folder(folder)
+    temporary = folder / f".{file_prefix(build.sequence)}{TEMPORARY_SUFFIX}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    time = spec.time_column(columns)
+    condition = time_range_sql(time, window.start_micros, window.end_micros)
+    rows = " UNION ALL ".join(
+        f'SELECT {column_list(columns)} FROM "{piece.segment_id}".{SEGMENT_TABLE} WHERE {condition}' for piece in slices
+    )
+    metadata = f"{{dataset: {literal(spec.name)}, window_key: {literal(window.key)}, build: '{build.id}'}}"
+    written = connection.execute(
+        f"COPY ({rows} ORDER BY {quote(time.name)}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
+        f"FILE_SIZE_BYTES {target_file_bytes}, KV_METADATA {metadata}, RETURN_STATS)"
+    ).fetchall()
+    expected = sum(piece.rows for piece in slices)
+    found = sum(row[1] for row in written)
+    if found != expected:
+        raise SegmentUnreadable(
+            spec.name,
+            ", ".join(str(store.segment_path(piece.path)) for piece in slices[:3]),
+            f"{found} rows of window {window.key} were read where the ledger has {expected}",
+        )
+    files = []
+    for number, (name, count, size, _, statistics, *_) in enumerate(sorted(written, key=lambda row: _number(row[0]))):
+        final = folder / f"{file_prefix(build.sequence)}{number:03d}.parquet"
+        fsync_path(Path(name))
+        Path(name).rename(final)
+        files.append(
+            ParquetFile(
+                path=str(final.relative_to(store.table_path(spec.name))),
+                window_key=window.key,
+                rows=count,
+                bytes=size,
+                modified_at_ms=int(final.stat().st_mtime * 1_000),
+                statistics=delta_statistics(columns, count, statistics),
+            )
+        )
+    shutil.rmtree(temporary, ignore_errors=True)
+    fsync_path(folder)
+    return files
+
+
+def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
+    """Attach a segment, read-only, under its id.
+
+    Raises:
+        SegmentUnreadable: it is missing or damaged.
+    """
+    path = store.segment_path(piece.path)
+    try:
+        connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
+    except duckdb.Error as error:
+        reason = readable_reason(error) if path.exists() else "there is no such file"
+        raise SegmentUnreadable(piece.dataset, path, reason) from error
+
+
+def _number(name: str) -> int:
+    """DuckDB calls the files of one COPY ``data_0.parquet``, ``data_1.parquet`` and so on."""
+    digits = Path(name).stem.rpartition("_")[2]
+    return int(digits) if digits.isdigit() else 0

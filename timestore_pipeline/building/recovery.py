@@ -1,0 +1,117 @@
+"""Settling builds that did not end by themselves: the table decides whether one was published (invariant 5)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from timestore_pipeline.building.table import (
+    SequenceTaken,
+    commit_fence,
+    file_prefix,
+    last_published_sequence,
+    live_files,
+    open_table,
+    version_of_build,
+)
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.ledger.builds import Build, PublishedWindow, builds_in_flight, mark_aborted, mark_published
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SettledBuild:
+    """A build that was settled; ``table_version`` is None where it was fenced and its slices are staged again."""
+
+    build: Build
+    table_version: int | None
+
+    @property
+    def published(self) -> bool:
+        """Whether the build had reached the table."""
+        return self.table_version is not None
+
+
+def settle_dead_builds(
+    store: Store, owner_is_gone: Callable[[str], bool] = lambda owner: False, now: int | None = None
+) -> list[SettledBuild]:
+    """Settle every build whose lease has run out or whose owner is gone.
+
+    Args:
+        store: the installation.
+        owner_is_gone: whether a build's owner is known to have ended, before its lease says so.
+        now: microseconds since the epoch, by default the clock's.
+
+    Returns:
+        The builds that were settled; one that cannot be (its table is broken) is logged and left for the next time.
+    """
+    now = now_micros() if now is None else now
+    with store.ledger.read() as tx:
+        builds = builds_in_flight(tx)
+    settled = []
+    for build in builds:
+        if build.lease_expires_at > now and not owner_is_gone(build.owner):
+            continue
+        try:
+            settled.append(settle_build(store, build, error=f"its owner {build.owner} is gone", recovered=True))
+        except (TimestoreError, OSError) as error:
+            log.error("build %s of %r cannot be settled: %s", build.id, build.dataset, error)
+    return settled
+
+
+def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> SettledBuild:
+    """End one build: mark it published if the table has it, else fence it and give its slices back.
+
+    ``error`` says why it failed, should it turn out not to be published; ``recovered`` that another process settles it.
+
+    Raises:
+        TableError: the table cannot be used, so the build stays as it is.
+        LedgerError: likewise the ledger.
+    """
+    spec = store.datasets[build.dataset]
+    path = store.table_path(build.dataset)
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    if columns is None:
+        raise TableError(f"dataset {build.dataset!r}: its columns are not in the ledger, so its table cannot be used")
+    try:
+        commit_fence(path, build, columns)
+    except SequenceTaken:
+        table = open_table(path, build.dataset)
+        if last_published_sequence(table, build.dataset) == build.sequence:
+            version = version_of_build(table, build)
+            prefix = file_prefix(build.sequence)
+            published: dict[int, PublishedWindow] = {}
+            for file in live_files(table):
+                if file.path.rpartition("/")[2].startswith(prefix):
+                    start = spec.window_from_key(file.window_key).start_micros
+                    had = published.get(start, PublishedWindow(start, 0, 0, 0))
+                    published[start] = PublishedWindow(
+                        start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1
+                    )
+            with store.ledger.write() as tx:
+                mark_published(tx, build, table_version=version, published=published, now=now_micros())
+            return SettledBuild(build, version)
+    with store.ledger.write() as tx:
+        mark_aborted(tx, build, error=error, recovered=recovered, now=now_micros())
+    _remove_files(store, build)
+    return SettledBuild(build, None)
+
+
+def _remove_files(store: Store, build: Build) -> None:
+    """Remove what a fenced build wrote; no commit can refer to it any more."""
+    prefix = file_prefix(build.sequence)
+    table = store.table_path(build.dataset)
+    for file in table.glob(f"{WINDOW_COLUMN}=*/{prefix}*.parquet"):
+        file.unlink(missing_ok=True)
+    for file in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}/*"):
+        file.unlink(missing_ok=True)
+    for folder in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}"):
+        folder.rmdir()

@@ -1,0 +1,314 @@
+"""The Delta table of a dataset: creating it, committing a build to it once, and fencing a build that died.
+
+Every commit of a build carries two application transactions (Delta protocol, "Transaction Identifiers"):
+
+- ``timestore/<dataset>`` = the build's sequence. delta-rs refuses a second commit of it from a stale handle.
+- ``timestore/<dataset>/published`` = the same sequence, only where the commit publishes rows. A fence leaves it
+  out, so that whoever finds the sequence in the table can tell a published build from a fenced one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction
+
+from timestore_pipeline.columns import WINDOW_COLUMN, Column
+from timestore_pipeline.durable_files import fsync_path, make_folder
+from timestore_pipeline.errors import TableError
+
+if TYPE_CHECKING:
+    from timestore_pipeline.ledger.builds import Build
+
+LOG_FOLDER = "_delta_log"
+
+_ARROW_TYPES = {
+    "BOOLEAN": pa.bool_(),
+    "TINYINT": pa.int8(),
+    "SMALLINT": pa.int16(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+    "FLOAT": pa.float32(),
+    "DOUBLE": pa.float64(),
+    "VARCHAR": pa.string(),
+    "BLOB": pa.binary(),
+    "DATE": pa.date32(),
+    "TIMESTAMP": pa.timestamp("us"),
+    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
+}
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
+# Longer texts bloat the log more than they help to skip files.
+_MAX_STATISTIC_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A Parquet file in place and durable; ``path`` is relative to the table, ``statistics`` as Delta has them."""
+
+    path: str
+    window_key: str
+    rows: int
+    bytes: int
+    modified_at_ms: int
+    statistics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file that is live in the table."""
+
+    path: str
+    window_key: str
+    rows: int
+    bytes: int
+
+
+class SequenceTaken(Exception):
+    """The table already has this sequence or a later one: the build was published or fenced."""
+
+
+def ensure_table(path: Path, dataset: str, columns: Sequence[Column]) -> int:
+    """Create the dataset's table unless it exists; return its version.
+
+    The table is there before any build commits to it, so that a fence always has a table to be put into.
+
+    Raises:
+        TableError: it cannot be created or opened.
+    """
+    if (path / LOG_FOLDER).is_dir():
+        return open_table(path, dataset).version()
+    make_folder(path)
+    with _translated(path, dataset):
+        table = DeltaTable.create(
+            str(path), schema=arrow_schema(columns), mode="ignore", partition_by=[WINDOW_COLUMN], name=dataset
+        )
+        version = table.version()
+    _sync_log(path, version)
+    fsync_path(path)
+    return version
+
+
+def open_table(path: Path, dataset: str, version: int | None = None) -> DeltaTable:
+    """Open the table at ``version``, by default the latest.
+
+    Raises:
+        TableError: it is missing or damaged.
+    """
+    with _translated(path, dataset):
+        return DeltaTable(str(path), version=version)
+
+
+def last_sequence(table: DeltaTable, dataset: str) -> int:
+    """Return the sequence of the last build that was published or fenced, 0 for none."""
+    return table.transaction_version(_app_id(dataset)) or 0
+
+
+def last_published_sequence(table: DeltaTable, dataset: str) -> int:
+    """Return the sequence of the last build that was published, 0 for none."""
+    return table.transaction_version(_published_app_id(dataset)) or 0
+
+
+def commit_build(path: Path, build: Build, columns: Sequence[Column], files: Sequence[ParquetFile]) -> int:
+    """Publish a build's files in one commit and make it durable; return the table version.
+
+    Raises:
+        SequenceTaken: the build was fenced (or published) before; nothing was committed.
+        TableError: the commit failed, and whether it is in the table must be looked up.
+    """
+    for file in files:
+        size = (path / file.path).stat().st_size
+        if size != file.bytes:
+            raise TableError(f"dataset {build.dataset!r}: {path / file.path} has {size} bytes instead of {file.bytes}")
+    actions = [
+        AddAction(
+            path=file.path,
+            size=file.bytes,
+            partition_values={WINDOW_COLUMN: file.window_key},
+            modification_time=file.modified_at_ms,
+            data_change=True,
+            stats=json.dumps(file.statistics),
+        )
+        for file in files
+    ]
+    transactions = [
+        Transaction(_app_id(build.dataset), build.sequence),
+        Transaction(_published_app_id(build.dataset), build.sequence),
+    ]
+    return _commit(path, build, actions, transactions, "publish", columns)
+
+
+def commit_fence(path: Path, build: Build, columns: Sequence[Column]) -> int:
+    """Make sure that a build can never be published; return the table version.
+
+    Raises:
+        SequenceTaken: the build is in the table already, published or fenced.
+        TableError: the commit failed.
+    """
+    return _commit(path, build, [], [Transaction(_app_id(build.dataset), build.sequence)], "fence", columns)
+
+
+def version_of_build(table: DeltaTable, build: Build) -> int:
+    """Return the table version that published ``build``; the current one where the log no longer says."""
+    for entry in table.history():
+        if entry.get("timestoreSequence") == str(build.sequence) and entry.get("timestoreAction") == "publish":
+            return int(entry["version"])
+    return table.version()
+
+
+def live_files(table: DeltaTable) -> list[TableFile]:
+    """Return the files of the table at the version of ``table``."""
+    actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    return [
+        TableFile(
+            path=unquote(action["path"]),
+            window_key=action[f"partition.{WINDOW_COLUMN}"],
+            rows=action["num_records"],
+            bytes=action["size_bytes"],
+        )
+        for action in actions
+    ]
+
+
+def file_prefix(sequence: int) -> str:
+    """Return how the names of all files of a build start; no two builds of a dataset share it."""
+    return f"{sequence:010d}-"
+
+
+def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
+    """Return the Arrow schema of a table with these columns and the partition column."""
+    return pa.schema(
+        [*(pa.field(column.name, _arrow_type(column)) for column in columns), (WINDOW_COLUMN, pa.string())]
+    )
+
+
+def delta_statistics(columns: Sequence[Column], rows: int, footer: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return Delta's per-file statistics from those that DuckDB's ``COPY … (RETURN_STATS)`` took from the footer.
+
+    ``footer`` maps quoted column names to texts ``min``, ``max``, ``null_count`` and so on. A bound that is not exact,
+    or not a number (NaN has no order), is left out: readers then do not skip the file by that column.
+    """
+    lowest: dict[str, Any] = {}
+    highest: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for column in columns:
+        found = footer.get('"' + column.name.replace('"', '""') + '"')
+        if found is None:
+            continue
+        if "null_count" in found:
+            nulls[column.name] = int(found["null_count"])
+        if found.get("has_nan") == "true" or "false" in (found.get("min_is_exact"), found.get("max_is_exact")):
+            continue
+        low, high = _bound(column, found.get("min")), _bound(column, found.get("max"))
+        if low is not None and high is not None:
+            lowest[column.name], highest[column.name] = low, high
+    return {"numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls}
+
+
+def _bound(column: Column, text: str | None) -> Any:
+    if text is None:
+        return None
+    if column.type in _INTEGERS:
+        return int(text)
+    if column.type in ("FLOAT", "DOUBLE"):
+        value = float(text)
+        return value if math.isfinite(value) else None
+    if column.type == "DATE":
+        return text
+    if column.type == "TIMESTAMP":
+        return text.replace(" ", "T")
+    if column.type == "TIMESTAMP WITH TIME ZONE":
+        return text.replace(" ", "T").removesuffix("+00") + "Z"
+    if column.type == "VARCHAR" and len(text) <= _MAX_STATISTIC_LENGTH:
+        return text
+    return None
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    if column.type.startswith("DECIMAL"):
+        precision, scale = column.type.removeprefix("DECIMAL(").removesuffix(")").split(",")
+        return pa.decimal128(int(precision), int(scale))
+    return _ARROW_TYPES[column.type]
+
+
+def _app_id(dataset: str) -> str:
+    return f"timestore/{dataset}"
+
+
+def _published_app_id(dataset: str) -> str:
+    return f"timestore/{dataset}/published"
+
+
+def _commit(
+    path: Path,
+    build: Build,
+    actions: list[AddAction],
+    transactions: list[Transaction],
+    action: str,
+    columns: Sequence[Column],
+) -> int:
+    table = open_table(path, build.dataset)
+    # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
+    # handle and commit on this handle: no commit can come in between unnoticed.
+    if last_sequence(table, build.dataset) >= build.sequence:
+        raise SequenceTaken
+    properties = CommitProperties(
+        app_transactions=transactions,
+        custom_metadata={
+            "timestoreAction": action,
+            "timestoreBuild": str(build.id),
+            "timestoreSequence": str(build.sequence),
+            "timestoreOwner": build.owner,
+        },
+    )
+    try:
+        table.create_write_transaction(
+            list(actions), "append", arrow_schema(columns), [WINDOW_COLUMN], commit_properties=properties
+        )
+    except CommitFailedError as error:
+        if last_sequence(open_table(path, build.dataset), build.dataset) >= build.sequence:
+            raise SequenceTaken from error
+        raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
+    except (DeltaError, OSError) as error:
+        raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
+    return _sync_commit(path, build, since=table.version())
+
+
+def _sync_commit(path: Path, build: Build, since: int) -> int:
+    """Make all log entries after version ``since`` durable; return the one that is the build's."""
+    latest = open_table(path, build.dataset).version()
+    mine = latest
+    for version in range(since + 1, latest + 1):
+        _sync_log(path, version)
+        if f'"timestoreSequence":"{build.sequence}"' in (path / LOG_FOLDER / f"{version:020d}.json").read_text():
+            mine = version
+    return mine
+
+
+def _sync_log(path: Path, version: int) -> None:
+    """Make the log durable up to ``version``: its entry, a checkpoint that came with it, and the folder."""
+    log = path / LOG_FOLDER
+    fsync_path(log / f"{version:020d}.json")
+    checkpoints = list(log.glob(f"{version:020d}.checkpoint*"))
+    for file in (*checkpoints, *([log / "_last_checkpoint"] if checkpoints else [])):
+        fsync_path(file)
+    fsync_path(log)
+
+
+@contextmanager
+def _translated(path: Path, dataset: str) -> Iterator[None]:
+    try:
+        yield
+    except TableNotFoundError as error:
+        raise TableError(f"dataset {dataset!r}: there is no table at {path}") from error
+    except (DeltaError, OSError) as error:
+        raise TableError(f"dataset {dataset!r}: the table at {path} cannot be used: {error}") from error

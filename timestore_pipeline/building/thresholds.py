@@ -1,0 +1,91 @@
+"""When a dataset is due to be flushed: pure functions of its queue and its thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.ledger.queue import QueueState
+from timestore_pipeline.settings import Settings
+
+
+class Trigger(StrEnum):
+    """Why a build runs."""
+
+    ROWS = "rows"
+    BYTES = "bytes"
+    AGE = "age"
+    PRESSURE = "pressure"
+    """The queue passed half of its limit: tiny batches must not wait for their age."""
+    EAGER = "eager"
+    """All three thresholds are off, so whatever is staged is flushed."""
+    MANUAL = "manual"
+    BACKFILL = "backfill"
+
+
+@dataclass(frozen=True)
+class FlushThresholds:
+    """The effective flush thresholds of a dataset; 0 switches one off."""
+
+    max_rows: int
+    max_bytes: int
+    max_age_ms: int
+
+    @property
+    def all_off(self) -> bool:
+        """Whether no threshold is on, which means: flush whenever something is staged."""
+        return not (self.max_rows or self.max_bytes or self.max_age_ms)
+
+
+def effective_thresholds(settings: Settings, spec: DatasetSpec) -> FlushThresholds:
+    """Return the dataset's own thresholds, each taken from the environment where it has none."""
+    return FlushThresholds(
+        max_rows=settings.staging_flush_max_rows if spec.flush.max_rows is None else spec.flush.max_rows,
+        max_bytes=settings.staging_flush_max_bytes if spec.flush.max_bytes is None else spec.flush.max_bytes,
+        max_age_ms=settings.staging_flush_max_age_ms if spec.flush.max_age_ms is None else spec.flush.max_age_ms,
+    )
+
+
+def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
+    """Return why the dataset is due, or None where it is not.
+
+    Args:
+        state: its queue; what a build in flight has claimed does not count.
+        thresholds: its effective thresholds.
+        max_pending: the limit of its queue in batches, 0 for none.
+        now: microseconds since the epoch.
+    """
+    if state.staged_rows == 0:
+        return None
+    if thresholds.all_off:
+        return Trigger.EAGER
+    if thresholds.max_rows and state.staged_rows >= thresholds.max_rows:
+        return Trigger.ROWS
+    if thresholds.max_bytes and state.staged_bytes >= thresholds.max_bytes:
+        return Trigger.BYTES
+    if thresholds.max_age_ms and age_ms(state, now) >= thresholds.max_age_ms:
+        return Trigger.AGE
+    if max_pending and state.pending_batches * 2 >= max_pending:
+        return Trigger.PRESSURE
+    return None
+
+
+def age_ms(state: QueueState, now: int) -> int:
+    """Return the age of the oldest staged batch in milliseconds; 0 where nothing is staged or the clock went back."""
+    return 0 if state.oldest_staged_at is None else max(0, (now - state.oldest_staged_at) // 1_000)
+
+
+def distance(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> str:
+    """Say in words and numbers how far the dataset is from each of its thresholds."""
+    parts = [
+        f"{state.staged_rows:,}{_of(f'{thresholds.max_rows:,}', thresholds.max_rows)} rows",
+        f"{state.staged_bytes / 1e6:,.1f}{_of(f'{thresholds.max_bytes / 1e6:,.1f}', thresholds.max_bytes)} MB",
+        f"oldest {age_ms(state, now) / 1e3:,.0f}{_of(f'{thresholds.max_age_ms / 1e3:,.0f}', thresholds.max_age_ms)} s",
+        f"{state.pending_batches:,}{_of(f'{max_pending // 2:,}', max_pending)} batches",
+    ]
+    return f"{state.dataset}: {', '.join(parts)}"
+
+
+def _of(shown: str, threshold: int) -> str:
+    return f" of {shown}" if threshold else ""

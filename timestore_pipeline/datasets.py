@@ -1,0 +1,316 @@
+"""``datasets.yaml`` → the datasets that there are.
+
+A dataset says what its rows look like, which of its columns is the time, how long its windows are and where
+its files land. Everything is checked here, so that the rest of the project can trust a :class:`DatasetSpec`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from timestore_pipeline.columns import RESERVED_NAMES, TIME_TYPES, Column, canonical_type, columns_from_mapping
+from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
+from timestore_pipeline.windows import Granularity, Window
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+DEFAULT_START = date(2020, 1, 1)
+
+DatasetName = Annotated[str, Field(pattern=NAME_PATTERN)]
+Limit = Annotated[int, Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TimeUnit(StrEnum):
+    """Unit of an integer time column, counted from the Unix epoch."""
+
+    SECONDS = "s"
+    MILLISECONDS = "ms"
+    MICROSECONDS = "us"
+    NANOSECONDS = "ns"
+
+
+class FileFormat(StrEnum):
+    """Format of landing files."""
+
+    AUTO = "auto"
+    CSV = "csv"
+    JSON_LINES = "jsonl"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+
+class TimeSpec(_Model):
+    """Which column is the time, and how to read it where it is text or an integer."""
+
+    column: str = Field(description="Name of the time column.")
+    format: str | None = Field(
+        default=None, description="strptime format, where the column arrives as text; no offset in it means UTC."
+    )
+    unit: TimeUnit | None = Field(
+        default=None, description="Unit since the Unix epoch, where the column arrives as an integer."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_read_it(self) -> Self:
+        if self.format and self.unit:
+            raise ValueError("format (for text) and unit (for integers) exclude each other")
+        return self
+
+
+class CsvOptions(_Model):
+    """How CSV files are written."""
+
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = Field(default=",", description="Field separator.")
+    quote: Annotated[str, Field(min_length=1, max_length=1)] = Field(default='"', description="Quote character.")
+    escape: Annotated[str, Field(min_length=1, max_length=1)] = Field(
+        default='"', description="Character that escapes a quote inside quotes."
+    )
+    null: tuple[str, ...] = Field(default=("",), description="Texts that mean null.")
+    header: tuple[str, ...] | None = Field(
+        default=None, description="Column names in file order, for files without a header line."
+    )
+
+
+class LandingSpec(_Model):
+    """Where the files of a dataset land and how to read them."""
+
+    pattern: str = Field(default="*", description="Glob that a file's name must match.")
+    format: FileFormat = Field(
+        default=FileFormat.AUTO,
+        description="Format of the files; `auto` goes by the name: .csv .csv.gz .tsv .jsonl .ndjson .json (.gz) "
+        ".parquet .arrow .feather .ipc .arrows.",
+    )
+    csv: CsvOptions = Field(default=CsvOptions(), description="Options for CSV files.")
+    ignore_columns: tuple[str, ...] = Field(
+        default=(),
+        description="Columns of the files that are known and not wanted; any other extra column is an error.",
+    )
+
+    @field_validator("ignore_columns")
+    @classmethod
+    def _nothing_reserved(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name.lower() in RESERVED_NAMES:
+                raise ValueError(f"column name {name!r} is reserved; remove the column from the files")
+        return names
+
+    @field_validator("pattern")
+    @classmethod
+    def _no_folders(cls, pattern: str) -> str:
+        if "/" in pattern or not pattern:
+            raise ValueError("a pattern matches file names, so it has no '/' and is not empty")
+        return pattern
+
+    def matches(self, file_name: str) -> bool:
+        """Whether a file of that name belongs to the dataset."""
+        return fnmatch.fnmatchcase(file_name, self.pattern)
+
+
+class FlushSpec(_Model):
+    """Flush thresholds of this dataset; a missing one is taken from the environment, 0 switches it off."""
+
+    max_rows: Limit | None = Field(default=None, description="Staged rows.")
+    max_bytes: Limit | None = Field(default=None, description="Staged bytes.")
+    max_age_ms: Limit | None = Field(default=None, description="Age of the oldest staged batch, milliseconds.")
+
+
+class LimitSpec(_Model):
+    """Limits of this dataset; a missing one is taken from the environment, 0 switches it off."""
+
+    max_pending: Limit | None = Field(default=None, description="Staged, unpublished batches.")
+    max_bytes: Limit | None = Field(default=None, description="Staged, unpublished bytes.")
+
+
+class DatasetSpec(_Model):
+    """One dataset. ``columns`` is None where they are inferred from the first batch and then fixed."""
+
+    name: DatasetName = Field(description="Name of the dataset; the key in the file.")
+    description: str = Field(default="", description="What the rows are; shown in the Dagster UI.")
+    owners: tuple[Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+)$")], ...] = Field(
+        default=(), description="Owners shown in the Dagster UI: `team:name` or an e-mail address."
+    )
+    columns: dict[str, str] | None = Field(
+        default=None, description="Column name → type; left out, they are inferred from the first batch."
+    )
+    time: TimeSpec = Field(description="The time column: its name, or a mapping with column, format and unit.")
+    window: Granularity = Field(description="How long a window (partition) is.")
+    start: date = Field(
+        default=DEFAULT_START, description="Rows before this day are quarantined; partitions start here."
+    )
+    landing: LandingSpec = Field(default=LandingSpec(), description="Where files land and how they are read.")
+    flush: FlushSpec = Field(default=FlushSpec(), description="Overrides of the flush thresholds.")
+    limits: LimitSpec = Field(default=LimitSpec(), description="Overrides of the limits.")
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time_column_alone(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _no_time_of_day(cls, value: Any) -> Any:
+        if isinstance(value, datetime):
+            raise ValueError("a start is a day such as 2013-01-01, without a time of day")
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if value is not None:
+            columns_from_mapping(value)
+        return value
+
+    @model_validator(mode="after")
+    def _time_column_is_a_time(self) -> Self:
+        if self.columns is None:
+            return self
+        type_ = self.columns.get(self.time.column)
+        if type_ is None:
+            raise ValueError(f"time: column {self.time.column!r} is not among the columns")
+        if canonical_type(type_) not in TIME_TYPES:
+            raise ValueError(
+                f"columns.{self.time.column}: the time column is kept as timestamp, timestamptz or date, not {type_}; "
+                "where it arrives as text or an integer say so with time.format or time.unit"
+            )
+        return self
+
+    @property
+    def declared_columns(self) -> tuple[Column, ...] | None:
+        """The declared columns in order, or None where they are inferred."""
+        return None if self.columns is None else columns_from_mapping(self.columns)
+
+    def time_column(self, columns: Iterable[Column]) -> Column:
+        """Return the time column among ``columns``."""
+        return next(column for column in columns if column.name == self.time.column)
+
+    @property
+    def first_window(self) -> Window:
+        """The window in which ``start`` falls; earlier ones do not exist."""
+        return Window.containing(datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC), self.window)
+
+    def window_from_key(self, key: str) -> Window:
+        """Return the window named ``key``; raises ValueError as :meth:`Window.from_key`."""
+        return Window.from_key(key, self.window)
+
+    def window_at(self, start_micros: int) -> Window:
+        """Return the window that starts at ``start_micros`` (microseconds since the epoch)."""
+        return Window.from_start_micros(start_micros, self.window)
+
+
+class DatasetsFile(_Model):
+    """The whole file."""
+
+    start: date = Field(default=DEFAULT_START, description="Default `start` of every dataset.")
+    datasets: dict[DatasetName, DatasetSpec] = Field(description="Dataset name → dataset.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_and_starts(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not isinstance(value.get("datasets"), Mapping):
+            return value
+        start = value.get("start", DEFAULT_START)
+        specs = {
+            name: {"start": start, **spec, "name": name} if isinstance(spec, Mapping) else spec
+            for name, spec in value["datasets"].items()
+        }
+        return {**value, "datasets": specs}
+
+
+class Datasets(Mapping[str, DatasetSpec]):
+    """The declared datasets by name, in file order; an unknown name raises :class:`UnknownDataset`."""
+
+    def __init__(self, specs: Mapping[str, DatasetSpec]) -> None:
+        self._specs = dict(specs)
+
+    def __getitem__(self, name: str) -> DatasetSpec:
+        try:
+            return self._specs[name]
+        except KeyError:
+            raise UnknownDataset(name, list(self._specs)) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without silent overwriting: a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(self.construct_object(key_node, deep=True))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_datasets(path: Path) -> Datasets:
+    """Read and check ``datasets.yaml``.
+
+    Raises:
+        DatasetsFileError: the file is missing, is not YAML or breaks a rule; names file, dataset and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DatasetsFileError(
+            path, ["there is no such file; set TIMESTORE_DATASETS_FILE or TIMESTORE_HOME, or create it"]
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetsFileError(path, [f"it cannot be read: {error}"]) from error
+    return parse_datasets(text, path)
+
+
+def parse_datasets(text: str, path: object = "datasets.yaml") -> Datasets:
+    """Check the text of a datasets file; ``path`` only names it in errors.
+
+    Raises:
+        DatasetsFileError: as :func:`load_datasets`.
+    """
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise DatasetsFileError(path, [f"it is not valid YAML: {_one_line(error)}"]) from error
+    if not isinstance(content, Mapping):
+        raise DatasetsFileError(path, ["the file must be a mapping with the key 'datasets'"])
+    try:
+        parsed = DatasetsFile.model_validate(content)
+    except ValidationError as error:
+        raise DatasetsFileError(path, [_explain(problem) for problem in error.errors()]) from error
+    return Datasets(parsed.datasets)
+
+
+def _one_line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+
+
+def _explain(problem: Any) -> str:
+    where = [str(part) for part in problem["loc"]]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "there is no such key; correct or remove it"
+    elif problem["type"] == "string_pattern_mismatch" and "[key]" in where:
+        message = "a dataset name is a lower-case letter, then at most 62 of a-z, 0-9 and _"
+    if where[:1] == ["datasets"] and len(where) > 1:
+        key = ".".join(part for part in where[2:] if part != "[key]")
+        return f"dataset {where[1]!r}{', key ' + repr(key) if key else ''}: {message}"
+    return f"key {'.'.join(where)!r}: {message}" if where else message

@@ -1,0 +1,53 @@
+"""Files that are either wholly there or not at all, also after a power cut (invariants 1 and 6).
+
+Neither DuckDB, pyarrow nor delta-rs syncs what it writes, so everything that an acknowledgement rests on
+passes through here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the names of files that are not whole yet; an old one is an orphan."""
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a folder's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents, durably."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_path(folder.parent)
+
+
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Give a complete file its final name, durably: sync, rename, sync the folder."""
+    fsync_path(temporary)
+    temporary.rename(final)
+    fsync_path(final.parent)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file into an existing folder, also to another file system; ``target`` is never half there."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and source.exists():
+            temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+            shutil.copyfile(source, temporary)
+            put_in_place(temporary, target)
+            source.unlink()
+            return
+        raise
+    fsync_path(target.parent)

@@ -1,0 +1,173 @@
+"""Every error that this project raises on purpose, as one small tree.
+
+Each error carries the things that it talks about as fields, and its message names them and says what to do.
+Exceptions of the libraries below are translated where they arise and kept as ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timestore_pipeline.columns import Column
+
+
+class TimestoreError(Exception):
+    """Base of all errors raised on purpose; its message is meant for the person who reads it."""
+
+
+class SettingsError(TimestoreError):
+    """A ``TIMESTORE_*`` variable has a value that is not allowed."""
+
+
+class DatasetsFileError(TimestoreError):
+    """``datasets.yaml`` cannot be read or says something that is not allowed.
+
+    Args:
+        path: the file.
+        problems: one line per problem, each naming dataset and key.
+    """
+
+    def __init__(self, path: object, problems: Sequence[str]) -> None:
+        self.path = str(path)
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{path} is not usable:\n{lines}")
+
+
+class UnknownDataset(TimestoreError):
+    """A dataset was named that ``datasets.yaml`` does not declare."""
+
+    def __init__(self, dataset: str, known: Sequence[str]) -> None:
+        self.dataset = dataset
+        declared = ", ".join(sorted(known)) or "none"
+        super().__init__(
+            f"dataset {dataset!r} is not declared. Declared datasets: {declared}. "
+            "Add it to datasets.yaml or correct the name."
+        )
+
+
+class LedgerError(TimestoreError):
+    """The ledger cannot be opened, is locked for too long, or is of a newer version."""
+
+
+class ColumnsChanged(TimestoreError):
+    """The columns declared in ``datasets.yaml`` are not those with which rows of the dataset were staged."""
+
+    def __init__(self, dataset: str, fixed: Sequence[Column], declared: Sequence[Column]) -> None:
+        self.dataset = dataset
+        had, has = set(fixed), set(declared)
+        gone = ", ".join(f"{column.name} {column.type}" for column in fixed if column not in has)
+        new = ", ".join(f"{column.name} {column.type}" for column in declared if column not in had)
+        super().__init__(
+            f"dataset {dataset!r}: its columns were fixed by its first batch and datasets.yaml now declares others "
+            f"(fixed but not declared: {gone or 'none'}; declared but not fixed: {new or 'none'}). "
+            "Restore the old columns, or declare a new dataset."
+        )
+
+
+class BatchRejected(TimestoreError):
+    """A batch cannot be staged as it is; nothing of it was kept.
+
+    Args:
+        dataset: the dataset that it was meant for.
+        source: the file or caller that it came from.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, dataset: str, source: str, reason: str) -> None:
+        self.dataset = dataset
+        self.source = source
+        self.reason = reason
+        super().__init__(f"dataset {dataset!r}: {source} cannot be staged: {reason}")
+
+
+class BatchConflict(TimestoreError):
+    """A batch id was used again with other content (invariant 2)."""
+
+    def __init__(self, dataset: str, batch_id: str) -> None:
+        self.dataset = dataset
+        self.batch_id = batch_id
+        super().__init__(
+            f"dataset {dataset!r}: batch id {batch_id!r} is already in the ledger with other content. "
+            "A batch id names one content for ever: send the new rows under a new id."
+        )
+
+
+class StagingQueueFull(TimestoreError):
+    """Staging was refused because too many batches wait to be published."""
+
+    def __init__(self, dataset: str, depth: int, limit: int) -> None:
+        self.dataset = dataset
+        self.depth = depth
+        self.limit = limit
+        super().__init__(
+            f"dataset {dataset!r}: {depth} batches are staged and unpublished, the limit is {limit}. "
+            f"Retry later, run 'timestore flush {dataset}', or raise TIMESTORE_STAGING_MAX_PENDING."
+        )
+
+
+class DiskFull(TimestoreError):
+    """Less disk is free than the minimum that is always kept."""
+
+    def __init__(self, path: object, free_bytes: int, needed_bytes: int) -> None:
+        self.path = str(path)
+        self.free_bytes = free_bytes
+        self.needed_bytes = needed_bytes
+        super().__init__(
+            f"{path}: {free_bytes:,} bytes are free and {needed_bytes:,} must be. "
+            "Free some space or lower TIMESTORE_STAGING_MIN_FREE_DISK_BYTES."
+        )
+
+
+class GuardrailExceeded(TimestoreError):
+    """A size guardrail in ``enforce`` mode refused a batch."""
+
+    def __init__(self, dataset: str, guardrail: str, size_bytes: int, limit_bytes: int) -> None:
+        self.dataset = dataset
+        self.guardrail = guardrail
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        super().__init__(
+            f"dataset {dataset!r}: {size_bytes:,} bytes are staged, {guardrail} allows {limit_bytes:,}. "
+            f"Run 'timestore flush {dataset}' or raise {guardrail}."
+        )
+
+
+class BuildInFlight(TimestoreError):
+    """Another build of the dataset holds its claim, so this one did not start."""
+
+    def __init__(self, dataset: str, build_id: int, owner: str) -> None:
+        self.dataset = dataset
+        self.build_id = build_id
+        self.owner = owner
+        super().__init__(f"dataset {dataset!r}: build {build_id} of {owner} is in flight; try again when it has ended.")
+
+
+class BuildAborted(TimestoreError):
+    """A build lost its claim (it was fenced by a recovery) and published nothing."""
+
+    def __init__(self, dataset: str, build_id: int) -> None:
+        self.dataset = dataset
+        self.build_id = build_id
+        super().__init__(
+            f"dataset {dataset!r}: build {build_id} was fenced because its lease had run out; "
+            "nothing of it was published, its slices are staged again and the next flush takes them."
+        )
+
+
+class SegmentUnreadable(TimestoreError):
+    """A segment file is missing or damaged."""
+
+    def __init__(self, dataset: str, path: object, reason: str) -> None:
+        self.dataset = dataset
+        self.path = str(path)
+        self.reason = reason
+        super().__init__(f"dataset {dataset!r}: segment {path} cannot be read: {reason}")
+
+
+class TableError(TimestoreError):
+    """The Delta table of a dataset cannot be opened or committed to."""
+
+
+class QueryError(TimestoreError):
+    """A query of the user cannot be run."""

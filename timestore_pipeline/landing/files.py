@@ -1,0 +1,143 @@
+"""Which landing files are ready, and which of them one ingest run takes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.store import Store
+
+NOT_READY_PREFIXES = (".", "_")
+NOT_READY_SUFFIXES = (".tmp", ".partial")
+
+
+@dataclass(frozen=True)
+class LandingFile:
+    """A file that is ready; ``modified_at`` in seconds since the epoch."""
+
+    dataset: str
+    path: Path
+    bytes: int
+    modified_at: float
+
+
+@dataclass(frozen=True)
+class LandingScan:
+    """What lies in the landing folders: ready files, oldest first, and sentences about what is wrong there."""
+
+    files: tuple[LandingFile, ...]
+    problems: tuple[str, ...]
+
+    def of(self, dataset: str) -> tuple[LandingFile, ...]:
+        """The ready files of one dataset."""
+        return tuple(file for file in self.files if file.dataset == dataset)
+
+
+def is_ready_name(name: str) -> bool:
+    """Whether a file of that name is finished by its producer, as far as names tell."""
+    return not name.startswith(NOT_READY_PREFIXES) and not name.endswith(NOT_READY_SUFFIXES)
+
+
+def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> LandingScan:
+    """Look into ``<landing>/<dataset>/`` of the given datasets, by default of all.
+
+    A look over all datasets also reports folders that no dataset declares. Nothing is raised for what is wrong
+    with one file or folder: it becomes a problem, and the others go on (invariant 9).
+    """
+    landing = store.settings.landing_path
+    files: list[LandingFile] = []
+    problems: list[str] = []
+    if not landing.is_dir():
+        return LandingScan(
+            (), (f"the landing folder {landing} does not exist; create it or set TIMESTORE_LANDING_DIRECTORY",)
+        )
+    for name in store.datasets if datasets is None else datasets:
+        _scan_dataset(store, name, landing / name, files, problems)
+    if datasets is None:
+        problems += _undeclared(store, landing)
+    files.sort(key=lambda file: (file.modified_at, file.path))
+    return LandingScan(tuple(files), tuple(problems))
+
+
+def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[LandingFile, ...]]:
+    """Return what one ingest run may take of ``scan``, oldest first: dataset → files, datasets without any left out.
+
+    Bounded by files and bytes per run over all datasets, and per dataset by the room in its staging queue: past
+    that files just wait. A first file is taken however large it is, so that none waits for ever.
+    """
+    with store.ledger.read() as tx:
+        states = queue_states(tx)
+    room: dict[str, float] = {}
+    for name in {file.dataset for file in scan.files}:
+        limit = store.max_pending(store.datasets[name])
+        pending = states[name].pending_batches if name in states else 0
+        room[name] = limit - pending if limit else float("inf")
+    taken: dict[str, list[LandingFile]] = {}
+    count = size = 0
+    for file in scan.files:
+        if room[file.dataset] <= 0:
+            continue
+        full = count and (size + file.bytes > store.settings.landing_max_bytes_per_run)
+        if full or count >= store.settings.landing_max_files_per_run:
+            break
+        taken.setdefault(file.dataset, []).append(file)
+        room[file.dataset] -= 1
+        count += 1
+        size += file.bytes
+    return {name: tuple(files) for name, files in taken.items()}
+
+
+def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
+    """Return a sentence for each dataset whose files wait because its staging queue is full."""
+    taken = files_for_one_run(store, scan)
+    return [
+        f"{name}: {len(scan.of(name))} files wait, the staging queue is at its limit of "
+        f"{store.max_pending(store.datasets[name])} batches"
+        for name in sorted({file.dataset for file in scan.files} - set(taken))
+        if store.max_pending(store.datasets[name])
+    ]
+
+
+def _scan_dataset(store: Store, dataset: str, folder: Path, files: list[LandingFile], problems: list[str]) -> None:
+    landing_spec = store.datasets[dataset].landing
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problems.append(f"{dataset}: the folder {folder} cannot be listed: {error.strerror}")
+        return
+    for entry in entries:
+        if not is_ready_name(entry.name) or not landing_spec.matches(entry.name):
+            continue
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        if stat.S_ISLNK(status.st_mode):
+            problems.append(f"{dataset}: {entry.path} is a symbolic link, which is never followed; copy the file")
+        elif not stat.S_ISREG(status.st_mode):
+            continue
+        elif not os.access(entry.path, os.R_OK):
+            problems.append(f"{dataset}: {entry.path} cannot be read: permission denied; the other files go on")
+        else:
+            files.append(LandingFile(dataset, Path(entry.path), status.st_size, status.st_mtime))
+
+
+def _undeclared(store: Store, landing: Path) -> Sequence[str]:
+    problems = []
+    for entry in sorted(os.scandir(landing), key=lambda entry: entry.name):
+        if not is_ready_name(entry.name) or entry.name in store.datasets:
+            continue
+        if entry.is_dir():
+            problems.append(
+                f"folder {entry.path} belongs to no declared dataset, its files wait; "
+                f"declare {entry.name!r} in {store.settings.datasets_path} or remove it"
+            )
+        else:
+            problems.append(f"file {entry.path} lies outside of any dataset's folder; move it into one")
+    return problems

@@ -1,0 +1,151 @@
+"""Acknowledging batches: the transaction after which a batch is staged (invariant 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, insert, select
+
+from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_IDS_PER_QUERY = 500
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """A batch as it is acknowledged. ``ordinal`` is its number within its segment."""
+
+    batch_id: str
+    fingerprint: str
+    source: str
+    source_bytes: int
+    rows: int
+    quarantined_rows: int
+    ordinal: int
+
+
+@dataclass(frozen=True)
+class KnownBatch:
+    """A batch that the ledger has: what it was, and what became of its rows."""
+
+    batch_id: str
+    fingerprint: str
+    rows: int
+    quarantined_rows: int
+    segment_id: str | None
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """A segment file that is complete, fsynced and renamed into place."""
+
+    id: str
+    path: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """The rows of a new segment that fall in one window; times in microseconds since the epoch."""
+
+    window_start: int
+    rows: int
+    bytes: int
+    min_time: int
+    max_time: int
+    batch_rows: Mapping[int, int]
+    """Batch ordinal → its rows in this window."""
+
+
+def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, KnownBatch]:
+    """Return those of ``batch_ids`` that the dataset already has, by id."""
+    wanted = list(batch_ids)
+    found: dict[str, KnownBatch] = {}
+    for start in range(0, len(wanted), _IDS_PER_QUERY):
+        query = select(
+            batches.c.batch_id, batches.c.fingerprint, batches.c.rows, batches.c.quarantined_rows, batches.c.segment_id
+        ).where(batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY]))
+        found.update({row["batch_id"]: KnownBatch(**row) for row in tx.execute(query).mappings()})
+    return found
+
+
+def pending_batches(tx: Connection, dataset: str) -> int:
+    """Return how many batches of the dataset are staged and not published."""
+    return tx.execute(
+        select(func.count()).where(batches.c.dataset == dataset, batches.c.published_at.is_(None))
+    ).scalar_one()
+
+
+def staged_bytes(tx: Connection) -> dict[str, int]:
+    """Return per dataset the bytes of its unpublished slices."""
+    query = (
+        select(slices.c.dataset, func.sum(slices.c.bytes))
+        .where(slices.c.published_at.is_(None))
+        .group_by(slices.c.dataset)
+    )
+    return {dataset: int(size) for dataset, size in tx.execute(query).tuples()}
+
+
+def acknowledge(
+    tx: Connection,
+    dataset: str,
+    segment: SegmentRow | None,
+    batch_rows: Sequence[BatchRow],
+    slice_rows: Sequence[SliceRow],
+    now: int,
+) -> None:
+    """Record a segment with its batches and slices; ``segment`` is None where no batch has a row to stage."""
+    if segment is not None:
+        tx.execute(
+            insert(segments).values(
+                id=segment.id, dataset=dataset, path=segment.path, bytes=segment.bytes, rows=segment.rows, staged_at=now
+            )
+        )
+    tx.execute(
+        insert(batches),
+        [
+            {
+                "dataset": dataset,
+                "batch_id": batch.batch_id,
+                "fingerprint": batch.fingerprint,
+                "source": batch.source,
+                "source_bytes": batch.source_bytes,
+                "rows": batch.rows,
+                "quarantined_rows": batch.quarantined_rows,
+                "segment_id": segment.id if segment else None,
+                "ordinal": batch.ordinal if segment else None,
+                "staged_at": now,
+                "published_at": None if batch.rows else now,
+            }
+            for batch in batch_rows
+        ],
+    )
+    if segment is None or not slice_rows:
+        return
+    tx.execute(
+        insert(slices),
+        [
+            {
+                "segment_id": segment.id,
+                "window_start": piece.window_start,
+                "dataset": dataset,
+                "rows": piece.rows,
+                "bytes": piece.bytes,
+                "min_time": piece.min_time,
+                "max_time": piece.max_time,
+                "staged_at": now,
+            }
+            for piece in slice_rows
+        ],
+    )
+    tx.execute(
+        insert(batch_slices),
+        [
+            {"segment_id": segment.id, "window_start": piece.window_start, "ordinal": ordinal, "rows": rows}
+            for piece in slice_rows
+            for ordinal, rows in piece.batch_rows.items()
+        ],
+    )

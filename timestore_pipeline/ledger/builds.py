@@ -1,0 +1,366 @@
+"""Builds: claiming slices, keeping the claim alive, and ending it one of two ways (invariant 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Row, exists, func, insert, select, update
+
+from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.ledger.counters import (
+    FLUSH_BATCHES,
+    FLUSH_DURATION,
+    FLUSH_ROWS,
+    RETRIED_BATCHES,
+    count,
+    observe,
+)
+from timestore_pipeline.ledger.queue import Slice, slices_of_build
+from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.schema import (
+    BuildState,
+    batch_slices,
+    batches,
+    builds,
+    datasets,
+    segments,
+    slices,
+    windows,
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build as the ledger has it; windows and times in microseconds since the epoch."""
+
+    id: int
+    dataset: str
+    sequence: int
+    owner: str
+    trigger: str
+    state: BuildState
+    claimed_at: int
+    lease_expires_at: int
+    finished_at: int | None
+    first_window: int
+    last_window: int
+    batches: int
+    rows: int
+    bytes: int
+    files: int
+    table_version: int | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A build in flight with the slices that are its own until it ends."""
+
+    build: Build
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class PublishedWindow:
+    """What one commit added to a window."""
+
+    window_start: int
+    rows: int
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class WindowTotals:
+    """What is published in a window, since the beginning."""
+
+    window_start: int
+    rows: int
+    bytes: int
+    files: int
+    published_at: int
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """A batch with rows in a window: its id, the file or caller it came from, and how many rows of it."""
+
+    window_start: int
+    batch_id: str
+    source: str
+    rows: int
+
+
+def claim_slices(
+    tx: Connection,
+    dataset: str,
+    *,
+    owner: str,
+    trigger: str,
+    first_window: int | None,
+    last_window: int | None,
+    lease_micros: int,
+    now: int,
+) -> Claim | None:
+    """Claim the dataset's staged slices in the windows ``first_window … last_window`` (starts; None is unbounded).
+
+    Returns:
+        The claim, or None where nothing is staged there.
+
+    Raises:
+        BuildInFlight: another build of the dataset has not ended.
+    """
+    lock_dataset(tx, dataset)
+    other = build_in_flight(tx, dataset)
+    if other is not None:
+        raise BuildInFlight(dataset, other.id, other.owner)
+    free = [slices.c.dataset == dataset, slices.c.published_at.is_(None), slices.c.build_id.is_(None)]
+    if first_window is not None:
+        free.append(slices.c.window_start >= first_window)
+    if last_window is not None:
+        free.append(slices.c.window_start <= last_window)
+    found = tx.execute(
+        select(func.min(slices.c.window_start), func.max(slices.c.window_start), func.sum(slices.c.rows)).where(*free)
+    ).one()
+    if found[2] is None:
+        return None
+    sequence = tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one()
+    tx.execute(update(datasets).where(datasets.c.name == dataset).values(next_sequence=sequence + 1))
+    build_id = tx.execute(
+        insert(builds)
+        .values(
+            dataset=dataset,
+            sequence=sequence,
+            owner=owner,
+            trigger=trigger,
+            state=BuildState.CLAIMED.value,
+            claimed_at=now,
+            lease_expires_at=now + lease_micros,
+            first_window=found[0],
+            last_window=found[1],
+            batches=0,
+            rows=int(found[2]),
+        )
+        .returning(builds.c.id)
+    ).scalar_one()
+    tx.execute(update(slices).where(*free).values(build_id=build_id))
+    contributing = tx.execute(_batch_count(build_id)).scalar_one()
+    tx.execute(update(builds).where(builds.c.id == build_id).values(batches=contributing))
+    return Claim(get_build(tx, build_id), tuple(slices_of_build(tx, build_id)))
+
+
+def extend_lease(tx: Connection, build_id: int, lease_expires_at: int) -> bool:
+    """Move the lease of a build in flight; False where the build has been settled by someone else."""
+    changed = tx.execute(
+        update(builds)
+        .where(builds.c.id == build_id, builds.c.state == BuildState.CLAIMED.value)
+        .values(lease_expires_at=lease_expires_at)
+    )
+    return changed.rowcount == 1
+
+
+def mark_published(
+    tx: Connection, build: Build, *, table_version: int, published: Mapping[int, PublishedWindow], now: int
+) -> bool:
+    """Record that a build's commit is in the table; False where that (or its abort) is recorded already.
+
+    Moves the version that readers see, the slices, and the batches and segments that this completes, in one go.
+    """
+    lock_dataset(tx, build.dataset)
+    total_bytes = sum(window.bytes for window in published.values())
+    total_files = sum(window.files for window in published.values())
+    changed = tx.execute(
+        update(builds)
+        .where(builds.c.id == build.id, builds.c.state == BuildState.CLAIMED.value)
+        .values(
+            state=BuildState.PUBLISHED.value,
+            finished_at=now,
+            table_version=table_version,
+            bytes=total_bytes,
+            files=total_files,
+        )
+    )
+    if changed.rowcount == 0:
+        return False
+    tx.execute(update(slices).where(slices.c.build_id == build.id).values(published_at=now))
+    _complete_batches_and_segments(tx, build, now)
+    tx.execute(
+        update(datasets)
+        .where(datasets.c.name == build.dataset, func.coalesce(datasets.c.table_version, -1) < table_version)
+        .values(table_version=table_version)
+    )
+    for window in published.values():
+        _add_to_window(tx, build, window, now)
+    _count_flush(tx, build, "success", now)
+    return True
+
+
+def mark_aborted(tx: Connection, build: Build, *, error: str, recovered: bool, now: int) -> bool:
+    """Give the slices of a fenced build back to the queue; False where the build has ended already.
+
+    Only to be called once the build's sequence is fenced in the table. ``recovered`` says that another process
+    does it for a build that died, which is counted as a retry of its batches.
+    """
+    lock_dataset(tx, build.dataset)
+    changed = tx.execute(
+        update(builds)
+        .where(builds.c.id == build.id, builds.c.state == BuildState.CLAIMED.value)
+        .values(state=BuildState.ABORTED.value, finished_at=now, error=error)
+    )
+    if changed.rowcount == 0:
+        return False
+    tx.execute(update(slices).where(slices.c.build_id == build.id).values(build_id=None))
+    if recovered:
+        count(tx, RETRIED_BATCHES, build.dataset, "flush_abort", build.batches)
+    _count_flush(tx, build, "failure", now)
+    return True
+
+
+def get_build(tx: Connection, build_id: int) -> Build:
+    """Return one build."""
+    return _build(tx.execute(select(builds).where(builds.c.id == build_id)).one())
+
+
+def builds_in_flight(tx: Connection) -> list[Build]:
+    """Return all builds that have not ended, oldest first."""
+    query = select(builds).where(builds.c.state == BuildState.CLAIMED.value).order_by(builds.c.id)
+    return [_build(row) for row in tx.execute(query)]
+
+
+def build_in_flight(tx: Connection, dataset: str) -> Build | None:
+    """Return the build of the dataset that has not ended, if any."""
+    row = tx.execute(
+        select(builds).where(builds.c.dataset == dataset, builds.c.state == BuildState.CLAIMED.value)
+    ).first()
+    return None if row is None else _build(row)
+
+
+def latest_builds(tx: Connection) -> dict[str, Build]:
+    """Return the last ended build of every dataset."""
+    last = (
+        select(func.max(builds.c.id))
+        .where(builds.c.state != BuildState.CLAIMED.value)
+        .group_by(builds.c.dataset)
+        .scalar_subquery()
+    )
+    return {row.dataset: _build(row) for row in tx.execute(select(builds).where(builds.c.id.in_(last)))}
+
+
+def window_totals(tx: Connection, dataset: str) -> list[WindowTotals]:
+    """Return what is published, window by window in time order."""
+    query = (
+        select(windows.c.window_start, windows.c.rows, windows.c.bytes, windows.c.files, windows.c.published_at)
+        .where(windows.c.dataset == dataset)
+        .order_by(windows.c.window_start)
+    )
+    return [WindowTotals(**row) for row in tx.execute(query).mappings()]
+
+
+def published_totals(tx: Connection) -> dict[str, tuple[int, int, int, int]]:
+    """Return per dataset (windows, rows, bytes, files) published."""
+    query = select(
+        windows.c.dataset, func.count(), func.sum(windows.c.rows), func.sum(windows.c.bytes), func.sum(windows.c.files)
+    ).group_by(windows.c.dataset)
+    return {name: (n, int(rows), int(size), int(files)) for name, n, rows, size, files in tx.execute(query).tuples()}
+
+
+def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:
+    """Return which batches gave rows to which window of a build."""
+    query = (
+        select(batch_slices.c.window_start, batches.c.batch_id, batches.c.source, batch_slices.c.rows)
+        .join(
+            slices,
+            (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
+        )
+        .join(
+            batches,
+            (batches.c.segment_id == batch_slices.c.segment_id) & (batches.c.ordinal == batch_slices.c.ordinal),
+        )
+        .where(slices.c.build_id == build_id)
+        .order_by(batch_slices.c.window_start, batches.c.staged_at, batch_slices.c.segment_id, batches.c.ordinal)
+    )
+    return [WindowBatch(**row) for row in tx.execute(query).mappings()]
+
+
+def _batch_count(build_id: int):
+    pairs = (
+        select(batch_slices.c.segment_id, batch_slices.c.ordinal)
+        .distinct()
+        .join(
+            slices,
+            (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
+        )
+        .where(slices.c.build_id == build_id)
+        .subquery()
+    )
+    return select(func.count()).select_from(pairs)
+
+
+def _complete_batches_and_segments(tx: Connection, build: Build, now: int) -> None:
+    touched = select(slices.c.segment_id).where(slices.c.build_id == build.id).distinct()
+    open_slice = slices.alias("open_slice")
+    tx.execute(
+        update(batches)
+        .where(
+            batches.c.segment_id.in_(touched),
+            batches.c.published_at.is_(None),
+            ~exists()
+            .where(
+                batch_slices.c.segment_id == batches.c.segment_id,
+                batch_slices.c.ordinal == batches.c.ordinal,
+                open_slice.c.segment_id == batch_slices.c.segment_id,
+                open_slice.c.window_start == batch_slices.c.window_start,
+                open_slice.c.published_at.is_(None),
+            )
+            .correlate(batches),
+        )
+        .values(published_at=now)
+    )
+    tx.execute(
+        update(segments)
+        .where(
+            segments.c.id.in_(touched),
+            ~exists()
+            .where(open_slice.c.segment_id == segments.c.id, open_slice.c.published_at.is_(None))
+            .correlate(segments),
+        )
+        .values(published_at=now)
+    )
+
+
+def _add_to_window(tx: Connection, build: Build, window: PublishedWindow, now: int) -> None:
+    changed = tx.execute(
+        update(windows)
+        .where(windows.c.dataset == build.dataset, windows.c.window_start == window.window_start)
+        .values(
+            rows=windows.c.rows + window.rows,
+            bytes=windows.c.bytes + window.bytes,
+            files=windows.c.files + window.files,
+            published_at=now,
+            build_id=build.id,
+        )
+    )
+    if changed.rowcount == 0:
+        tx.execute(
+            insert(windows).values(
+                dataset=build.dataset,
+                window_start=window.window_start,
+                rows=window.rows,
+                bytes=window.bytes,
+                files=window.files,
+                published_at=now,
+                build_id=build.id,
+            )
+        )
+
+
+def _count_flush(tx: Connection, build: Build, result: str, now: int) -> None:
+    count(tx, FLUSH_BATCHES, build.dataset, result, build.batches)
+    count(tx, FLUSH_ROWS, build.dataset, result, build.rows)
+    observe(tx, FLUSH_DURATION, build.dataset, result, max(0.0, (now - build.claimed_at) / 1e6))
+
+
+def _build(row: Row) -> Build:
+    fields = dict(row._mapping)
+    return Build(**{**fields, "state": BuildState(fields["state"])})

@@ -1,0 +1,71 @@
+"""Counters and histograms, written in the same transaction as the change that they count (invariant 7)."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select, update
+
+from timestore_pipeline.ledger.schema import counters, histograms
+
+DROPPED_BATCHES = "timestore_staging_dropped_batches_total"
+RETRIED_BATCHES = "timestore_staging_retried_batches_total"
+FLUSH_BATCHES = "timestore_staging_flush_batches_total"
+FLUSH_ROWS = "timestore_staging_flush_rows_total"
+FLUSH_DURATION = "timestore_staging_flush_duration_seconds"
+
+FLUSH_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+"""Upper bounds in seconds of :data:`FLUSH_DURATION`; stored by index, so new ones are only ever appended."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One histogram: how many observations fell in each bucket (not cumulated; the last is +Inf), and their sum."""
+
+    counts: tuple[int, ...]
+    sum: float
+
+
+def count(tx: Connection, metric: str, dataset: str, label: str, amount: float = 1) -> None:
+    """Add ``amount`` to a counter; ``label`` is the value of its one label besides ``dataset``."""
+    if amount == 0:
+        return
+    here = (counters.c.metric == metric, counters.c.dataset == dataset, counters.c.label == label)
+    if tx.execute(update(counters).where(*here).values(value=counters.c.value + amount)).rowcount == 0:
+        tx.execute(insert(counters).values(metric=metric, dataset=dataset, label=label, value=amount))
+
+
+def observe(tx: Connection, metric: str, dataset: str, label: str, value: float) -> None:
+    """Put one observation into the histogram ``metric``, whose bounds are :data:`FLUSH_BUCKETS`."""
+    bucket = bisect.bisect_left(FLUSH_BUCKETS, value)
+    here = (
+        histograms.c.metric == metric,
+        histograms.c.dataset == dataset,
+        histograms.c.label == label,
+        histograms.c.bucket == bucket,
+    )
+    changed = tx.execute(
+        update(histograms).where(*here).values(count=histograms.c.count + 1, sum=histograms.c.sum + value)
+    )
+    if changed.rowcount == 0:
+        tx.execute(
+            insert(histograms).values(metric=metric, dataset=dataset, label=label, bucket=bucket, count=1, sum=value)
+        )
+
+
+def counter_values(tx: Connection) -> dict[tuple[str, str, str], float]:
+    """Return every counter: (metric, dataset, label) → value."""
+    rows = tx.execute(select(counters.c.metric, counters.c.dataset, counters.c.label, counters.c.value))
+    return {(metric, dataset, label): value for metric, dataset, label, value in rows.tuples()}
+
+
+def histogram_values(tx: Connection) -> dict[tuple[str, str, str], Histogram]:
+    """Return every histogram: (metric, dataset, label) → counts and sum."""
+    rows = tx.execute(select(histograms))
+    found: dict[tuple[str, str, str], tuple[list[int], float]] = {}
+    for row in rows:
+        counts, total = found.get((row.metric, row.dataset, row.label), ([0] * (len(FLUSH_BUCKETS) + 1), 0.0))
+        counts[row.bucket] += row.count
+        found[row.metric, row.dataset, row.label] = (counts, total + row.sum)
+    return {key: Histogram(tuple(counts), total) for key, (counts, total) in found.items()}

@@ -1,0 +1,271 @@
+"""The first schema of the ledger."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create all tables."""
+    op.create_table(
+        "batch_slices",
+        sa.Column("segment_id", sa.String(length=32), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column("ordinal", sa.Integer(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("segment_id", "ordinal", "window_start", name=op.f("pk_batch_slices")),
+    )
+    op.create_table(
+        "counters",
+        sa.Column("metric", sa.String(length=128), nullable=False),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("label", sa.String(length=128), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("metric", "dataset", "label", name=op.f("pk_counters")),
+    )
+    op.create_table(
+        "datasets",
+        sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("granularity", sa.String(length=8), nullable=False),
+        sa.Column(
+            "columns",
+            sa.Text(),
+            nullable=True,
+            comment="JSON [[name, type], …]; null until they are known",
+        ),
+        sa.Column("next_sequence", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
+        sa.Column(
+            "table_version",
+            sa.BigInteger(),
+            nullable=True,
+            comment="the Delta version that readers may see; null: no table yet",
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_datasets")),
+    )
+    op.create_table(
+        "histograms",
+        sa.Column("metric", sa.String(length=128), nullable=False),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("label", sa.String(length=128), nullable=False),
+        sa.Column(
+            "bucket",
+            sa.Integer(),
+            nullable=False,
+            comment="index of the bucket's upper bound; one past the last is +Inf",
+        ),
+        sa.Column("count", sa.BigInteger(), nullable=False),
+        sa.Column("sum", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("metric", "dataset", "label", "bucket", name=op.f("pk_histograms")),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("owner", sa.String(length=255), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
+    )
+    op.create_table(
+        "quarantine",
+        sa.Column(
+            "id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("kind", sa.String(length=8), nullable=False),
+        sa.Column("batch_id", sa.String(length=255), nullable=False),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column(
+            "path",
+            sa.Text(),
+            nullable=False,
+            comment="where the bytes are kept, relative to the staging directory",
+        ),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column(
+            "rows",
+            sa.BigInteger(),
+            nullable=True,
+            comment="null: unknown, the batch could not be read",
+        ),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("resolved_at", sa.BigInteger(), nullable=True),
+        sa.Column("resolved_by", sa.String(length=255), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_quarantine")),
+    )
+    op.create_index(
+        "uq_quarantine_open",
+        "quarantine",
+        ["dataset", "kind", "batch_id"],
+        unique=True,
+        sqlite_where=sa.text("state = 'open'"),
+        postgresql_where=sa.text("state = 'open'"),
+    )
+    op.create_table(
+        "builds",
+        sa.Column(
+            "id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column(
+            "sequence",
+            sa.BigInteger(),
+            nullable=False,
+            comment="version of the table's application transaction",
+        ),
+        sa.Column(
+            "owner",
+            sa.String(length=255),
+            nullable=False,
+            comment="Dagster run id, or host and process",
+        ),
+        sa.Column("trigger", sa.String(length=16), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("claimed_at", sa.BigInteger(), nullable=False),
+        sa.Column("lease_expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("finished_at", sa.BigInteger(), nullable=True),
+        sa.Column("first_window", sa.BigInteger(), nullable=False),
+        sa.Column("last_window", sa.BigInteger(), nullable=False),
+        sa.Column("batches", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "bytes",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="Parquet bytes written",
+        ),
+        sa.Column("files", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("table_version", sa.BigInteger(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_builds_dataset")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_builds")),
+        sa.UniqueConstraint("dataset", "sequence", name=op.f("uq_builds_dataset_sequence")),
+    )
+    op.create_index(
+        "uq_builds_in_flight",
+        "builds",
+        ["dataset"],
+        unique=True,
+        sqlite_where=sa.text("state = 'claimed'"),
+        postgresql_where=sa.text("state = 'claimed'"),
+    )
+    op.create_table(
+        "segments",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False, comment="relative to the staging directory"),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("staged_at", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "published_at",
+            sa.BigInteger(),
+            nullable=True,
+            comment="when its last slice was published; retention counts from here",
+        ),
+        sa.Column("unlinked_at", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_segments_dataset")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_segments")),
+    )
+    op.create_index(
+        "ix_segments_on_disk",
+        "segments",
+        ["dataset"],
+        unique=False,
+        sqlite_where=sa.text("unlinked_at IS NULL"),
+        postgresql_where=sa.text("unlinked_at IS NULL"),
+    )
+    op.create_table(
+        "batches",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("batch_id", sa.String(length=255), nullable=False),
+        sa.Column(
+            "fingerprint",
+            sa.String(length=64),
+            nullable=False,
+            comment="hash of the content; same id, other hash: conflict",
+        ),
+        sa.Column("source", sa.Text(), nullable=False, comment="file name, or who called stage()"),
+        sa.Column("source_bytes", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "rows",
+            sa.BigInteger(),
+            nullable=False,
+            comment="staged rows, without the quarantined ones",
+        ),
+        sa.Column("quarantined_rows", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "segment_id",
+            sa.String(length=32),
+            nullable=True,
+            comment="null: the batch had no row to stage",
+        ),
+        sa.Column("ordinal", sa.Integer(), nullable=True, comment="the batch's number within its segment"),
+        sa.Column("staged_at", sa.BigInteger(), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_batches_dataset")),
+        sa.ForeignKeyConstraint(["segment_id"], ["segments.id"], name=op.f("fk_batches_segment_id")),
+        sa.PrimaryKeyConstraint("dataset", "batch_id", name=op.f("pk_batches")),
+        sa.UniqueConstraint("segment_id", "ordinal", name=op.f("uq_batches_segment_id_ordinal")),
+    )
+    op.create_index(
+        "ix_batches_unpublished",
+        "batches",
+        ["dataset"],
+        unique=False,
+        sqlite_where=sa.text("published_at IS NULL"),
+        postgresql_where=sa.text("published_at IS NULL"),
+    )
+    op.create_table(
+        "slices",
+        sa.Column("segment_id", sa.String(length=32), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "bytes",
+            sa.BigInteger(),
+            nullable=False,
+            comment="the slice's share of the segment's bytes, by rows",
+        ),
+        sa.Column("min_time", sa.BigInteger(), nullable=False),
+        sa.Column("max_time", sa.BigInteger(), nullable=False),
+        sa.Column("staged_at", sa.BigInteger(), nullable=False),
+        sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("published_at", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["build_id"], ["builds.id"], name=op.f("fk_slices_build_id")),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_slices_dataset")),
+        sa.ForeignKeyConstraint(["segment_id"], ["segments.id"], name=op.f("fk_slices_segment_id")),
+        sa.PrimaryKeyConstraint("segment_id", "window_start", name=op.f("pk_slices")),
+    )
+    op.create_index("ix_slices_build_id", "slices", ["build_id"], unique=False)
+    op.create_index(
+        "ix_slices_unpublished",
+        "slices",
+        ["dataset", "build_id", "window_start", "staged_at", "rows", "bytes"],
+        unique=False,
+        sqlite_where=sa.text("published_at IS NULL"),
+        postgresql_where=sa.text("published_at IS NULL"),
+    )
+    op.create_table(
+        "windows",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("files", sa.BigInteger(), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=False),
+        sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.ForeignKeyConstraint(["build_id"], ["builds.id"], name=op.f("fk_windows_build_id")),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_windows_dataset")),
+        sa.PrimaryKeyConstraint("dataset", "window_start", name=op.f("pk_windows")),
+    )

@@ -1,0 +1,121 @@
+"""The ledger's side of the quarantine: what was set aside, why, and where its bytes are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, RowMapping, func, insert, select
+
+from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
+
+
+@dataclass(frozen=True)
+class QuarantineEntry:
+    """One quarantined batch or the quarantined rows of one batch; ``path`` is relative to the staging directory."""
+
+    id: int
+    dataset: str
+    kind: QuarantineKind
+    batch_id: str
+    source: str
+    path: str
+    reason: str
+    rows: int | None
+    bytes: int
+    created_at: int
+    state: QuarantineState
+
+
+@dataclass(frozen=True)
+class QuarantineTotals:
+    """Open entries of one dataset: whole batches, and rows of batches that were otherwise staged."""
+
+    batches: int
+    rows: int
+
+
+def set_aside(
+    tx: Connection,
+    *,
+    dataset: str,
+    kind: QuarantineKind,
+    batch_id: str,
+    source: str,
+    path: str,
+    reason: str,
+    rows: int | None,
+    size_bytes: int,
+    now: int,
+) -> QuarantineEntry:
+    """Record that something was set aside; if it already is (same dataset, kind and batch), return that entry."""
+    same = (
+        quarantine.c.dataset == dataset,
+        quarantine.c.kind == kind.value,
+        quarantine.c.batch_id == batch_id,
+        quarantine.c.state == QuarantineState.OPEN.value,
+    )
+    if tx.execute(select(quarantine.c.id).where(*same)).first() is None:
+        tx.execute(
+            insert(quarantine).values(
+                dataset=dataset,
+                kind=kind.value,
+                batch_id=batch_id,
+                source=source,
+                path=path,
+                reason=reason,
+                rows=rows,
+                bytes=size_bytes,
+                created_at=now,
+                state=QuarantineState.OPEN.value,
+            )
+        )
+    return _entry(tx.execute(select(quarantine).where(*same)).mappings().one())
+
+
+def open_entries(tx: Connection, dataset: str | None = None) -> list[QuarantineEntry]:
+    """Return the open entries, oldest first, of one dataset or of all."""
+    query = select(quarantine).where(quarantine.c.state == QuarantineState.OPEN.value).order_by(quarantine.c.id)
+    if dataset is not None:
+        query = query.where(quarantine.c.dataset == dataset)
+    return [_entry(row) for row in tx.execute(query).mappings()]
+
+
+def open_totals(tx: Connection) -> dict[str, QuarantineTotals]:
+    """Return per dataset how much is in quarantine."""
+    is_batch = quarantine.c.kind == QuarantineKind.BATCH.value
+    query = (
+        select(
+            quarantine.c.dataset,
+            func.count().filter(is_batch).label("batches"),
+            func.coalesce(func.sum(quarantine.c.rows).filter(~is_batch), 0).label("rows"),
+        )
+        .where(quarantine.c.state == QuarantineState.OPEN.value)
+        .group_by(quarantine.c.dataset)
+    )
+    return {row.dataset: QuarantineTotals(row.batches, int(row.rows)) for row in tx.execute(query)}
+
+
+def quarantined_bytes(tx: Connection) -> dict[str, int]:
+    """Return per dataset the bytes that its open entries keep on disk."""
+    query = (
+        select(quarantine.c.dataset, func.sum(quarantine.c.bytes))
+        .where(quarantine.c.state == QuarantineState.OPEN.value)
+        .group_by(quarantine.c.dataset)
+    )
+    return {dataset: int(size) for dataset, size in tx.execute(query).tuples()}
+
+
+def _entry(row: RowMapping) -> QuarantineEntry:
+    return QuarantineEntry(
+        id=row["id"],
+        dataset=row["dataset"],
+        kind=QuarantineKind(row["kind"]),
+        batch_id=row["batch_id"],
+        source=row["source"],
+        path=row["path"],
+        reason=row["reason"],
+        rows=row["rows"],
+        bytes=row["bytes"],
+        created_at=row["created_at"],
+        state=QuarantineState(row["state"]),
+    )

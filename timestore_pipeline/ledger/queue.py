@@ -1,0 +1,123 @@
+"""The staging queue: what is staged and unpublished, for all datasets in one query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, case, func, select
+
+from timestore_pipeline.ledger.schema import batches, segments, slices
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The queue of one dataset. Windows are starts in microseconds since the epoch, as is ``oldest_staged_at``.
+
+    ``pending_batches`` counts everything unpublished, and so do ``pending_rows`` and ``pending_bytes``; the
+    fields named ``staged_…`` leave out what a build in flight has claimed.
+    """
+
+    dataset: str
+    pending_batches: int = 0
+    pending_rows: int = 0
+    pending_bytes: int = 0
+    oldest_pending_at: int | None = None
+    staged_rows: int = 0
+    staged_bytes: int = 0
+    oldest_staged_at: int | None = None
+    first_window: int | None = None
+    last_window: int | None = None
+
+    @property
+    def building(self) -> bool:
+        """Whether a build in flight has claimed part of the queue."""
+        return self.staged_rows < self.pending_rows
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows of one segment that fall in one window; ``path`` is relative to the staging directory."""
+
+    dataset: str
+    segment_id: str
+    path: str
+    window_start: int
+    rows: int
+    bytes: int
+    min_time: int
+    max_time: int
+    staged_at: int
+
+
+def queue_states(tx: Connection) -> dict[str, QueueState]:
+    """Return the queue of every dataset that has anything unpublished: one indexed aggregate query."""
+    free = slices.c.build_id.is_(None)
+
+    def of_free(column):
+        return case((free, column))
+
+    queue = (
+        select(
+            slices.c.dataset,
+            func.sum(slices.c.rows).label("rows"),
+            func.sum(slices.c.bytes).label("bytes"),
+            func.min(slices.c.staged_at).label("oldest"),
+            func.coalesce(func.sum(of_free(slices.c.rows)), 0).label("free_rows"),
+            func.coalesce(func.sum(of_free(slices.c.bytes)), 0).label("free_bytes"),
+            func.min(of_free(slices.c.staged_at)).label("free_oldest"),
+            func.min(of_free(slices.c.window_start)).label("first_window"),
+            func.max(of_free(slices.c.window_start)).label("last_window"),
+        )
+        .where(slices.c.published_at.is_(None))
+        .group_by(slices.c.dataset)
+        .subquery("queue")
+    )
+    depth = (
+        select(batches.c.dataset, func.count().label("batches"))
+        .where(batches.c.published_at.is_(None))
+        .group_by(batches.c.dataset)
+        .subquery("depth")
+    )
+    rows = tx.execute(select(queue, depth.c.batches).select_from(queue.join(depth, depth.c.dataset == queue.c.dataset)))
+    return {
+        row.dataset: QueueState(
+            dataset=row.dataset,
+            pending_batches=row.batches,
+            pending_rows=int(row.rows),
+            pending_bytes=int(row.bytes),
+            oldest_pending_at=row.oldest,
+            staged_rows=int(row.free_rows),
+            staged_bytes=int(row.free_bytes),
+            oldest_staged_at=row.free_oldest,
+            first_window=row.first_window,
+            last_window=row.last_window,
+        )
+        for row in rows
+    }
+
+
+_SLICE = select(
+    slices.c.dataset,
+    slices.c.segment_id,
+    segments.c.path,
+    slices.c.window_start,
+    slices.c.rows,
+    slices.c.bytes,
+    slices.c.min_time,
+    slices.c.max_time,
+    slices.c.staged_at,
+).join(segments, segments.c.id == slices.c.segment_id)
+
+
+def unpublished_slices(tx: Connection) -> list[Slice]:
+    """Return every unpublished slice, claimed or not, of all datasets: the staged side of a read."""
+    query = _SLICE.where(slices.c.published_at.is_(None)).order_by(slices.c.dataset, slices.c.window_start)
+    return [Slice(**row) for row in tx.execute(query).mappings()]
+
+
+def slices_of_build(tx: Connection, build_id: int) -> list[Slice]:
+    """Return the slices that a build has claimed or published, in the order of their windows and times."""
+    query = _SLICE.where(slices.c.build_id == build_id).order_by(
+        slices.c.window_start, slices.c.min_time, slices.c.segment_id
+    )
+    return [Slice(**row) for row in tx.execute(query).mappings()]

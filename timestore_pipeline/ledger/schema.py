@@ -1,0 +1,236 @@
+"""The tables of the ledger.
+
+Times are microseconds since the Unix epoch (UTC), so that SQLite and PostgreSQL order and add them alike.
+
+States, and who moves them:
+
+========  =============================  ==================================================================
+what      state                          moved by
+========  =============================  ==================================================================
+batch     staged → published             staging acknowledges it; the build that publishes its last slice
+slice     staged → claimed → published   a claim sets ``build_id``; publishing sets ``published_at``;
+                                         an aborted build sets ``build_id`` back to null
+build     claimed → published | aborted  the build itself, or a recovery that settled it by the table
+segment   live → published → unlinked    the build that publishes its last slice; retention
+========  =============================  ==================================================================
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives a rowid only to a primary key whose type is spelled INTEGER.
+_RowId = BigInteger().with_variant(Integer, "sqlite")
+
+
+class BuildState(StrEnum):
+    """Where a build stands."""
+
+    CLAIMED = "claimed"
+    PUBLISHED = "published"
+    ABORTED = "aborted"
+
+
+class QuarantineKind(StrEnum):
+    """What was set aside."""
+
+    BATCH = "batch"
+    ROWS = "rows"
+
+
+class QuarantineState(StrEnum):
+    """Where a quarantined thing stands."""
+
+    OPEN = "open"
+    RETRIED = "retried"
+    DISCARDED = "discarded"
+
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("granularity", String(8), nullable=False),
+    Column("columns", Text, comment="JSON [[name, type], …]; null until they are known"),
+    Column("next_sequence", BigInteger, nullable=False, server_default=text("1")),
+    Column("table_version", BigInteger, comment="the Delta version that readers may see; null: no table yet"),
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("path", Text, nullable=False, comment="relative to the staging directory"),
+    Column("bytes", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("staged_at", BigInteger, nullable=False),
+    Column("published_at", BigInteger, comment="when its last slice was published; retention counts from here"),
+    Column("unlinked_at", BigInteger),
+    Index("ix_segments_on_disk", "dataset", sqlite_where=text("unlinked_at IS NULL"),
+          postgresql_where=text("unlinked_at IS NULL")),
+)  # fmt: skip
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("batch_id", String(255), nullable=False),
+    Column("fingerprint", String(64), nullable=False, comment="hash of the content; same id, other hash: conflict"),
+    Column("source", Text, nullable=False, comment="file name, or who called stage()"),
+    Column("source_bytes", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False, comment="staged rows, without the quarantined ones"),
+    Column("quarantined_rows", BigInteger, nullable=False),
+    Column("segment_id", String(32), ForeignKey("segments.id"), comment="null: the batch had no row to stage"),
+    Column("ordinal", Integer, comment="the batch's number within its segment"),
+    Column("staged_at", BigInteger, nullable=False),
+    Column("published_at", BigInteger),
+    PrimaryKeyConstraint("dataset", "batch_id"),
+    UniqueConstraint("segment_id", "ordinal"),
+    Index("ix_batches_unpublished", "dataset", sqlite_where=text("published_at IS NULL"),
+          postgresql_where=text("published_at IS NULL")),
+)  # fmt: skip
+
+builds = Table(
+    "builds",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("sequence", BigInteger, nullable=False, comment="version of the table's application transaction"),
+    Column("owner", String(255), nullable=False, comment="Dagster run id, or host and process"),
+    Column("trigger", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("claimed_at", BigInteger, nullable=False),
+    Column("lease_expires_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("first_window", BigInteger, nullable=False),
+    Column("last_window", BigInteger, nullable=False),
+    Column("batches", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default=text("0"), comment="Parquet bytes written"),
+    Column("files", BigInteger, nullable=False, server_default=text("0")),
+    Column("table_version", BigInteger),
+    Column("error", Text),
+    UniqueConstraint("dataset", "sequence"),
+    # At most one build of a dataset in flight: its commits must reach the table in the order of their sequences.
+    Index("uq_builds_in_flight", "dataset", unique=True, sqlite_where=text("state = 'claimed'"),
+          postgresql_where=text("state = 'claimed'")),
+)  # fmt: skip
+
+slices = Table(
+    "slices",
+    metadata,
+    Column("segment_id", String(32), ForeignKey("segments.id"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False, comment="the slice's share of the segment's bytes, by rows"),
+    Column("min_time", BigInteger, nullable=False),
+    Column("max_time", BigInteger, nullable=False),
+    Column("staged_at", BigInteger, nullable=False),
+    Column("build_id", _RowId, ForeignKey("builds.id")),
+    Column("published_at", BigInteger),
+    PrimaryKeyConstraint("segment_id", "window_start"),
+    # Covers the backlog query of all datasets, which so never touches the table itself.
+    Index("ix_slices_unpublished", "dataset", "build_id", "window_start", "staged_at", "rows", "bytes",
+          sqlite_where=text("published_at IS NULL"), postgresql_where=text("published_at IS NULL")),
+    Index("ix_slices_build_id", "build_id"),
+)  # fmt: skip
+
+batch_slices = Table(
+    "batch_slices",
+    metadata,
+    Column("segment_id", String(32), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    PrimaryKeyConstraint("segment_id", "ordinal", "window_start"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("files", BigInteger, nullable=False),
+    Column("published_at", BigInteger, nullable=False),
+    Column("build_id", _RowId, ForeignKey("builds.id"), nullable=False),
+    PrimaryKeyConstraint("dataset", "window_start"),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("dataset", String(63), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("batch_id", String(255), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("path", Text, nullable=False, comment="where the bytes are kept, relative to the staging directory"),
+    Column("reason", Text, nullable=False),
+    Column("rows", BigInteger, comment="null: unknown, the batch could not be read"),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("resolved_at", BigInteger),
+    Column("resolved_by", String(255)),
+    Index("uq_quarantine_open", "dataset", "kind", "batch_id", unique=True,
+          sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'")),
+)  # fmt: skip
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("metric", String(128), nullable=False),
+    Column("dataset", String(63), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("value", Double, nullable=False),
+    PrimaryKeyConstraint("metric", "dataset", "label"),
+)
+
+histograms = Table(
+    "histograms",
+    metadata,
+    Column("metric", String(128), nullable=False),
+    Column("dataset", String(63), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("bucket", Integer, nullable=False, comment="index of the bucket's upper bound; one past the last is +Inf"),
+    Column("count", BigInteger, nullable=False),
+    Column("sum", Double, nullable=False),
+    PrimaryKeyConstraint("metric", "dataset", "label", "bucket"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+)

@@ -1,0 +1,52 @@
+"""The life of segment files after their rows are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, case, func, select, update
+
+from timestore_pipeline.ledger.schema import segments
+
+
+@dataclass(frozen=True)
+class SegmentFile:
+    """A segment on disk; ``path`` is relative to the staging directory."""
+
+    id: str
+    dataset: str
+    path: str
+    bytes: int
+
+
+def published_before(tx: Connection, moment: int) -> list[SegmentFile]:
+    """Return the segments on disk whose last slice was published at or before ``moment``."""
+    query = (
+        select(segments.c.id, segments.c.dataset, segments.c.path, segments.c.bytes)
+        .where(segments.c.unlinked_at.is_(None), segments.c.published_at <= moment)
+        .order_by(segments.c.published_at)
+    )
+    return [SegmentFile(**row) for row in tx.execute(query).mappings()]
+
+
+def mark_unlinked(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
+    """Record that segment files are gone."""
+    for segment_id in segment_ids:
+        tx.execute(update(segments).where(segments.c.id == segment_id).values(unlinked_at=now))
+
+
+def paths_on_disk(tx: Connection) -> set[str]:
+    """Return the relative paths of all segments that must be on disk."""
+    return set(tx.execute(select(segments.c.path).where(segments.c.unlinked_at.is_(None))).scalars())
+
+
+def disk_usage(tx: Connection) -> dict[tuple[str, str], int]:
+    """Return (dataset, ``staged`` or ``retained``) → bytes of segment files."""
+    component = case((segments.c.published_at.is_(None), "staged"), else_="retained").label("component")
+    query = (
+        select(segments.c.dataset, component, func.sum(segments.c.bytes).label("bytes"))
+        .where(segments.c.unlinked_at.is_(None))
+        .group_by(segments.c.dataset, component)
+    )
+    return {(row.dataset, row.component): int(row.bytes) for row in tx.execute(query)}

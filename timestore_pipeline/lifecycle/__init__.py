@@ -1,0 +1,1 @@
+"""Lifecycle: staging shrinks by unlinking whole segments, and orphans of crashes are swept (invariant 3)."""

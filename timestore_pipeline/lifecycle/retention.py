@@ -1,0 +1,85 @@
+"""Unlinking segments whose rows are all published, and sweeping files that no ledger row knows."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
+from timestore_pipeline.staging.segment import QUARANTINE_FOLDER
+from timestore_pipeline.store import Store
+
+ORPHAN_AGE_SECONDS = 3_600
+"""An unknown file younger than this may belong to a process that is about to put it into the ledger."""
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What was removed: files and their bytes."""
+
+    files: int
+    bytes: int
+
+
+def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
+    """Unlink the segments whose rows have all been published for longer than the retention.
+
+    Safe to be killed: a segment that is gone but not yet marked is marked the next time.
+    ``now`` is in microseconds since the epoch, by default the clock's.
+    """
+    now = now_micros() if now is None else now
+    with store.ledger.read() as tx:
+        expired = published_before(tx, now - int(store.settings.staging_retention_seconds * 1e6))
+    if not expired:
+        return Freed(0, 0)
+    for segment in expired:
+        store.segment_path(segment.path).unlink(missing_ok=True)
+    with store.ledger.write() as tx:
+        mark_unlinked(tx, (segment.id for segment in expired), now)
+    return Freed(len(expired), sum(segment.bytes for segment in expired))
+
+
+def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) -> Freed:
+    """Remove what crashed processes left: temporary files, and segments that never reached the ledger."""
+    before = time.time() - older_than_seconds
+    # Listed before the ledger is asked: a file that is acknowledged in between is then known.
+    candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
+    if not candidates:
+        return Freed(0, 0)
+    with store.ledger.read() as tx:
+        relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
+    known = {store.segment_path(path) for path in relative}
+    files = size = 0
+    for path in candidates:
+        if path in known:
+            continue
+        files += 1
+        size += path.stat().st_size if path.is_file() else 0
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return Freed(files, size)
+
+
+def _possible_orphans(store: Store) -> Iterator[Path]:
+    staging = store.settings.staging_path
+    for dataset in store.datasets:
+        yield from (staging / dataset).glob("*.duckdb*")
+        yield from (staging / QUARANTINE_FOLDER / dataset).glob(f"*{TEMPORARY_SUFFIX}")
+        yield from (staging / QUARANTINE_FOLDER / dataset).glob("*.rows.parquet")
+        yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
+
+
+def _modified_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

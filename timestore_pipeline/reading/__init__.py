@@ -1,0 +1,1 @@
+"""Reading: published ∪ staged rows as one relation, at one consistent moment (invariant 2)."""

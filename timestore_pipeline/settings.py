@@ -1,0 +1,242 @@
+"""The environment → one validated settings object.
+
+Every variable starts with ``TIMESTORE_``. Wrong values fail at start with the variable's name and what is
+allowed; a name that no setting has is reported, because a typo must not pass silently.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from timestore_pipeline.errors import SettingsError
+
+PREFIX = "TIMESTORE_"
+
+log = logging.getLogger(__name__)
+
+
+class AfterIngest(StrEnum):
+    """What becomes of a landing file once its batch is acknowledged."""
+
+    ARCHIVE = "archive"
+    DELETE = "delete"
+    KEEP = "keep"
+
+
+class GuardrailMode(StrEnum):
+    """What a size guardrail does when it is exceeded."""
+
+    WARN = "warn"
+    ENFORCE = "enforce"
+
+
+def _no_trailing_slash(url: str | None) -> str | None:
+    return url.rstrip("/") if url else None
+
+
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """All settings; the field ``staging_max_pending`` is the variable ``TIMESTORE_STAGING_MAX_PENDING``.
+
+    Relative paths are resolved against ``home``. Build it with :func:`load_settings`, which turns
+    validation errors into messages for people.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    home: Path = Field(
+        default=Path(),
+        description="Folder against which all relative paths are resolved; the current one by default.",
+    )
+    datasets_file: Path = Field(default=Path("datasets.yaml"), description="The declaration of all datasets.")
+
+    landing_directory: Path = Field(
+        default=Path("data/landing"), description="Files for a dataset are dropped in `<landing>/<dataset>/`."
+    )
+    landing_after_ingest: AfterIngest = Field(
+        default=AfterIngest.ARCHIVE,
+        description="What becomes of a landing file once its batch is acknowledged: `archive`, `delete` or `keep`.",
+    )
+    landing_archive_directory: Path = Field(
+        default=Path("data/archive"), description="Where archived landing files go, in `<archive>/<dataset>/<date>/`."
+    )
+    landing_max_files_per_run: PositiveCount = Field(
+        default=10_000, description="Most landing files that one ingest run takes, over all datasets."
+    )
+    landing_max_bytes_per_run: PositiveCount = Field(
+        default=1 << 30, description="Most bytes of landing files that one ingest run takes, over all datasets."
+    )
+    landing_sensor_interval_seconds: PositiveCount = Field(
+        default=5, description="Least time between two looks of `landing_sensor`."
+    )
+
+    staging_directory: Path = Field(
+        default=Path("data/staging"), description="Holds the segments, the quarantine and, by default, the ledger."
+    )
+    staging_max_dataset_bytes: Count = Field(
+        default=536_870_912, description="Size guardrail: staged, unpublished bytes of one dataset; 0 switches it off."
+    )
+    staging_max_total_bytes: Count = Field(
+        default=0, description="Size guardrail: staged, unpublished bytes of all datasets; 0 switches it off."
+    )
+    staging_guardrail_mode: GuardrailMode = Field(
+        default=GuardrailMode.WARN, description="Whether a size guardrail logs (`warn`) or refuses (`enforce`)."
+    )
+    staging_max_pending: Count = Field(
+        default=1_000,
+        description="Most staged, unpublished batches of one dataset; 0 switches the limit off. "
+        "At half of it the dataset is flushed.",
+    )
+    staging_flush_max_rows: Count = Field(
+        default=50_000, description="Flush trigger: staged rows of a dataset; 0 switches it off."
+    )
+    staging_flush_max_bytes: Count = Field(
+        default=134_217_728, description="Flush trigger: staged bytes of a dataset; 0 switches it off."
+    )
+    staging_flush_max_age_ms: Count = Field(
+        default=60_000,
+        description="Flush trigger: age of the oldest staged batch of a dataset, in milliseconds; 0 switches it off. "
+        "With all three triggers off a dataset is flushed whenever something is staged.",
+    )
+    staging_retention_seconds: Seconds = Field(
+        default=3_600.0, description="How long a segment is kept after all its rows are published."
+    )
+    staging_max_future_ms: Count = Field(
+        default=86_400_000,
+        description="Rows whose time lies further in the future than this are quarantined, in milliseconds.",
+    )
+    staging_min_free_disk_bytes: Count = Field(
+        default=268_435_456, description="Free disk that staging and building always leave; less refuses new batches."
+    )
+
+    tables_url: str = Field(default="data/tables", description="Folder of the Delta tables, one per dataset.")
+    ledger_url: SecretStr | None = Field(
+        default=None, description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory."
+    )
+    ledger_busy_timeout_seconds: PositiveSeconds = Field(
+        default=30.0, description="How long to wait for a ledger that another process is writing to."
+    )
+
+    build_target_file_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
+        default=134_217_728, description="Size at which a build starts the next Parquet file of a window."
+    )
+    build_lease_seconds: PositiveSeconds = Field(
+        default=120.0,
+        description="A build that has not sent a heartbeat for this long may be settled by another process.",
+    )
+    flush_sensor_interval_seconds: PositiveCount = Field(
+        default=5, description="Least time between two looks of `flush_sensor`."
+    )
+
+    duckdb_threads: Count = Field(default=0, description="Threads of a DuckDB connection; 0 takes one per core.")
+    duckdb_memory_limit: str = Field(
+        default="384MiB", pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$", description="Memory limit of a DuckDB connection."
+    )
+    duckdb_temp_directory: Path | None = Field(
+        default=None, description="Where DuckDB spills to; by default a folder in the staging directory."
+    )
+
+    pushgateway_url: Annotated[str | None, AfterValidator(_no_trailing_slash)] = Field(
+        default=None, description="Pushgateway to push metrics to; without it metrics are off."
+    )
+    pushgateway_job: str = Field(default="timestore", min_length=1, description="The `job` label of pushed metrics.")
+    pushgateway_timeout_seconds: PositiveSeconds = Field(
+        default=2.0, description="How long a push may take before it is given up with a warning."
+    )
+    metrics_sensor_interval_seconds: PositiveCount = Field(
+        default=15, description="Least time between two pushes of `metrics_sensor`."
+    )
+
+    def path(self, configured: Path | str) -> Path:
+        """Return ``configured`` as an absolute path, resolved against ``home``."""
+        return (self.home.expanduser().absolute() / Path(configured).expanduser()).absolute()
+
+    @property
+    def staging_path(self) -> Path:
+        """The staging directory, absolute."""
+        return self.path(self.staging_directory)
+
+    @property
+    def landing_path(self) -> Path:
+        """The landing directory, absolute."""
+        return self.path(self.landing_directory)
+
+    @property
+    def archive_path(self) -> Path:
+        """The archive directory, absolute."""
+        return self.path(self.landing_archive_directory)
+
+    @property
+    def tables_path(self) -> Path:
+        """The folder of the tables, absolute."""
+        return self.path(self.tables_url)
+
+    @property
+    def datasets_path(self) -> Path:
+        """The datasets file, absolute."""
+        return self.path(self.datasets_file)
+
+    @property
+    def temp_path(self) -> Path:
+        """Where DuckDB spills to, absolute."""
+        return self.path(self.duckdb_temp_directory) if self.duckdb_temp_directory else self.staging_path / "_tmp"
+
+    @property
+    def resolved_ledger_url(self) -> str:
+        """The ledger's SQLAlchemy URL; may hold a password, so never print it."""
+        if self.ledger_url is not None:
+            return self.ledger_url.get_secret_value()
+        return f"sqlite:///{self.staging_path / 'ledger.sqlite'}"
+
+
+def variable_name(field: str) -> str:
+    """Return the environment variable of the settings field ``field``."""
+    return PREFIX + field.upper()
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the ``TIMESTORE_*`` names in ``environ`` that no setting has, each with the nearest real name."""
+    known = {variable_name(field) for field in Settings.model_fields}
+    unknown = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known]
+    return {name: next(iter(difflib.get_close_matches(name.upper(), known, n=1)), None) for name in sorted(unknown)}
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment into a :class:`Settings`; keyword arguments take precedence.
+
+    Unknown ``TIMESTORE_*`` names are logged as warnings rather than refused: orchestrators inject names of
+    their own (a Kubernetes service called ``timestore`` sets ``TIMESTORE_SERVICE_HOST``).
+
+    Raises:
+        SettingsError: a value is not allowed; names every wrong variable and what is allowed.
+    """
+    for name, nearest in unknown_variables(os.environ).items():
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        log.warning("environment variable %s is no setting of timestore and has no effect%s", name, hint)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    field = str(problem["loc"][0]) if problem["loc"] else "?"
+    known = field in Settings.model_fields
+    secret = known and "SecretStr" in str(Settings.model_fields[field].annotation)
+    shown = "" if secret else f" is {problem['input']!r}, which is not allowed"
+    allowed = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{variable_name(field)}{shown}: {allowed}"

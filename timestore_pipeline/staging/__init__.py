@@ -1,0 +1,1 @@
+"""Staging: batches become rows of an immutable DuckDB segment, and are acknowledged in the ledger (invariant 1)."""

@@ -1,0 +1,420 @@
+"""Landing files → one segment per dataset: what an ingest run does for each dataset.
+
+One bad file never holds the others up (invariant 9): it is found, set aside with its reason, and the rest is
+staged in one go. A file is removed from the landing folder only after the ledger has its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import Column
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.durable_files import make_folder, move_file
+from timestore_pipeline.errors import BatchRejected, StagingQueueFull, TimestoreError
+from timestore_pipeline.landing.files import LandingFile
+from timestore_pipeline.landing.readers import (
+    ReadPlan,
+    RowSource,
+    UnreadableFile,
+    infer_columns,
+    plan_reads,
+    readable_reason,
+)
+from timestore_pipeline.ledger.batches import staged_bytes
+from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.receipts import (
+    Acknowledged,
+    IncomingBatch,
+    Receipt,
+    StagedMeanwhile,
+    acknowledge_segment,
+    check_room,
+    duplicate_receipts,
+    guardrail_breaches,
+)
+from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, WrittenSegment, write_segment
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What one ingest of one dataset did.
+
+    ``receipts`` has every batch that is in the ledger now, duplicates included; ``skipped`` has a sentence for
+    every file that was left where it is.
+    """
+
+    dataset: str
+    receipts: tuple[Receipt, ...] = ()
+    quarantined: tuple[QuarantineEntry, ...] = ()
+    skipped: tuple[str, ...] = ()
+    segment_id: str | None = None
+    segment_bytes: int = 0
+    columns: tuple[Column, ...] = ()
+    duration_seconds: float = 0.0
+
+    @property
+    def staged(self) -> tuple[Receipt, ...]:
+        """The receipts of the batches that are new."""
+        return tuple(receipt for receipt in self.receipts if not receipt.duplicate)
+
+    @property
+    def batches(self) -> int:
+        """How many batches are new."""
+        return len(self.staged)
+
+    @property
+    def duplicates(self) -> int:
+        """How many batches were in the ledger already."""
+        return len(self.receipts) - len(self.staged)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were staged."""
+        return sum(receipt.rows for receipt in self.staged)
+
+    @property
+    def quarantined_rows(self) -> int:
+        """How many rows of staged batches were set aside."""
+        return sum(receipt.quarantined_rows for receipt in self.staged)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows that got rows, in time order."""
+        return tuple(sorted({window for receipt in self.staged for window in receipt.windows}))
+
+
+@dataclass
+class _Files:
+    """The files of one ingest as they pass through it."""
+
+    fresh: dict[Path, IncomingBatch] = field(default_factory=dict)
+    duplicates: dict[Path, Receipt] = field(default_factory=dict)
+    twins: dict[Path, Path] = field(default_factory=dict)
+    refused: dict[Path, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    seen: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
+
+
+def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> IngestReport:
+    """Stage landing files as one segment, acknowledge them, and clear them away as the settings say.
+
+    Args:
+        store: the installation.
+        dataset: the dataset that all the files belong to.
+        files: as found by ``scan_landing``; each becomes one batch, its id derived from its content.
+
+    Raises:
+        UnknownDataset, ColumnsChanged, GuardrailExceeded, DiskFull, LedgerError: nothing was staged, the files wait.
+    """
+    started = time.perf_counter()
+    spec = store.datasets[dataset]
+    state = _Files()
+    batches = _identify(files, state)
+    _set_duplicates_apart(store, spec, batches, state)
+    acknowledged, written, columns = Acknowledged((), ()), None, ()
+    if state.fresh:
+        try:
+            check_room(store, spec, len(state.fresh))
+            acknowledged, written, columns = _stage_fresh(store, spec, state)
+        except StagingQueueFull as error:
+            state.skipped.append(f"{len(state.fresh)} files wait: {error}")
+            state.fresh.clear()
+    _settle_twins(store, spec, batches, acknowledged, state)
+    _warn_of_guardrails(store, spec)
+    quarantined = [_set_file_aside(store, spec, path, reason, batches[path]) for path, reason in state.refused.items()]
+    _clear_away(store, spec, [*state.fresh, *state.duplicates], batches)
+    return IngestReport(
+        dataset=dataset,
+        receipts=(*acknowledged.receipts, *state.duplicates.values()),
+        quarantined=(*acknowledged.quarantined, *quarantined),
+        skipped=tuple(state.skipped),
+        segment_id=written.row.id if written and written.row else None,
+        segment_bytes=written.row.bytes if written and written.row else 0,
+        columns=tuple(columns),
+        duration_seconds=time.perf_counter() - started,
+    )
+
+
+def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = None) -> Receipt:
+    """Stage one file from anywhere as one batch; the file stays where it is.
+
+    Raises:
+        BatchRejected: it cannot be read or cast; nothing was staged or set aside.
+        BatchConflict: ``batch_id`` is known with other content.
+        StagingQueueFull, GuardrailExceeded, DiskFull, ColumnsChanged, UnknownDataset, LedgerError: as they say.
+    """
+    spec = store.datasets[dataset]
+    path = path.absolute()
+    try:
+        status = path.stat()
+        fingerprint = file_fingerprint(path)
+    except OSError as error:
+        raise BatchRejected(dataset, str(path), f"it cannot be read: {error.strerror or error}") from error
+    state = _Files()
+    batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, path.name, status.st_size)
+    duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
+    if duplicate is not None:
+        return duplicate
+    state.fresh[path] = batch
+    state.seen[path] = _identity(status)
+    check_room(store, spec, 1)
+    acknowledged, _, _ = _stage_fresh(store, spec, state)
+    if state.refused:
+        raise BatchRejected(dataset, str(path), state.refused[path])
+    if state.skipped:
+        raise BatchRejected(dataset, str(path), state.skipped[0])
+    return acknowledged.receipts[0] if acknowledged.receipts else state.duplicates[path]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_batch_id(fingerprint: str) -> str:
+    """Return the batch id of a landing file: its content's, so that its name does not matter."""
+    return f"sha256-{fingerprint}"
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _identify(files: Iterable[LandingFile], state: _Files) -> dict[Path, IncomingBatch]:
+    batches = {}
+    for file in files:
+        try:
+            state.seen[file.path] = _identity(file.path.stat())
+            fingerprint = file_fingerprint(file.path)
+        except FileNotFoundError:
+            continue  # another ingest took it
+        except OSError as error:
+            state.skipped.append(f"{file.path.name} cannot be read: {error.strerror or error}")
+            continue
+        batches[file.path] = IncomingBatch(file_batch_id(fingerprint), fingerprint, file.path.name, file.bytes)
+    return batches
+
+
+def _set_duplicates_apart(store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], state: _Files) -> None:
+    known = duplicate_receipts(store, spec, list(batches.values()))
+    first: dict[str, Path] = {}
+    for path, batch in batches.items():
+        if batch.batch_id in known:
+            state.duplicates[path] = known[batch.batch_id]
+        elif batch.batch_id in first:
+            state.twins[path] = first[batch.batch_id]
+        else:
+            first[batch.batch_id] = path
+            state.fresh[path] = batch
+
+
+def _settle_twins(
+    store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], acknowledged: Acknowledged, state: _Files
+) -> None:
+    """Let files with the same content as another one of this ingest share its fate."""
+    staged = {receipt.batch_id: receipt for receipt in acknowledged.receipts}
+    for twin, path in state.twins.items():
+        if path in state.refused:
+            state.refused[twin] = state.refused[path]
+        elif batches[twin].batch_id in staged:
+            state.duplicates[twin] = replace(staged[batches[twin].batch_id], source=twin.name, duplicate=True)
+        elif path in state.duplicates:
+            state.duplicates[twin] = replace(state.duplicates[path], source=twin.name)
+    repeats = sum(1 for twin in state.twins if twin in state.duplicates)
+    if repeats:
+        with store.ledger.write() as tx:
+            count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats)
+
+
+def _stage_fresh(
+    store: Store, spec: DatasetSpec, state: _Files
+) -> tuple[Acknowledged, WrittenSegment | None, tuple[Column, ...]]:
+    """Write and acknowledge a segment of ``state.fresh``; what turns out bad moves to the other parts of ``state``."""
+    columns: tuple[Column, ...] = ()
+    while state.fresh:
+        with store.connect() as connection:
+            columns = _columns(store, connection, spec, state)
+            plan = _plan(connection, spec, columns, state)
+            if not state.fresh:
+                break
+            order = [state.fresh[path] for path in plan.order]
+            expected_bytes = sum(batch.source_bytes for batch in order)
+            batch_ids = [batch.batch_id for batch in order]
+            try:
+                written = write_segment(store, spec, columns, plan.sources, batch_ids, expected_bytes=expected_bytes)
+            except duckdb.Error as error:
+                if not _refuse_unreadable(connection, spec, columns, state):
+                    raise TimestoreError(
+                        f"dataset {spec.name!r}: the segment could not be written: {readable_reason(error)}. "
+                        "The files wait in the landing folder; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT)."
+                    ) from error
+                continue
+        if _drop_changed(state):
+            written.discard(store)
+            continue
+        try:
+            return acknowledge_segment(store, spec, columns, written, order), written, columns
+        except StagedMeanwhile:
+            written.discard(store)
+            _set_duplicates_apart(store, spec, _take_all(state), state)
+        except BaseException:
+            written.discard(store)
+            raise
+    return Acknowledged((), ()), None, columns
+
+
+def _take_all(state: _Files) -> dict[Path, IncomingBatch]:
+    batches, state.fresh = state.fresh, {}
+    return batches
+
+
+def _columns(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, state: _Files
+) -> tuple[Column, ...]:
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    if columns is not None:
+        return columns
+    for path in list(state.fresh):
+        try:
+            return infer_columns(connection, spec, path)
+        except (UnreadableFile, OSError) as error:
+            state.refused[path] = str(error)
+            del state.fresh[path]
+    return ()
+
+
+def _plan(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], state: _Files
+) -> ReadPlan:
+    plan = plan_reads(connection, spec, columns, list(state.fresh))
+    for path, reason in plan.refused.items():
+        state.refused[path] = reason
+        del state.fresh[path]
+    return plan
+
+
+def _refuse_unreadable(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], state: _Files
+) -> bool:
+    """Find the files that made a segment fail, by reading alone; False where reading is not what failed."""
+    found = _unreadable(connection, spec, columns, list(state.fresh))
+    for path, reason in found.items():
+        del state.fresh[path]
+        if path.exists():
+            state.refused[path] = reason
+    return bool(found)
+
+
+def _unreadable(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], files: Sequence[Path]
+) -> dict[Path, str]:
+    plan = plan_reads(connection, spec, columns, files)
+    try:
+        for source in plan.sources:
+            _read_through(connection, columns, source)
+    except duckdb.Error as error:
+        if len(files) == 1:
+            return {files[0]: readable_reason(error)}
+        middle = len(files) // 2
+        return {
+            **_unreadable(connection, spec, columns, files[:middle]),
+            **_unreadable(connection, spec, columns, files[middle:]),
+        }
+    return dict(plan.refused)
+
+
+def _read_through(connection: duckdb.DuckDBPyConnection, columns: Sequence[Column], source: RowSource) -> None:
+    for name, table in source.tables.items():
+        connection.register(name, table)
+    # A hash needs every value, so no cast can be optimized away.
+    connection.execute(f"SELECT bit_xor(hash(row_value)) FROM ({source.sql}) AS row_value").fetchall()
+
+
+def _drop_changed(state: _Files) -> bool:
+    """Leave files alone that their producer was still writing to while they were read."""
+    changed = []
+    for path in state.fresh:
+        try:
+            if _identity(path.stat()) == state.seen[path]:
+                continue
+        except FileNotFoundError:
+            pass
+        changed.append(path)
+    for path in changed:
+        del state.fresh[path]
+        state.skipped.append(
+            f"{path.name} changed while it was read; it is taken when it is complete "
+            "(write under a name that ends in .partial and rename it)"
+        )
+    return bool(changed)
+
+
+def _warn_of_guardrails(store: Store, spec: DatasetSpec) -> None:
+    with store.ledger.read() as tx:
+        staged = staged_bytes(tx)
+    for breach in guardrail_breaches(store, spec, staged):
+        log.warning("%s", breach)
+
+
+def _set_file_aside(store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch) -> QuarantineEntry:
+    """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again."""
+    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{batch.fingerprint[:16]}-{path.name}"
+    with store.ledger.write() as tx:
+        entry = set_aside(
+            tx,
+            dataset=spec.name,
+            kind=QuarantineKind.BATCH,
+            batch_id=batch.batch_id,
+            source=batch.source,
+            path=relative,
+            reason=reason,
+            rows=None,
+            size_bytes=batch.source_bytes,
+            now=now_micros(),
+        )
+    target = store.segment_path(entry.path)
+    make_folder(target.parent)
+    move_file(path, target)
+    return entry
+
+
+def _clear_away(store: Store, spec: DatasetSpec, paths: Iterable[Path], batches: dict[Path, IncomingBatch]) -> None:
+    """Archive, delete or keep files whose batches are acknowledged; a file that resists is a duplicate next time."""
+    action = store.settings.landing_after_ingest
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    folder = store.settings.archive_path / spec.name / today
+    for path in paths:
+        try:
+            if action is AfterIngest.DELETE:
+                path.unlink(missing_ok=True)
+            elif action is AfterIngest.ARCHIVE:
+                make_folder(folder)
+                target = folder / path.name
+                if target.exists():
+                    target = folder / f"{batches[path].fingerprint[:16]}-{path.name}"
+                move_file(path, target)
+        except FileNotFoundError:
+            continue  # another ingest cleared it away
+        except OSError as error:
+            log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)

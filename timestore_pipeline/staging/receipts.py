@@ -1,0 +1,245 @@
+"""Acknowledging a written segment in the ledger, and what the caller gets for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import Column
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import BatchConflict, DiskFull, GuardrailExceeded, StagingQueueFull
+from timestore_pipeline.ledger.batches import (
+    BatchRow,
+    KnownBatch,
+    acknowledge,
+    known_batches,
+    pending_batches,
+    staged_bytes,
+)
+from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
+from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
+from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.settings import GuardrailMode
+from timestore_pipeline.staging.segment import WrittenSegment
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of one batch. Once the caller has it, the batch is in the ledger.
+
+    ``rows`` were staged, now or, for a ``duplicate``, at the first time; ``quarantined_rows`` were set aside.
+    """
+
+    dataset: str
+    batch_id: str
+    source: str
+    rows: int
+    quarantined_rows: int
+    duplicate: bool
+    windows: tuple[Window, ...]
+    segment_id: str | None
+
+
+@dataclass(frozen=True)
+class IncomingBatch:
+    """A batch on its way in: identity, content hash, and where it comes from."""
+
+    batch_id: str
+    fingerprint: str
+    source: str
+    source_bytes: int
+
+
+class StagedMeanwhile(Exception):
+    """Another process was first with some of a segment's batches, or with the columns: write it again without them."""
+
+    def __init__(self, batch_ids: frozenset[str]) -> None:
+        self.batch_ids = batch_ids
+        super().__init__(f"{len(batch_ids)} batches are staged already")
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """The receipts of a segment's batches, by ordinal, and the quarantine entries of their refused rows."""
+
+    receipts: tuple[Receipt, ...]
+    quarantined: tuple[QuarantineEntry, ...]
+
+
+def check_room(store: Store, spec: DatasetSpec, batches: int) -> None:
+    """Refuse early what staging could not take.
+
+    Raises:
+        StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
+        GuardrailExceeded: a size guardrail in enforce mode is exceeded.
+        DiskFull: less than the minimum of disk is free.
+    """
+    check_disk(store)
+    with store.ledger.read() as tx:
+        _check_queue(tx, store, spec, batches)
+        if store.settings.staging_guardrail_mode is GuardrailMode.ENFORCE:
+            for breach in guardrail_breaches(store, spec, staged_bytes(tx)):
+                raise breach
+
+
+def check_disk(store: Store) -> None:
+    """Raise :class:`DiskFull` where less than the minimum of disk is free for staging."""
+    path = store.settings.staging_path
+    path.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path).free
+    if free < store.settings.staging_min_free_disk_bytes:
+        raise DiskFull(path, free, store.settings.staging_min_free_disk_bytes)
+
+
+def guardrail_breaches(store: Store, spec: DatasetSpec, staged: dict[str, int]) -> list[GuardrailExceeded]:
+    """Return the size guardrails that ``staged`` (dataset → bytes) exceeds for this dataset."""
+    checks = (
+        ("TIMESTORE_STAGING_MAX_DATASET_BYTES", staged.get(spec.name, 0), store.max_dataset_bytes(spec)),
+        ("TIMESTORE_STAGING_MAX_TOTAL_BYTES", sum(staged.values()), store.settings.staging_max_total_bytes),
+    )
+    return [GuardrailExceeded(spec.name, name, size, limit) for name, size, limit in checks if limit and size >= limit]
+
+
+def acknowledge_segment(
+    store: Store,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    written: WrittenSegment,
+    batches: Sequence[IncomingBatch],
+) -> Acknowledged:
+    """Put a segment and its batches (by ordinal) into the ledger: after this they are staged (invariant 1).
+
+    Raises:
+        StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
+        BatchConflict: a batch id is there with other content; nothing was recorded.
+        StagingQueueFull: the queue filled up meanwhile; nothing was recorded.
+        ColumnsChanged: the dataset's columns were fixed differently meanwhile; nothing was recorded.
+    """
+    now = now_micros()
+    refused_rows = {ordinal: sum(part.rows for part in parts) for ordinal, parts in written.refused.items()}
+    rows = [
+        BatchRow(
+            batch_id=batch.batch_id,
+            fingerprint=batch.fingerprint,
+            source=batch.source,
+            source_bytes=batch.source_bytes,
+            rows=written.batch_rows.get(ordinal, 0),
+            quarantined_rows=refused_rows.get(ordinal, 0),
+            ordinal=ordinal,
+        )
+        for ordinal, batch in enumerate(batches)
+    ]
+    try:
+        with store.ledger.write() as tx:
+            lock_dataset(tx, spec.name)
+            known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
+            if known:
+                check_fingerprints(spec.name, known, batches)
+                raise StagedMeanwhile(frozenset(known))
+            if fix_columns(tx, spec, tuple(columns)) != tuple(columns):
+                raise StagedMeanwhile(frozenset())
+            _check_queue(tx, store, spec, len(batches))
+            acknowledge(tx, spec.name, written.row, rows, written.slices, now)
+            entries = [
+                _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
+                for ordinal, batch in enumerate(batches)
+                if ordinal in refused_rows
+            ]
+    except IntegrityError as error:
+        # Only where the ledger lets two writers run at once (PostgreSQL) can the other one win after our look.
+        raise StagedMeanwhile(frozenset(batch.batch_id for batch in batches)) from error
+    windows: dict[int, list[Window]] = {}
+    for piece in written.slices:
+        for ordinal in piece.batch_rows:
+            windows.setdefault(ordinal, []).append(spec.window_at(piece.window_start))
+    receipts = tuple(
+        Receipt(
+            dataset=spec.name,
+            batch_id=row.batch_id,
+            source=row.source,
+            rows=row.rows,
+            quarantined_rows=row.quarantined_rows,
+            duplicate=False,
+            windows=tuple(windows.get(row.ordinal, ())),
+            segment_id=written.row.id if written.row else None,
+        )
+        for row in rows
+    )
+    return Acknowledged(receipts, tuple(entries))
+
+
+def check_fingerprints(dataset: str, known: Mapping[str, KnownBatch], batches: Sequence[IncomingBatch]) -> None:
+    """Raise :class:`BatchConflict` for the first batch whose id is known with other content."""
+    for batch in batches:
+        if batch.batch_id in known and known[batch.batch_id].fingerprint != batch.fingerprint:
+            raise BatchConflict(dataset, batch.batch_id)
+
+
+def duplicate_receipts(store: Store, spec: DatasetSpec, batches: Sequence[IncomingBatch]) -> dict[str, Receipt]:
+    """Return receipts, by batch id, for those of ``batches`` that are in the ledger already, and count them as retried.
+
+    Raises:
+        BatchConflict: an id is there with other content.
+    """
+    with store.ledger.read() as tx:
+        known = known_batches(tx, spec.name, {batch.batch_id for batch in batches})
+    if not known:
+        return {}
+    check_fingerprints(spec.name, known, batches)
+    repeats = [batch for batch in batches if batch.batch_id in known]
+    with store.ledger.write() as tx:
+        count(tx, RETRIED_BATCHES, spec.name, "duplicate", len(repeats))
+    return {
+        batch.batch_id: Receipt(
+            dataset=spec.name,
+            batch_id=batch.batch_id,
+            source=batch.source,
+            rows=known[batch.batch_id].rows,
+            quarantined_rows=known[batch.batch_id].quarantined_rows,
+            duplicate=True,
+            windows=(),
+            segment_id=known[batch.batch_id].segment_id,
+        )
+        for batch in repeats
+    }
+
+
+def _check_queue(tx: Connection, store: Store, spec: DatasetSpec, batches: int) -> None:
+    limit = store.max_pending(spec)
+    if not limit:
+        return
+    depth = pending_batches(tx, spec.name)
+    if depth + batches > limit:
+        raise StagingQueueFull(spec.name, depth, limit)
+
+
+def _set_rows_aside(
+    tx: Connection,
+    spec: DatasetSpec,
+    written: WrittenSegment,
+    ordinal: int,
+    batch: IncomingBatch,
+    rows: int,
+    now: int,
+) -> QuarantineEntry:
+    all_refused = sum(part.rows for parts in written.refused.values() for part in parts)
+    return set_aside(
+        tx,
+        dataset=spec.name,
+        kind=QuarantineKind.ROWS,
+        batch_id=batch.batch_id,
+        source=batch.source,
+        path=written.refused_path or "",
+        reason="; ".join(f"{part.rows} rows: {part.reason}" for part in written.refused[ordinal]),
+        rows=rows,
+        size_bytes=written.refused_bytes * rows // all_refused,
+        now=now,
+    )

@@ -1,0 +1,133 @@
+"""``stage()``: one batch of Arrow data from a caller's own code."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from timestore_pipeline.columns import Column
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import BatchRejected, DiskFull, GuardrailExceeded, StagingQueueFull
+from timestore_pipeline.landing.readers import (
+    RowSource,
+    UnreadableFile,
+    columns_of,
+    describe_arrow,
+    readable_reason,
+    select_rows,
+)
+from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.staging.receipts import (
+    IncomingBatch,
+    Receipt,
+    StagedMeanwhile,
+    acknowledge_segment,
+    check_room,
+    duplicate_receipts,
+)
+from timestore_pipeline.staging.segment import write_segment
+from timestore_pipeline.store import Store
+
+# A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
+_ROWS_PER_HASHED_CHUNK = 1 << 16
+_DROP_REASONS = {StagingQueueFull: "queue_full", DiskFull: "disk_full", GuardrailExceeded: "guardrail"}
+
+
+def stage(
+    store: Store,
+    dataset: str,
+    data: pa.Table | pa.RecordBatchReader,
+    batch_id: str | None = None,
+    source: str = "stage()",
+) -> Receipt:
+    """Stage Arrow data as one batch; when this returns, the batch is acknowledged.
+
+    Args:
+        store: the installation.
+        dataset: a declared dataset.
+        data: its columns, by name in any order; values are cast to the dataset's types where that loses nothing.
+        batch_id: the caller's idempotency key; derived from the content where left out.
+        source: where the data comes from, for lineage.
+
+    Returns:
+        The receipt; ``duplicate`` is true where the same batch was staged before, and nothing changed.
+
+    Raises:
+        BatchRejected: the data does not fit the dataset; nothing was staged.
+        BatchConflict: ``batch_id`` is known with other content.
+        StagingQueueFull, GuardrailExceeded, DiskFull: refused for now, and counted as dropped.
+        UnknownDataset, ColumnsChanged, LedgerError: as they say.
+    """
+    spec = store.datasets[dataset]
+    table = data if isinstance(data, pa.Table) else data.read_all()
+    fingerprint = table_fingerprint(table)
+    batch = IncomingBatch(batch_id or f"arrow-{fingerprint}", fingerprint, source, table.nbytes)
+    while True:
+        duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
+        if duplicate is not None:
+            return duplicate
+        try:
+            return _stage_once(store, spec, table, batch)
+        except StagedMeanwhile:
+            continue
+        except (StagingQueueFull, DiskFull, GuardrailExceeded) as error:
+            with store.ledger.write() as tx:
+                count(tx, DROPPED_BATCHES, dataset, _DROP_REASONS[type(error)])
+            raise
+
+
+def table_fingerprint(table: pa.Table) -> str:
+    """Return the SHA-256 of a table's schema and values, in hex, however it is chunked."""
+    digest = hashlib.sha256()
+    with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=_ROWS_PER_HASHED_CHUNK)
+    return digest.hexdigest()
+
+
+class _HashSink:
+    """A writable file that only hashes."""
+
+    closed = False
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _stage_once(store: Store, spec: DatasetSpec, table: pa.Table, batch: IncomingBatch) -> Receipt:
+    check_room(store, spec, 1)
+    try:
+        columns, rows = _row_source(store, spec, table)
+        written = write_segment(store, spec, columns, [rows], [batch.batch_id], expected_bytes=batch.source_bytes)
+    except UnreadableFile as error:
+        raise BatchRejected(spec.name, batch.source, str(error)) from error
+    except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
+        raise BatchRejected(spec.name, batch.source, readable_reason(error)) from error
+    try:
+        return acknowledge_segment(store, spec, columns, written, [batch]).receipts[0]
+    except BaseException:
+        written.discard(store)
+        raise
+
+
+def _row_source(store: Store, spec: DatasetSpec, table: pa.Table) -> tuple[tuple[Column, ...], RowSource]:
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    with store.connect() as connection:
+        found = describe_arrow(connection, table.schema.empty_table())
+    if columns is None:
+        columns = columns_of(spec, found)
+    return columns, RowSource(select_rows(spec, columns, found, "incoming", "0"), {"incoming": table})

@@ -1,0 +1,135 @@
+"""Windows: the half-open UTC time ranges that partition a dataset, and their partition keys.
+
+Pure functions of a granularity and a time. The keys equal those of the Dagster partitions definitions
+(a test holds the two against each other), because a window's name *is* its partition key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Return microseconds since the Unix epoch; a naive ``moment`` is taken as UTC."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """Return the aware UTC datetime of ``micros`` microseconds since the Unix epoch."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
+class Granularity(StrEnum):
+    """How long a window is."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+    @property
+    def key_format(self) -> str:
+        """The strftime format of a partition key; sorts as text in time order, safe in paths and URLs."""
+        return _KEY_FORMATS[self]
+
+
+_KEY_FORMATS = {
+    Granularity.HOUR: "%Y-%m-%dT%H",
+    Granularity.DAY: "%Y-%m-%d",
+    Granularity.MONTH: "%Y-%m",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """One window: ``start`` is inclusive, ``end`` exclusive, both aware UTC.
+
+    Example:
+        >>> Window.containing(datetime(2013, 1, 1, 5, 37, tzinfo=UTC), Granularity.HOUR).key
+        '2013-01-01T05'
+    """
+
+    start: datetime
+    granularity: Granularity
+
+    @classmethod
+    def containing(cls, moment: datetime, granularity: Granularity) -> Window:
+        """Return the window in which ``moment`` (naive = UTC) falls."""
+        utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        start = utc.replace(minute=0, second=0, microsecond=0)
+        if granularity is not Granularity.HOUR:
+            start = start.replace(hour=0)
+        if granularity is Granularity.MONTH:
+            start = start.replace(day=1)
+        return cls(start, granularity)
+
+    @classmethod
+    def from_start_micros(cls, micros: int, granularity: Granularity) -> Window:
+        """Return the window that starts ``micros`` microseconds after the epoch.
+
+        Raises:
+            ValueError: no window of this granularity starts there.
+        """
+        window = cls.containing(from_micros(micros), granularity)
+        if window.start_micros != micros:
+            raise ValueError(f"{from_micros(micros).isoformat()} is not the start of a window of one {granularity}")
+        return window
+
+    @classmethod
+    def from_key(cls, key: str, granularity: Granularity) -> Window:
+        """Return the window named ``key``.
+
+        Raises:
+            ValueError: ``key`` does not name a window of this granularity.
+        """
+        try:
+            start = datetime.strptime(key, granularity.key_format).replace(tzinfo=UTC)
+        except ValueError:
+            start = None
+        if start is None or start.strftime(granularity.key_format) != key:
+            example = cls.containing(datetime(2026, 11, 23, 5, tzinfo=UTC), granularity).key
+            raise ValueError(f"{key!r} is no key of a window of one {granularity}; such a key looks like {example!r}")
+        return cls(start, granularity)
+
+    @property
+    def key(self) -> str:
+        """The window's name and Dagster partition key."""
+        return self.start.strftime(self.granularity.key_format)
+
+    @property
+    def end(self) -> datetime:
+        """The first moment after the window."""
+        if self.granularity is Granularity.HOUR:
+            return self.start + timedelta(hours=1)
+        if self.granularity is Granularity.DAY:
+            return self.start + timedelta(days=1)
+        return (self.start + timedelta(days=32)).replace(day=1)
+
+    @property
+    def start_micros(self) -> int:
+        """``start`` in microseconds since the Unix epoch."""
+        return to_micros(self.start)
+
+    @property
+    def end_micros(self) -> int:
+        """``end`` in microseconds since the Unix epoch."""
+        return to_micros(self.end)
+
+    def next(self) -> Window:
+        """Return the window that follows."""
+        return Window(self.end, self.granularity)
+
+
+def windows_between(first: Window, last: Window) -> Iterator[Window]:
+    """Yield every window from ``first`` to ``last``, both included."""
+    window = first
+    while window <= last:
+        yield window
+        window = window.next()
