@@ -250,17 +250,26 @@ class Datasets(Mapping[str, DatasetSpec]):
         return len(self._specs)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without silent overwriting: a repeated key is an error."""
+class _Loader(yaml.SafeLoader):
+    """YAML without two of its traps: a repeated key is an error, and a key is its text as written.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    So ``null:``, ``on:`` and ``2013:`` are the names of keys here, not nothing, true and a number.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} occurs twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                key_node.tag = "tag:yaml.org,2002:str"
+        return node
 
 
 def load_datasets(path: Path) -> Datasets:
@@ -287,7 +296,7 @@ def parse_datasets(text: str, path: object = "datasets.yaml") -> Datasets:
         DatasetsFileError: as :func:`load_datasets`.
     """
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        content = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise DatasetsFileError(path, [f"it is not valid YAML: {_one_line(error)}"]) from error
     if not isinstance(content, Mapping):

@@ -34,8 +34,8 @@ class DatasetsFileError(TimestoreError):
         super().__init__(f"{path} is not usable:\n{lines}")
 
 
-class UnknownDataset(TimestoreError):
-    """A dataset was named that ``datasets.yaml`` does not declare."""
+class UnknownDataset(TimestoreError, KeyError):
+    """A dataset was named that ``datasets.yaml`` does not declare. A KeyError too, as any mapping raises."""
 
     def __init__(self, dataset: str, known: Sequence[str]) -> None:
         self.dataset = dataset
@@ -44,6 +44,10 @@ class UnknownDataset(TimestoreError):
             f"dataset {dataset!r} is not declared. Declared datasets: {declared}. "
             "Add it to datasets.yaml or correct the name."
         )
+
+    def __str__(self) -> str:
+        # A KeyError shows its argument in quotes.
+        return self.args[0]
 
 
 class LedgerError(TimestoreError):

@@ -45,8 +45,8 @@ def _no_trailing_slash(url: str | None) -> str | None:
 
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -210,9 +210,15 @@ def variable_name(field: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Return the ``TIMESTORE_*`` names in ``environ`` that no setting has, each with the nearest real name."""
-    known = {variable_name(field) for field in Settings.model_fields}
-    unknown = [name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known]
-    return {name: next(iter(difflib.get_close_matches(name.upper(), known, n=1)), None) for name in sorted(unknown)}
+    # Compared without the prefix, which would make any two names look alike.
+    known = {field.upper() for field in Settings.model_fields}
+    unknown = {}
+    for name in sorted(environ):
+        field = name.upper().removeprefix(PREFIX)
+        if name.upper().startswith(PREFIX) and field not in known:
+            nearest = next(iter(difflib.get_close_matches(field, known, n=1)), None)
+            unknown[name] = variable_name(nearest) if nearest else None
+    return unknown
 
 
 def load_settings(**overrides: Any) -> Settings:
