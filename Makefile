@@ -34,10 +34,10 @@ format: $(VENV)/.installed-dev  ## Format the code and fix what the linter can f
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-# The shell is replaced by Dagster, so that Ctrl-C and a TERM reach the process that shuts the others down.
 dev: $(VENV)/.installed-demo  ## Start Dagster on http://127.0.0.1:3000 with its sensors on (PORT=, HOST=)
 	@mkdir -p .dagster_home && ln -sfn ../dagster.yaml .dagster_home/dagster.yaml
-	@exec env DAGSTER_HOME="$(CURDIR)/.dagster_home" $(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
+	@exec env DAGSTER_HOME="$(CURDIR)/.dagster_home" $(BIN)/python scripts/dagster_dev.py \
+	  --workspace workspace.yaml --host $(HOST) --port $(PORT)
 
 demo: $(VENV)/.installed-demo  ## Show the whole path on real flight data, in minutes
 	@$(BIN)/python -m timestore_pipeline.demo
