@@ -33,7 +33,9 @@ datasets:
 """
 """Two small datasets: one with declared columns and windows of a day, one inferred with windows of an hour."""
 
-WEATHER_CSV = "ts,station,temp\n2026-01-01T00:30:00Z,JFK,1.5\n2026-01-01T01:30:00Z,LGA,2.5\n2026-01-02T00:30:00Z,JFK,3.5\n"
+WEATHER_CSV = (
+    "ts,station,temp\n2026-01-01T00:30:00Z,JFK,1.5\n2026-01-01T01:30:00Z,LGA,2.5\n2026-01-02T00:30:00Z,JFK,3.5\n"
+)
 """Three rows of ``weather`` in the windows 2026-01-01 (two) and 2026-01-02 (one)."""
 
 

@@ -135,7 +135,10 @@ def test_the_longest_name_is_allowed():
         ({"columns": {"ts": "timestamp", "_batch": "int"}}, "column name '_batch' is reserved"),
         ({"columns": {"other": "int"}}, "dataset 'd': time: column 'ts' is not among the columns"),
         ({"columns": {"ts": "varchar"}}, "say so with time.format or time.unit"),
-        ({"time": {"column": "ts", "format": "%Y", "unit": "s"}}, "dataset 'd', key 'time': format (for text) and unit"),
+        (
+            {"time": {"column": "ts", "format": "%Y", "unit": "s"}},
+            "dataset 'd', key 'time': format (for text) and unit",
+        ),
         ({"time": {"format": "%Y"}}, "dataset 'd', key 'time.column': Field required"),
         ({"time": 5}, "dataset 'd', key 'time'"),
         ({"landing": {"pattern": "a/*.csv"}}, "dataset 'd', key 'landing.pattern': a pattern matches file names"),
@@ -226,7 +229,9 @@ def test_a_file_is_read_as_utf_8(tmp_path: Path):
 
 
 def test_a_missing_file_is_told_by_its_path_and_how_to_set_it(tmp_path: Path):
-    with pytest.raises(DatasetsFileError, match=r"nowhere\.yaml is not usable:\n  - there is no such file; set TIMESTORE_"):
+    with pytest.raises(
+        DatasetsFileError, match=r"nowhere\.yaml is not usable:\n  - there is no such file; set TIMESTORE_"
+    ):
         load_datasets(tmp_path / "nowhere.yaml")
 
 

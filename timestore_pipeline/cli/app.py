@@ -1,0 +1,168 @@
+"""The commands and their options. Bodies load what they need themselves, so that ``--help`` costs little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from timestore_pipeline import __version__
+
+if TYPE_CHECKING:
+    from timestore_pipeline.store import Store
+
+app = typer.Typer(
+    help="Look at a timestore, query it, and do by hand what its sensors do. "
+    "Settings come from TIMESTORE_* variables, see docs/configuration.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Help and errors as plain lines: a box is of no use in a log, and drawing it takes longer than all the rest.
+    rich_markup_mode=None,
+)
+quarantine_app = typer.Typer(help="What could not be staged.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(quarantine_app, name="quarantine")
+
+
+class OutputFormat(StrEnum):
+    """How ``timestore sql`` prints rows."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+Datasets = Annotated[
+    list[str] | None, typer.Argument(metavar="DATASET", help="Datasets; all of them if none is named.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"timestore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(short_help="Show where every dataset stands.")
+def status(datasets: Datasets = None, as_json: AsJson = False) -> None:
+    """Show what is staged beside the thresholds that flush it, what is published, and what is in quarantine."""
+    from timestore_pipeline.cli import output, status
+
+    with _open_store() as store:
+        statuses, problems = status.collect_status(store, _each_once(datasets))
+    if as_json:
+        output.print_json({"datasets": [status.as_json(each) for each in statuses], "problems": list(problems)})
+        return
+    output.print_table(status.HEADINGS, [status.as_row(each) for each in statuses])
+    for problem in problems:
+        output.warn(problem)
+
+
+@app.command(short_help="Query the datasets.")
+def sql(
+    query: Annotated[str, typer.Argument(help='SQL for DuckDB, such as "select count(*) from weather".')],
+    output_format: Annotated[OutputFormat, typer.Option("--format", help="How rows are printed.")] = OutputFormat.TABLE,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=0, help="Most rows that are printed; 50 in a table and all else, by default."),
+    ] = None,
+) -> None:
+    """Query the datasets: each is a view over its staged and published rows, at one moment."""
+    from timestore_pipeline.cli.query import Format, print_query
+
+    with _open_store() as store:
+        print_query(store, query, Format(output_format.value), limit)
+
+
+@app.command(short_help="Stage files that lie anywhere.")
+def stage(
+    dataset: Annotated[str, typer.Argument(help="The dataset that the files belong to.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files; they stay where they are.")],
+    batch_id: Annotated[
+        str | None,
+        typer.Option(help="Key of the batch, for one file: the same key is staged once. By default from the content."),
+    ] = None,
+) -> None:
+    """Stage files that lie anywhere, and print a receipt for each."""
+    if batch_id is not None and len(files) > 1:
+        raise typer.BadParameter("a batch id names one file's content, and several files are given")
+    from timestore_pipeline.cli.work import stage_files
+
+    with _open_store() as store:
+        code = stage_files(store, dataset, files, batch_id)
+    raise typer.Exit(code)
+
+
+@app.command(short_help="Take the landing files that are ready, once.")
+def ingest(datasets: Datasets = None) -> None:
+    """Take the landing files that are ready now, once, as the landing sensor's run does."""
+    from timestore_pipeline.cli.work import ingest_landing
+
+    with _open_store() as store:
+        code = ingest_landing(store, _each_once(datasets))
+    raise typer.Exit(code)
+
+
+@app.command(short_help="Publish what is staged now.")
+def flush(
+    datasets: Annotated[list[str] | None, typer.Argument(metavar="DATASET", help="Datasets to flush.")] = None,
+    all_datasets: Annotated[bool, typer.Option("--all", help="Flush every dataset.")] = False,
+    first: Annotated[str | None, typer.Option(metavar="KEY", help="First window, such as 2026-11-23.")] = None,
+    last: Annotated[str | None, typer.Option(metavar="KEY", help="Last window, included.")] = None,
+) -> None:
+    """Publish what is staged now, whatever the thresholds say."""
+    if bool(datasets) == all_datasets:
+        raise typer.BadParameter("name the datasets to flush, or give --all")
+    from timestore_pipeline.cli.work import flush_datasets
+
+    with _open_store() as store:
+        try:
+            code = flush_datasets(store, _each_once(datasets), first, last)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(code)
+
+
+@quarantine_app.command("list")
+def list_quarantine(datasets: Datasets = None, as_json: AsJson = False) -> None:
+    """List what is in quarantine, and why."""
+    from timestore_pipeline.cli import output, quarantined
+
+    with _open_store() as store:
+        entries = quarantined.collect_entries(store, _each_once(datasets))
+        if as_json:
+            output.print_json([quarantined.as_json(store, entry) for entry in entries])
+        else:
+            output.print_table(quarantined.HEADINGS, [quarantined.as_row(store, entry) for entry in entries])
+
+
+@app.command(short_help="Print every metric.")
+def metrics() -> None:
+    """Print every metric in the Prometheus text format, as it is pushed."""
+    from timestore_pipeline.metrics import exposition
+
+    with _open_store() as store:
+        typer.echo(exposition(store).decode(), nl=False)
+
+
+def _open_store() -> Store:
+    from timestore_pipeline.store import Store
+
+    return Store.open()
+
+
+def _each_once(datasets: Sequence[str] | None) -> list[str]:
+    return list(dict.fromkeys(datasets or ()))

@@ -1,0 +1,64 @@
+"""What the exit codes of the command mean, and which error leads to which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+from timestore_pipeline.errors import (
+    BuildAborted,
+    BuildInFlight,
+    DatasetsFileError,
+    DiskFull,
+    GuardrailExceeded,
+    LedgerError,
+    SettingsError,
+    StagingQueueFull,
+    TimestoreError,
+    UnknownDataset,
+)
+
+
+class ExitCode(IntEnum):
+    """Exit codes; each one's docstring-like meaning is in :data:`MEANINGS`."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    MISCONFIGURED = 3
+    TRY_LATER = 4
+
+
+MEANINGS = {
+    ExitCode.DONE: "Everything was done.",
+    ExitCode.FAILED: "Something failed, or some of the input was refused or quarantined; the rest was done.",
+    ExitCode.USAGE: "The command was called wrongly: an option, a dataset or a window that does not exist.",
+    ExitCode.MISCONFIGURED: "A setting, the datasets file or the ledger is not usable; nothing was done.",
+    ExitCode.TRY_LATER: "Not now: the queue or the disk is full, or a build of the dataset is in flight. "
+    "The same command may succeed later.",
+}
+"""What each exit code tells a script; ``docs/cli.md`` shows them."""
+
+_BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
+    (UnknownDataset, ExitCode.USAGE),
+    (SettingsError, ExitCode.MISCONFIGURED),
+    (DatasetsFileError, ExitCode.MISCONFIGURED),
+    (LedgerError, ExitCode.MISCONFIGURED),
+    (StagingQueueFull, ExitCode.TRY_LATER),
+    (DiskFull, ExitCode.TRY_LATER),
+    (GuardrailExceeded, ExitCode.TRY_LATER),
+    (BuildInFlight, ExitCode.TRY_LATER),
+    (BuildAborted, ExitCode.TRY_LATER),
+)
+
+
+def exit_code_of(error: TimestoreError) -> ExitCode:
+    """Return the exit code of a command that ends with ``error``."""
+    return next((code for kind, code in _BY_ERROR if isinstance(error, kind)), ExitCode.FAILED)
+
+
+def worst(codes: Iterable[ExitCode]) -> ExitCode:
+    """Return the exit code of a command whose parts ended with ``codes``: a failure outweighs a "not now"."""
+    found = set(codes) - {ExitCode.DONE}
+    order = (ExitCode.MISCONFIGURED, ExitCode.USAGE, ExitCode.FAILED, ExitCode.TRY_LATER)
+    return next((code for code in order if code in found), ExitCode.DONE)

@@ -1,0 +1,166 @@
+"""``timestore sql``: a query over staged and published rows, as a table, CSV or JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from pyarrow import csv
+
+from timestore_pipeline.cli.output import Heading, print_table, warn
+from timestore_pipeline.cli.wording import counted
+from timestore_pipeline.errors import QueryError
+from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.store import Store
+
+TABLE_ROWS = 50
+"""How many rows a table shows where no limit is given."""
+
+_BATCH_ROWS = 50_000
+
+
+class Format(StrEnum):
+    """How the rows of a query are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def print_query(store: Store, sql: str, output: Format, limit: int | None) -> None:
+    """Run ``sql`` and print its rows; CSV and JSON are streamed, a table is bounded.
+
+    Raises:
+        QueryError: the query cannot be run.
+    """
+    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
+    # Only the datasets that the query can mean, so a damaged one does not stand in the way of the others;
+    # all of them where it names none, as SHOW TABLES does.
+    named = [name for name in store.datasets if name in words] or list(store.datasets)
+    with open_reader(store, named) as connection, _translated(connection, named):
+        relation = connection.sql(sql)
+        if relation is None:
+            return
+        reader = relation.to_arrow_reader(_BATCH_ROWS)
+        if output is Format.TABLE:
+            _print_table(reader, TABLE_ROWS if limit is None else limit)
+        elif output is Format.CSV:
+            _print_csv(reader.schema, _at_most(reader, limit))
+        else:
+            _print_json(_at_most(reader, limit))
+
+
+@contextmanager
+def _translated(connection: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.CatalogException as error:
+        found = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        empty = [name for name in datasets if (name,) not in found]
+        hint = f"\nNothing was staged yet, and no columns are declared: {', '.join(empty)}" if empty else ""
+        raise QueryError(str(error).strip() + hint) from error
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise QueryError(str(error).strip()) from error
+
+
+def _at_most(reader: pa.RecordBatchReader, limit: int | None) -> Iterator[pa.RecordBatch]:
+    left = math.inf if limit is None else limit
+    for batch in reader:
+        if left <= 0:
+            return
+        kept = batch if batch.num_rows <= left else batch.slice(0, int(left))
+        left -= kept.num_rows
+        yield kept
+
+
+def _print_table(reader: pa.RecordBatchReader, limit: int) -> None:
+    # One more than is shown, to know whether there are more.
+    rows: list[tuple[Any, ...]] = []
+    for batch in _at_most(reader, limit + 1):
+        rows.extend(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    headings = [Heading(field.name, right=_is_number(field.type)) for field in reader.schema]
+    print_table(headings, [[_as_text(value) for value in row] for row in rows[:limit]])
+    if len(rows) > limit:
+        warn(f"only {counted(limit, 'row')} shown; --limit shows more, --format csv or json all")
+
+
+def _print_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    plain = pa.schema([pa.field(field.name, _csv_type(field.type)) for field in schema])
+    sys.stdout.flush()
+    with csv.CSVWriter(sys.stdout.buffer, plain) as writer:
+        for batch in batches:
+            columns: Sequence[pa.Array] = [
+                column if column.type == field.type else pa.array(map(_as_json_text, column.to_pylist()), pa.string())
+                for column, field in zip(batch.columns, plain, strict=True)
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=plain))
+    sys.stdout.buffer.flush()
+
+
+def _print_json(batches: Iterator[pa.RecordBatch]) -> None:
+    """Print one JSON array, a row a line, so that both jq and a line-wise reader are served."""
+    separator = "[\n"
+    for batch in batches:
+        for row in batch.to_pylist():
+            sys.stdout.write(separator + json.dumps(_as_json(row), ensure_ascii=False))
+            separator = ",\n"
+    sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def _is_number(type_: pa.DataType) -> bool:
+    return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
+
+
+def _csv_type(type_: pa.DataType) -> pa.DataType:
+    types = pa.types
+    written_as_is = (
+        _is_number(type_)
+        or types.is_boolean(type_)
+        or types.is_null(type_)
+        or types.is_string(type_)
+        or types.is_large_string(type_)
+        or types.is_timestamp(type_)
+        or types.is_date(type_)
+        or types.is_time(type_)
+    )
+    return type_ if written_as_is else pa.string()
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ")
+    return value if isinstance(value, str) else str(_as_json(value))
+
+
+def _as_json_text(value: Any) -> str | None:
+    plain = _as_json(value)
+    return plain if plain is None or isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _as_json(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(key): _as_json(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_as_json(each) for each in value]
+        case float() if not math.isfinite(value):
+            return None  # JSON has no word for it
+        case bytes():
+            return value.hex()
+        case datetime() | date() | time():
+            return value.isoformat()
+        case Decimal() | timedelta():
+            return str(value)
+    return value

@@ -1,0 +1,188 @@
+"""``timestore status``: where every dataset stands, from one moment of the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from timestore_pipeline.building.thresholds import FlushThresholds, Trigger, due_trigger, effective_thresholds
+from timestore_pipeline.cli import wording
+from timestore_pipeline.cli.output import Heading
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, latest_builds, published_totals
+from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
+from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.store import Store
+
+HEADINGS = (
+    Heading("dataset"),
+    Heading("staged batches", right=True),
+    Heading("staged rows", right=True),
+    Heading("staged bytes", right=True),
+    Heading("oldest", right=True),
+    Heading("due"),
+    Heading("published rows", right=True),
+    Heading("files", right=True),
+    Heading("windows", right=True),
+    Heading("last flush"),
+    Heading("quarantine"),
+    Heading("landing files", right=True),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is in the table of a dataset."""
+
+    windows: int
+    rows: int
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """Where one dataset stands. A threshold or limit of 0 is off."""
+
+    dataset: str
+    queue: QueueState
+    oldest_age_seconds: float
+    thresholds: FlushThresholds
+    max_pending: int
+    due: Trigger | None
+    published: Published
+    last_flush: Build | None
+    in_flight: Build | None
+    quarantine: QuarantineTotals
+    landing_files: int
+
+
+def collect_status(
+    store: Store, datasets: Sequence[str] = (), now: int | None = None
+) -> tuple[list[DatasetStatus], tuple[str, ...]]:
+    """Return the status of each dataset (none: of all), and a sentence for each problem of the landing folder.
+
+    Raises:
+        UnknownDataset: a dataset is not declared.
+    """
+    specs = [store.datasets[name] for name in datasets or store.datasets]
+    scan = scan_landing(store, datasets or None)
+    moment = now_micros() if now is None else now
+    with store.ledger.read() as tx:
+        queues = queue_states(tx)
+        published = published_totals(tx)
+        flushed = latest_builds(tx)
+        in_flight = {build.dataset: build for build in builds_in_flight(tx)}
+        quarantined = open_totals(tx)
+    statuses = []
+    for spec in specs:
+        queue = queues.get(spec.name, QueueState(spec.name))
+        oldest = moment if queue.oldest_pending_at is None else queue.oldest_pending_at
+        thresholds = effective_thresholds(store.settings, spec)
+        max_pending = store.max_pending(spec)
+        statuses.append(
+            DatasetStatus(
+                dataset=spec.name,
+                queue=queue,
+                oldest_age_seconds=max(0, moment - oldest) / 1e6,
+                thresholds=thresholds,
+                max_pending=max_pending,
+                due=due_trigger(queue, thresholds, max_pending, moment),
+                published=Published(*published.get(spec.name, (0, 0, 0, 0))),
+                last_flush=flushed.get(spec.name),
+                in_flight=in_flight.get(spec.name),
+                quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
+                landing_files=len(scan.of(spec.name)),
+            )
+        )
+    return statuses, scan.problems
+
+
+def as_row(status: DatasetStatus) -> list[str]:
+    """Return the cells of a status under :data:`HEADINGS`."""
+    limits = status.thresholds
+    queue = status.queue
+    nothing = queue.oldest_pending_at is None
+    return [
+        status.dataset,
+        _of(wording.number(queue.pending_batches), wording.number(status.max_pending), status.max_pending),
+        _of(wording.number(queue.pending_rows), wording.number(limits.max_rows), limits.max_rows),
+        _of(wording.size(queue.pending_bytes), wording.size(limits.max_bytes), limits.max_bytes),
+        _of(
+            "-" if nothing else wording.duration(status.oldest_age_seconds),
+            wording.duration(limits.max_age_ms / 1e3),
+            limits.max_age_ms,
+        ),
+        "building" if status.in_flight else status.due.value if status.due else "-",
+        wording.number(status.published.rows),
+        wording.number(status.published.files),
+        wording.number(status.published.windows),
+        _flush_in_words(status.last_flush),
+        _quarantine_in_words(status.quarantine),
+        wording.number(status.landing_files),
+    ]
+
+
+def as_json(status: DatasetStatus) -> dict[str, Any]:
+    """Return a status as ``timestore status --json`` prints it."""
+    queue, flush, build = status.queue, status.last_flush, status.in_flight
+    return {
+        "dataset": status.dataset,
+        "staged": {
+            "batches": queue.pending_batches,
+            "rows": queue.pending_rows,
+            "bytes": queue.pending_bytes,
+            "oldest_age_seconds": status.oldest_age_seconds,
+        },
+        "limits": {
+            "max_pending": status.max_pending,
+            "flush_max_rows": status.thresholds.max_rows,
+            "flush_max_bytes": status.thresholds.max_bytes,
+            "flush_max_age_ms": status.thresholds.max_age_ms,
+        },
+        "due": status.due.value if status.due else None,
+        "published": {
+            "rows": status.published.rows,
+            "bytes": status.published.bytes,
+            "files": status.published.files,
+            "windows": status.published.windows,
+        },
+        "last_flush": flush
+        and {
+            "build": flush.id,
+            "result": flush.state.value,
+            "trigger": flush.trigger,
+            "finished_at": wording.iso(flush.finished_at or flush.claimed_at),
+            "duration_seconds": _seconds(flush),
+            "batches": flush.batches,
+            "rows": flush.rows,
+            "error": flush.error,
+        },
+        "in_flight": build
+        and {"build": build.id, "owner": build.owner, "claimed_at": wording.iso(build.claimed_at), "rows": build.rows},
+        "quarantine": {"batches": status.quarantine.batches, "rows": status.quarantine.rows},
+        "landing_files": status.landing_files,
+    }
+
+
+def _of(value: str, limit_in_words: str, limit: int) -> str:
+    return f"{value} / {limit_in_words}" if limit else f"{value} / off"
+
+
+def _seconds(build: Build) -> float:
+    return max(0, (build.finished_at or build.claimed_at) - build.claimed_at) / 1e6
+
+
+def _flush_in_words(build: Build | None) -> str:
+    if build is None:
+        return "never"
+    when = wording.moment(build.finished_at or build.claimed_at)
+    return f"{build.state.value} {when} by {build.trigger} in {wording.duration(_seconds(build))}"
+
+
+def _quarantine_in_words(totals: QuarantineTotals) -> str:
+    if not totals.batches and not totals.rows:
+        return "-"
+    return f"{wording.counted(totals.batches, 'batch', 'batches')}, {wording.counted(totals.rows, 'row')}"

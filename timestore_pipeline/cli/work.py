@@ -1,0 +1,175 @@
+"""``timestore stage``, ``ingest`` and ``flush``: what the sensors' runs do, by hand and once.
+
+One bad file or dataset never stops the others; each says on stderr what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from timestore_pipeline.building.build import BuildReport, build_windows
+from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.cli import wording
+from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
+from timestore_pipeline.cli.output import say, warn
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull, TimestoreError
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.lifecycle.retention import unlink_published_segments
+from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
+from timestore_pipeline.staging.receipts import Receipt
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+# Where one of these refuses a file, it refuses the next ones too.
+_NO_ROOM = (StagingQueueFull, DiskFull, GuardrailExceeded)
+
+_OWNER_PREFIX = f"cli:{socket.gethostname()}:"
+
+
+def stage_files(store: Store, dataset: str, files: Sequence[Path], batch_id: str | None) -> ExitCode:
+    """Stage files that lie anywhere; prints a receipt for each that is acknowledged.
+
+    Raises:
+        UnknownDataset: the dataset is not declared.
+    """
+    spec = store.datasets[dataset]
+    codes = []
+    for index, path in enumerate(files):
+        try:
+            say(_receipt_in_words(stage_file(store, spec.name, path, batch_id=batch_id)))
+        except TimestoreError as error:
+            warn(str(error))
+            codes.append(exit_code_of(error))
+            not_tried = len(files) - index - 1
+            if isinstance(error, _NO_ROOM) and not_tried:
+                warn(f"{wording.counted(not_tried, 'more file was', 'more files were')} not tried")
+                break
+    return worst(codes)
+
+
+def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
+    """Take the landing files of the datasets (none: of all) that are ready now, as one ingest run does.
+
+    Raises:
+        UnknownDataset: a dataset is not declared.
+    """
+    names = [store.datasets[name].name for name in datasets or store.datasets]
+    scan = scan_landing(store, datasets or None)
+    for problem in scan.problems:
+        warn(problem)
+    chosen = files_for_one_run(store, scan)
+    codes = []
+    for name in names:
+        waiting = scan.of(name)
+        files = chosen.get(name, ())
+        if not waiting:
+            say(f"{name}: no landing files")
+            continue
+        if files:
+            codes.append(_ingest(store, name, files))
+        if len(files) < len(waiting):
+            left = wording.counted(len(waiting) - len(files), "landing file waits", "landing files wait")
+            warn(f"dataset {name!r}: {left} for room in the queue or for the next run")
+            codes.append(ExitCode.TRY_LATER)
+    return worst(codes)
+
+
+def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, last: str | None) -> ExitCode:
+    """Publish what is staged in the windows ``first … last`` (keys; None is unbounded) of each dataset (none: of all).
+
+    Raises:
+        UnknownDataset: a dataset is not declared.
+        ValueError: a key names no window of a dataset.
+    """
+    specs = [store.datasets[name] for name in datasets or store.datasets]
+    ranges = [(spec, _window(spec, first), _window(spec, last)) for spec in specs]
+    for settled in settle_dead_builds(store, _command_has_died):
+        outcome = "had been published" if settled.published else "had not; its rows are staged again"
+        build = settled.build
+        warn(f"dataset {build.dataset!r}: build {build.id} of {build.owner} had died and {outcome}")
+    owner = f"{_OWNER_PREFIX}{os.getpid()}"
+    codes = []
+    for spec, first_window, last_window in ranges:
+        try:
+            report = build_windows(store, spec.name, first_window, last_window, owner=owner, trigger=Trigger.MANUAL)
+            say(_build_in_words(spec.name, report))
+        except TimestoreError as error:
+            warn(str(error))
+            codes.append(exit_code_of(error))
+    unlink_published_segments(store)
+    return worst(codes)
+
+
+def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
+    try:
+        report = ingest_files(store, name, files)
+    except TimestoreError as error:
+        warn(str(error))
+        return exit_code_of(error)
+    say(_ingest_in_words(report))
+    for entry in report.quarantined:
+        warn(f"dataset {name!r}: {entry.source} is in quarantine ({entry.kind.value}): {entry.reason}")
+    for sentence in report.skipped:
+        warn(sentence)
+    return worst(
+        [
+            ExitCode.FAILED if report.quarantined else ExitCode.DONE,
+            ExitCode.TRY_LATER if report.skipped else ExitCode.DONE,
+        ]
+    )
+
+
+def _command_has_died(owner: str) -> bool:
+    """Whether a build's owner was a command on this host that is gone, so that nobody has to wait for its lease."""
+    process = owner.removeprefix(_OWNER_PREFIX)
+    if process == owner or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _window(spec: DatasetSpec, key: str | None) -> Window | None:
+    return None if key is None else spec.window_from_key(key)
+
+
+def _receipt_in_words(receipt: Receipt) -> str:
+    what = "already staged" if receipt.duplicate else "staged"
+    quarantined = f", {receipt.quarantined_rows:,} in quarantine" if receipt.quarantined_rows else ""
+    windows = f" in {wording.counted(len(receipt.windows), 'window')}" if receipt.windows else ""
+    return (
+        f"{receipt.source}: {what}, {wording.counted(receipt.rows, 'row')}{quarantined}{windows}, "
+        f"batch {receipt.batch_id}"
+    )
+
+
+def _ingest_in_words(report: IngestReport) -> str:
+    parts = [
+        f"{wording.counted(report.batches, 'batch', 'batches')} staged with {wording.counted(report.rows, 'row')}"
+        f" in {wording.counted(len(report.windows), 'window')}"
+    ]
+    if report.duplicates:
+        parts.append(f"{wording.counted(report.duplicates, 'duplicate')}")
+    if report.quarantined_rows:
+        parts.append(f"{wording.counted(report.quarantined_rows, 'row')} in quarantine")
+    return f"{report.dataset}: {', '.join(parts)} ({wording.duration(report.duration_seconds)})"
+
+
+def _build_in_words(name: str, report: BuildReport | None) -> str:
+    if report is None:
+        return f"{name}: nothing is staged"
+    return (
+        f"{name}: {wording.counted(report.rows, 'row')} of {wording.counted(report.batches, 'batch', 'batches')} "
+        f"published in {wording.counted(len(report.windows), 'window')} "
+        f"({wording.counted(report.files, 'file')}, {wording.size(report.bytes)}) "
+        f"in {wording.duration(report.duration_seconds)}"
+    )
