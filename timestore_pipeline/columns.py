@@ -43,6 +43,9 @@ _ALIASES = {
     "TIMESTAMPTZ": "TIMESTAMP WITH TIME ZONE",
     "TIMESTAMP WITH TIME ZONE": "TIMESTAMP WITH TIME ZONE",
 }
+TYPE_NAMES = tuple(sorted({alias.lower() for alias in _ALIASES} | {"decimal(p,s)"}))
+"""The types as a datasets file may name them."""
+
 # What inference finds but no table can hold, each with the next wider type that loses nothing
 # (a nanosecond timestamp keeps its microseconds: Delta has no finer ones).
 _WIDENED = {
@@ -89,8 +92,7 @@ def canonical_type(declared: str) -> str:
         precision, scale = int(decimal[1]), int(decimal[2])
         if 1 <= precision <= _MAX_DECIMAL_DIGITS and scale <= precision:
             return f"DECIMAL({precision},{scale})"
-    allowed = ", ".join(sorted({alias.lower() for alias in _ALIASES} | {"decimal(p,s)"}))
-    raise ValueError(f"{declared!r} is no type that a dataset can hold; types are {allowed}")
+    raise ValueError(f"{declared!r} is no type that a dataset can hold; types are {', '.join(TYPE_NAMES)}")
 
 
 def inferred_type(found: str) -> str:

@@ -73,11 +73,13 @@ def status(datasets: Datasets = None, as_json: AsJson = False) -> None:
 
 @app.command(short_help="Query the datasets.")
 def sql(
-    query: Annotated[str, typer.Argument(help='SQL for DuckDB, such as "select count(*) from weather".')],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help='SQL for DuckDB, such as "select count(*) from weather".')
+    ],
     output_format: Annotated[OutputFormat, typer.Option("--format", help="How rows are printed.")] = OutputFormat.TABLE,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=0, help="Most rows that are printed; 50 in a table and all else, by default."),
+        typer.Option("--limit", min=0, metavar="N", help="Print at most N rows; by default 50 in a table, else all."),
     ] = None,
 ) -> None:
     """Query the datasets: each is a view over its staged and published rows, at one moment."""
@@ -89,11 +91,14 @@ def sql(
 
 @app.command(short_help="Stage files that lie anywhere.")
 def stage(
-    dataset: Annotated[str, typer.Argument(help="The dataset that the files belong to.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that the files belong to.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files; they stay where they are.")],
     batch_id: Annotated[
         str | None,
-        typer.Option(help="Key of the batch, for one file: the same key is staged once. By default from the content."),
+        typer.Option(
+            metavar="KEY",
+            help="Key of the batch, for one file: the same key is staged once. By default from the content.",
+        ),
     ] = None,
 ) -> None:
     """Stage files that lie anywhere, and print a receipt for each."""
