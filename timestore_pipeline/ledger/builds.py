@@ -262,7 +262,7 @@ def published_totals(tx: Connection) -> dict[str, tuple[int, int, int, int]]:
     query = select(
         windows.c.dataset, func.count(), func.sum(windows.c.rows), func.sum(windows.c.bytes), func.sum(windows.c.files)
     ).group_by(windows.c.dataset)
-    return {name: (n, int(rows), int(size), int(files)) for name, n, rows, size, files in tx.execute(query).tuples()}
+    return {name: (n, int(rows), int(size), int(files)) for name, n, rows, size, files in tx.execute(query)}
 
 
 def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:

@@ -57,7 +57,7 @@ def observe(tx: Connection, metric: str, dataset: str, label: str, value: float)
 def counter_values(tx: Connection) -> dict[tuple[str, str, str], float]:
     """Return every counter: (metric, dataset, label) → value."""
     rows = tx.execute(select(counters.c.metric, counters.c.dataset, counters.c.label, counters.c.value))
-    return {(metric, dataset, label): value for metric, dataset, label, value in rows.tuples()}
+    return {(metric, dataset, label): value for metric, dataset, label, value in rows}
 
 
 def histogram_values(tx: Connection) -> dict[tuple[str, str, str], Histogram]:

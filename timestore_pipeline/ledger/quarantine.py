@@ -102,7 +102,7 @@ def quarantined_bytes(tx: Connection) -> dict[str, int]:
         .where(quarantine.c.state == QuarantineState.OPEN.value)
         .group_by(quarantine.c.dataset)
     )
-    return {dataset: int(size) for dataset, size in tx.execute(query).tuples()}
+    return {dataset: int(size) for dataset, size in tx.execute(query)}
 
 
 def _entry(row: RowMapping) -> QuarantineEntry:

@@ -19,7 +19,7 @@ def register(tx: Connection, specs: Iterable[DatasetSpec]) -> None:
     Raises:
         LedgerError: a dataset's window granularity is not the one with which its rows were staged.
     """
-    known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).tuples().all())
+    known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
     for spec in specs:
         if spec.name not in known:
             tx.execute(insert(datasets).values(name=spec.name, granularity=spec.window.value))
@@ -32,7 +32,7 @@ def register(tx: Connection, specs: Iterable[DatasetSpec]) -> None:
 
 def unregistered(tx: Connection, specs: Iterable[DatasetSpec]) -> bool:
     """Whether :func:`register` has anything to do or to complain about."""
-    known = set(tx.execute(select(datasets.c.name, datasets.c.granularity)).tuples().all())
+    known = set(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
     return any((spec.name, spec.window.value) not in known for spec in specs)
 
 
@@ -76,7 +76,7 @@ def fix_columns(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) 
 
 def table_versions(tx: Connection) -> dict[str, int | None]:
     """Return per dataset the table version that readers may see; None where there is no table yet."""
-    return dict(tx.execute(select(datasets.c.name, datasets.c.table_version)).tuples().all())
+    return dict(tx.execute(select(datasets.c.name, datasets.c.table_version)).all())
 
 
 def known_datasets(tx: Connection) -> set[str]:

@@ -104,7 +104,7 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
 
 def _last_published(tx: Connection) -> dict[str, int]:
     query = select(windows.c.dataset, func.max(windows.c.published_at)).group_by(windows.c.dataset)
-    return dict(tx.execute(query).tuples().all())
+    return dict(tx.execute(query).all())
 
 
 def _family(

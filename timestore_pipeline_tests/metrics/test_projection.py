@@ -1,0 +1,248 @@
+"""The picture: every series, for every dataset, as the ledger has it at one moment (invariant 7)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import StagingQueueFull
+from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
+from timestore_pipeline.ledger.counters import (
+    DROPPED_BATCHES,
+    FLUSH_BATCHES,
+    FLUSH_BUCKETS,
+    FLUSH_DURATION,
+    FLUSH_ROWS,
+    RETRIED_BATCHES,
+    count,
+    observe,
+)
+from timestore_pipeline.metrics import collect_metrics, exposition
+from timestore_pipeline.metrics import series as names
+from timestore_pipeline.metrics.series import SERIES, SeriesType
+from timestore_pipeline.staging.ingest import ingest_files
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+
+SECOND = 1_000_000
+
+
+def weather(rows: int = 3, first: int = 0) -> pa.Table:
+    """Rows of ``weather``, all in the window 2026-01-01."""
+    times = [datetime(2026, 1, 1, tzinfo=UTC)] * rows
+    temperatures = [float(first + index) for index in range(rows)]
+    return pa.table({"ts": times, "station": ["JFK"] * rows, "temp": temperatures})
+
+
+def value(store: Store, name: str, now: int | None = None, **labels: str) -> float:
+    """The one sample of a series that has these labels."""
+    found = [
+        sample.value
+        for family in collect_metrics(store, now)
+        for sample in family.samples
+        if sample.name == name and sample.labels == {"dataset": "weather", **labels}
+    ]
+    assert len(found) == 1, f"{name} {labels}: {found}"
+    return found[0]
+
+
+def test_everything_is_exported_as_zero_before_anything_happened(store: Store):
+    families = {family.name: family for family in collect_metrics(store)}
+
+    for each in SERIES:
+        samples = families[each.name.removesuffix("_total")].samples
+        assert {sample.value for sample in samples} == {0}
+        for dataset in store.datasets:
+            labels = [sample.labels for sample in samples if sample.labels["dataset"] == dataset]
+            seen = {label.get(each.label) if each.label else None for label in labels}
+            assert seen == (set(each.values) or {None})
+
+
+def test_what_is_staged_is_in_the_queue_until_it_is_published(store: Store):
+    stage(store, "weather", weather(3))
+    stage(store, "weather", weather(4, first=3))
+
+    assert value(store, names.QUEUE_DEPTH, metric="batches") == 2
+    assert value(store, names.QUEUE_DEPTH, metric="rows") == 7
+    assert value(store, names.PUBLISHED_ROWS) == 0
+
+    build_windows(store, "weather", owner="test")
+
+    assert value(store, names.QUEUE_DEPTH, metric="batches") == 0
+    assert value(store, names.QUEUE_DEPTH, metric="rows") == 0
+    assert value(store, names.PUBLISHED_ROWS) == 7
+    assert value(store, names.PUBLISHED_WINDOWS) == 1
+    assert value(store, names.PUBLISHED_FILES) == 1
+    parquet = list(store.table_path("weather").rglob("*.parquet"))
+    assert value(store, names.PUBLISHED_BYTES) == sum(path.stat().st_size for path in parquet)
+
+
+def test_the_age_is_that_of_the_oldest_batch(store: Store):
+    before = now_micros()
+    stage(store, "weather", weather())
+    after = now_micros()
+
+    age = value(store, names.OLDEST_AGE, now=after + 90 * SECOND)
+
+    assert 90 <= age <= 90 + (after - before) / SECOND
+    assert value(store, names.OLDEST_AGE, now=before - SECOND) == 0, "the clock of another host may lag"
+
+
+def test_disk_usage_is_what_the_file_system_says(store: Store, drop: Callable[[Store, str, str, str | bytes], Path]):
+    drop(store, "weather", "good.csv", WEATHER_CSV)
+    drop(store, "weather", "bad.csv", "this,is,no weather\n1,2,3\n")
+    ingest_files(store, "weather", scan_landing(store).of("weather"))
+    segments = list(store.settings.staging_path.rglob("*.duckdb"))
+    assert segments
+
+    def usage() -> dict[str, float]:
+        return {part: value(store, names.DISK_USAGE, component=part) for part in ("staged", "retained", "quarantine")}
+
+    size = sum(path.stat().st_size for path in segments)
+    refused = len("this,is,no weather\n1,2,3\n")
+    assert usage() == {"staged": size, "retained": 0, "quarantine": refused}
+    assert value(store, names.QUARANTINED_BATCHES) == 1
+
+    build_windows(store, "weather", owner="test")
+
+    assert usage() == {"staged": 0, "retained": size, "quarantine": refused}
+
+
+def test_refused_rows_are_counted_apart_from_refused_batches(store: Store):
+    times = [datetime(2026, 1, 1, tzinfo=UTC), None, datetime(1999, 1, 1, tzinfo=UTC)]
+
+    stage(store, "weather", pa.table({"ts": times, "station": ["JFK"] * 3, "temp": [1.0, 2.0, 3.0]}))
+
+    assert value(store, names.QUARANTINED_ROWS) == 2
+    assert value(store, names.QUARANTINED_BATCHES) == 0
+    assert value(store, names.QUEUE_DEPTH, metric="rows") == 1
+
+
+def test_a_flush_is_counted_by_its_result(store: Store):
+    stage(store, "weather", weather(3))
+    before = now_micros() / SECOND
+
+    build_windows(store, "weather", owner="test")
+
+    assert value(store, FLUSH_BATCHES, result="success") == 1
+    assert value(store, FLUSH_ROWS, result="success") == 3
+    assert value(store, FLUSH_DURATION + "_count", result="success") == 1
+    assert value(store, FLUSH_DURATION + "_count", result="failure") == 0
+    assert before <= value(store, names.FLUSH_LAST_SUCCESS) <= now_micros() / SECOND
+
+
+def test_a_build_that_died_counts_as_failure_and_its_batches_as_retried(store: Store):
+    stage(store, "weather", weather(3))
+    with store.ledger.write() as tx:
+        claim = claim_slices(
+            tx, "weather", owner="dead", trigger="manual", first_window=None, last_window=None, lease_micros=1, now=0
+        )
+        assert claim is not None
+        mark_aborted(tx, claim.build, error="it died", recovered=True, now=7 * SECOND)
+
+    assert value(store, RETRIED_BATCHES, reason="flush_abort") == 1
+    assert value(store, FLUSH_ROWS, result="failure") == 3
+    assert value(store, FLUSH_DURATION + "_sum", result="failure") == 7
+    assert value(store, names.FLUSH_LAST_SUCCESS) == 0
+
+
+def test_a_repeated_batch_counts_as_retried(store: Store):
+    for _ in range(3):
+        stage(store, "weather", weather(), batch_id="once")
+
+    assert value(store, RETRIED_BATCHES, reason="duplicate") == 2
+    assert value(store, names.QUEUE_DEPTH, metric="batches") == 1
+
+
+def test_a_refused_batch_counts_as_dropped(make_store: MakeStore):
+    store = make_store(staging_max_pending=1)
+    stage(store, "weather", weather())
+
+    with pytest.raises(StagingQueueFull):
+        stage(store, "weather", weather(first=10))
+
+    assert value(store, DROPPED_BATCHES, reason="queue_full") == 1
+    assert value(store, DROPPED_BATCHES, reason="disk_full") == 0
+
+
+def test_buckets_are_cumulative(store: Store):
+    observed = [0.01, 0.05, 0.3, 0.3, 45, 99_999]
+    with store.ledger.write() as tx:
+        for seconds in observed:
+            observe(tx, FLUSH_DURATION, "weather", "success", seconds)
+
+    for bound in FLUSH_BUCKETS:
+        at_most = sum(seconds <= bound for seconds in observed)
+        assert value(store, FLUSH_DURATION + "_bucket", result="success", le=str(float(bound))) == at_most
+    assert value(store, FLUSH_DURATION + "_bucket", result="success", le="+Inf") == len(observed)
+    assert value(store, FLUSH_DURATION + "_count", result="success") == len(observed)
+    assert value(store, FLUSH_DURATION + "_sum", result="success") == pytest.approx(sum(observed))
+
+
+def test_a_dataset_that_is_no_longer_declared_stays_visible(make_store: MakeStore):
+    stage(make_store(), "weather", weather())
+
+    store = make_store("datasets: {events: {time: {column: at, unit: ms}, window: hour}}")
+
+    assert value(store, names.QUEUE_DEPTH, metric="batches") == 1
+
+
+def test_a_reason_that_the_table_of_series_does_not_know_is_exported_all_the_same(store: Store):
+    with store.ledger.write() as tx:
+        count(tx, DROPPED_BATCHES, "weather", "new_reason", 3)
+
+    assert value(store, DROPPED_BATCHES, reason="new_reason") == 3
+
+
+def test_every_process_sees_the_same_picture(make_store: MakeStore):
+    one, other = make_store(), make_store()
+    stage(one, "weather", weather())
+    now = now_micros()
+
+    pictures = [[family.samples for family in collect_metrics(each, now)] for each in (one, other)]
+
+    assert pictures[0] == pictures[1]
+
+
+def test_a_picture_is_taken_in_one_transaction(store: Store, monkeypatch: pytest.MonkeyPatch):
+    opened = []
+    read = type(store.ledger).read
+    monkeypatch.setattr(type(store.ledger), "read", lambda ledger: opened.append(1) or read(ledger))
+
+    collect_metrics(store)
+
+    assert len(opened) == 1
+
+
+def test_the_exposition_can_be_parsed_back(store: Store):
+    stage(store, "weather", weather(5))
+
+    families = {family.name: family for family in text_string_to_metric_families(exposition(store).decode())}
+
+    types = {each.name.removesuffix("_total"): each.type for each in SERIES}
+    assert {name: SeriesType(family.type) for name, family in families.items()} == types
+    rows = [sample for sample in families[names.QUEUE_DEPTH].samples if sample.labels["metric"] == "rows"]
+    assert {sample.labels["dataset"]: sample.value for sample in rows} == {"weather": 5, "events": 0}
+
+
+@pytest.mark.server
+def test_prometheus_finds_nothing_wrong_with_the_exposition(store: Store, program: Callable[[str], str]):
+    stage(store, "weather", weather())
+    build_windows(store, "weather", owner="test")
+
+    checked = subprocess.run(
+        [program("promtool"), "check", "metrics"], input=exposition(store), capture_output=True, check=False
+    )
+
+    assert checked.returncode == 0, checked.stderr.decode()
+    assert checked.stderr == b""

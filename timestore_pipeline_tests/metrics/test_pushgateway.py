@@ -1,0 +1,336 @@
+"""Pushing: the whole picture each time, never out of order, and never at the cost of what is reported on."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
+from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.metrics import PushResult, push_metrics
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.conftest import MakeStore, unused_port
+
+
+class Gateway:
+    """A running Pushgateway."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def samples(self, name: str, **labels: str) -> list[float]:
+        """The values that a scrape finds of a series, among the groups that have these labels."""
+        with urlopen(f"{self.url}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        return [
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+
+    def put(self, group: str, text: str) -> None:
+        """Push something else."""
+        with urlopen(Request(f"{self.url}/metrics/{group}", data=text.encode(), method="PUT"), timeout=10):
+            pass
+
+
+@pytest.fixture
+def gateway(program: Callable[[str], str]) -> Iterator[Gateway]:
+    binary = program("prometheus-pushgateway")
+    port = unused_port()
+    process = subprocess.Popen(
+        [binary, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        gateway = Gateway(f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                gateway.samples("up")
+                break
+            except URLError:
+                assert process.poll() is None, "the Pushgateway ended"
+                assert time.monotonic() < deadline, "the Pushgateway does not answer"
+                time.sleep(0.02)
+        yield gateway
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def listening(answer: Callable[[socket.socket], None] | None) -> Iterator[str]:
+    """A server that accepts connections and lets ``answer`` deal with each; None leaves them open, unanswered."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepted: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                accepted.append(connection)
+                if answer is not None:
+                    answer(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            for connection in accepted:
+                connection.close()
+            thread.join(10)
+
+
+def drop_batches(store: Store, batches: int) -> None:
+    with store.ledger.write() as tx:
+        count(tx, DROPPED_BATCHES, "weather", "queue_full", batches)
+
+
+def test_without_a_gateway_metrics_are_off(store: Store):
+    result = push_metrics(store)
+
+    assert result == PushResult(False, "off: TIMESTORE_PUSHGATEWAY_URL is not set")
+
+
+@pytest.mark.server
+def test_the_gateway_has_what_the_ledger_has(make_store: MakeStore, gateway: Gateway):
+    store = make_store(pushgateway_url=gateway.url)
+    drop_batches(store, 3)
+
+    result = push_metrics(store)
+
+    assert result == PushResult(True, f"pushed to {gateway.url}")
+    dropped = {"dataset": "weather", "reason": "queue_full", "job": "timestore"}
+    assert gateway.samples(DROPPED_BATCHES, **dropped) == [3]
+    assert gateway.samples(DROPPED_BATCHES, dataset="events") == [0, 0, 0]
+
+
+@pytest.mark.server
+def test_the_job_is_the_group(make_store: MakeStore, gateway: Gateway):
+    store = make_store(pushgateway_url=gateway.url, pushgateway_job="time/store of A & B")
+
+    assert push_metrics(store).pushed
+
+    assert len(gateway.samples(DROPPED_BATCHES, job="time/store of A & B")) == 6
+
+
+@pytest.mark.server
+def test_a_push_replaces_its_own_group_and_no_other(make_store: MakeStore, gateway: Gateway):
+    store = make_store(pushgateway_url=gateway.url)
+    gateway.put("job/timestore", "old_series 1\n")
+    gateway.put("job/other", "others_series 1\n")
+
+    assert push_metrics(store).pushed
+
+    assert gateway.samples("old_series") == []
+    assert gateway.samples("others_series") == [1]
+
+
+PUSHER = """
+import sys
+from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
+from timestore_pipeline.metrics import push_metrics
+from timestore_pipeline.store import Store
+
+with Store.open() as store:
+    for _ in range(int(sys.argv[1])):
+        with store.ledger.write() as tx:
+            count(tx, DROPPED_BATCHES, "weather", "queue_full")
+        result = push_metrics(store)
+        assert result.pushed, result.reason
+"""
+
+
+@pytest.mark.server
+def test_counters_never_go_down_whichever_process_pushes(
+    store_environment: Callable[..., dict[str, str]], gateway: Gateway
+):
+    processes, pushes = 4, 15
+    environment = store_environment(pushgateway_url=gateway.url, pushgateway_timeout_seconds=60)
+    environment["PYTHONPATH"] = ":".join(sys.path)
+    Store.open().close()
+
+    running = [
+        subprocess.Popen([sys.executable, "-c", PUSHER, str(pushes)], env=environment, stderr=subprocess.PIPE)
+        for _ in range(processes)
+    ]
+    seen: list[float] = []
+    deadline = time.monotonic() + 120
+    while any(process.poll() is None for process in running):
+        assert time.monotonic() < deadline
+        seen += gateway.samples(DROPPED_BATCHES, dataset="weather", reason="queue_full")
+    seen += gateway.samples(DROPPED_BATCHES, dataset="weather", reason="queue_full")
+
+    errors = [process.communicate()[1].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * processes, errors
+    assert seen == sorted(seen)
+    assert seen[-1] == processes * pushes
+
+
+def test_a_gateway_that_is_down_is_a_warning(make_store: MakeStore, free_port: int, caplog: pytest.LogCaptureFixture):
+    url = f"http://127.0.0.1:{free_port}"
+
+    result = push_metrics(make_store(pushgateway_url=url))
+
+    assert not result.pushed
+    assert result.reason.startswith(f"metrics were not pushed to {url}: ")
+    assert "refused" in result.reason
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def trickle(connection: socket.socket) -> None:
+    """Send a header line for ever: each byte in time, the answer never."""
+
+    def send() -> None:
+        try:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+@pytest.mark.parametrize("answer", [None, trickle], ids=["never answers", "trickles"])
+def test_a_gateway_that_hangs_is_given_up_in_time(
+    answer: Callable[[socket.socket], None] | None, make_store: MakeStore
+):
+    with listening(answer) as url:
+        store = make_store(pushgateway_url=url, pushgateway_timeout_seconds=0.5)
+        started = time.monotonic()
+
+        result = push_metrics(store)
+
+        # Twice the timeout leaves room for a busy machine, and none for a second wait.
+        assert time.monotonic() - started < 1.5
+    assert not result.pushed
+    assert "0.5 s" in result.reason or "timed out" in result.reason
+
+
+def reset(connection: socket.socket) -> None:
+    connection.close()
+
+
+def refuse(connection: socket.socket) -> None:
+    connection.recv(65536)
+    body = b"text format parsing error in line 7"
+    connection.sendall(b"HTTP/1.0 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    connection.close()
+
+
+def babble(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"220 mail.example.org ESMTP\r\n")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(reset, "metrics were not pushed"), (refuse, "HTTP 400 Bad Request"), (babble, "220 mail")],
+)
+def test_a_gateway_that_answers_wrongly_is_a_warning(
+    answer: Callable[[socket.socket], None], reason: str, make_store: MakeStore
+):
+    with listening(answer) as url:
+        result = push_metrics(make_store(pushgateway_url=url, pushgateway_timeout_seconds=5))
+
+    assert not result.pushed
+    assert reason in result.reason
+
+
+@pytest.mark.parametrize("url", ["gar bage", "http://[::1", "ftp://127.0.0.1/", "http://", "http://127.0.0.1:99999"])
+def test_an_url_that_is_none_is_a_warning(url: str, make_store: MakeStore):
+    result = push_metrics(make_store(pushgateway_url=url))
+
+    assert not result.pushed
+    assert result.reason.startswith("metrics were not pushed to ")
+
+
+def test_a_ledger_that_cannot_be_used_is_a_warning(make_store: MakeStore, free_port: int, monkeypatch):
+    store = make_store(pushgateway_url=f"http://127.0.0.1:{free_port}")
+
+    def broken() -> None:
+        raise RuntimeError("no ledger today")
+
+    monkeypatch.setattr(type(store.ledger), "write", lambda _: broken())
+
+    assert "no ledger today" in push_metrics(store).reason
+
+
+def test_a_password_is_sent_and_never_shown(make_store: MakeStore, caplog: pytest.LogCaptureFixture):
+    sent: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            sent.append(self.headers["Authorization"])
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = make_store(pushgateway_url=f"http://me:p%40ss@127.0.0.1:{server.server_address[1]}")
+        result = push_metrics(store)
+        server.shutdown()
+
+    assert sent == ["Basic " + base64.b64encode(b"me:p@ss").decode()]
+    assert "HTTP 401" in result.reason
+    assert "ss@" not in result.reason + caplog.text
+
+
+def test_a_push_waits_its_turn_but_not_longer_than_its_timeout(make_store: MakeStore, free_port: int):
+    store = make_store(pushgateway_url=f"http://127.0.0.1:{free_port}", pushgateway_timeout_seconds=0.3)
+    now = now_micros()
+    with store.ledger.write() as tx:
+        assert take_lease(tx, "metrics_push", "another", now=now, expires_at=now + 60_000_000)
+
+    assert "other processes were pushing" in push_metrics(store).reason
+
+    with store.ledger.write() as tx:
+        release_lease(tx, "metrics_push", "another")
+    assert "refused" in push_metrics(store).reason
+
+
+def test_a_process_that_died_while_pushing_holds_nobody_up(make_store: MakeStore, free_port: int):
+    store = make_store(pushgateway_url=f"http://127.0.0.1:{free_port}")
+    now = now_micros()
+    with store.ledger.write() as tx:
+        assert take_lease(tx, "metrics_push", "dead", now=now - 10, expires_at=now - 1)
+
+    assert "refused" in push_metrics(store).reason
+
+
+def test_a_lease_has_one_holder_at_a_time(store: Store):
+    with store.ledger.write() as tx:
+        assert take_lease(tx, "thing", "one", now=0, expires_at=100)
+        assert not take_lease(tx, "thing", "other", now=50, expires_at=150)
+        assert take_lease(tx, "thing", "one", now=60, expires_at=160), "its holder may extend it"
+        assert not take_lease(tx, "thing", "other", now=110, expires_at=210)
+        assert take_lease(tx, "another thing", "other", now=50, expires_at=150)
+        assert take_lease(tx, "thing", "other", now=160, expires_at=260)
+        release_lease(tx, "thing", "one")
+        assert not take_lease(tx, "thing", "one", now=200, expires_at=300), "only its holder can release it"
+        release_lease(tx, "thing", "other")
+        assert take_lease(tx, "thing", "one", now=200, expires_at=300)
