@@ -7,7 +7,7 @@ Every connection is in-memory; segments are attached to it. There is no shared r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 
 import duckdb
 
@@ -33,6 +33,37 @@ def connection_config(settings: Settings) -> dict[str, str | bool | int | float 
 def connector(settings: Settings) -> Connect:
     """Return a :data:`Connect` for ``settings``."""
     return prepared(lambda: closing(duckdb.connect(":memory:", config=connection_config(settings))))
+
+
+class ConnectionPool:
+    """Keeps DuckDB instances open for the next user: opening one takes longer than writing a small segment.
+
+    Only for work that leaves nothing behind in the instance, as writing a segment does.
+    """
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._idle: list[tuple[ExitStack, duckdb.DuckDBPyConnection]] = []
+
+    @contextmanager
+    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a connection that no one else uses; after an error it is closed rather than kept."""
+        try:
+            stack, connection = self._idle.pop()
+        except IndexError:
+            stack = ExitStack()
+            connection = stack.enter_context(self._connect())
+        try:
+            yield connection
+        except BaseException:
+            stack.close()
+            raise
+        self._idle.append((stack, connection))
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        while self._idle:
+            self._idle.pop()[0].close()
 
 
 def prepared(connect: Connect) -> Connect:

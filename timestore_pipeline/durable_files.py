@@ -39,7 +39,10 @@ def put_in_place(temporary: Path, final: Path) -> None:
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Move a file into an existing folder, also to another file system; ``target`` is never half there."""
+    """Move a file into an existing folder, also to another file system; ``target`` is never half there.
+
+    The move is durable once the caller has synced the target's folder; until then a power cut may undo it.
+    """
     try:
         source.rename(target)
     except OSError as error:
@@ -50,4 +53,3 @@ def move_file(source: Path, target: Path) -> None:
             source.unlink()
             return
         raise
-    fsync_path(target.parent)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from timestore_pipeline.connections import Connect, connector
+from timestore_pipeline.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.registry import register, unregistered
@@ -29,6 +29,7 @@ class Store:
     datasets: Datasets
     ledger: Ledger
     connect: Connect
+    writers: ConnectionPool
 
     @classmethod
     def open(
@@ -50,10 +51,12 @@ class Store:
             with ledger.write() as tx:
                 register(tx, datasets.values())
         settings.temp_path.mkdir(parents=True, exist_ok=True)
-        return cls(settings, datasets, ledger, connect or connector(settings))
+        connect = connect or connector(settings)
+        return cls(settings, datasets, ledger, connect, ConnectionPool(connect))
 
     def close(self) -> None:
-        """Close the ledger."""
+        """Close the ledger and the idle connections."""
+        self.writers.close()
         self.ledger.close()
 
     def __enter__(self) -> Self:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
 from timestore_pipeline.store import Store
 
 NOT_READY_PREFIXES = (".", "_")
@@ -55,8 +56,10 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
         return LandingScan(
             (), (f"the landing folder {landing} does not exist; create it or set TIMESTORE_LANDING_DIRECTORY",)
         )
+    with store.ledger.read() as tx:
+        settled = all_settled(tx)
     for name in store.datasets if datasets is None else datasets:
-        _scan_dataset(store, name, landing / name, files, problems)
+        _scan_dataset(store, name, landing / name, settled, files, problems)
     if datasets is None:
         problems += _undeclared(store, landing)
     files.sort(key=lambda file: (file.modified_at, file.path))
@@ -102,7 +105,14 @@ def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
     ]
 
 
-def _scan_dataset(store: Store, dataset: str, folder: Path, files: list[LandingFile], problems: list[str]) -> None:
+def _scan_dataset(
+    store: Store,
+    dataset: str,
+    folder: Path,
+    settled: set[SettledFile],
+    files: list[LandingFile],
+    problems: list[str],
+) -> None:
     landing_spec = store.datasets[dataset].landing
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -120,12 +130,14 @@ def _scan_dataset(store: Store, dataset: str, folder: Path, files: list[LandingF
             continue
         if stat.S_ISLNK(status.st_mode):
             problems.append(f"{dataset}: {entry.path} is a symbolic link, which is never followed; copy the file")
-        elif not stat.S_ISREG(status.st_mode):
             continue
-        elif not os.access(entry.path, os.R_OK):
-            problems.append(f"{dataset}: {entry.path} cannot be read: permission denied; the other files go on")
-        else:
+        stamp = SettledFile(dataset, entry.name, status.st_size, status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode) or stamp in settled:
+            continue
+        if os.access(entry.path, os.R_OK):
             files.append(LandingFile(dataset, Path(entry.path), status.st_size, status.st_mtime))
+        else:
+            problems.append(f"{dataset}: {entry.path} cannot be read: permission denied; the other files go on")
 
 
 def _undeclared(store: Store, landing: Path) -> Sequence[str]:

@@ -103,6 +103,7 @@ def plan_reads(
     """Group ``files`` by shape into as few statements as possible; wrongly shaped ones are refused one by one."""
     shapes: dict[_Shape, list[Path]] = defaultdict(list)
     arrow_tables: dict[Path, pa.Table] = {}
+    arrow_shapes: dict[pa.Schema, _Shape] = {}
     refused: dict[Path, str] = {}
     parquet = []
     for path in files:
@@ -117,7 +118,7 @@ def plan_reads(
                 shape = _Shape(format_, _csv_header(spec, path))
             elif format_ is FileFormat.ARROW:
                 arrow_tables[path] = _read_arrow(path)
-                shape = _arrow_shape(connection, arrow_tables[path])
+                shape = _arrow_shape(connection, arrow_tables[path].schema, arrow_shapes)
             else:
                 shape = _Shape(format_)
             shapes[shape].append(path)
@@ -337,25 +338,27 @@ def _read_arrow(path: Path) -> pa.Table:
     return table
 
 
-def _arrow_shape(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> _Shape:
-    found = describe_arrow(connection, table.schema.empty_table())
-    return _Shape(FileFormat.ARROW, tuple(name for name, _ in found), tuple(type_ for _, type_ in found))
+def _arrow_shape(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, known: dict[pa.Schema, _Shape]) -> _Shape:
+    if schema not in known:
+        found = describe_arrow(connection, schema)
+        known[schema] = _Shape(FileFormat.ARROW, tuple(name for name, _ in found), tuple(type_ for _, type_ in found))
+    return known[schema]
 
 
-def describe_arrow(connection: duckdb.DuckDBPyConnection, table: pa.Table) -> list[tuple[str, str]]:
-    """Return (name, DuckDB type) of the columns of an Arrow table.
+def describe_arrow(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> list[tuple[str, str]]:
+    """Return (name, DuckDB type) of the columns of an Arrow schema.
 
     Raises:
         UnreadableFile: it has no columns, or one of a type that DuckDB does not know.
     """
-    names = table.column_names
+    names = schema.names
     if not names:
         raise UnreadableFile("it has no columns")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UnreadableFile(f"wrong columns; repeated columns: {', '.join(map(repr, twice))}")
     try:
-        connection.register("described", table)
+        connection.register("described", schema.empty_table())
         return _describe(connection, "described")
     except (duckdb.Error, NotImplementedError) as error:
         raise UnreadableFile(readable_reason(error)) from error
@@ -447,7 +450,7 @@ def _describe_file(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, pat
         raise UnreadableFile("the file is empty (0 bytes)")
     source = literal(glob_literal(path))
     if format_ is FileFormat.ARROW:
-        return describe_arrow(connection, _read_arrow(path))
+        return describe_arrow(connection, _read_arrow(path).schema)
     if format_ is FileFormat.PARQUET:
         return _describe(connection, f"read_parquet({source}, hive_partitioning = false)")
     if format_ is FileFormat.JSON_LINES:

@@ -86,7 +86,7 @@ def staged_bytes(tx: Connection) -> dict[str, int]:
         .where(slices.c.published_at.is_(None))
         .group_by(slices.c.dataset)
     )
-    return {dataset: int(size) for dataset, size in tx.execute(query).tuples()}
+    return {dataset: int(size) for dataset, size in tx.execute(query)}
 
 
 def acknowledge(
@@ -116,7 +116,7 @@ def acknowledge(
                 "rows": batch.rows,
                 "quarantined_rows": batch.quarantined_rows,
                 "segment_id": segment.id if segment else None,
-                "ordinal": batch.ordinal if segment else None,
+                "ordinal": batch.ordinal,
                 "staged_at": now,
                 "published_at": None if batch.rows else now,
             }

@@ -107,7 +107,7 @@ batches = Table(
     Column("rows", BigInteger, nullable=False, comment="staged rows, without the quarantined ones"),
     Column("quarantined_rows", BigInteger, nullable=False),
     Column("segment_id", String(32), ForeignKey("segments.id"), comment="null: the batch had no row to stage"),
-    Column("ordinal", Integer, comment="the batch's number within its segment"),
+    Column("ordinal", Integer, nullable=False, comment="the batch's number within its segment"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger),
     PrimaryKeyConstraint("dataset", "batch_id"),
@@ -204,6 +204,17 @@ quarantine = Table(
     Index("uq_quarantine_open", "dataset", "kind", "batch_id", unique=True,
           sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'")),
 )  # fmt: skip
+
+settled_files = Table(
+    "settled_files",
+    metadata,
+    Column("dataset", String(63), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("modified_at", BigInteger, nullable=False, comment="nanoseconds since the epoch, as the file system has it"),
+    PrimaryKeyConstraint("dataset", "name"),
+    comment="files that stay in the landing folder although their batch is in the ledger",
+)
 
 counters = Table(
     "counters",

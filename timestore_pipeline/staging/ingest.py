@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+from blake3 import blake3
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import make_folder, move_file
+from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import BatchRejected, StagingQueueFull, TimestoreError
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.readers import (
@@ -36,6 +37,7 @@ from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
@@ -52,6 +54,9 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
 log = logging.getLogger(__name__)
+
+# Hashing and reading overlap; both release the interpreter's lock.
+_HASHING_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,20 @@ class IngestReport:
         return tuple(sorted({window for receipt in self.staged for window in receipt.windows}))
 
 
+@dataclass(frozen=True)
+class _Stamp:
+    """What changes when a file is written to."""
+
+    inode: int
+    bytes: int
+    modified_at: int
+
+    @classmethod
+    def of(cls, path: Path) -> _Stamp:
+        status = path.stat()
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclass
 class _Files:
     """The files of one ingest as they pass through it."""
@@ -111,7 +130,7 @@ class _Files:
     twins: dict[Path, Path] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
-    seen: dict[Path, tuple[int, int, int]] = field(default_factory=dict)
+    seen: dict[Path, _Stamp] = field(default_factory=dict)
 
 
 def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> IngestReport:
@@ -140,8 +159,10 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
             state.fresh.clear()
     _settle_twins(store, spec, batches, acknowledged, state)
     _warn_of_guardrails(store, spec)
-    quarantined = [_set_file_aside(store, spec, path, reason, batches[path]) for path, reason in state.refused.items()]
-    _clear_away(store, spec, [*state.fresh, *state.duplicates], batches)
+    quarantined = [
+        _set_file_aside(store, spec, path, reason, batches[path], state.seen) for path, reason in state.refused.items()
+    ]
+    _clear_away(store, spec, [*state.fresh, *state.duplicates], batches, state.seen)
     return IngestReport(
         dataset=dataset,
         receipts=(*acknowledged.receipts, *state.duplicates.values()),
@@ -165,17 +186,17 @@ def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = No
     spec = store.datasets[dataset]
     path = path.absolute()
     try:
-        status = path.stat()
+        stamp = _Stamp.of(path)
         fingerprint = file_fingerprint(path)
     except OSError as error:
         raise BatchRejected(dataset, str(path), f"it cannot be read: {error.strerror or error}") from error
     state = _Files()
-    batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, path.name, status.st_size)
+    batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, path.name, stamp.bytes)
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
     if duplicate is not None:
         return duplicate
     state.fresh[path] = batch
-    state.seen[path] = _identity(status)
+    state.seen[path] = stamp
     check_room(store, spec, 1)
     acknowledged, _, _ = _stage_fresh(store, spec, state)
     if state.refused:
@@ -186,26 +207,29 @@ def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = No
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the BLAKE3 hash of a file's bytes, in hex."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, blake3).hexdigest()
+
+
+def _stamp_and_hash(path: Path) -> tuple[_Stamp, str]:
+    stamp = _Stamp.of(path)  # first, so that a write in between is noticed
+    return stamp, file_fingerprint(path)
 
 
 def file_batch_id(fingerprint: str) -> str:
     """Return the batch id of a landing file: its content's, so that its name does not matter."""
-    return f"sha256-{fingerprint}"
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return f"file-{fingerprint}"
 
 
 def _identify(files: Iterable[LandingFile], state: _Files) -> dict[Path, IncomingBatch]:
     batches = {}
-    for file in files:
+    files = list(files)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        read = [pool.submit(_stamp_and_hash, file.path) for file in files]
+    for file, result in zip(files, read, strict=True):
         try:
-            state.seen[file.path] = _identity(file.path.stat())
-            fingerprint = file_fingerprint(file.path)
+            state.seen[file.path], fingerprint = result.result()
         except FileNotFoundError:
             continue  # another ingest took it
         except OSError as error:
@@ -252,16 +276,15 @@ def _stage_fresh(
     """Write and acknowledge a segment of ``state.fresh``; what turns out bad moves to the other parts of ``state``."""
     columns: tuple[Column, ...] = ()
     while state.fresh:
-        with store.connect() as connection:
+        with store.writers.connection() as connection:
             columns = _columns(store, connection, spec, state)
             plan = _plan(connection, spec, columns, state)
             if not state.fresh:
                 break
             order = [state.fresh[path] for path in plan.order]
             expected_bytes = sum(batch.source_bytes for batch in order)
-            batch_ids = [batch.batch_id for batch in order]
             try:
-                written = write_segment(store, spec, columns, plan.sources, batch_ids, expected_bytes=expected_bytes)
+                written = write_segment(store, connection, spec, columns, plan.sources, expected_bytes=expected_bytes)
             except duckdb.Error as error:
                 if not _refuse_unreadable(connection, spec, columns, state):
                     raise TimestoreError(
@@ -356,7 +379,7 @@ def _drop_changed(state: _Files) -> bool:
     changed = []
     for path in state.fresh:
         try:
-            if _identity(path.stat()) == state.seen[path]:
+            if _Stamp.of(path) == state.seen[path]:
                 continue
         except FileNotFoundError:
             pass
@@ -377,7 +400,9 @@ def _warn_of_guardrails(store: Store, spec: DatasetSpec) -> None:
         log.warning("%s", breach)
 
 
-def _set_file_aside(store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch) -> QuarantineEntry:
+def _set_file_aside(
+    store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch, seen: dict[Path, _Stamp]
+) -> QuarantineEntry:
     """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again."""
     relative = f"{QUARANTINE_FOLDER}/{spec.name}/{batch.fingerprint[:16]}-{path.name}"
     with store.ledger.write() as tx:
@@ -394,27 +419,54 @@ def _set_file_aside(store: Store, spec: DatasetSpec, path: Path, reason: str, ba
             now=now_micros(),
         )
     target = store.segment_path(entry.path)
-    make_folder(target.parent)
-    move_file(path, target)
+    try:
+        make_folder(target.parent)
+        move_file(path, target)
+        fsync_path(target.parent)
+    except OSError as error:
+        _remember(store, spec, [path], seen)
+        log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, path, error.strerror or error)
     return entry
 
 
-def _clear_away(store: Store, spec: DatasetSpec, paths: Iterable[Path], batches: dict[Path, IncomingBatch]) -> None:
-    """Archive, delete or keep files whose batches are acknowledged; a file that resists is a duplicate next time."""
+def _clear_away(
+    store: Store, spec: DatasetSpec, paths: Iterable[Path], batches: dict[Path, IncomingBatch], seen: dict[Path, _Stamp]
+) -> None:
+    """Archive, delete or keep files whose batches are acknowledged.
+
+    A file that stays, by setting or because it cannot be moved, is remembered, so that it is not taken again.
+    """
     action = store.settings.landing_after_ingest
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
-    folder = store.settings.archive_path / spec.name / today
+    folder = store.settings.archive_path / spec.name / datetime.now(UTC).strftime("%Y-%m-%d")
+    staying: list[Path] = []
+    archived = False
     for path in paths:
         try:
-            if action is AfterIngest.DELETE:
+            if action is AfterIngest.KEEP:
+                staying.append(path)
+            elif action is AfterIngest.DELETE:
                 path.unlink(missing_ok=True)
-            elif action is AfterIngest.ARCHIVE:
-                make_folder(folder)
+            else:
+                if not archived:
+                    make_folder(folder)
                 target = folder / path.name
                 if target.exists():
                     target = folder / f"{batches[path].fingerprint[:16]}-{path.name}"
                 move_file(path, target)
+                archived = True
         except FileNotFoundError:
             continue  # another ingest cleared it away
         except OSError as error:
+            staying.append(path)
             log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)
+    if archived:
+        fsync_path(folder)
+    _remember(store, spec, staying, seen)
+
+
+def _remember(store: Store, spec: DatasetSpec, paths: Sequence[Path], seen: dict[Path, _Stamp]) -> None:
+    if paths:
+        with store.ledger.write() as tx:
+            remember_settled(
+                tx, [SettledFile(spec.name, path.name, seen[path].bytes, seen[path].modified_at) for path in paths]
+            )

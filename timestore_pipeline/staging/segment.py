@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from timestore_pipeline.columns import (
     column_definitions,
     column_list,
     literal,
-    quote,
     utc_timestamp_sql,
 )
 from timestore_pipeline.datasets import DatasetSpec
@@ -85,10 +85,10 @@ def new_segment_id() -> str:
 
 def write_segment(
     store: Store,
+    connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
     columns: Sequence[Column],
-    sources: Iterable[RowSource],
-    batch_ids: Sequence[str],
+    sources: Sequence[RowSource],
     *,
     expected_bytes: int,
 ) -> WrittenSegment:
@@ -96,10 +96,10 @@ def write_segment(
 
     Args:
         store: the installation.
+        connection: an in-memory connection without anything attached.
         spec: the dataset.
         columns: its columns, which every source selects in this order.
         sources: the rows, each with the ordinal of its batch.
-        batch_ids: batch id by ordinal.
         expected_bytes: rough size of the input; chooses the segment's block size.
 
     Raises:
@@ -111,10 +111,20 @@ def write_segment(
     final = folder / f"{segment_id}.duckdb"
     temporary = folder / f"{segment_id}.duckdb{TEMPORARY_SUFFIX}"
     try:
-        with store.connect() as connection:
-            groups, refused_path, refused = _fill(
-                store, connection, spec, columns, sources, batch_ids, temporary, segment_id, expected_bytes
-            )
+        groups, refused_path, refused = _fill(
+            store, connection, spec, columns, sources, temporary, segment_id, expected_bytes
+        )
+    except BaseException:
+        for statement in ("ROLLBACK", "DETACH segment"):
+            with suppress(duckdb.Error):
+                connection.execute(statement)
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        for source in sources:
+            for name in source.tables:
+                connection.unregister(name)
+    try:
         if not groups:
             temporary.unlink()
             return _written(None, spec, (), refused, refused_path, store)
@@ -145,7 +155,6 @@ def _fill(
     spec: DatasetSpec,
     columns: Sequence[Column],
     sources: Iterable[RowSource],
-    batch_ids: Sequence[str],
     path: Path,
     segment_id: str,
     expected_bytes: int,
@@ -160,8 +169,6 @@ def _fill(
         for name, table in source.tables.items():
             connection.register(name, table)
         connection.execute(f"INSERT INTO segment.{SEGMENT_TABLE} {source.sql}")
-        for name in source.tables:
-            connection.unregister(name)
     time = utc_timestamp_sql(spec.time_column(columns))
     horizon = from_micros(now_micros() + store.settings.staging_max_future_ms * 1_000)
     start = spec.first_window.start
@@ -186,7 +193,7 @@ def _fill(
     refused_path = None
     if refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
-        _set_rows_aside(store, connection, columns, problem, batch_ids, refused_path)
+        _set_rows_aside(store, connection, columns, problem, refused_path)
     connection.execute("COMMIT")
     connection.execute("DETACH segment")
     groups = [
@@ -200,16 +207,14 @@ def _set_rows_aside(
     connection: duckdb.DuckDBPyConnection,
     columns: Sequence[Column],
     problem: str,
-    batch_ids: Sequence[str],
     relative: str,
 ) -> None:
     final = store.segment_path(relative)
     make_folder(final.parent)
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
-    ids = "[" + ", ".join(literal(batch_id) for batch_id in batch_ids) + "]"
     connection.execute(
-        f"COPY (SELECT {column_list(columns)}, {ids}[{BATCH_COLUMN} + 1] AS {quote('_batch_id')}, "
-        f"{problem} AS {quote('_problem')} FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL) "
+        f"COPY (SELECT {column_list(columns)}, {BATCH_COLUMN}, {problem} AS _problem "
+        f"FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL) "
         f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd)"
     )
     put_in_place(temporary, final)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+from blake3 import blake3
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
@@ -81,8 +81,8 @@ def stage(
 
 
 def table_fingerprint(table: pa.Table) -> str:
-    """Return the SHA-256 of a table's schema and values, in hex, however it is chunked."""
-    digest = hashlib.sha256()
+    """Return the BLAKE3 hash of a table's schema and values, in hex, however it is chunked."""
+    digest = blake3()
     with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), table.schema) as writer:
         writer.write_table(table.combine_chunks(), max_chunksize=_ROWS_PER_HASHED_CHUNK)
     return digest.hexdigest()
@@ -110,8 +110,9 @@ class _HashSink:
 def _stage_once(store: Store, spec: DatasetSpec, table: pa.Table, batch: IncomingBatch) -> Receipt:
     check_room(store, spec, 1)
     try:
-        columns, rows = _row_source(store, spec, table)
-        written = write_segment(store, spec, columns, [rows], [batch.batch_id], expected_bytes=batch.source_bytes)
+        with store.writers.connection() as connection:
+            columns, rows = _row_source(store, connection, spec, table)
+            written = write_segment(store, connection, spec, columns, [rows], expected_bytes=table.nbytes)
     except UnreadableFile as error:
         raise BatchRejected(spec.name, batch.source, str(error)) from error
     except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
@@ -123,11 +124,12 @@ def _stage_once(store: Store, spec: DatasetSpec, table: pa.Table, batch: Incomin
         raise
 
 
-def _row_source(store: Store, spec: DatasetSpec, table: pa.Table) -> tuple[tuple[Column, ...], RowSource]:
+def _row_source(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, table: pa.Table
+) -> tuple[tuple[Column, ...], RowSource]:
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec)
-    with store.connect() as connection:
-        found = describe_arrow(connection, table.schema.empty_table())
+    found = describe_arrow(connection, table.schema)
     if columns is None:
         columns = columns_of(spec, found)
     return columns, RowSource(select_rows(spec, columns, found, "incoming", "0"), {"incoming": table})

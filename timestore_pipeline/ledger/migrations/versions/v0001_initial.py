@@ -107,6 +107,20 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'open'"),
     )
     op.create_table(
+        "settled_files",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "modified_at",
+            sa.BigInteger(),
+            nullable=False,
+            comment="nanoseconds since the epoch, as the file system has it",
+        ),
+        sa.PrimaryKeyConstraint("dataset", "name", name=op.f("pk_settled_files")),
+        comment="files that stay in the landing folder although their batch is in the ledger",
+    )
+    op.create_table(
         "builds",
         sa.Column(
             "id",
@@ -209,7 +223,7 @@ def upgrade() -> None:
             nullable=True,
             comment="null: the batch had no row to stage",
         ),
-        sa.Column("ordinal", sa.Integer(), nullable=True, comment="the batch's number within its segment"),
+        sa.Column("ordinal", sa.Integer(), nullable=False, comment="the batch's number within its segment"),
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
         sa.Column("published_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_batches_dataset")),
