@@ -50,7 +50,7 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     with open_reader(store, named) as connection, _translated(connection, named):
         relation = connection.sql(sql)
         if relation is None:
-            return
+            raise QueryError("the query returns no rows; use a SELECT")
         reader = relation.to_arrow_reader(_BATCH_ROWS)
         if output is Format.TABLE:
             _print_table(reader, TABLE_ROWS if limit is None else limit)

@@ -89,9 +89,9 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
     specs = [store.datasets[name] for name in datasets or store.datasets]
     ranges = [(spec, _window(spec, first), _window(spec, last)) for spec in specs]
     for settled in settle_dead_builds(store, _command_has_died):
-        outcome = "had been published" if settled.published else "had not; its rows are staged again"
+        outcome = "it had been published" if settled.published else "its rows are staged again"
         build = settled.build
-        warn(f"dataset {build.dataset!r}: build {build.id} of {build.owner} had died and {outcome}")
+        warn(f"dataset {build.dataset!r}: build {build.id} of {build.owner} had died; {outcome}")
     owner = f"{_OWNER_PREFIX}{os.getpid()}"
     codes = []
     for spec, first_window, last_window in ranges:
