@@ -1,0 +1,20 @@
+"""What Dagster loads: the installation that the environment describes. Decides nothing."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from timestore_pipeline.datasets import load_datasets
+from timestore_pipeline.orchestration.location import build_definitions
+from timestore_pipeline.settings import load_settings
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Return the definitions of the installation.
+
+    Raises:
+        SettingsError, DatasetsFileError: the environment or the datasets file is not usable; says what to correct.
+    """
+    settings = load_settings()
+    return build_definitions(settings, load_datasets(settings.datasets_path))

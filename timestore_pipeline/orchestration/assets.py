@@ -1,0 +1,305 @@
+"""The assets of a dataset: ``landing/<dataset>`` → ``staging/<dataset>`` → ``partitions/<dataset>``.
+
+Factories take a :class:`DatasetSpec`. Nothing here opens the ledger before a step runs, so that a code location
+loads whatever state the installation is in. A step is one dataset's; its failure never holds another's (invariant 9).
+"""
+
+# No `from __future__ import annotations`: Dagster refuses a context whose annotation is text.
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger, effective_thresholds
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.ledger.builds import window_totals
+from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
+from timestore_pipeline.orchestration.metadata import (
+    Metadata,
+    built_window_metadata,
+    column_schema,
+    ingest_metadata,
+    lines_per_window,
+    untouched_window_metadata,
+)
+from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
+from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window, windows_between
+
+if TYPE_CHECKING:
+    from timestore_pipeline.building.build import BuildReport
+
+DATASET_TAG = "timestore/dataset"
+_BACKFILL_TAG = "dagster/backfill"
+_MAX_WARNINGS = 20
+
+# An operator's build waits for one in flight: 5, 10, 20, 40, 60, 60 … seconds, 5 minutes in all.
+_IN_FLIGHT_RETRIES = 8
+_IN_FLIGHT_FIRST_WAIT = 5
+_IN_FLIGHT_LONGEST_WAIT = 60
+
+
+def landing_key(dataset: str) -> dg.AssetKey:
+    """Return the key of the dataset's landing folder."""
+    return dg.AssetKey(["landing", dataset])
+
+
+def staging_key(dataset: str) -> dg.AssetKey:
+    """Return the key of the dataset's staging queue."""
+    return dg.AssetKey(["staging", dataset])
+
+
+def partitions_key(dataset: str) -> dg.AssetKey:
+    """Return the key of the dataset's table."""
+    return dg.AssetKey(["partitions", dataset])
+
+
+def partitions_op(dataset: str) -> str:
+    """Return the name under which run config speaks of the asset ``partitions/<dataset>``."""
+    return f"partitions__{dataset}"
+
+
+def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
+    """Return the folder in which the dataset's files land, as an asset that others fill."""
+    format_ = spec.landing.format
+    return dg.AssetSpec(
+        landing_key(spec.name),
+        description=f"Files for {spec.name}, dropped by its producers as `{spec.landing.pattern}`. {spec.description}",
+        group_name=spec.name,
+        kinds={"file" if format_ is FileFormat.AUTO else str(format_)},
+        owners=list(spec.owners),
+        tags={DATASET_TAG: spec.name},
+        metadata={"dagster/uri": (settings.landing_path / spec.name).as_uri()},
+    )
+
+
+def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
+    """Return the dataset's staging queue: each run stages the files that are there when it starts."""
+
+    @dg.asset(
+        key=staging_key(spec.name),
+        deps=[landing_key(spec.name)],
+        description=f"Rows of {spec.name} that are acknowledged and can be queried. {spec.description}",
+        group_name=spec.name,
+        kinds={"duckdb"},
+        owners=list(spec.owners),
+        tags={DATASET_TAG: spec.name},
+        metadata={"dagster/uri": settings.staging_path.as_uri(), **_declared_schema(spec)},
+        output_required=False,
+    )
+    def staging(
+        context: dg.AssetExecutionContext, store: StoreResource, metrics: MetricsResource
+    ) -> Iterator[dg.MaterializeResult]:
+        try:
+            yield from stage_landed(context, store, spec)
+        finally:
+            metrics.push(store.opened, context.log)
+
+    return staging
+
+
+def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
+    """Return the dataset's table: each run publishes what is staged for its windows."""
+
+    @dg.asset(
+        key=partitions_key(spec.name),
+        deps=[staging_key(spec.name)],
+        partitions_def=partitions_definition(spec),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        description=f"The published table of {spec.name}, in windows of one {spec.window}. {spec.description}",
+        group_name=spec.name,
+        kinds={"parquet", "deltalake"},
+        owners=list(spec.owners),
+        tags={DATASET_TAG: spec.name},
+        metadata={
+            "dagster/uri": (settings.tables_path / spec.name).as_uri(),
+            "dagster/table_name": spec.name,
+            **_declared_schema(spec),
+        },
+        output_required=False,
+    )
+    def partitions(
+        context: dg.AssetExecutionContext, config: BuildConfig, store: StoreResource, metrics: MetricsResource
+    ) -> Iterator[dg.MaterializeResult]:
+        try:
+            yield from publish_staged(context, store.opened, spec, config)
+        finally:
+            # Failures are counted in the ledger too. (A run that is killed is seen by the next tick of metrics_sensor.)
+            metrics.push(store.opened, context.log)
+
+    return partitions
+
+
+def dataset_assets(spec: DatasetSpec, settings: Settings) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """Return all assets of a dataset, in the order in which rows go through them."""
+    with warnings.catch_warnings():
+        # Backfill policies have been called beta for years; a warning at each start of a process helps nobody.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return [landing_asset(spec, settings), staging_asset(spec, settings), partitions_asset(spec, settings)]
+
+
+def stage_landed(
+    context: dg.AssetExecutionContext, resource: StoreResource, spec: DatasetSpec
+) -> Iterator[dg.MaterializeResult]:
+    """Stage the dataset's share of this run's landing files; what cannot be staged is a warning, never a failure."""
+    # Brings the readers and the segment writer: code locations that only load definitions do without.
+    from timestore_pipeline.staging.ingest import ingest_files
+
+    store = resource.opened
+    files = resource.landing_share(spec.name, _datasets_of_run(context, store))
+    if not files:
+        context.log.info("%s: no file is ready", spec.name)
+        # A later step of the same run would be skipped without an output, and publishing must not depend on new files.
+        if partitions_key(spec.name) in _assets_of_run(context):
+            yield dg.MaterializeResult(metadata={"rows": 0, "bytes": 0, "batches": 0})
+        return
+    report = ingest_files(store, spec.name, files)
+    warnings = [f"{entry.source} was quarantined: {entry.reason}" for entry in report.quarantined]
+    _warn(context, spec, [*warnings, *report.skipped])
+    if not (report.receipts or report.quarantined) and partitions_key(spec.name) not in _assets_of_run(context):
+        context.log.info("%s: none of %s files was staged", spec.name, len(files))
+        return
+    yield dg.MaterializeResult(metadata={**ingest_metadata(report), **_inferred_schema(store, spec)})
+
+
+def publish_staged(
+    context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, config: BuildConfig
+) -> Iterator[dg.MaterializeResult]:
+    """Publish what is staged in the windows of this run, and record the windows in Dagster.
+
+    A run with partitions (from the UI or a backfill) marks every window that it was asked for, so that a backfill ends.
+    One without (from a sensor) marks only the windows in which it published something: what is staged may be a day
+    now and a day of last year, and thousands of empty windows between them are neither built nor to be marked.
+    """
+    order = checked(config, spec, effective_thresholds(store.settings, spec))
+    requested = _requested_windows(context, spec, order)
+    if order.only_if_due and not _still_due(context, store, spec, order):
+        return
+    first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
+    trigger = order.trigger
+    if trigger is Trigger.MANUAL and _BACKFILL_TAG in context.run.tags:
+        trigger = Trigger.BACKFILL
+    # Brings deltalake: code locations that only load definitions do without.
+    from timestore_pipeline.building.build import build_windows
+
+    try:
+        report = build_windows(
+            store,
+            spec.name,
+            first,
+            last,
+            owner=context.run.run_id,
+            trigger=trigger,
+            target_file_bytes=order.target_file_bytes,
+        )
+    except BuildInFlight as error:
+        if order.only_if_due:
+            context.log.info("%s flush_sensor asks again if anything is left.", error)
+            return
+        wait = min(_IN_FLIGHT_FIRST_WAIT * 2**context.retry_number, _IN_FLIGHT_LONGEST_WAIT)
+        context.log.info("%s Trying again in %s seconds.", error, wait)
+        raise dg.RetryRequested(max_retries=_IN_FLIGHT_RETRIES, seconds_to_wait=wait) from error
+    windows = _windows_metadata(store, spec, report, requested)
+    context.log.info("%s: %s", spec.name, _summary(report))
+    if requested:
+        for window, metadata in windows.items():
+            context.add_asset_metadata(metadata, partition_key=window.key)
+        yield dg.MaterializeResult()
+        return
+    definition = partitions_definition(spec)
+    for window, metadata in windows.items():
+        context.log_event(
+            dg.AssetMaterialization(
+                partitions_key(spec.name), partition=partition_key(definition, window), metadata=metadata
+            )
+        )
+
+
+def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, order: BuildOrder) -> list[Window]:
+    if not (context.has_partition_key or context.has_partition_key_range):
+        return []
+    if order.first or order.last:
+        raise dg.Failure(
+            f"partitions/{spec.name}: the run has partitions, so first_window and last_window must not be set",
+            allow_retries=False,
+        )
+    keys = context.partition_key_range
+    return list(windows_between(spec.window_from_key(keys.start), spec.window_from_key(keys.end)))
+
+
+def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, order: BuildOrder) -> bool:
+    with store.ledger.read() as tx:
+        state = queue_states(tx).get(spec.name, QueueState(spec.name))
+    now, limit = now_micros(), store.max_pending(spec)
+    if due_trigger(state, order.thresholds, limit, now) is not None:
+        return True
+    context.log.info("not due (any more): %s", distance(state, order.thresholds, limit, now))
+    return False
+
+
+def _windows_metadata(
+    store: Store, spec: DatasetSpec, report: "BuildReport | None", requested: list[Window]
+) -> dict[Window, Metadata]:
+    built = {part.window: part for part in report.windows} if report else {}
+    with store.ledger.read() as tx:
+        totals = {spec.window_at(total.window_start): total for total in window_totals(tx, spec.name)}
+    schema = _inferred_schema(store, spec)
+    now = now_micros()
+    lines = lines_per_window(len(built))
+    return {
+        window: {
+            **(
+                built_window_metadata(report, built[window], totals.get(window), now, lines)
+                if report and window in built
+                else untouched_window_metadata(totals.get(window))
+            ),
+            **schema,
+        }
+        for window in (requested or sorted(built))
+    }
+
+
+def _summary(report: "BuildReport | None") -> str:
+    if report is None:
+        return "nothing was staged in these windows"
+    return (
+        f"published {report.rows:,} rows of {report.batches:,} batches in {len(report.windows):,} windows "
+        f"and {report.files:,} files, table version {report.table_version}, build {report.build_id}, "
+        f"{report.duration_seconds:.2f} s"
+    )
+
+
+def _declared_schema(spec: DatasetSpec) -> Metadata:
+    columns = spec.declared_columns
+    return {} if columns is None else {"dagster/column_schema": column_schema(columns)}
+
+
+def _inferred_schema(store: Store, spec: DatasetSpec) -> Metadata:
+    if spec.declared_columns is not None:
+        return {}
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    return {} if columns is None else {"dagster/column_schema": column_schema(columns)}
+
+
+def _assets_of_run(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
+    return set(context.job_def.asset_layer.executable_asset_keys)
+
+
+def _datasets_of_run(context: dg.AssetExecutionContext, store: Store) -> list[str]:
+    assets = _assets_of_run(context)
+    return [name for name in store.datasets if staging_key(name) in assets]
+
+
+def _warn(context: dg.AssetExecutionContext, spec: DatasetSpec, problems: list[str]) -> None:
+    for problem in problems[:_MAX_WARNINGS]:
+        context.log.warning("%s: %s", spec.name, problem)
+    if len(problems) > _MAX_WARNINGS:
+        context.log.warning("%s: … and %s more", spec.name, len(problems) - _MAX_WARNINGS)

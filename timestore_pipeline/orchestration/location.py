@@ -1,0 +1,33 @@
+"""All definitions of a code location for some settings and datasets."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from timestore_pipeline.datasets import Datasets
+from timestore_pipeline.orchestration.assets import dataset_assets
+from timestore_pipeline.orchestration.jobs import build_jobs, ingest_job
+from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
+from timestore_pipeline.orchestration.sensors import flush_sensor, housekeeping_sensor, landing_sensor, metrics_sensor
+from timestore_pipeline.settings import Settings
+
+
+def build_definitions(settings: Settings, datasets: Datasets) -> dg.Definitions:
+    """Return the assets of every dataset, the jobs, the sensors and the resources.
+
+    Runs execute their steps in one process, one after the other: a process per step would cost seconds each.
+    """
+    jobs = [ingest_job(datasets), *build_jobs(datasets)] if datasets else []
+    looking = [landing_sensor(settings), flush_sensor(settings, datasets, jobs[1:])] if datasets else []
+    duckdb = duckdb_resource(settings)
+    return dg.Definitions(
+        assets=[asset for spec in datasets.values() for asset in dataset_assets(spec, settings)],
+        jobs=jobs,
+        sensors=[*looking, metrics_sensor(settings), housekeeping_sensor()],
+        resources={
+            "duckdb": duckdb,
+            "store": StoreResource(duckdb=duckdb, installation=Installation(settings, datasets)),
+            "metrics": MetricsResource(),
+        },
+        executor=dg.in_process_executor,
+    )

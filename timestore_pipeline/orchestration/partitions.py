@@ -1,0 +1,38 @@
+"""Windows as Dagster partitions. A window's name *is* its partition key; a test holds the two against each other."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.windows import Granularity, Window
+
+_CRON = {Granularity.HOUR: "0 * * * *", Granularity.DAY: "0 0 * * *", Granularity.MONTH: "0 0 1 * *"}
+
+
+def partitions_definition(spec: DatasetSpec) -> dg.TimeWindowPartitionsDefinition:
+    """Return the partitions of a dataset: its windows, from its start up to and including the current one.
+
+    Equal for datasets of the same granularity and start, because only assets with equal definitions share a run.
+    """
+    return dg.TimeWindowPartitionsDefinition(
+        start=spec.first_window.start,
+        fmt=spec.window.key_format,
+        cron_schedule=_CRON[spec.window],
+        timezone="UTC",
+        end_offset=1,
+    )
+
+
+def partition_key(definition: dg.TimeWindowPartitionsDefinition, window: Window) -> str:
+    """Return Dagster's key of a window.
+
+    Asked of Dagster rather than formatted: it takes a key that is not aligned for the window after it.
+
+    Raises:
+        ValueError: Dagster calls that window something else, so it is no window of ``definition``.
+    """
+    key = definition.get_partition_key_for_timestamp(window.start.timestamp())
+    if key != window.key:
+        raise ValueError(f"window {window.key} of one {window.granularity} is called {key} by Dagster")
+    return key

@@ -1,0 +1,1 @@
+"""Whole Dagster processes on real files."""

@@ -1,0 +1,133 @@
+"""Files dropped in, rows published: with the real daemon, sensors and run processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionStatus
+
+from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.conftest import WEATHER_CSV
+from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+Drop = Callable[[Store, str, str, str | bytes], Path]
+
+EVENTS_CSV = "at,kind\n1767225600000,start\n1767312000000,stop\n"
+
+
+def published_rows(store: Store) -> dict[str, int]:
+    with store.ledger.read() as tx:
+        return {name: rows for name, (_, rows, _, _) in published_totals(tx).items()}
+
+
+def pending_rows(store: Store) -> dict[str, int]:
+    with store.ledger.read() as tx:
+        return {name: state.pending_rows for name, state in queue_states(tx).items()}
+
+
+def marked(deployment: Deployment, dataset: str) -> set[str]:
+    return deployment.instance.get_materialized_partitions(dg.AssetKey(["partitions", dataset]))
+
+
+def statuses(deployment: Deployment) -> set[dg.DagsterRunStatus]:
+    return {run.status for run in deployment.instance.get_runs()}
+
+
+@pytest.mark.timeout(400)
+def test_dropped_files_are_published_by_the_sensors(deploy: Callable[..., Deployment], drop: Drop):
+    deployment = deploy(staging_flush_max_rows=1)
+    drop(deployment.store, "weather", "wéather 'quoted'.csv", WEATHER_CSV)
+    drop(deployment.store, "events", "a.csv", EVENTS_CSV)
+
+    deployment.wait_for(
+        "all rows are published", lambda: published_rows(deployment.store) == {"weather": 3, "events": 2}
+    )
+
+    deployment.wait_for("all runs end", lambda: all(run.is_finished for run in deployment.instance.get_runs()))
+    assert statuses(deployment) == {dg.DagsterRunStatus.SUCCESS}
+    assert marked(deployment, "weather") == {"2026-01-01", "2026-01-02"}
+    assert marked(deployment, "events") == {"2026-01-01T00", "2026-01-02T00"}
+    jobs = [run.job_name for run in deployment.instance.get_runs()]
+    assert jobs.count("ingest") == 1
+    assert len(jobs) <= 3
+
+
+@pytest.mark.timeout(400)
+def test_a_backfill_over_a_range_publishes_and_ends_as_one_run(deploy: Callable[..., Deployment], drop: Drop):
+    deployment = deploy()  # thresholds far away, so only the backfill publishes
+    drop(deployment.store, "weather", "a.csv", WEATHER_CSV)
+    deployment.wait_for("the file is staged", lambda: pending_rows(deployment.store) == {"weather": 3})
+
+    backfill_id = launch_backfill(deployment, "weather", ["2025-12-31", "2026-01-01", "2026-01-02", "2026-01-03"])
+
+    def ended() -> bool:
+        found = deployment.instance.get_backfill(backfill_id)
+        return found is not None and found.status in BULK_ACTION_TERMINAL_STATUSES
+
+    deployment.wait_for("the backfill ends", ended, seconds=180)
+    backfill = deployment.instance.get_backfill(backfill_id)
+    assert backfill
+    assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
+    assert marked(deployment, "weather") == {"2025-12-31", "2026-01-01", "2026-01-02", "2026-01-03"}
+    assert published_rows(deployment.store) == {"weather": 3}
+    runs = deployment.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill_id}))
+    assert [run.status for run in runs] == [dg.DagsterRunStatus.SUCCESS]
+
+
+@pytest.mark.timeout(400)
+def test_after_a_crash_of_everything_nothing_is_lost_and_work_goes_on(deploy: Callable[..., Deployment], drop: Drop):
+    deployment = deploy(staging_flush_max_rows=1)
+    drop(deployment.store, "weather", "a.csv", WEATHER_CSV)
+    in_progress = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    deployment.wait_for(
+        "a run has a process", lambda: bool(deployment.instance.get_runs(dg.RunsFilter(statuses=in_progress)))
+    )
+
+    deployment.stop(signal.SIGKILL)
+    deployment.start()
+
+    deployment.wait_for("all rows are published", lambda: published_rows(deployment.store) == {"weather": 3})
+
+
+def launch_backfill(deployment: Deployment, dataset: str, keys: list[str]) -> str:
+    """Ask for a backfill by the same mutation as the UI."""
+    parameters = {"assetSelection": [{"path": ["partitions", dataset]}], "partitionNames": keys}
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-c", "from dagster_graphql.cli import main; main()", "-w", str(ROOT / "workspace.yaml")),
+            *("-t", _LAUNCH_BACKFILL, "-v", json.dumps({"parameters": parameters})),
+        ],
+        env=deployment.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    # The code server that the command starts writes its log to the same place.
+    (result,) = [line for line in finished.stdout.splitlines() if line.startswith("{")]
+    answer = json.loads(result)["data"]["launchPartitionBackfill"]
+    assert "backfillId" in answer, answer
+    return answer["backfillId"]
+
+
+_LAUNCH_BACKFILL = """
+mutation ($parameters: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $parameters) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""

@@ -1,0 +1,88 @@
+"""A code location over the test's store, and an instance that forgets everything at the end of the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from timestore_pipeline.orchestration.location import build_definitions
+from timestore_pipeline.store import Store
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+@dataclass(frozen=True)
+class Location:
+    """The definitions of a store, and ways to run and evaluate them as Dagster would."""
+
+    store: Store
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+
+    def materialize(
+        self,
+        *assets: str,
+        partition: str | None = None,
+        between: tuple[str, str] | None = None,
+        config: dict[str, dict[str, Any]] | None = None,
+        tags: dict[str, str] | None = None,
+        raise_on_error: bool = True,
+    ) -> dg.ExecuteInProcessResult:
+        """Run assets (``"staging/weather"``), of a partition or of all ``between`` two."""
+        range_tags = {}
+        if between:
+            range_tags = dict(
+                zip(("dagster/asset_partition_range_start", "dagster/asset_partition_range_end"), between, strict=True)
+            )
+        return self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            asset_selection=[dg.AssetKey(asset.split("/")) for asset in assets],
+            instance=self.instance,
+            partition_key=partition,
+            tags={**range_tags, **(tags or {})},
+            run_config={"ops": {name: {"config": fields} for name, fields in (config or {}).items()}},
+            raise_on_error=raise_on_error,
+        )
+
+    def tick(self, sensor: str, cursor: str | None = None) -> tuple[dg.SensorEvaluationContext, Any]:
+        """Evaluate a sensor once; returns its context (with the new cursor) and what it said."""
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=cursor,
+            sensor_name=sensor,
+            definitions=self.definitions,
+            resources=dict(self.definitions.resources or {}),
+        )
+        definition = self.definitions.resolve_sensor_def(sensor)
+        with context:
+            return context, definition.evaluate_tick(context)
+
+    def materialized(self, asset: str) -> Sequence[dg.EventLogRecord]:
+        """Return the materialization events of an asset, oldest first."""
+        key = dg.AssetKey(asset.split("/"))
+        return self.instance.fetch_materializations(key, limit=1_000, ascending=True).records
+
+    def metadata(self, asset: str) -> dict[str | None, dict[str, Any]]:
+        """Return the metadata of an asset's materializations by partition."""
+        return {
+            record.partition_key: {name: value.value for name, value in record.asset_materialization.metadata.items()}
+            for record in self.materialized(asset)
+            if record.asset_materialization
+        }
+
+
+@pytest.fixture
+def location(instance: dg.DagsterInstance) -> Callable[[Store], Location]:
+    """Builds the code location of a store."""
+
+    def of(store: Store) -> Location:
+        return Location(store, build_definitions(store.settings, store.datasets), instance)
+
+    return of

@@ -1,0 +1,384 @@
+"""What the sensors ask for, what they do not ask for, and what they say then."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, published_totals
+from timestore_pipeline.orchestration.runs import process_is_gone
+from timestore_pipeline.orchestration.sensors import bounded
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.orchestration.conftest import Location
+
+Drop = Callable[[Store, str, str, str | bytes], Path]
+Locate = Callable[[Store], Location]
+
+EVENTS_CSV = "at,kind\n1767225600000,start\n1767312000000,stop\n"
+
+
+@pytest.fixture
+def here(make_store: MakeStore, location: Locate) -> Location:
+    """A location whose datasets are due from the first staged row on."""
+    return location(make_store(staging_flush_max_rows=1))
+
+
+def requests_of(tick: tuple[Any, Any]) -> list[dg.RunRequest]:
+    return list(tick[1].run_requests or [])
+
+
+def words_of(tick: tuple[Any, Any]) -> str:
+    assert not tick[1].run_requests
+    return tick[1].skip_message or ""
+
+
+def assets_of(request: dg.RunRequest) -> set[str]:
+    return {"/".join(key.path) for key in request.asset_selection or ()}
+
+
+def stage(here: Location, drop: Drop, dataset: str = "weather", content: str = WEATHER_CSV) -> None:
+    drop(here.store, dataset, f"{uuid.uuid4()}.csv", content)
+    here.materialize(f"staging/{dataset}")
+
+
+def launch(here: Location, request: dg.RunRequest, sensor: str, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+    """Leave behind the run that Dagster would have made of a request."""
+    return here.instance.create_run_for_job(
+        here.definitions.resolve_job_def(request.job_name or "ingest"),
+        run_config=request.run_config,
+        tags={**request.tags, "dagster/sensor_name": sensor},
+        status=status,
+        asset_selection=frozenset(request.asset_selection or ()),
+    )
+
+
+class TestLandingSensor:
+    def test_one_run_for_all_datasets_with_files(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        drop(here.store, "events", "a.csv", EVENTS_CSV)
+
+        (request,) = requests_of(here.tick("landing_sensor"))
+
+        assert assets_of(request) == {"staging/weather", "staging/events"}
+        assert request.tags["timestore/datasets"] == "events,weather"
+        assert request.tags["timestore/trigger"] == "landing"
+
+    def test_only_datasets_with_files_are_in_the_run(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        drop(here.store, "events", "a.csv.tmp", EVENTS_CSV)
+
+        (request,) = requests_of(here.tick("landing_sensor"))
+
+        assert assets_of(request) == {"staging/weather"}
+
+    def test_without_files_it_says_so(self, here: Location):
+        here.store.settings.landing_path.mkdir(parents=True)
+
+        assert words_of(here.tick("landing_sensor")) == "no new files"
+
+    def test_what_is_wrong_in_landing_is_said(self, here: Location, drop: Drop):
+        drop(here.store, "wether", "a.csv", WEATHER_CSV)
+
+        assert "belongs to no declared dataset" in words_of(here.tick("landing_sensor"))
+
+    def test_a_missing_landing_folder_is_said(self, here: Location):
+        assert "does not exist" in words_of(here.tick("landing_sensor"))
+
+    @pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED])
+    def test_no_second_run_while_one_waits_or_works(self, here: Location, drop: Drop, status: dg.DagsterRunStatus):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        (request,) = requests_of(here.tick("landing_sensor"))
+        launch(here, request, "landing_sensor", status)
+
+        assert f"is {status.value.lower()}" in words_of(here.tick("landing_sensor"))
+
+    def test_files_that_no_run_could_take_are_not_asked_for_at_every_tick(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        context, first = here.tick("landing_sensor")
+        assert first.run_requests
+
+        again = here.tick("landing_sensor", cursor=context.cursor)
+
+        assert "were left in place" in words_of(again)
+
+    def test_a_new_file_is_asked_for_at_once(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        context, _ = here.tick("landing_sensor")
+        drop(here.store, "weather", "b.csv", WEATHER_CSV)
+
+        assert requests_of(here.tick("landing_sensor", cursor=context.cursor))
+
+    def test_files_that_no_run_could_take_are_asked_for_again_later(
+        self, here: Location, drop: Drop, monkeypatch: pytest.MonkeyPatch
+    ):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        context, _ = here.tick("landing_sensor")
+        later = time.time() + 31
+        monkeypatch.setattr(time, "time", lambda: later)
+
+        assert requests_of(here.tick("landing_sensor", cursor=context.cursor))
+
+    def test_a_cursor_of_another_version_is_forgotten(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+
+        assert requests_of(here.tick("landing_sensor", cursor='{"weather": 7}'))
+
+    def test_a_full_queue_is_said(self, make_store: MakeStore, location: Locate, drop: Drop):
+        here = location(make_store(staging_max_pending=1))
+        stage(here, drop)
+        drop(here.store, "weather", "b.csv", WEATHER_CSV.replace("1.5", "9.5"))
+
+        assert "staging queue is at its limit of 1 batches" in words_of(here.tick("landing_sensor"))
+
+
+class TestFlushSensor:
+    def test_nothing_staged(self, here: Location):
+        assert words_of(here.tick("flush_sensor")) == "nothing is staged"
+
+    def test_a_dataset_that_is_not_due_says_how_far_it_is(self, make_store: MakeStore, location: Locate, drop: Drop):
+        here = location(make_store())
+        stage(here, drop)
+
+        words = words_of(here.tick("flush_sensor"))
+
+        assert words.startswith("weather: 3 of 50,000 rows")
+        assert "of 60 s" in words
+
+    def test_a_due_dataset_gets_a_run_that_shows_its_thresholds_and_windows(self, here: Location, drop: Drop):
+        stage(here, drop)
+
+        (request,) = requests_of(here.tick("flush_sensor"))
+
+        assert request.job_name == "partition_build_day"
+        assert assets_of(request) == {"partitions/weather"}
+        assert request.partition_key is None
+        assert request.run_config["ops"]["partitions__weather"]["config"] == {
+            "when": "due",
+            "first_window": "2026-01-01",
+            "last_window": "2026-01-02",
+            "flush_max_rows": 1,
+            "flush_max_bytes": 134_217_728,
+            "flush_max_age_ms": 60_000,
+            "target_file_bytes": 134_217_728,
+            "trigger": "rows",
+        }
+        assert request.tags["timestore/trigger"] == "rows"
+        assert request.tags["timestore/windows"] == "2026-01-01...2026-01-02"
+        assert request.tags["timestore/datasets"] == "weather"
+
+    def test_the_run_that_it_asks_for_publishes(self, here: Location, drop: Drop):
+        stage(here, drop)
+        stage(here, drop, "events", EVENTS_CSV)
+
+        for request in requests_of(here.tick("flush_sensor")):
+            result = here.definitions.resolve_job_def(request.job_name or "").execute_in_process(
+                run_config=request.run_config,
+                asset_selection=list(request.asset_selection or ()),
+                instance=here.instance,
+                tags=dict(request.tags),
+            )
+            assert result.success
+
+        with here.store.ledger.read() as tx:
+            assert {name: rows for name, (_, rows, _, _) in published_totals(tx).items()} == {"weather": 3, "events": 2}
+        assert set(here.metadata("partitions/events")) == {"2026-01-01T00", "2026-01-02T00"}
+        assert words_of(here.tick("flush_sensor")) == "nothing is staged"
+
+    def test_datasets_of_equal_partitions_share_a_run(self, make_store: MakeStore, location: Locate, drop: Drop):
+        twins = DATASETS_YAML + DATASETS_YAML.split("datasets:")[1].split("  events:")[0].replace("weather", "climate")
+        here = location(make_store(twins, staging_flush_max_rows=1))
+        stage(here, drop)
+        stage(here, drop, "climate")
+
+        (request,) = requests_of(here.tick("flush_sensor"))
+
+        assert assets_of(request) == {"partitions/weather", "partitions/climate"}
+
+    @pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING])
+    def test_a_dataset_whose_run_is_on_its_way_is_not_asked_for_again(
+        self, here: Location, drop: Drop, status: dg.DagsterRunStatus
+    ):
+        stage(here, drop)
+        (request,) = requests_of(here.tick("flush_sensor"))
+        run = launch(here, request, "flush_sensor", status)
+
+        assert f"weather: run {run.run_id[:8]} waits for its turn" in words_of(here.tick("flush_sensor"))
+
+    def test_other_datasets_are_asked_for_meanwhile(self, here: Location, drop: Drop):
+        stage(here, drop)
+        (request,) = requests_of(here.tick("flush_sensor"))
+        launch(here, request, "flush_sensor", dg.DagsterRunStatus.NOT_STARTED)
+        stage(here, drop, "events", EVENTS_CSV)
+
+        (other,) = requests_of(here.tick("flush_sensor"))
+
+        assert assets_of(other) == {"partitions/events"}
+
+    def test_after_a_failed_run_it_waits(self, here: Location, drop: Drop):
+        stage(here, drop)
+        (request,) = requests_of(here.tick("flush_sensor"))
+        launch(here, request, "flush_sensor", dg.DagsterRunStatus.FAILURE)
+
+        assert "weather: the last run failed, next attempt in " in words_of(here.tick("flush_sensor"))
+
+    def test_a_success_ends_the_waiting(self, here: Location, drop: Drop):
+        stage(here, drop)
+        (request,) = requests_of(here.tick("flush_sensor"))
+        launch(here, request, "flush_sensor", dg.DagsterRunStatus.FAILURE)
+        build_windows(here.store, "weather", owner="cli:here:1")
+        stage(here, drop, content=WEATHER_CSV.replace("1.5", "9.5"))
+
+        assert requests_of(here.tick("flush_sensor"))
+
+    def test_a_build_whose_run_has_ended_is_settled_and_asked_for_again(self, here: Location, drop: Drop):
+        stage(here, drop)
+        (request,) = requests_of(here.tick("flush_sensor"))
+        build_windows(here.store, "weather", owner="cli:here:1")
+        stage(here, drop, content=WEATHER_CSV.replace("1.5", "9.5"))
+        run = launch(here, request, "nobody", dg.DagsterRunStatus.FAILURE)
+        claim(here.store, owner=run.run_id)
+
+        (again,) = requests_of(here.tick("flush_sensor"))
+
+        assert assets_of(again) == {"partitions/weather"}
+        with here.store.ledger.read() as tx:
+            assert builds_in_flight(tx) == []
+
+    def test_a_build_of_an_owner_that_this_instance_does_not_know_is_left_to_its_lease(
+        self, here: Location, drop: Drop
+    ):
+        stage(here, drop)
+        claim(here.store, owner=str(uuid.uuid4()))
+
+        assert "in flight" in words_of(here.tick("flush_sensor"))
+
+    def test_staged_rows_of_a_dataset_that_is_gone_are_said(self, make_store: MakeStore, location: Locate, drop: Drop):
+        stage(location(make_store()), drop)
+        here = location(make_store("datasets: {events: {time: {column: at, unit: ms}, window: hour}}"))
+
+        assert "weather: 3 rows are staged but the dataset is not declared any more" in words_of(
+            here.tick("flush_sensor")
+        )
+
+
+class TestMetricsSensor:
+    def test_without_a_gateway_it_says_that_metrics_are_off(self, here: Location):
+        assert "TIMESTORE_PUSHGATEWAY_URL is not set" in words_of(here.tick("metrics_sensor"))
+
+    def test_a_gateway_that_is_down_is_said_and_fails_nothing(
+        self, make_store: MakeStore, location: Locate, drop: Drop, free_port: int
+    ):
+        here = location(make_store(pushgateway_url=f"http://127.0.0.1:{free_port}"))
+        stage(here, drop)
+
+        assert here.materialize("partitions/weather").success
+        assert "were not pushed" in words_of(here.tick("metrics_sensor"))
+
+
+class TestHousekeepingSensor:
+    def test_published_segments_are_unlinked_after_retention(self, make_store: MakeStore, location: Locate, drop: Drop):
+        here = location(make_store(staging_retention_seconds=0))
+        stage(here, drop)
+        here.materialize("partitions/weather")
+
+        words = words_of(here.tick("housekeeping_sensor"))
+
+        assert "unlinked 1 published segments" in words
+        assert list((here.store.settings.staging_path / "weather").glob("*.duckdb")) == []
+
+    def test_orphans_are_swept_once_an_hour(self, here: Location):
+        context, first = here.tick("housekeeping_sensor")
+        again = here.tick("housekeeping_sensor", cursor=context.cursor)
+
+        assert "swept" in (first.skip_message or "")
+        assert "swept" not in words_of(again)
+
+    def test_a_run_without_a_process_is_ended(self, here: Location, drop: Drop, tmp_path: Path):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        (request,) = requests_of(here.tick("landing_sensor"))
+        run = launch(here, with_parent(request, tmp_path / "gone"), "landing_sensor", dg.DagsterRunStatus.STARTED)
+
+        assert f"ended run {run.run_id[:8]}" in words_of(here.tick("housekeeping_sensor"))
+
+        ended = here.instance.get_run_by_id(run.run_id)
+        assert ended
+        assert ended.status is dg.DagsterRunStatus.FAILURE
+
+
+class TestRunsWithoutAProcess:
+    def test_a_server_that_is_there_keeps_its_runs(self, here: Location, drop: Drop, tmp_path: Path):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        (request,) = requests_of(here.tick("landing_sensor"))
+        with socket.socket(socket.AF_UNIX) as server:
+            # A path in a test's folder may be longer than a socket's name may be.
+            path = Path("server")
+            server.bind(str(path))
+            server.listen()
+            run = launch(here, with_parent(request, path), "landing_sensor", dg.DagsterRunStatus.STARTED)
+            assert not is_gone(here, run)
+
+        assert is_gone(here, run)
+
+    def test_a_run_that_only_waits_has_no_process_to_lose(self, here: Location, drop: Drop, tmp_path: Path):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        (request,) = requests_of(here.tick("landing_sensor"))
+        run = launch(here, with_parent(request, tmp_path / "gone"), "landing_sensor", dg.DagsterRunStatus.NOT_STARTED)
+
+        assert not is_gone(here, run)
+
+    def test_ingest_goes_on_after_a_crash_of_everything(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        context, tick = here.tick("landing_sensor")
+        request = with_parent(tick.run_requests[0], Path("gone"))
+        launch(here, request, "landing_sensor", dg.DagsterRunStatus.STARTED)
+        drop(here.store, "weather", "b.csv", WEATHER_CSV)
+
+        assert requests_of(here.tick("landing_sensor", cursor=context.cursor))
+
+
+def is_gone(here: Location, run: dg.DagsterRun) -> bool:
+    record = here.instance.get_run_record_by_id(run.run_id)
+    assert record
+    return process_is_gone(here.instance, record)
+
+
+def with_parent(request: dg.RunRequest, path: os.PathLike[str]) -> dg.RunRequest:
+    info = f'{{"host": "localhost", "socket": "{os.fspath(path)}"}}'
+    return dg.RunRequest(
+        job_name=request.job_name,
+        run_config=request.run_config,
+        tags={**request.tags, ".dagster/grpc_info": info},
+        asset_selection=list(request.asset_selection or ()),
+    )
+
+
+def claim(store: Store, owner: str) -> None:
+    with store.ledger.write() as tx:
+        assert claim_slices(
+            tx,
+            "weather",
+            owner=owner,
+            trigger="rows",
+            first_window=None,
+            last_window=None,
+            lease_micros=600_000_000,
+            now=now_micros(),
+        )
+
+
+def test_the_text_of_a_tick_is_bounded():
+    text = bounded([f"dataset {index}" for index in range(1_000)])
+
+    assert len(text.splitlines()) == 41
+    assert text.endswith("… and 960 more")
