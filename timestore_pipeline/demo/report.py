@@ -108,8 +108,9 @@ def print_verdict(console: Console, store: Store, outcome: Outcome, problems: Se
     console.print(
         f"\n[bold green]Every row is accounted for[/]\n"
         f"  {ledger_view.standing(store).published_rows:,} published + {quarantined_rows(store):,} quarantined "
-        f"= {outcome.source_rows + outcome.refused_rows:,} sent.\n  For each month and column, counts and checksums of the source"
-        " CSV,\n  the published Parquet files and the read API agree."
+        f"= {outcome.source_rows + outcome.refused_rows:,} sent.\n"
+        "  For each month and column, counts and checksums of the source CSV, the published Parquet files\n"
+        "  and the read API agree."
     )
 
 
@@ -119,9 +120,9 @@ def print_ways_on(console: Console, store: Store, environment: Path) -> None:
     _print_pairs(
         console,
         [
-            ("Dagster UI", f"(. {shown(environment)} && exec .venv/bin/dagster dev -w workspace.yaml)"),
-            ("a query", f"(. {shown(environment)} && .venv/bin/timestore sql 'SELECT count(*) FROM flights')"),
-            ("the tables", shown(store.settings.tables_path)),
+            ("in the UI", "make dev DEMO=1"),
+            ("in SQL", f"(. {shown(environment)} && .venv/bin/timestore sql 'SELECT count(*) FROM flights')"),
+            ("on disk", shown(store.settings.tables_path)),
         ],
     )
 
