@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,25 +10,31 @@ import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.orchestration.assets import partitions_key, staging_key
+from timestore_pipeline.windows import Window
 
 INGEST_JOB = "ingest"
 BUILD_JOB = "partition_build"
 
 
-def build_job_name(spec: DatasetSpec, datasets: Mapping[str, DatasetSpec]) -> str:
-    """Return the job that builds the partitions of ``spec``, one of all declared ``datasets``.
+def build_job_names(datasets: Mapping[str, DatasetSpec]) -> dict[str, str]:
+    """Return for each dataset the job that builds its partitions.
 
     Assets share a job only if their partitions are equal, start included. So there is one ``partition_build`` where
     all datasets share granularity and start; else one per granularity (``partition_build_hour``), and one per start
     (``partition_build_hour_20130101``) where the datasets of a granularity start on different days.
     """
-    firsts = {other.first_window for other in datasets.values()} | {spec.first_window}
-    if len(firsts) == 1:
-        return BUILD_JOB
-    name = f"{BUILD_JOB}_{spec.window}"
-    if sum(first.granularity is spec.window for first in firsts) == 1:
-        return name
-    return f"{name}_{spec.first_window.start:%Y%m%d}"
+    first_windows = {name: spec.first_window for name, spec in datasets.items()}
+    different = set(first_windows.values())
+    starts = Counter(window.granularity for window in different)
+
+    def name_of(first: Window) -> str:
+        if len(different) == 1:
+            return BUILD_JOB
+        if starts[first.granularity] == 1:
+            return f"{BUILD_JOB}_{first.granularity}"
+        return f"{BUILD_JOB}_{first.granularity}_{first.start:%Y%m%d}"
+
+    return {dataset: name_of(first) for dataset, first in first_windows.items()}
 
 
 def ingest_job(datasets: Mapping[str, DatasetSpec]) -> Any:
@@ -40,10 +47,10 @@ def ingest_job(datasets: Mapping[str, DatasetSpec]) -> Any:
 
 
 def build_jobs(datasets: Mapping[str, DatasetSpec]) -> list[Any]:
-    """Return the jobs that publish what is staged: one, or one per partitions definition (:func:`build_job_name`)."""
+    """Return the jobs that publish what is staged: one, or one per partitions definition."""
     members: dict[str, list[dg.AssetKey]] = {}
-    for spec in datasets.values():
-        members.setdefault(build_job_name(spec, datasets), []).append(partitions_key(spec.name))
+    for dataset, job in build_job_names(datasets).items():
+        members.setdefault(job, []).append(partitions_key(dataset))
     return [
         dg.define_asset_job(
             name,

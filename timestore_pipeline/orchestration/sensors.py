@@ -20,7 +20,7 @@ from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.config import BuildConfig
 from timestore_pipeline.orchestration.cursor import read_cursor, select_new, write_cursor
-from timestore_pipeline.orchestration.jobs import INGEST_JOB, build_job_name
+from timestore_pipeline.orchestration.jobs import INGEST_JOB, build_job_names
 from timestore_pipeline.orchestration.pace import FlushRun, held_back
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.runs import (
@@ -90,6 +90,7 @@ def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: 
     event for every window in it before the run starts (8,700 of them take 12 s), and show windows without rows as
     failed when another dataset of the run fails. The windows are in the run config instead, those of each dataset.
     """
+    job_of = build_job_names(datasets)
 
     @dg.sensor(
         name=FLUSH_SENSOR,
@@ -105,7 +106,7 @@ def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: 
         plan = plan_flushes(store.opened)
         held = _held_back(context.instance, store.opened, plan)
         requests = [
-            flush_request(ready, settings, build_job_name(datasets[ready[0].dataset], datasets))
+            flush_request(ready, settings, job_of[ready[0].dataset])
             for group in plan.groups
             if (ready := [request for request in group.requests if request.dataset not in held])
         ]

@@ -75,10 +75,10 @@ class Deployment:
 
 @pytest.fixture
 def deploy(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
-    """Starts deployments with settings of the test's own and stops them at its end."""
-    started: list[Deployment] = []
+    """Makes deployments with settings of the test's own, to be started by it; stops them at its end."""
+    made: list[Deployment] = []
 
-    def start(datasets_yaml: str = DATASETS_YAML, **settings: object) -> Deployment:
+    def make(datasets_yaml: str = DATASETS_YAML, **settings: object) -> Deployment:
         environment = store_environment(
             datasets_yaml,
             **{"landing_sensor_interval_seconds": 1, "flush_sensor_interval_seconds": 1, **settings},
@@ -88,12 +88,11 @@ def deploy(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> 
         (home / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
         environment |= {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
         deployment = Deployment(Store.open(), dg.DagsterInstance.from_config(str(home)), environment, tmp_path)
-        started.append(deployment)
-        deployment.start()
+        made.append(deployment)
         return deployment
 
-    yield start
-    for deployment in started:
+    yield make
+    for deployment in made:
         deployment.stop()
         deployment.instance.dispose()
         deployment.store.close()

@@ -49,6 +49,7 @@ def test_dropped_files_are_published_by_the_sensors(deploy: Callable[..., Deploy
     deployment = deploy(staging_flush_max_rows=1)
     drop(deployment.store, "weather", "wéather 'quoted'.csv", WEATHER_CSV)
     drop(deployment.store, "events", "a.csv", EVENTS_CSV)
+    deployment.start()
 
     deployment.wait_for(
         "all rows are published", lambda: published_rows(deployment.store) == {"weather": 3, "events": 2}
@@ -67,6 +68,7 @@ def test_dropped_files_are_published_by_the_sensors(deploy: Callable[..., Deploy
 def test_a_backfill_over_a_range_publishes_and_ends_as_one_run(deploy: Callable[..., Deployment], drop: Drop):
     deployment = deploy()  # thresholds far away, so only the backfill publishes
     drop(deployment.store, "weather", "a.csv", WEATHER_CSV)
+    deployment.start()
     deployment.wait_for("the file is staged", lambda: pending_rows(deployment.store) == {"weather": 3})
 
     backfill_id = launch_backfill(deployment, "weather", ["2025-12-31", "2026-01-01", "2026-01-02", "2026-01-03"])
@@ -89,6 +91,7 @@ def test_a_backfill_over_a_range_publishes_and_ends_as_one_run(deploy: Callable[
 def test_after_a_crash_of_everything_nothing_is_lost_and_work_goes_on(deploy: Callable[..., Deployment], drop: Drop):
     deployment = deploy(staging_flush_max_rows=1)
     drop(deployment.store, "weather", "a.csv", WEATHER_CSV)
+    deployment.start()
     in_progress = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
     deployment.wait_for(
         "a run has a process", lambda: bool(deployment.instance.get_runs(dg.RunsFilter(statuses=in_progress)))

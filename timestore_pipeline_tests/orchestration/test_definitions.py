@@ -14,7 +14,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import Datasets, parse_datasets
 from timestore_pipeline.errors import DatasetsFileError, SettingsError
 from timestore_pipeline.orchestration.config import TriggerName
-from timestore_pipeline.orchestration.jobs import build_job_name
+from timestore_pipeline.orchestration.jobs import build_job_names
 from timestore_pipeline.orchestration.location import build_definitions
 from timestore_pipeline.settings import Settings
 
@@ -39,10 +39,6 @@ def datasets_of(**windows_and_starts: tuple[str, str]) -> Datasets:
     return parse_datasets("\n".join(["datasets:", *lines]))
 
 
-def job_names(datasets: Datasets) -> dict[str, str]:
-    return {name: build_job_name(spec, datasets) for name, spec in datasets.items()}
-
-
 def test_datasets_of_all_granularities_and_starts_load_together(make_settings: Callable[..., Settings]):
     definitions = definitions_of(ALL_GRANULARITIES, make_settings())
 
@@ -63,17 +59,19 @@ def test_an_installation_without_datasets_loads(make_settings: Callable[..., Set
 
 
 def test_one_build_job_serves_datasets_of_equal_partitions():
-    assert set(job_names(datasets_of(a=("day", "2020-01-01"), b=("day", "2020-01-01"))).values()) == {"partition_build"}
+    assert set(build_job_names(datasets_of(a=("day", "2020-01-01"), b=("day", "2020-01-01"))).values()) == {
+        "partition_build"
+    }
 
 
 def test_a_month_starts_on_its_first_day_whatever_the_day_of_the_start():
-    assert set(job_names(datasets_of(a=("month", "2020-01-01"), b=("month", "2020-01-31"))).values()) == {
+    assert set(build_job_names(datasets_of(a=("month", "2020-01-01"), b=("month", "2020-01-31"))).values()) == {
         "partition_build"
     }
 
 
 def test_granularities_have_a_build_job_each():
-    assert job_names(datasets_of(a=("day", "2020-01-01"), b=("hour", "2020-01-01"))) == {
+    assert build_job_names(datasets_of(a=("day", "2020-01-01"), b=("hour", "2020-01-01"))) == {
         "a": "partition_build_day",
         "b": "partition_build_hour",
     }
@@ -82,7 +80,7 @@ def test_granularities_have_a_build_job_each():
 def test_starts_have_a_build_job_each_and_other_granularities_keep_theirs():
     datasets = datasets_of(a=("hour", "2020-01-01"), b=("hour", "2013-05-01"), c=("day", "2020-01-01"))
 
-    assert job_names(datasets) == {
+    assert build_job_names(datasets) == {
         "a": "partition_build_hour_20200101",
         "b": "partition_build_hour_20130501",
         "c": "partition_build_day",
