@@ -68,6 +68,7 @@ _MAX_DECIMAL_DIGITS = 38
 # Delta refuses these in column names unless column mapping is on, which few readers support.
 _FORBIDDEN_IN_NAMES = re.compile(r'[ ,;{}()\n\t=\x00-\x1f"]')
 _MAX_NAME_LENGTH = 255
+_MICROS_PER_DAY = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,11 @@ def column_definitions(columns: Iterable[Column]) -> str:
 def time_range_sql(time: Column, start_micros: int, end_micros: int) -> str:
     """Return a condition for ``start ≤ time < end``, in the column's own type so that row groups can be skipped."""
     name = quote(time.name)
+    if time.type == "DATE":
+        # A day's time is its midnight, so it belongs to the windows that start by then: round bounds up, not down.
+        start_micros, end_micros = (
+            -(-micros // _MICROS_PER_DAY) * _MICROS_PER_DAY for micros in (start_micros, end_micros)
+        )
     low, high = (f"CAST(make_timestamp({micros}) AS {time.type})" for micros in (start_micros, end_micros))
     return f"({name} >= {low} AND {name} < {high})"
 

@@ -52,16 +52,23 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
     landing = store.settings.landing_path
     files: list[LandingFile] = []
     problems: list[str] = []
-    if not landing.is_dir():
+    try:
+        entries = sorted(os.scandir(landing), key=lambda entry: entry.name)
+    except FileNotFoundError:
         return LandingScan(
             (), (f"the landing folder {landing} does not exist; create it or set TIMESTORE_LANDING_DIRECTORY",)
         )
+    except OSError as error:
+        problems.append(f"the landing folder {landing} cannot be listed: {_cause(error)}")
+        if not os.access(landing, os.X_OK):
+            return LandingScan((), tuple(problems))
+        entries = []
     with store.ledger.read() as tx:
         settled = all_settled(tx)
     for name in store.datasets if datasets is None else datasets:
         _scan_dataset(store, name, landing / name, settled, files, problems)
     if datasets is None:
-        problems += _undeclared(store, landing)
+        problems += _undeclared(store, entries)
     files.sort(key=lambda file: (file.modified_at, file.path))
     return LandingScan(tuple(files), tuple(problems))
 
@@ -119,15 +126,23 @@ def _scan_dataset(
     except FileNotFoundError:
         return
     except OSError as error:
-        problems.append(f"{dataset}: the folder {folder} cannot be listed: {error.strerror}")
+        problems.append(f"{dataset}: the folder {folder} cannot be listed: {_cause(error)}")
         return
     for entry in entries:
         if not is_ready_name(entry.name) or not landing_spec.matches(entry.name):
             continue
         try:
+            entry.name.encode()
             status = entry.stat(follow_symlinks=False)
-        except OSError:
+        except UnicodeEncodeError:
+            # The ledger and DuckDB take text only.
+            problems.append(f"{dataset}: the name of {_printable(entry.path)} is not UTF-8; rename the file")
             continue
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems.append(f"{dataset}: the files in {folder} cannot be looked at: {_cause(error)}")
+            return
         if stat.S_ISLNK(status.st_mode):
             problems.append(f"{dataset}: {entry.path} is a symbolic link, which is never followed; copy the file")
             continue
@@ -140,16 +155,24 @@ def _scan_dataset(
             problems.append(f"{dataset}: {entry.path} cannot be read: permission denied; the other files go on")
 
 
-def _undeclared(store: Store, landing: Path) -> Sequence[str]:
+def _cause(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _printable(path: str) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _undeclared(store: Store, entries: Iterable[os.DirEntry[str]]) -> Sequence[str]:
     problems = []
-    for entry in sorted(os.scandir(landing), key=lambda entry: entry.name):
+    for entry in entries:
         if not is_ready_name(entry.name) or entry.name in store.datasets:
             continue
         if entry.is_dir():
             problems.append(
-                f"folder {entry.path} belongs to no declared dataset, its files wait; "
-                f"declare {entry.name!r} in {store.settings.datasets_path} or remove it"
+                f"folder {_printable(entry.path)} belongs to no declared dataset, its files wait; "
+                f"declare {_printable(entry.name)!r} in {store.settings.datasets_path} or remove it"
             )
         else:
-            problems.append(f"file {entry.path} lies outside of any dataset's folder; move it into one")
+            problems.append(f"file {_printable(entry.path)} lies outside of any dataset's folder; move it into one")
     return problems

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,15 @@ class UnreadableFile(Exception):
     """A file that cannot be staged as it is; the message is the reason."""
 
 
+class NoRowsToInferFrom(UnreadableFile):
+    """A text file without rows tells the names of columns, not their types."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it has no rows to infer the dataset's columns from; let a file with rows come first or declare the columns"
+        )
+
+
 @dataclass(frozen=True)
 class RowSource:
     """Rows of one or more batches that DuckDB reads in one statement.
@@ -72,11 +82,16 @@ class ReadPlan:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What files must have in common to be read together: format, column names in order, and types if typed."""
+    """What files must have in common to be read together: format, column names in order, and types if typed.
+
+    Arrow files must have the very same schema, which says more than DuckDB's names of its types do.
+    """
 
     format: FileFormat
     names: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
+    gzip: bool = False
+    schema: pa.Schema | None = None
 
 
 def file_format(spec: DatasetSpec, path: Path) -> FileFormat:
@@ -115,12 +130,12 @@ def plan_reads(
                 parquet.append(path)
                 continue
             if format_ is FileFormat.CSV:
-                shape = _Shape(format_, _csv_header(spec, path))
+                shape = _Shape(format_, _csv_header(spec, path), gzip=_is_gzip(path))
             elif format_ is FileFormat.ARROW:
                 arrow_tables[path] = _read_arrow(path)
                 shape = _arrow_shape(connection, arrow_tables[path].schema, arrow_shapes)
             else:
-                shape = _Shape(format_)
+                shape = _Shape(format_, gzip=_is_gzip(path))
             shapes[shape].append(path)
         except (UnreadableFile, OSError, EOFError) as error:
             refused[path] = _reason(error)
@@ -130,7 +145,9 @@ def plan_reads(
     order: list[Path] = []
     for shape, members in shapes.items():
         try:
-            accepted = _check_json_keys(connection, spec, columns, members, refused) if not shape.names else members
+            accepted = members
+            if shape.format is FileFormat.JSON_LINES:
+                accepted = _check_json_keys(connection, spec, columns, shape, members, refused)
             if accepted:
                 sources.append(_source(spec, columns, shape, accepted, len(order), arrow_tables))
                 order += accepted
@@ -143,14 +160,14 @@ def infer_columns(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path
     """Return the columns that a dataset gets when this file is its first batch.
 
     Raises:
+        NoRowsToInferFrom: the file is text and has no rows.
         UnreadableFile: the file cannot be read, or has a column that no dataset can hold.
     """
     try:
         found = _describe_file(connection, spec, path)
     except duckdb.Error as error:
         raise UnreadableFile(readable_reason(error)) from error
-    wanted = [(name, type_) for name, type_ in found if name not in spec.landing.ignore_columns]
-    return columns_of(spec, wanted)
+    return columns_of(spec, found)
 
 
 def columns_of(spec: DatasetSpec, found: Sequence[tuple[str, str]]) -> tuple[Column, ...]:
@@ -161,6 +178,8 @@ def columns_of(spec: DatasetSpec, found: Sequence[tuple[str, str]]) -> tuple[Col
     """
     columns = []
     for name, type_ in found:
+        if name in spec.landing.ignore_columns:
+            continue
         try:
             is_converted_time = name == spec.time.column and (spec.time.format or spec.time.unit)
             kept = "TIMESTAMP" if is_converted_time else inferred_type(type_)
@@ -218,12 +237,13 @@ def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
     if column.name == spec.time.column:
         if spec.time.format and source == "VARCHAR":
             return f"CAST(strptime({name}, {literal(spec.time.format)}) AS {column.type})"
-        if source in _INTEGERS:
+        if source in _INTEGERS or (source == "VARCHAR" and spec.time.unit):
             if spec.time.unit is None:
                 raise UnreadableFile(
                     f"the time column {column.name!r} arrives as an integer; set time.unit: s, ms, us or ns"
                 )
-            return f"CAST(make_timestamp(CAST({name} AS BIGINT) {_MICROS_PER_UNIT[spec.time.unit]}) AS {column.type})"
+            number = _whole_number(column.name) if source == "VARCHAR" else name
+            return f"CAST(make_timestamp(CAST({number} AS BIGINT) {_MICROS_PER_UNIT[spec.time.unit]}) AS {column.type})"
     lossy_number = column.type in _INTEGERS and (source in ("FLOAT", "DOUBLE") or source.startswith("DECIMAL"))
     lossy_day = column.type == "DATE" and source.startswith("TIMESTAMP")
     if lossy_number or lossy_day:
@@ -231,7 +251,19 @@ def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
             f"column {column.name!r} arrives as {source_type} and is kept as {column.type}, which would lose digits; "
             "send it in the declared type"
         )
+    if column.type in _INTEGERS and source == "VARCHAR":
+        return f"CAST({_whole_number(column.name)} AS {column.type})"
     return name if source == column.type else f"CAST({name} AS {column.type})"
+
+
+def _whole_number(column: str) -> str:
+    """Return SQL for a text that is to become an integer: DuckDB's cast would round 1.5 to 2 without a word."""
+    name = quote(column)
+    complaint = literal(f"column {column!r} is kept as a whole number and has the value ")
+    return (
+        f"CASE WHEN contains({name}, '.') THEN CASE WHEN regexp_matches({name}, '\\.[0-9]*[1-9]') "
+        f"THEN error({complaint} || {name}) ELSE {name} END ELSE {name} END"
+    )
 
 
 def _compare_names(spec: DatasetSpec, columns: Sequence[Column], names: Sequence[str]) -> None:
@@ -262,10 +294,13 @@ def _source(
     if shape.format is FileFormat.CSV:
         _compare_names(spec, columns, shape.names)
         found = [(name, _text_type(spec, columns, name)) for name in shape.names]
-        return RowSource(select_rows(spec, columns, found, _read_csv(spec, found, paths), ordinal))
+        return RowSource(select_rows(spec, columns, found, _read_csv(spec, shape, found, paths), ordinal))
     if shape.format is FileFormat.JSON_LINES:
         found = [(column.name, _text_type(spec, columns, column.name)) for column in columns]
-        relation = f"read_json({paths}, format = 'newline_delimited', columns = {_struct(found)})"
+        relation = (
+            f"read_json({paths}, format = 'newline_delimited', columns = {_struct(found)}, "
+            f"compression = {_compression(shape)})"
+        )
         return RowSource(select_rows(spec, columns, found, relation, ordinal))
     found = list(zip(shape.names, shape.types, strict=True))
     if shape.format is FileFormat.PARQUET:
@@ -276,14 +311,24 @@ def _source(
     return RowSource(select_rows(spec, columns, found, name, BATCH_COLUMN), {name: table})
 
 
-def _read_csv(spec: DatasetSpec, found: Sequence[tuple[str, str]], paths: str) -> str:
+def _read_csv(spec: DatasetSpec, shape: _Shape, found: Sequence[tuple[str, str]], paths: str) -> str:
     options = spec.landing.csv
     nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
     return (
         f"read_csv({paths}, columns = {_struct(found)}, auto_detect = false, "
         f"header = {'false' if options.header else 'true'}, delim = {literal(options.delimiter)}, "
-        f"quote = {literal(options.quote)}, escape = {literal(options.escape)}, nullstr = {nulls})"
+        f"quote = {literal(options.quote)}, escape = {literal(options.escape)}, nullstr = {nulls}, "
+        f"compression = {_compression(shape)})"
     )
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _compression(shape: _Shape) -> str:
+    """Said outright, because DuckDB's own look at the name is led astray by a question mark in it."""
+    return "'gzip'" if shape.gzip else "'none'"
 
 
 def _struct(found: Sequence[tuple[str, str]]) -> str:
@@ -292,23 +337,22 @@ def _struct(found: Sequence[tuple[str, str]]) -> str:
 
 def _text_type(spec: DatasetSpec, columns: Sequence[Column], name: str) -> str:
     """The type as which a column is parsed out of a text file."""
-    if name == spec.time.column:
-        if spec.time.format:
-            return "VARCHAR"
-        if spec.time.unit:
-            return "BIGINT"
-    return next((column.type for column in columns if column.name == name), "VARCHAR")
+    if name == spec.time.column and (spec.time.format or spec.time.unit):
+        return "VARCHAR"
+    kept = next((column.type for column in columns if column.name == name), "VARCHAR")
+    # Integers are cast after a look at the text, see _whole_number.
+    return "VARCHAR" if kept in _INTEGERS else kept
 
 
 def _csv_header(spec: DatasetSpec, path: Path) -> tuple[str, ...]:
     options = spec.landing.csv
     if options.header:
         return options.header
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    opener = gzip.open if _is_gzip(path) else open
     try:
         with opener(path, "rb") as stream:
             start = stream.read(_MAX_HEADER_CHARACTERS).decode("utf-8-sig", errors="replace")
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UnreadableFile(f"it is not a whole gzip file: {error}") from error
     quoting = {"quotechar": options.quote, "doublequote": options.escape == options.quote}
     if options.escape != options.quote:
@@ -341,7 +385,8 @@ def _read_arrow(path: Path) -> pa.Table:
 def _arrow_shape(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, known: dict[pa.Schema, _Shape]) -> _Shape:
     if schema not in known:
         found = describe_arrow(connection, schema)
-        known[schema] = _Shape(FileFormat.ARROW, tuple(name for name, _ in found), tuple(type_ for _, type_ in found))
+        names, types = tuple(name for name, _ in found), tuple(type_ for _, type_ in found)
+        known[schema] = _Shape(FileFormat.ARROW, names, types, schema=schema.remove_metadata())
     return known[schema]
 
 
@@ -413,6 +458,7 @@ def _check_json_keys(
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
     columns: Sequence[Column],
+    shape: _Shape,
     files: Sequence[Path],
     refused: dict[Path, str],
 ) -> list[Path]:
@@ -424,7 +470,8 @@ def _check_json_keys(
         try:
             rows = connection.execute(
                 f"SELECT file_index, list(DISTINCT key ORDER BY key) FROM ("
-                f"SELECT file_index, unnest(json_keys(json)) AS key FROM read_ndjson_objects({paths})) "
+                f"SELECT file_index, unnest(json_keys(json)) AS key "
+                f"FROM read_ndjson_objects({paths}, compression = {_compression(shape)})) "
                 f"WHERE key NOT IN ({known}) GROUP BY file_index"
             ).fetchall()
         except duckdb.Error as error:
@@ -453,17 +500,22 @@ def _describe_file(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, pat
         return describe_arrow(connection, _read_arrow(path).schema)
     if format_ is FileFormat.PARQUET:
         return _describe(connection, f"read_parquet({source}, hive_partitioning = false)")
+    compression = _compression(_Shape(format_, gzip=_is_gzip(path)))
     if format_ is FileFormat.JSON_LINES:
-        return _describe(connection, f"read_json({source}, format = 'newline_delimited', sample_size = -1)")
-    names = _csv_header(spec, path)
-    options = spec.landing.csv
-    nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
-    return _describe(
-        connection,
-        f"read_csv({source}, header = {'false' if options.header else 'true'}, sample_size = -1, "
-        f"delim = {literal(options.delimiter)}, quote = {literal(options.quote)}, escape = {literal(options.escape)}, "
-        f"nullstr = {nulls}, names = [{', '.join(literal(name) for name in names)}])",
-    )
+        relation = f"read_json({source}, format = 'newline_delimited', sample_size = -1, compression = {compression})"
+    else:
+        names = _csv_header(spec, path)
+        options = spec.landing.csv
+        nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
+        relation = (
+            f"read_csv({source}, header = {'false' if options.header else 'true'}, sample_size = -1, "
+            f"delim = {literal(options.delimiter)}, quote = {literal(options.quote)}, "
+            f"escape = {literal(options.escape)}, nullstr = {nulls}, compression = {compression}, "
+            f"names = [{', '.join(literal(name) for name in names)}])"
+        )
+    if connection.execute(f"SELECT 1 FROM {relation} LIMIT 1").fetchone() is None:
+        raise NoRowsToInferFrom
+    return _describe(connection, relation)
 
 
 def _describe(connection: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str]]:

@@ -1,0 +1,150 @@
+"""What tests build and look at, in the words of the design: batches in, rows staged, rows published, rows readable."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from timestore_pipeline.building.build import BuildReport, build_windows
+from timestore_pipeline.building.table import LOG_FOLDER
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.ingest import IngestReport, ingest_files
+from timestore_pipeline.store import Store
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+NOBODY = 65_534
+
+
+def weather(*rows: tuple[datetime | None, str | None, float | None]) -> pa.Table:
+    """A batch of ``weather``: (time, station, temp) each."""
+    schema = pa.schema([("ts", pa.timestamp("us", "UTC")), ("station", pa.string()), ("temp", pa.float64())])
+    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
+
+
+def hourly(count: int, *, start: datetime = NEW_YEAR, station: str = "JFK") -> pa.Table:
+    """A batch of ``weather``: one row an hour from ``start`` on, whose temperature is its number."""
+    return weather(*((start + timedelta(hours=number), station, float(number)) for number in range(count)))
+
+
+def weather_csv(*rows: str) -> str:
+    """A CSV file of ``weather`` with a header; rows as they stand in the file."""
+    return "".join(f"{line}\n" for line in ("ts,station,temp", *rows))
+
+
+def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
+    """``table`` as the content of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def arrow_bytes(table: pa.Table, *, stream: bool = False) -> bytes:
+    """``table`` as the content of an Arrow IPC file, or of a stream."""
+    sink = io.BytesIO()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def ingest(store: Store) -> dict[str, IngestReport]:
+    """Do what one ingest run does: stage all that lies in the landing folders."""
+    shares = files_for_one_run(store, scan_landing(store))
+    return {dataset: ingest_files(store, dataset, files) for dataset, files in shares.items()}
+
+
+def build(store: Store, dataset: str = "weather", first: str | None = None, last: str | None = None) -> BuildReport:
+    """Publish what is staged for the windows ``first … last`` (partition keys); something must be."""
+    window = store.datasets[dataset].window_from_key
+    report = build_windows(
+        store, dataset, window(first) if first else None, window(last) if last else None, owner="the test"
+    )
+    assert report is not None
+    return report
+
+
+def readable(store: Store, dataset: str = "weather") -> Rows:
+    """Every row of the dataset as the read API gives it, staged and published, in an order of its own."""
+    with open_reader(store, [dataset]) as connection:
+        return in_order(connection.execute(f'SELECT * FROM "{dataset}"').fetchall())
+
+
+def published(store: Store, dataset: str = "weather") -> Rows:
+    """Every row of the dataset's table as any reader of Delta tables sees it, in the order of :func:`readable`."""
+    path = store.table_path(dataset)
+    if not (path / LOG_FOLDER).is_dir():
+        return []
+    table = DeltaTable(str(path)).to_pyarrow_table().drop_columns(["window_key"])
+    return in_order(tuple(row.values()) for row in table.to_pylist())
+
+
+def in_order(rows: Iterable[Sequence[Any]]) -> Rows:
+    """Rows in one order whatever types and nulls they have, so that lists of them compare as multisets."""
+    return sorted((tuple(row) for row in rows), key=repr)
+
+
+def rows_of(*tables: pa.Table) -> Rows:
+    """The rows of batches, in the order of :func:`readable`."""
+    return in_order(tuple(row.values()) for table in tables for row in table.to_pylist())
+
+
+def files_under(folder: Path) -> list[str]:
+    """The names of all files under a folder, sorted; nothing where there is no such folder."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def counted(store: Store, metric: str, dataset: str = "weather") -> Mapping[str, float]:
+    """The values of a counter of one dataset, by its label."""
+    from timestore_pipeline.ledger.counters import counter_values
+
+    with store.ledger.read() as tx:
+        values = counter_values(tx)
+    return {label: value for (name, of, label), value in values.items() if (name, of) == (metric, dataset)}
+
+
+def unprivileged(scenario: Callable[[Store], T], datasets_yaml: str, **settings: Any) -> T:
+    """Return what ``scenario`` returns for a store of its own, in a process that file permissions bind.
+
+    Root may read anything, so where the tests run as root the scenario runs as nobody. It must be a function of a
+    module, for another process to find it.
+    """
+    home = Path(tempfile.mkdtemp(prefix="timestore-unprivileged-"))
+    try:
+        (home / "datasets.yaml").write_text(datasets_yaml, encoding="utf-8")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_run_unprivileged, scenario, home, settings).result()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _run_unprivileged(scenario: Callable[[Store], T], home: Path, fields: dict[str, Any]) -> T:
+    settings = Settings(home=home, staging_min_free_disk_bytes=0, **fields)
+    # What is imported late is imported now: the interpreter itself may lie where nobody may look.
+    with Store.open(settings) as store:
+        store.settings.landing_path.mkdir(parents=True)
+        readable(store, next(iter(store.datasets)))
+    if os.geteuid() == 0:
+        for path in (home, *home.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    os.chdir(home)
+    with Store.open(settings) as store:
+        return scenario(store)
