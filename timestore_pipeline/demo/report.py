@@ -109,8 +109,8 @@ def print_verdict(console: Console, store: Store, outcome: Outcome, problems: Se
         f"\n[bold green]Every row is accounted for[/]\n"
         f"  {ledger_view.standing(store).published_rows:,} published + {quarantined_rows(store):,} quarantined "
         f"= {outcome.source_rows + outcome.refused_rows:,} sent.\n"
-        "  For each month and column, counts and checksums of the source CSV, the published Parquet files\n"
-        "  and the read API agree."
+        "  For each month and column, counts and checksums of the source CSV,\n"
+        "  the published Parquet files and the read API agree."
     )
 
 
