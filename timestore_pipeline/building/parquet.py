@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -50,12 +51,13 @@ def write_window(
     shutil.rmtree(temporary, ignore_errors=True)
     time = spec.time_column(columns)
     condition = time_range_sql(time, window.start_micros, window.end_micros)
+    order = "" if _in_time_order(connection, slices, time, condition) else f" ORDER BY {quote(time.name)}"
     rows = " UNION ALL ".join(
         f'SELECT {column_list(columns)} FROM "{piece.segment_id}".{SEGMENT_TABLE} WHERE {condition}' for piece in slices
     )
     metadata = f"{{dataset: {literal(spec.name)}, window_key: {literal(window.key)}, build: '{build.id}'}}"
     written = connection.execute(
-        f"COPY ({rows} ORDER BY {quote(time.name)}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
+        f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
         f"FILE_SIZE_BYTES {target_file_bytes}, KV_METADATA {metadata}, RETURN_STATS)"
     ).fetchall()
     expected = sum(piece.rows for piece in slices)
@@ -98,6 +100,25 @@ def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: S
     except duckdb.Error as error:
         reason = readable_reason(error) if path.exists() else "there is no such file"
         raise SegmentUnreadable(piece.dataset, path, reason) from error
+
+
+def _in_time_order(
+    connection: duckdb.DuckDBPyConnection, slices: Sequence[Slice], time: Column, condition: str
+) -> bool:
+    """Whether the slices, one after the other, lie in time order already; a look costs a tenth of a sort.
+
+    Time series mostly arrive in order, and DuckDB keeps the order of insertion through a scan and a COPY.
+    """
+    if any(later.min_time < earlier.max_time for earlier, later in pairwise(slices)):
+        return False
+    return all(
+        connection.execute(
+            f"SELECT coalesce(bool_and(time >= previous), true) FROM (SELECT {quote(time.name)} AS time, "
+            f'lag({quote(time.name)}) OVER () AS previous FROM "{piece.segment_id}".{SEGMENT_TABLE} WHERE {condition})'
+        ).fetchall()
+        == [(True,)]
+        for piece in slices
+    )
 
 
 def _number(name: str) -> int:
