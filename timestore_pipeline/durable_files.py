@@ -6,7 +6,9 @@ passes through here.
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -46,10 +48,12 @@ def move_file(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError as error:
-        if not isinstance(error, FileNotFoundError) and source.exists():
-            temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+        try:
             shutil.copyfile(source, temporary)
             put_in_place(temporary, target)
-            source.unlink()
-            return
-        raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        source.unlink()

@@ -54,6 +54,10 @@ class LedgerError(TimestoreError):
     """The ledger cannot be opened, is locked for too long, or is of a newer version."""
 
 
+class CommitUnknown(LedgerError):
+    """The ledger failed in the middle of a commit, so what the transaction wrote may be there or not."""
+
+
 class ColumnsChanged(TimestoreError):
     """The columns declared in ``datasets.yaml`` are not those with which rows of the dataset were staged."""
 

@@ -139,6 +139,7 @@ def _run_unprivileged(scenario: Callable[[Store], T], home: Path, fields: dict[s
     with Store.open(settings) as store:
         store.settings.landing_path.mkdir(parents=True)
         readable(store, next(iter(store.datasets)))
+    "".encode("utf-8-sig")
     if os.geteuid() == 0:
         for path in (home, *home.rglob("*")):
             os.chown(path, NOBODY, NOBODY)

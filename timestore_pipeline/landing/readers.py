@@ -377,7 +377,9 @@ def _read_arrow(path: Path) -> pa.Table:
             table = reader.read_all()
         # Offsets in a damaged file may point anywhere; DuckDB would follow them.
         table.validate(full=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; Arrow's own, for a file that is cut short, have no number
         raise UnreadableFile(f"it is not a whole Arrow file: {readable_reason(error)}") from error
     return table
 

@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+)
 
-from timestore_pipeline.errors import LedgerError
+from timestore_pipeline.errors import CommitUnknown, LedgerError
 
 HEAD_REVISION = "0001"
 """The Alembic revision that this code works with."""
@@ -72,6 +79,7 @@ class Ledger:
         """Give a transaction that commits when the block ends and rolls back when it raises.
 
         Raises:
+            CommitUnknown: the ledger failed while it committed; look before doing it again.
             LedgerError: the ledger stays locked for longer than the busy timeout, or cannot be written.
         """
         with self._transaction("BEGIN IMMEDIATE") as tx:
@@ -87,11 +95,16 @@ class Ledger:
         if engine.dialect.name != "sqlite" and begin == "BEGIN":
             # PostgreSQL's default isolation would let two queries of one read see different moments.
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        committing = False
         try:
             with engine.begin() as tx:
                 yield tx
-        except OperationalError as error:
-            raise LedgerError(f"the ledger {self.location} cannot be used: {_cause(error)}") from error
+                committing = begin != "BEGIN"
+        except (IntegrityError, ProgrammingError, DataError):
+            raise
+        except DBAPIError as error:
+            kind = CommitUnknown if committing else LedgerError
+            raise kind(f"the ledger {self.location} cannot be used: {_cause(error)}") from error
 
     def _upgrade(self) -> None:
         with self._engine.connect() as connection:

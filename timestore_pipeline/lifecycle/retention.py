@@ -12,6 +12,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER
 from timestore_pipeline.store import Store
@@ -53,19 +54,23 @@ def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) 
     candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
     if not candidates:
         return Freed(0, 0)
-    with store.ledger.read() as tx:
-        relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
-    known = {store.segment_path(path) for path in relative}
     files = size = 0
-    for path in candidates:
-        if path in known:
-            continue
-        files += 1
-        size += path.stat().st_size if path.is_file() else 0
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    # In one transaction with the removal: a process that slept since it wrote its segment, and acknowledges it now,
+    # does so before, and the file is known, or after, and finds it gone.
+    with store.ledger.write() as tx:
+        for dataset in store.datasets:
+            lock_dataset(tx, dataset)
+        relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
+        known = {store.segment_path(path) for path in relative}
+        for path in candidates:
+            if path in known:
+                continue
+            files += 1
+            size += path.stat().st_size if path.is_file() else 0
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
     return Freed(files, size)
 
 

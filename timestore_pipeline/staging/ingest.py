@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,10 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
-from timestore_pipeline.errors import BatchRejected, StagingQueueFull, TimestoreError
+from timestore_pipeline.errors import BatchRejected, CommitUnknown, StagingQueueFull, TimestoreError
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.readers import (
+    NoRowsToInferFrom,
     ReadPlan,
     RowSource,
     UnreadableFile,
@@ -57,6 +59,9 @@ log = logging.getLogger(__name__)
 
 # Hashing and reading overlap; both release the interpreter's lock.
 _HASHING_THREADS = 2
+
+# What file systems allow.
+_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -300,7 +305,9 @@ def _stage_fresh(
         except StagedMeanwhile:
             written.discard(store)
             _set_duplicates_apart(store, spec, _take_all(state), state)
-        except BaseException:
+        except CommitUnknown:
+            raise  # the ledger may have the segment; if not, it is swept
+        except Exception:
             written.discard(store)
             raise
     return Acknowledged((), ()), None, columns
@@ -318,12 +325,17 @@ def _columns(
         columns = dataset_columns(tx, spec)
     if columns is not None:
         return columns
+    without_rows: dict[Path, str] = {}
     for path in list(state.fresh):
         try:
             return infer_columns(connection, spec, path)
+        except NoRowsToInferFrom as error:
+            without_rows[path] = str(error)
         except (UnreadableFile, OSError) as error:
             state.refused[path] = str(error)
             del state.fresh[path]
+    state.refused.update(without_rows)
+    state.fresh.clear()
     return ()
 
 
@@ -341,7 +353,10 @@ def _refuse_unreadable(
     connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], state: _Files
 ) -> bool:
     """Find the files that made a segment fail, by reading alone; False where reading is not what failed."""
-    found = _unreadable(connection, spec, columns, list(state.fresh))
+    try:
+        found = _unreadable(connection, spec, columns, list(state.fresh))
+    except duckdb.OutOfMemoryException:
+        return False
     for path, reason in found.items():
         del state.fresh[path]
         if path.exists():
@@ -356,6 +371,8 @@ def _unreadable(
     try:
         for source in plan.sources:
             _read_through(connection, columns, source)
+    except duckdb.OutOfMemoryException:
+        raise
     except duckdb.Error as error:
         if len(files) == 1:
             return {files[0]: readable_reason(error)}
@@ -371,7 +388,11 @@ def _read_through(connection: duckdb.DuckDBPyConnection, columns: Sequence[Colum
     for name, table in source.tables.items():
         connection.register(name, table)
     # A hash needs every value, so no cast can be optimized away.
-    connection.execute(f"SELECT bit_xor(hash(row_value)) FROM ({source.sql}) AS row_value").fetchall()
+    try:
+        connection.execute(f"SELECT bit_xor(hash(row_value)) FROM ({source.sql}) AS row_value").fetchall()
+    finally:
+        for name in source.tables:
+            connection.unregister(name)
 
 
 def _drop_changed(state: _Files) -> bool:
@@ -404,7 +425,7 @@ def _set_file_aside(
     store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch, seen: dict[Path, _Stamp]
 ) -> QuarantineEntry:
     """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again."""
-    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{batch.fingerprint[:16]}-{path.name}"
+    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{_unique_name(batch, path)}"
     with store.ledger.write() as tx:
         entry = set_aside(
             tx,
@@ -420,6 +441,8 @@ def _set_file_aside(
         )
     target = store.segment_path(entry.path)
     try:
+        if _Stamp.of(path) != seen[path]:
+            return entry  # another file by now, which is looked at the next time
         make_folder(target.parent)
         move_file(path, target)
         fsync_path(target.parent)
@@ -427,6 +450,13 @@ def _set_file_aside(
         _remember(store, spec, [path], seen)
         log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, path, error.strerror or error)
     return entry
+
+
+def _unique_name(batch: IncomingBatch, path: Path) -> str:
+    """Return a file name of the batch's own; of a very long name the beginning gives way."""
+    prefix = f"{batch.fingerprint[:16]}-"
+    name = os.fsencode(path.name)[-(_MAX_NAME_BYTES - len(prefix)) :]
+    return prefix + name.decode(errors="ignore")
 
 
 def _clear_away(
@@ -444,6 +474,8 @@ def _clear_away(
         try:
             if action is AfterIngest.KEEP:
                 staying.append(path)
+            elif _Stamp.of(path) != seen[path]:
+                log.warning("%s: %s has changed since it was staged; it is taken again", spec.name, path)
             elif action is AfterIngest.DELETE:
                 path.unlink(missing_ok=True)
             else:
@@ -451,7 +483,7 @@ def _clear_away(
                     make_folder(folder)
                 target = folder / path.name
                 if target.exists():
-                    target = folder / f"{batches[path].fingerprint[:16]}-{path.name}"
+                    target = folder / _unique_name(batches[path], path)
                 move_file(path, target)
                 archived = True
         except FileNotFoundError:

@@ -59,7 +59,10 @@ class IncomingBatch:
 
 
 class StagedMeanwhile(Exception):
-    """Another process was first with some of a segment's batches, or with the columns: write it again without them."""
+    """A segment was overtaken: write it again.
+
+    Another process was first with some of its batches or with the columns, or swept the file as an orphan.
+    """
 
     def __init__(self, batch_ids: frozenset[str]) -> None:
         self.batch_ids = batch_ids
@@ -140,6 +143,8 @@ def acknowledge_segment(
     try:
         with store.ledger.write() as tx:
             lock_dataset(tx, spec.name)
+            if written.row is not None and not store.segment_path(written.row.path).exists():
+                raise StagedMeanwhile(frozenset())  # this process slept so long that the file was swept
             known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
             if known:
                 check_fingerprints(spec.name, known, batches)

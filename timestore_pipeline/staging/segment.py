@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -20,6 +21,7 @@ from timestore_pipeline.columns import (
     column_definitions,
     column_list,
     literal,
+    quote,
     utc_timestamp_sql,
 )
 from timestore_pipeline.datasets import DatasetSpec
@@ -27,7 +29,7 @@ from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import from_micros
+from timestore_pipeline.windows import from_micros, to_micros
 
 SEGMENT_TABLE = "rows"
 """Name of the one table in every segment."""
@@ -41,8 +43,12 @@ _SMALL_BLOCK = 16_384
 _LARGE_BLOCK = 262_144
 _LARGE_FROM_BYTES = 4 << 20
 
+# Later ones have no window with an end.
+_LAST_MOMENT = to_micros(datetime(9998, 12, 31, tzinfo=UTC))
+
 _PROBLEMS = {
     "null": "the time is null",
+    "infinite": "the time is infinite",
     "early": "the time is before the dataset's start, {start:%Y-%m-%d}",
     "future": "the time is after {horizon:%Y-%m-%d %H:%M:%S} UTC, more than TIMESTORE_STAGING_MAX_FUTURE_MS ahead",
 }
@@ -119,6 +125,7 @@ def write_segment(
             with suppress(duckdb.Error):
                 connection.execute(statement)
         temporary.unlink(missing_ok=True)
+        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
         raise
     finally:
         for source in sources:
@@ -169,12 +176,15 @@ def _fill(
         for name, table in source.tables.items():
             connection.register(name, table)
         connection.execute(f"INSERT INTO segment.{SEGMENT_TABLE} {source.sql}")
-    time = utc_timestamp_sql(spec.time_column(columns))
-    horizon = from_micros(now_micros() + store.settings.staging_max_future_ms * 1_000)
+    time_column = spec.time_column(columns)
+    time = utc_timestamp_sql(time_column)
+    horizon = from_micros(min(now_micros() + store.settings.staging_max_future_ms * 1_000, _LAST_MOMENT))
     start = spec.first_window.start
     problem = (
-        f"CASE WHEN {time} IS NULL THEN 'null' WHEN {time} < make_timestamp({spec.first_window.start_micros}) "
-        f"THEN 'early' WHEN {time} > TIMESTAMP '{horizon:%Y-%m-%d %H:%M:%S}' THEN 'future' END"
+        f"CASE WHEN {quote(time_column.name)} IS NULL THEN 'null' "
+        f"WHEN NOT isfinite({quote(time_column.name)}) THEN 'infinite' "
+        f"WHEN {time} < make_timestamp({spec.first_window.start_micros}) THEN 'early' "
+        f"WHEN {time} > TIMESTAMP '{horizon:%Y-%m-%d %H:%M:%S}' THEN 'future' END"
     )
     found = connection.execute(
         f"SELECT {BATCH_COLUMN}, problem, epoch_us(window_start), count(*), "

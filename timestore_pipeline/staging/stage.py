@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
@@ -10,7 +11,14 @@ from blake3 import blake3
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchRejected, DiskFull, GuardrailExceeded, StagingQueueFull
+from timestore_pipeline.errors import (
+    BatchRejected,
+    CommitUnknown,
+    DiskFull,
+    GuardrailExceeded,
+    StagingQueueFull,
+    TimestoreError,
+)
 from timestore_pipeline.landing.readers import (
     RowSource,
     UnreadableFile,
@@ -81,11 +89,29 @@ def stage(
 
 
 def table_fingerprint(table: pa.Table) -> str:
-    """Return the BLAKE3 hash of a table's schema and values, in hex, however it is chunked."""
-    digest = blake3()
-    with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=_ROWS_PER_HASHED_CHUNK)
+    """Return the BLAKE3 hash of a table's schema and values, in hex, however they lie in memory.
+
+    Chunks, dictionaries, metadata and what stands under nulls are no part of the content.
+    """
+    digest = blake3(table.schema.to_string(show_field_metadata=False, show_schema_metadata=False).encode())
+    for part in _content(table):
+        with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), part.schema) as writer:
+            writer.write_table(part.combine_chunks(), max_chunksize=_ROWS_PER_HASHED_CHUNK)
     return digest.hexdigest()
+
+
+def _content(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield tables that are equal, byte for byte, if and only if the values of ``table`` are."""
+    columns = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in table.columns
+    ]
+    whole = [column for column in columns if not column.null_count]
+    yield pa.table(whole, [str(number) for number in range(len(whole))])
+    for column in columns:
+        if column.null_count:
+            yield pa.table([column.is_valid()], ["valid"])
+            yield pa.table([column.drop_null()], ["values"])
 
 
 class _HashSink:
@@ -117,9 +143,16 @@ def _stage_once(store: Store, spec: DatasetSpec, table: pa.Table, batch: Incomin
         raise BatchRejected(spec.name, batch.source, str(error)) from error
     except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
         raise BatchRejected(spec.name, batch.source, readable_reason(error)) from error
+    except duckdb.Error as error:
+        raise TimestoreError(
+            f"dataset {spec.name!r}: {batch.source} could not be written to a segment: {readable_reason(error)}. "
+            "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
+        ) from error
     try:
         return acknowledge_segment(store, spec, columns, written, [batch]).receipts[0]
-    except BaseException:
+    except CommitUnknown:
+        raise  # the ledger may have the segment; if not, it is swept
+    except Exception:
         written.discard(store)
         raise
 

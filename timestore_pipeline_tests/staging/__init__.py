@@ -1,0 +1,1 @@
+"""Tests of staging: batches in, segments and acknowledgements out."""
