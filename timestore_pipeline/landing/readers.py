@@ -242,8 +242,8 @@ def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
                 raise UnreadableFile(
                     f"the time column {column.name!r} arrives as an integer; set time.unit: s, ms, us or ns"
                 )
-            number = _whole_number(column.name) if source == "VARCHAR" else name
-            return f"CAST(make_timestamp(CAST({number} AS BIGINT) {_MICROS_PER_UNIT[spec.time.unit]}) AS {column.type})"
+            number = _whole_number(column.name, "BIGINT") if source == "VARCHAR" else f"CAST({name} AS BIGINT)"
+            return f"CAST(make_timestamp({number} {_MICROS_PER_UNIT[spec.time.unit]}) AS {column.type})"
     lossy_number = column.type in _INTEGERS and (source in ("FLOAT", "DOUBLE") or source.startswith("DECIMAL"))
     lossy_day = column.type == "DATE" and source.startswith("TIMESTAMP")
     if lossy_number or lossy_day:
@@ -252,17 +252,20 @@ def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
             "send it in the declared type"
         )
     if column.type in _INTEGERS and source == "VARCHAR":
-        return f"CAST({_whole_number(column.name)} AS {column.type})"
+        return _whole_number(column.name, column.type)
     return name if source == column.type else f"CAST({name} AS {column.type})"
 
 
-def _whole_number(column: str) -> str:
-    """Return SQL for a text that is to become an integer: DuckDB's cast would round 1.5 to 2 without a word."""
+def _whole_number(column: str, type_: str) -> str:
+    """Return SQL for a text that is to become an integer.
+
+    DuckDB's own cast would round 1.5 to 2 without a word, and name no column where it fails.
+    """
     name = quote(column)
-    complaint = literal(f"column {column!r} is kept as a whole number and has the value ")
+    refusal = f"error({literal(f'column {column!r} is kept as {type_}, and cannot hold ')} || {name})"
     return (
-        f"CASE WHEN contains({name}, '.') THEN CASE WHEN regexp_matches({name}, '\\.[0-9]*[1-9]') "
-        f"THEN error({complaint} || {name}) ELSE {name} END ELSE {name} END"
+        f"CASE WHEN {name} IS NULL THEN NULL WHEN regexp_matches({name}, '\\.[0-9]*[1-9]|[eE]-') THEN {refusal} "
+        f"ELSE coalesce(TRY_CAST({name} AS {type_}), {refusal}) END"
     )
 
 
