@@ -48,6 +48,7 @@ from timestore_pipeline.staging.receipts import (
     StagedMeanwhile,
     acknowledge_segment,
     check_room,
+    counting_drops,
     duplicate_receipts,
     guardrail_breaches,
 )
@@ -186,7 +187,8 @@ def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = No
     Raises:
         BatchRejected: it cannot be read or cast; nothing was staged or set aside.
         BatchConflict: ``batch_id`` is known with other content.
-        StagingQueueFull, GuardrailExceeded, DiskFull, ColumnsChanged, UnknownDataset, LedgerError: as they say.
+        StagingQueueFull, GuardrailExceeded, DiskFull: refused for now, and counted as dropped.
+        ColumnsChanged, UnknownDataset, LedgerError: as they say.
     """
     spec = store.datasets[dataset]
     path = path.absolute()
@@ -202,8 +204,9 @@ def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = No
         return duplicate
     state.fresh[path] = batch
     state.seen[path] = stamp
-    check_room(store, spec, 1)
-    acknowledged, _, _ = _stage_fresh(store, spec, state)
+    with counting_drops(store, dataset):
+        check_room(store, spec, 1)
+        acknowledged, _, _ = _stage_fresh(store, spec, state)
     if state.refused:
         raise BatchRejected(dataset, str(path), state.refused[path])
     if state.skipped:

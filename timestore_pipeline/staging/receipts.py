@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -21,7 +22,7 @@ from timestore_pipeline.ledger.batches import (
     pending_batches,
     staged_bytes,
 )
-from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
+from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
@@ -29,6 +30,8 @@ from timestore_pipeline.settings import GuardrailMode
 from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
+
+_DROP_REASONS = {StagingQueueFull: "queue_full", DiskFull: "disk_full", GuardrailExceeded: "guardrail"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class Acknowledged:
 
     receipts: tuple[Receipt, ...]
     quarantined: tuple[QuarantineEntry, ...]
+
+
+@contextmanager
+def counting_drops(store: Store, dataset: str) -> Iterator[None]:
+    """Count the batch of a caller who is refused for want of room. (Landing files just wait: nobody is refused.)"""
+    try:
+        yield
+    except tuple(_DROP_REASONS) as error:
+        with store.ledger.write() as tx:
+            count(tx, DROPPED_BATCHES, dataset, _DROP_REASONS[type(error)])
+        raise
 
 
 def check_room(store: Store, spec: DatasetSpec, batches: int) -> None:

@@ -11,14 +11,7 @@ from blake3 import blake3
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import (
-    BatchRejected,
-    CommitUnknown,
-    DiskFull,
-    GuardrailExceeded,
-    StagingQueueFull,
-    TimestoreError,
-)
+from timestore_pipeline.errors import BatchRejected, CommitUnknown, TimestoreError
 from timestore_pipeline.landing.readers import (
     RowSource,
     UnreadableFile,
@@ -27,7 +20,6 @@ from timestore_pipeline.landing.readers import (
     readable_reason,
     select_rows,
 )
-from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.staging.receipts import (
     IncomingBatch,
@@ -35,6 +27,7 @@ from timestore_pipeline.staging.receipts import (
     StagedMeanwhile,
     acknowledge_segment,
     check_room,
+    counting_drops,
     duplicate_receipts,
 )
 from timestore_pipeline.staging.segment import write_segment
@@ -42,7 +35,6 @@ from timestore_pipeline.store import Store
 
 # A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
 _ROWS_PER_HASHED_CHUNK = 1 << 16
-_DROP_REASONS = {StagingQueueFull: "queue_full", DiskFull: "disk_full", GuardrailExceeded: "guardrail"}
 
 
 def stage(
@@ -79,13 +71,10 @@ def stage(
         if duplicate is not None:
             return duplicate
         try:
-            return _stage_once(store, spec, table, batch)
+            with counting_drops(store, dataset):
+                return _stage_once(store, spec, table, batch)
         except StagedMeanwhile:
             continue
-        except (StagingQueueFull, DiskFull, GuardrailExceeded) as error:
-            with store.ledger.write() as tx:
-                count(tx, DROPPED_BATCHES, dataset, _DROP_REASONS[type(error)])
-            raise
 
 
 def table_fingerprint(table: pa.Table) -> str:
