@@ -82,7 +82,7 @@ class Acknowledged:
 
 @contextmanager
 def counting_drops(store: Store, dataset: str) -> Iterator[None]:
-    """Count the batch of a caller who is refused for want of room. (Landing files just wait: nobody is refused.)"""
+    """Count the batch of a caller who is refused for want of room; landing files just wait, so nobody is refused."""
     try:
         yield
     except tuple(_DROP_REASONS) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ import duckdb
 import pytest
 
 from timestore_pipeline import durable_files
-from timestore_pipeline.errors import CommitUnknown, DiskFull, GuardrailExceeded, LedgerError, TimestoreError
+from timestore_pipeline.errors import (
+    CommitUnknown,
+    DiskFull,
+    GuardrailExceeded,
+    LedgerError,
+    StagingQueueFull,
+    TimestoreError,
+)
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.counters import RETRIED_BATCHES
+from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging import ingest as ingest_module
 from timestore_pipeline.staging.ingest import ingest_files, stage_file
@@ -563,3 +571,33 @@ def test_stage_file_and_landing_know_each_others_batches(store: Store, drop: Dro
 
     assert ingest(store)["weather"].duplicates == 1
     assert len(readable(store)) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "reason"),
+    [
+        ({"staging_max_pending": 1}, StagingQueueFull, "queue_full"),
+        ({"staging_min_free_disk_bytes": 1 << 60}, DiskFull, "disk_full"),
+        ({"staging_max_dataset_bytes": 1, "staging_guardrail_mode": "enforce"}, GuardrailExceeded, "guardrail"),
+    ],
+)
+def test_a_file_that_is_refused_for_now_is_counted_as_dropped_while_landing_files_wait(
+    make_store: MakeStore,
+    drop: Drop,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    error: type[TimestoreError],
+    reason: str,
+):
+    stage(make_store(), "weather", hourly(1))
+    store = make_store(**settings)
+    path = tmp_path / "a.csv"
+    path.write_text(WEATHER_CSV)
+    drop(store, "weather", "b.csv", OTHER_CSV)
+
+    with pytest.raises(error):
+        stage_file(store, "weather", path)
+    with suppress(error):
+        ingest(store)
+
+    assert counted(store, DROPPED_BATCHES) == {reason: 1}
