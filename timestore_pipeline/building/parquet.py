@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,7 +51,11 @@ def write_window(
     shutil.rmtree(temporary, ignore_errors=True)
     time = spec.time_column(columns)
     condition = time_range_sql(time, window.start_micros, window.end_micros)
-    order = "" if _in_time_order(connection, slices, time, condition) else f" ORDER BY {quote(time.name)}"
+    # Files are filled side by side, a row group here and one there. Row groups never overlap in time; sorting keeps
+    # files from overlapping too, where there will be several.
+    one_file = sum(piece.bytes for piece in slices) < target_file_bytes
+    in_order = one_file and _in_time_order(connection, slices, time, condition)
+    order = "" if in_order else f" ORDER BY {quote(time.name)}"
     rows = " UNION ALL ".join(
         f'SELECT {column_list(columns)} FROM "{piece.segment_id}".{SEGMENT_TABLE} WHERE {condition}' for piece in slices
     )
@@ -68,8 +72,10 @@ def write_window(
             ", ".join(str(store.segment_path(piece.path)) for piece in slices[:3]),
             f"{found} rows of window {window.key} were read where the ledger has {expected}",
         )
+    # DuckDB numbers the files by which of its threads was first.
+    in_time_order = sorted(written, key=lambda row: _time_range(time, row[4]))
     files = []
-    for number, (name, count, size, _, statistics, *_) in enumerate(sorted(written, key=lambda row: _number(row[0]))):
+    for number, (name, count, size, _, statistics, *_) in enumerate(in_time_order):
         final = folder / f"{file_prefix(build.sequence)}{number:03d}.parquet"
         fsync_path(Path(name))
         Path(name).rename(final)
@@ -121,7 +127,7 @@ def _in_time_order(
     )
 
 
-def _number(name: str) -> int:
-    """DuckDB calls the files of one COPY ``data_0.parquet``, ``data_1.parquet`` and so on."""
-    digits = Path(name).stem.rpartition("_")[2]
-    return int(digits) if digits.isdigit() else 0
+def _time_range(time: Column, statistics: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """First and last time of a file as the footer has them; of one type, so their texts sort as the times do."""
+    found = statistics[quote(time.name)]
+    return found["min"], found["max"]

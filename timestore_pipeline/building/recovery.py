@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from timestore_pipeline.building.table import (
     last_published_sequence,
     live_files,
     open_table,
+    sync_found,
     version_of_build,
 )
 from timestore_pipeline.clock import now_micros
@@ -85,6 +87,7 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
         commit_fence(path, build, columns)
     except SequenceTaken:
         table = open_table(path, build.dataset)
+        sync_found(path, table)
         if last_published_sequence(table, build.dataset) == build.sequence:
             version = version_of_build(table, build)
             prefix = file_prefix(build.sequence)
@@ -111,7 +114,5 @@ def _remove_files(store: Store, build: Build) -> None:
     table = store.table_path(build.dataset)
     for file in table.glob(f"{WINDOW_COLUMN}=*/{prefix}*.parquet"):
         file.unlink(missing_ok=True)
-    for file in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}/*"):
-        file.unlink(missing_ok=True)
     for folder in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}"):
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from timestore_pipeline.columns import WINDOW_COLUMN, Column
+from timestore_pipeline.columns import TIME_TYPES, WINDOW_COLUMN, Column
 from timestore_pipeline.durable_files import fsync_path, make_folder
 from timestore_pipeline.errors import TableError
 
@@ -47,6 +48,8 @@ _ARROW_TYPES = {
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
 }
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
+# Infinite times, and those before the year 1 and after 9999, have no form that every reader of Delta tables takes.
+_WRITABLE_TIME = re.compile(r"^\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?(\+00)?)?$")
 # Longer texts bloat the log more than they help to skip files.
 _MAX_STATISTIC_LENGTH = 64
 
@@ -87,8 +90,8 @@ def ensure_table(path: Path, dataset: str, columns: Sequence[Column]) -> int:
     """
     if (path / LOG_FOLDER).is_dir():
         return open_table(path, dataset).version()
-    make_folder(path)
     with _translated(path, dataset):
+        make_folder(path)
         table = DeltaTable.create(
             str(path), schema=arrow_schema(columns), mode="ignore", partition_by=[WINDOW_COLUMN], name=dataset
         )
@@ -136,7 +139,8 @@ def commit_build(path: Path, build: Build, columns: Sequence[Column], files: Seq
             partition_values={WINDOW_COLUMN: file.window_key},
             modification_time=file.modified_at_ms,
             data_change=True,
-            stats=json.dumps(file.statistics),
+            # Not escaped: delta-rs reads the escape of a letter beyond the second plane as another letter.
+            stats=json.dumps(file.statistics, ensure_ascii=False),
         )
         for file in files
     ]
@@ -165,13 +169,22 @@ def version_of_build(table: DeltaTable, build: Build) -> int:
     return table.version()
 
 
+def sync_found(path: Path, table: DeltaTable) -> None:
+    """Make the last log entries durable, which a process that died may have left unsynced (invariant 6)."""
+    for version in range(max(0, table.version() - 1), table.version() + 1):
+        _sync_log(path, version)
+
+
 def live_files(table: DeltaTable) -> list[TableFile]:
     """Return the files of the table at the version of ``table``."""
-    actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    partition = f"partition.{WINDOW_COLUMN}"
+    # Only these: Python has no datetime for some of the bounds that the statistics may have.
+    wanted = ["path", partition, "num_records", "size_bytes"]
+    actions = pa.table(table.get_add_actions(flatten=True)).select(wanted).to_pylist()
     return [
         TableFile(
             path=unquote(action["path"]),
-            window_key=action[f"partition.{WINDOW_COLUMN}"],
+            window_key=action[partition],
             rows=action["num_records"],
             bytes=action["size_bytes"],
         )
@@ -222,6 +235,8 @@ def _bound(column: Column, text: str | None) -> Any:
     if column.type in ("FLOAT", "DOUBLE"):
         value = float(text)
         return value if math.isfinite(value) else None
+    if column.type in TIME_TYPES and not _WRITABLE_TIME.match(text):
+        return None
     if column.type == "DATE":
         return text
     if column.type == "TIMESTAMP":
@@ -284,12 +299,18 @@ def _commit(
 
 
 def _sync_commit(path: Path, build: Build, since: int) -> int:
-    """Make all log entries after version ``since`` durable; return the one that is the build's."""
+    """Make the log durable from version ``since`` on; return the version that is the build's.
+
+    The entry before may be of a process that died before it could sync it.
+    """
     latest = open_table(path, build.dataset).version()
     mine = latest
-    for version in range(since + 1, latest + 1):
+    for version in range(since, latest + 1):
         _sync_log(path, version)
-        if f'"timestoreSequence":"{build.sequence}"' in (path / LOG_FOLDER / f"{version:020d}.json").read_text():
+        if (
+            version > since
+            and f'"timestoreSequence":"{build.sequence}"' in (path / LOG_FOLDER / f"{version:020d}.json").read_text()
+        ):
             mine = version
     return mine
 
@@ -297,7 +318,9 @@ def _sync_commit(path: Path, build: Build, since: int) -> int:
 def _sync_log(path: Path, version: int) -> None:
     """Make the log durable up to ``version``: its entry, a checkpoint that came with it, and the folder."""
     log = path / LOG_FOLDER
-    fsync_path(log / f"{version:020d}.json")
+    entry = log / f"{version:020d}.json"
+    if entry.exists():  # old ones are cleaned up behind a checkpoint
+        fsync_path(entry)
     checkpoints = list(log.glob(f"{version:020d}.checkpoint*"))
     for file in (*checkpoints, *([log / "_last_checkpoint"] if checkpoints else [])):
         fsync_path(file)
