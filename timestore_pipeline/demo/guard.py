@@ -17,7 +17,7 @@ _SECONDS_TO_STOP = 5.0
 
 
 def main() -> int:
-    """Run the command until it ends, and return its status."""
+    """Run the command until it ends, and return its status; 128 and more is a signal, as in a shell."""
     # The demo interrupts the whole group; this process stays to tell how the command ended.
     signal.signal(signal.SIGINT, lambda *_: None)
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
@@ -27,7 +27,7 @@ def main() -> int:
             os.killpg(0, signal.SIGINT)
             time.sleep(_SECONDS_TO_STOP)
             os.killpg(0, signal.SIGKILL)
-    return child.returncode
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 if __name__ == "__main__":

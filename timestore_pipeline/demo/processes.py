@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from timestore_pipeline.demo import guard
 from timestore_pipeline.demo.errors import DemoError
 
 _SECONDS_TO_STOP = 10.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Program:
     log: Path
 
     def tail(self, lines: int = 30) -> str:
-        """Return the last lines of its output."""
+        """Return the last lines of its output, without colours."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-lines:]) or "(no output)"
+        return "\n".join(_COLOUR.sub("", text).splitlines()[-lines:]) or "(no output)"
 
 
 @dataclass

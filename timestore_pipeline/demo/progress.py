@@ -89,8 +89,6 @@ class _Lines:
             f"  {elapsed:4.0f} s  dropped {moment.dropped:,} of {self._files:,} files, staged {standing.staged:,}, "
             f"published {standing.published:,}, queue {standing.queued:,} batches "
             f"({standing.staged_rows - standing.published_rows:,} rows), Dagster runs: {moment.runs}",
-            highlight=False,
-            soft_wrap=True,
         )
 
     def __enter__(self) -> Self:

@@ -101,7 +101,7 @@ def print_verdict(console: Console, store: Store, outcome: Outcome, problems: Se
     if problems:
         console.print("\n[bold red]Not everything is accounted for[/]")
         for problem in problems[:_MAX_PROBLEMS]:
-            _print_line(console, f"  - {escape(problem)}")
+            console.print(f"  - {escape(problem)}")
         if len(problems) > _MAX_PROBLEMS:
             console.print(f"  … and {len(problems) - _MAX_PROBLEMS:,} more")
         return
@@ -149,7 +149,7 @@ def _flaws(outcome: Outcome) -> list[tuple[str, str]]:
 def _print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        _print_line(console, f"  {escape(name.ljust(width))}  {escape(value)}")
+        console.print(f"  {escape(name.ljust(width))}  {escape(value)}")
 
 
 def _print_rows(console: Console, rows: pa.Table) -> None:
@@ -159,10 +159,6 @@ def _print_rows(console: Console, rows: pa.Table) -> None:
     for row in rows.to_pylist():
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     console.print(table)
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True)
 
 
 def _megabytes(count: int) -> str:

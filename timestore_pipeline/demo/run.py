@@ -56,7 +56,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; the status is 0 only if every row is accounted for."""
     options = _options(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     forget_other_installations()
     _on_stop_signals(_interrupt)
     try:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"\nStopped. What there is so far is in {report.shown(options.home)}.")
         return 128 + stop.number
     except TimestoreError as error:
-        console.print(f"\n[bold red]The demo failed:[/] {escape(str(error))}", soft_wrap=True)
+        console.print(f"\n[bold red]The demo failed:[/] {escape(str(error))}")
         return 1
 
 
@@ -105,7 +105,7 @@ def _pass_through(
     try:
         return _watch(options, console, installation, datasets, programs)
     except TimestoreError:
-        console.print(f"\nThe last lines of {report.shown(daemon.log)}:\n{escape(daemon.tail())}", soft_wrap=True)
+        console.print(f"\nThe last lines of {report.shown(daemon.log)}:\n{escape(daemon.tail())}")
         raise
 
 
