@@ -18,8 +18,9 @@ from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build, ensure_table
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
+from timestore_pipeline.columns import Column, literal
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import (
     Build,
@@ -33,6 +34,14 @@ from timestore_pipeline.ledger.builds import (
 )
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.staging.segment import SEGMENT_TABLE
+from timestore_pipeline.staging.slices import (
+    MOST_ATTACHED,
+    attach_segment,
+    detach_segment,
+    gather_slices,
+    segment_table,
+)
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window, from_micros
 
@@ -159,27 +168,51 @@ def _as_timestore_error(build: Build, error: Exception) -> TimestoreError:
 def _write_files(
     store: Store, spec: DatasetSpec, columns: Sequence[Column], claim: Claim, target_file_bytes: int | None
 ) -> list[ParquetFile]:
-    by_window = _slices_by_window(claim)
-    last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
+    target = target_file_bytes or store.settings.build_target_file_bytes
     files: list[ParquetFile] = []
-    attached: set[str] = set()
     with store.connect() as connection:
-        for window_start, pieces in by_window.items():
-            files += write_window(
-                store,
-                connection,
-                spec,
-                columns,
-                claim.build,
-                spec.window_at(window_start),
-                pieces,
-                attached,
-                target_file_bytes or store.settings.build_target_file_bytes,
-            )
-            for segment_id in [name for name in attached if last_use[name] == window_start]:
-                connection.execute(f'DETACH "{segment_id}"')
-                attached.remove(segment_id)
+        for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
+            files += write_window(store, connection, spec, columns, claim.build, window, pieces, tables, target)
     return files
+
+
+def _windows_with_tables(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], claim: Claim
+) -> Iterator[tuple[Window, list[Slice], list[str]]]:
+    """Yield each window with its slices and the tables that hold their rows while it is written."""
+    by_window = _slices_by_window(claim)
+    if max(len(pieces) for pieces in by_window.values()) > MOST_ATTACHED:
+        with _scratch_file(store, connection, claim.build) as scratch:
+            table = f"{scratch}.{SEGMENT_TABLE}"
+            gather_slices(store, connection, spec, columns, claim.slices, table)
+            for window_start, pieces in by_window.items():
+                yield spec.window_at(window_start), pieces, [table]
+        return
+    last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
+    attached: set[str] = set()
+    for window_start, pieces in by_window.items():
+        for piece in pieces:
+            if piece.segment_id not in attached:
+                attach_segment(store, connection, piece)
+                attached.add(piece.segment_id)
+        yield spec.window_at(window_start), pieces, [segment_table(piece.segment_id) for piece in pieces]
+        for segment_id in [name for name in attached if last_use[name] == window_start]:
+            detach_segment(connection, segment_id)
+            attached.remove(segment_id)
+
+
+@contextmanager
+def _scratch_file(store: Store, connection: duckdb.DuckDBPyConnection, build: Build) -> Iterator[str]:
+    """Attach an empty DuckDB file for the time of a build: what is gathered there may be larger than memory."""
+    path = store.settings.temp_path / f"{build.dataset}-{build.sequence}.duckdb{TEMPORARY_SUFFIX}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    connection.execute(f"ATTACH {literal(str(path))} AS scratch")
+    try:
+        yield "scratch"
+    finally:
+        connection.execute("DETACH scratch")
+        path.unlink(missing_ok=True)
 
 
 def _slices_by_window(claim: Claim) -> dict[int, list[Slice]]:

@@ -14,10 +14,8 @@ from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, liter
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder
 from timestore_pipeline.errors import SegmentUnreadable
-from timestore_pipeline.landing.readers import readable_reason
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -30,21 +28,18 @@ def write_window(
     build: Build,
     window: Window,
     slices: Sequence[Slice],
-    attached: set[str],
+    tables: Sequence[str],
     target_file_bytes: int,
 ) -> list[ParquetFile]:
     """Write the slices of one window, in time order, to as many files as their size asks for.
 
-    ``attached`` has the ids of the segments that are attached to ``connection``; missing ones are attached.
+    ``tables`` are the SQL names of what holds their rows: a table per slice, in the order of the slices, or one for
+    all of them.
 
     Raises:
-        SegmentUnreadable: a segment is missing or damaged, or has another number of rows than the ledger says.
+        SegmentUnreadable: a segment is damaged, or has another number of rows than the ledger says.
         duckdb.Error: the files cannot be written.
     """
-    for piece in slices:
-        if piece.segment_id not in attached:
-            attach_segment(store, connection, piece)
-            attached.add(piece.segment_id)
     folder = store.table_path(spec.name) / f"{WINDOW_COLUMN}={window.key}"
     make_folder(folder)
     temporary = folder / f".{file_prefix(build.sequence)}{TEMPORARY_SUFFIX}"
@@ -54,11 +49,11 @@ def write_window(
     # Files are filled side by side, a row group here and one there. Row groups never overlap in time; sorting keeps
     # files from overlapping too, where there will be several.
     one_file = sum(piece.bytes for piece in slices) < target_file_bytes
-    in_order = one_file and _in_time_order(connection, slices, time, condition)
+    one_after_the_other = all(earlier.max_time <= later.min_time for earlier, later in pairwise(slices))
+    may_lie_in_order = one_file and (one_after_the_other or len(tables) == 1)
+    in_order = may_lie_in_order and _in_time_order(connection, tables, time, condition)
     order = "" if in_order else f" ORDER BY {quote(time.name)}"
-    rows = " UNION ALL ".join(
-        f'SELECT {column_list(columns)} FROM "{piece.segment_id}".{SEGMENT_TABLE} WHERE {condition}' for piece in slices
-    )
+    rows = " UNION ALL ".join(f"SELECT {column_list(columns)} FROM {table} WHERE {condition}" for table in tables)
     metadata = f"{{dataset: {literal(spec.name)}, window_key: {literal(window.key)}, build: '{build.id}'}}"
     written = connection.execute(
         f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
@@ -94,36 +89,18 @@ def write_window(
     return files
 
 
-def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
-    """Attach a segment, read-only, under its id.
-
-    Raises:
-        SegmentUnreadable: it is missing or damaged.
-    """
-    path = store.segment_path(piece.path)
-    try:
-        connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
-    except duckdb.Error as error:
-        reason = readable_reason(error) if path.exists() else "there is no such file"
-        raise SegmentUnreadable(piece.dataset, path, reason) from error
-
-
-def _in_time_order(
-    connection: duckdb.DuckDBPyConnection, slices: Sequence[Slice], time: Column, condition: str
-) -> bool:
-    """Whether the slices, one after the other, lie in time order already; a look costs a tenth of a sort.
+def _in_time_order(connection: duckdb.DuckDBPyConnection, tables: Sequence[str], time: Column, condition: str) -> bool:
+    """Whether the rows of each table lie in time order already; a look costs a tenth of a sort.
 
     Time series mostly arrive in order, and DuckDB keeps the order of insertion through a scan and a COPY.
     """
-    if any(later.min_time < earlier.max_time for earlier, later in pairwise(slices)):
-        return False
     return all(
         connection.execute(
             f"SELECT coalesce(bool_and(time >= previous), true) FROM (SELECT {quote(time.name)} AS time, "
-            f'lag({quote(time.name)}) OVER () AS previous FROM "{piece.segment_id}".{SEGMENT_TABLE} WHERE {condition})'
+            f"lag({quote(time.name)}) OVER () AS previous FROM {table} WHERE {condition})"
         ).fetchall()
         == [(True,)]
-        for piece in slices
+        for table in tables
     )
 
 

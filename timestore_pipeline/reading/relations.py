@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from timestore_pipeline.building.parquet import attach_segment
 from timestore_pipeline.building.table import live_files, open_table
-from timestore_pipeline.columns import Column, column_list, literal, quote, time_range_sql
+from timestore_pipeline.columns import Column, column_list, literal, quote
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
 from timestore_pipeline.landing.readers import glob_literal
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import dataset_columns, table_versions
-from timestore_pipeline.staging.segment import SEGMENT_TABLE
+from timestore_pipeline.staging.slices import (
+    MOST_ATTACHED,
+    attach_segment,
+    by_segment,
+    detach_segment,
+    gather_slices,
+    scratch_table,
+    select_slices,
+)
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -79,7 +86,16 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
             except SegmentUnreadable:
                 if attempt == _ATTEMPTS - 1:
                     raise
+                _detach_all(connection)
         yield connection
+
+
+def _detach_all(connection: duckdb.DuckDBPyConnection) -> None:
+    attached = connection.execute(
+        "SELECT database_name FROM duckdb_databases() WHERE NOT internal AND database_name <> 'memory'"
+    )
+    for (name,) in attached.fetchall():
+        detach_segment(connection, name)
 
 
 def run_query(store: Store, sql: str) -> pa.Table:
@@ -108,12 +124,7 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
     if snapshot.columns is None:
         return
     parts = [f"SELECT {column_list(snapshot.columns)} FROM {relation}" for relation in _published(store, snapshot)]
-    for pieces in _by_segment(snapshot.slices):
-        _attach_once(store, connection, pieces[0])
-        parts.append(
-            f'SELECT {column_list(snapshot.columns)} FROM "{pieces[0].segment_id}".{SEGMENT_TABLE} '
-            f"WHERE {_in_windows(snapshot, pieces)}"
-        )
+    parts += _staged(store, connection, snapshot, snapshot.columns)
     body = " UNION ALL ".join(parts) or f"SELECT {_nulls(snapshot.columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
 
@@ -130,30 +141,19 @@ def _published(store: Store, snapshot: Snapshot) -> list[str]:
     return [f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"]
 
 
-def _by_segment(slices: Sequence[Slice]) -> list[list[Slice]]:
-    found: dict[str, list[Slice]] = defaultdict(list)
-    for piece in slices:
-        found[piece.segment_id].append(piece)
-    return list(found.values())
-
-
-def _attach_once(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
-    attached = connection.execute("SELECT 1 FROM duckdb_databases() WHERE database_name = ?", [piece.segment_id])
-    if attached.fetchone() is None:
-        attach_segment(store, connection, piece)
-
-
-def _in_windows(snapshot: Snapshot, pieces: Sequence[Slice]) -> str:
-    """A condition for the rows of the unpublished windows; neighbours are merged into one range."""
-    time = snapshot.spec.time_column(snapshot.columns or ())
-    ranges: list[list[int]] = []
-    for piece in sorted(pieces, key=lambda item: item.window_start):
-        window = snapshot.spec.window_at(piece.window_start)
-        if ranges and ranges[-1][1] == window.start_micros:
-            ranges[-1][1] = window.end_micros
-        else:
-            ranges.append([window.start_micros, window.end_micros])
-    return " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
+def _staged(
+    store: Store, connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, columns: tuple[Column, ...]
+) -> list[str]:
+    """Return SELECTs for the staged rows, having made sure that what they name is there."""
+    groups = by_segment(snapshot.slices)
+    if len(groups) > MOST_ATTACHED:
+        table = scratch_table(snapshot.spec.name)
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+        gather_slices(store, connection, snapshot.spec, columns, snapshot.slices, table)
+        return [f"SELECT {column_list(columns)} FROM {table}"]
+    for pieces in groups.values():
+        attach_segment(store, connection, pieces[0])
+    return [select_slices(snapshot.spec, columns, pieces) for pieces in groups.values()]
 
 
 def _nulls(columns: Sequence[Column]) -> str:

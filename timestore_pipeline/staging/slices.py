@@ -1,0 +1,111 @@
+"""Reading slices back out of their segments, for builds and for queries.
+
+Few segments are attached and read where they lie. Many small ones are first brought together in one scratch
+table, some at a time: a statement over hundreds of attached files would take memory for each of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import duckdb
+
+from timestore_pipeline.columns import Column, column_definitions, column_list, literal, quote, time_range_sql
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import SegmentUnreadable
+from timestore_pipeline.landing.readers import readable_reason
+from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.staging.segment import SEGMENT_TABLE
+from timestore_pipeline.store import Store
+
+MOST_ATTACHED = 32
+"""Most segments that are attached to one connection at a time."""
+
+
+def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
+    """Attach a slice's segment, read-only, under its id.
+
+    Raises:
+        SegmentUnreadable: it is missing or damaged.
+    """
+    path = store.segment_path(piece.path)
+    try:
+        connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
+    except duckdb.Error as error:
+        reason = readable_reason(error) if path.exists() else "there is no such file"
+        raise SegmentUnreadable(piece.dataset, path, reason) from error
+
+
+def detach_segment(connection: duckdb.DuckDBPyConnection, segment_id: str) -> None:
+    """Detach a segment and give back its memory."""
+    connection.execute(f'DETACH "{segment_id}"')
+
+
+def segment_table(segment_id: str) -> str:
+    """Return the SQL name of the table in an attached segment."""
+    return f'"{segment_id}".{SEGMENT_TABLE}'
+
+
+def by_segment(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
+    """Group slices by the id of their segment."""
+    found: dict[str, list[Slice]] = defaultdict(list)
+    for piece in slices:
+        found[piece.segment_id].append(piece)
+    return found
+
+
+def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> str:
+    """Return SQL for the rows of slices of one attached segment; neighbouring windows are read as one range."""
+    ranges: list[list[int]] = []
+    for piece in sorted(pieces, key=lambda item: item.window_start):
+        window = spec.window_at(piece.window_start)
+        if ranges and ranges[-1][1] == window.start_micros:
+            ranges[-1][1] = window.end_micros
+        else:
+            ranges.append([window.start_micros, window.end_micros])
+    time = spec.time_column(columns)
+    condition = " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
+    return f"SELECT {column_list(columns)} FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
+
+
+def gather_slices(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    slices: Iterable[Slice],
+    table: str,
+) -> None:
+    """Copy the rows of many slices into a new ``table`` (a quoted SQL name) of the connection.
+
+    Raises:
+        SegmentUnreadable: a segment is missing or damaged, or has another number of rows than the ledger says.
+    """
+    connection.execute(f"CREATE TABLE {table} ({column_definitions(columns)})")
+    groups = list(by_segment(slices).values())
+    for start in range(0, len(groups), MOST_ATTACHED):
+        chunk = groups[start : start + MOST_ATTACHED]
+        for pieces in chunk:
+            attach_segment(store, connection, pieces[0])
+        rows = " UNION ALL ".join(select_slices(spec, columns, pieces) for pieces in chunk)
+        try:
+            copied = connection.execute(f"INSERT INTO {table} {rows}").fetchall()[0][0]
+        except duckdb.Error as error:
+            raise _named(store, chunk, readable_reason(error)) from error
+        expected = sum(piece.rows for pieces in chunk for piece in pieces)
+        if copied != expected:
+            raise _named(store, chunk, f"{copied} rows were read where the ledger has {expected}")
+        for pieces in chunk:
+            detach_segment(connection, pieces[0].segment_id)
+
+
+def _named(store: Store, chunk: Sequence[Sequence[Slice]], reason: str) -> SegmentUnreadable:
+    paths = [str(store.segment_path(pieces[0].path)) for pieces in chunk]
+    more = f" … and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return SegmentUnreadable(chunk[0][0].dataset, ", ".join(paths[:3]) + more, reason)
+
+
+def scratch_table(dataset: str) -> str:
+    """Return the quoted SQL name of the scratch table for a dataset's gathered slices."""
+    return quote(f"_staged_{dataset}")
