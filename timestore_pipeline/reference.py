@@ -227,7 +227,7 @@ def _configuration_page() -> str:
 def _metrics_page() -> str:
     rows = []
     for each in SERIES:
-        labels = "`dataset`"
+        labels = "`dataset`" if each.per_dataset else "–"
         if each.label:
             labels += f", `{each.label}` = " + " \\| ".join(f"`{value}`" for value in each.values)
         rows.append((f"`{each.name}`", each.type.value, labels, each.unit, each.help))

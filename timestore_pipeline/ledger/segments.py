@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, case, func, select, update
 
 from timestore_pipeline.ledger.schema import segments
 
@@ -43,10 +43,19 @@ def paths_on_disk(tx: Connection) -> set[str]:
 
 def disk_usage(tx: Connection) -> dict[tuple[str, str], int]:
     """Return (dataset, ``staged`` or ``retained``) → bytes of segment files."""
+    return _on_disk(tx, func.sum(segments.c.bytes))
+
+
+def segments_on_disk(tx: Connection) -> dict[tuple[str, str], int]:
+    """Return (dataset, ``staged`` or ``retained``) → number of segment files."""
+    return _on_disk(tx, func.count())
+
+
+def _on_disk(tx: Connection, amount: ColumnElement[int]) -> dict[tuple[str, str], int]:
     component = case((segments.c.published_at.is_(None), "staged"), else_="retained").label("component")
     query = (
-        select(segments.c.dataset, component, func.sum(segments.c.bytes).label("bytes"))
+        select(segments.c.dataset, component, amount.label("amount"))
         .where(segments.c.unlinked_at.is_(None))
         .group_by(segments.c.dataset, component)
     )
-    return {(row.dataset, row.component): int(row.bytes) for row in tx.execute(query)}
+    return {(row.dataset, row.component): int(row.amount) for row in tx.execute(query)}

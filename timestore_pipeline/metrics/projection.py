@@ -15,19 +15,21 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from sqlalchemy import Connection, func, select
 
+from timestore_pipeline.building.thresholds import effective_thresholds
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import FLUSH_BUCKETS, Histogram, counter_values, histogram_values
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.ledger.schema import windows
-from timestore_pipeline.ledger.segments import disk_usage
+from timestore_pipeline.ledger.segments import disk_usage, segments_on_disk
+from timestore_pipeline.ledger.size import ledger_bytes
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
 from timestore_pipeline.store import Store
 
-# (metric, dataset, value of the second label or "") → value
+# (metric, dataset or "", value of the second label or "") → value
 _Values = dict[tuple[str, str, str], float]
 
 _NOTHING_OBSERVED = Histogram((0,) * (len(FLUSH_BUCKETS) + 1), 0.0)
@@ -46,7 +48,7 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
         datasets = sorted(known_datasets(tx) | set(store.datasets))
-        values: _Values = {**_gauges(tx, datasets, moment), **counter_values(tx)}
+        values: _Values = {**_gauges(tx, datasets, moment), **_bounds(store), **counter_values(tx)}
         histograms = histogram_values(tx)
     return [_family(each, datasets, values, histograms) for each in SERIES]
 
@@ -76,17 +78,25 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
     quarantined = open_totals(tx)
     published = published_totals(tx)
     last_published = _last_published(tx)
-    values: _Values = {}
+    in_flight = {build.dataset: build for build in builds_in_flight(tx)}
+    values: _Values = {
+        (series.LEDGER_BYTES, "", ""): ledger_bytes(tx),
+        (series.METRICS_TIMESTAMP, "", ""): now / 1e6,
+    }
     for name in datasets:
         queue = queues.get(name, QueueState(name))
-        oldest = now if queue.oldest_pending_at is None else queue.oldest_pending_at
+        build = in_flight.get(name)
         totals = quarantined.get(name, QuarantineTotals(batches=0, rows=0))
         window_count, rows, size, files = published.get(name, (0, 0, 0, 0))
         values |= {
             (series.QUEUE_DEPTH, name, "batches"): queue.pending_batches,
             (series.QUEUE_DEPTH, name, "rows"): queue.pending_rows,
-            # Clocks of two hosts may differ a little, and an age is never negative.
-            (series.OLDEST_AGE, name, ""): max(0, now - oldest) / 1e6,
+            (series.QUEUE_BYTES, name, ""): queue.pending_bytes,
+            (series.OLDEST_AGE, name, ""): _age(queue.oldest_pending_at, now),
+            (series.OLDEST_TIMESTAMP, name, ""): (queue.oldest_pending_at or 0) / 1e6,
+            (series.BUILDS_IN_FLIGHT, name, ""): int(build is not None),
+            (series.BUILD_AGE, name, ""): _age(build and build.claimed_at, now),
+            (series.BUILD_TIMESTAMP, name, ""): (build.claimed_at if build else 0) / 1e6,
             (series.FLUSH_LAST_SUCCESS, name, ""): last_published.get(name, 0) / 1e6,
             (series.PUBLISHED_ROWS, name, ""): rows,
             (series.PUBLISHED_BYTES, name, ""): size,
@@ -97,9 +107,31 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
         }
     for (name, component), size in disk_usage(tx).items():
         values[series.DISK_USAGE, name, component] = size
+    for (name, component), segments in segments_on_disk(tx).items():
+        values[series.SEGMENTS, name, component] = segments
     for name, size in quarantined_bytes(tx).items():
         values[series.DISK_USAGE, name, "quarantine"] = size
     return values
+
+
+def _bounds(store: Store) -> _Values:
+    """The thresholds and limits in force; they are settings, the same for all processes of an installation."""
+    values: _Values = {}
+    for name, spec in store.datasets.items():
+        thresholds = effective_thresholds(store.settings, spec)
+        values |= {
+            (series.FLUSH_THRESHOLD, name, "rows"): thresholds.max_rows,
+            (series.FLUSH_THRESHOLD, name, "bytes"): thresholds.max_bytes,
+            (series.FLUSH_THRESHOLD, name, "age"): thresholds.max_age_ms / 1e3,
+            (series.LIMIT, name, "batches"): store.max_pending(spec),
+            (series.LIMIT, name, "bytes"): store.max_dataset_bytes(spec),
+        }
+    return values
+
+
+def _age(since: int | None, now: int) -> float:
+    # Clocks of two hosts may differ a little, and an age is never negative.
+    return 0 if since is None else max(0, now - since) / 1e6
 
 
 def _last_published(tx: Connection) -> dict[str, int]:
@@ -121,6 +153,9 @@ def _family(
         return family
     kind = CounterMetricFamily if each.type is SeriesType.COUNTER else GaugeMetricFamily
     family = kind(each.name, each.help, labels=each.labels)
+    if not each.per_dataset:
+        family.add_metric((), values.get((each.name, "", ""), 0))
+        return family
     for dataset in datasets:
         for label in second:
             labels = (dataset, label) if each.label else (dataset,)

@@ -14,15 +14,25 @@ from timestore_pipeline.ledger.counters import (
 )
 
 QUEUE_DEPTH = "timestore_staging_queue_depth"
+QUEUE_BYTES = "timestore_staging_queue_bytes"
 OLDEST_AGE = "timestore_staging_oldest_age_seconds"
+OLDEST_TIMESTAMP = "timestore_staging_oldest_timestamp_seconds"
+FLUSH_THRESHOLD = "timestore_staging_flush_threshold"
+LIMIT = "timestore_staging_limit"
+SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
 FLUSH_LAST_SUCCESS = "timestore_staging_flush_last_success_timestamp_seconds"
+BUILDS_IN_FLIGHT = "timestore_builds_in_flight"
+BUILD_AGE = "timestore_builds_in_flight_age_seconds"
+BUILD_TIMESTAMP = "timestore_builds_in_flight_oldest_timestamp_seconds"
 PUBLISHED_ROWS = "timestore_published_rows"
 PUBLISHED_BYTES = "timestore_published_bytes"
 PUBLISHED_FILES = "timestore_published_files"
 PUBLISHED_WINDOWS = "timestore_published_windows"
 QUARANTINED_BATCHES = "timestore_quarantined_batches"
 QUARANTINED_ROWS = "timestore_quarantined_rows"
+LEDGER_BYTES = "timestore_ledger_bytes"
+METRICS_TIMESTAMP = "timestore_metrics_timestamp_seconds"
 
 
 class SeriesType(StrEnum):
@@ -37,6 +47,7 @@ class SeriesType(StrEnum):
 class Series:
     """One metric: every sample of it has the label ``dataset``, and ``label`` where there is a second one.
 
+    A metric of the whole installation (``per_dataset`` is false) has one sample without labels.
     ``values`` are the values of the second label that are exported, as 0, before anything was counted;
     without the zero an alert on ``increase()`` would miss the first event.
     """
@@ -47,10 +58,13 @@ class Series:
     help: str
     label: str | None = None
     values: tuple[str, ...] = ()
+    per_dataset: bool = True
 
     @property
     def labels(self) -> tuple[str, ...]:
         """All label names, in the order of their values in a sample."""
+        if not self.per_dataset:
+            return ()
         return ("dataset", self.label) if self.label else ("dataset",)
 
 
@@ -65,11 +79,43 @@ SERIES = (
         "metric",
         ("batches", "rows"),
     ),
+    Series(QUEUE_BYTES, SeriesType.GAUGE, "bytes", "Bytes staged and not yet published."),
     Series(
         OLDEST_AGE,
         SeriesType.GAUGE,
         "seconds",
         "Age of the oldest staged, unpublished batch; 0 when nothing is staged.",
+    ),
+    Series(
+        OLDEST_TIMESTAMP,
+        SeriesType.GAUGE,
+        "seconds since the Unix epoch",
+        "When the oldest staged, unpublished batch was staged; 0 when nothing is staged. Take time() minus this for "
+        "an age that goes on growing when nobody pushes.",
+    ),
+    Series(
+        FLUSH_THRESHOLD,
+        SeriesType.GAUGE,
+        "rows, bytes or seconds (age)",
+        "Effective threshold at which staged rows are flushed; 0 is off.",
+        "threshold",
+        ("rows", "bytes", "age"),
+    ),
+    Series(
+        LIMIT,
+        SeriesType.GAUGE,
+        "batches or bytes",
+        "Effective limit of what may be staged and unpublished; 0 is off.",
+        "limit",
+        ("batches", "bytes"),
+    ),
+    Series(
+        SEGMENTS,
+        SeriesType.GAUGE,
+        "segments",
+        "Segment files on disk; divide the disk usage by it for their mean size.",
+        "component",
+        ("staged", "retained"),
     ),
     Series(
         DISK_USAGE,
@@ -120,6 +166,19 @@ SERIES = (
         "reason",
         ("duplicate", "flush_abort", "queue_full"),
     ),
+    Series(BUILDS_IN_FLIGHT, SeriesType.GAUGE, "builds", "Builds that claimed rows and have not ended."),
+    Series(
+        BUILD_AGE,
+        SeriesType.GAUGE,
+        "seconds",
+        "Time since the claim of the oldest build in flight; 0 when there is none.",
+    ),
+    Series(
+        BUILD_TIMESTAMP,
+        SeriesType.GAUGE,
+        "seconds since the Unix epoch",
+        "When the oldest build in flight claimed its rows; 0 when there is none.",
+    ),
     Series(PUBLISHED_ROWS, SeriesType.GAUGE, "rows", "Rows in the published table."),
     Series(PUBLISHED_BYTES, SeriesType.GAUGE, "bytes", "Parquet bytes in the published table."),
     Series(PUBLISHED_FILES, SeriesType.GAUGE, "files", "Parquet files in the published table."),
@@ -130,6 +189,14 @@ SERIES = (
         SeriesType.GAUGE,
         "rows",
         "Single rows in quarantine, unresolved, of batches whose other rows were staged.",
+    ),
+    Series(LEDGER_BYTES, SeriesType.GAUGE, "bytes", "Size of the ledger's tables and indexes.", per_dataset=False),
+    Series(
+        METRICS_TIMESTAMP,
+        SeriesType.GAUGE,
+        "seconds since the Unix epoch",
+        "When this picture was taken from the ledger.",
+        per_dataset=False,
     ),
 )
 """All series, in the order in which they are exported."""
