@@ -50,6 +50,9 @@ class Ledger:
             parsed = make_url(url)
         except ArgumentError as error:
             raise LedgerError(f"TIMESTORE_LEDGER_URL is not usable: {error}") from error
+        if parsed.drivername == "postgresql":
+            # The driver that Dagster's storage brings; which one a bare name means depends on SQLAlchemy's version.
+            parsed = parsed.set(drivername="postgresql+psycopg2")
         try:
             ledger = cls(_engine(parsed, busy_timeout_seconds))
             ledger._upgrade()

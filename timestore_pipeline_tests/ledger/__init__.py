@@ -1,0 +1,1 @@
+"""Tests of the ledger: its schema, its transactions, and what it remembers."""

@@ -1,0 +1,274 @@
+"""The ledger opens, migrates and refuses with a reason, and its transactions are all or nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from timestore_pipeline.errors import CommitUnknown, LedgerError
+from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.counters import FLUSH_DURATION, count, counter_values, histogram_values, observe
+from timestore_pipeline.ledger.database import HEAD_REVISION
+from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.ledger.schema import metadata
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline_tests.builders import hourly, readable, rows_of
+from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "ledger.sqlite"
+
+
+@pytest.fixture
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def ledger(url: str):
+    opened = Ledger.open(url)
+    yield opened
+    opened.close()
+
+
+def test_the_migrations_make_exactly_the_schema(ledger: Ledger, url: str):
+    with create_engine(url).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+        assert context.get_current_revision() == HEAD_REVISION
+        made = {
+            (table, index["name"], tuple(index["column_names"]), index["unique"])
+            for table in metadata.tables
+            for index in inspect(connection).get_indexes(table)
+        }
+    declared = {
+        (table.name, index.name, tuple(column.name for column in index.columns), int(index.unique))
+        for table in metadata.tables.values()
+        for index in table.indexes
+    }
+    assert {(table, name, columns, int(unique or 0)) for table, name, columns, unique in made} == declared
+
+
+def test_partial_indexes_are_as_the_schema_says(ledger: Ledger, path: Path, tmp_path: Path):
+    def definitions(file: Path) -> set[str]:
+        with sqlite3.connect(file) as connection:
+            rows = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
+            return {" ".join(row[0].split()) for row in rows}
+
+    engine = create_engine(f"sqlite:///{tmp_path / 'declared.sqlite'}")
+    metadata.create_all(engine)
+    engine.dispose()
+
+    assert definitions(path) == definitions(tmp_path / "declared.sqlite")
+
+
+def test_an_open_ledger_opens_again_and_keeps_what_it_has(ledger: Ledger, url: str):
+    with ledger.write() as tx:
+        count(tx, "a_metric", "weather", "x")
+
+    again = Ledger.open(url)
+
+    with again.read() as tx:
+        assert counter_values(tx) == {("a_metric", "weather", "x"): 1}
+    again.close()
+
+
+def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, url: str):
+    with ledger.write() as tx:
+        tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(LedgerError, match=r"was written by another version of timestore .*9999.*upgrade"):
+        Ledger.open(url)
+
+
+def test_a_locked_ledger_is_waited_for_and_then_reported(ledger: Ledger, url: str):
+    impatient = Ledger.open(url, busy_timeout_seconds=0.05)
+
+    with ledger.write() as tx:
+        count(tx, "a_metric", "weather", "x")
+        with pytest.raises(LedgerError, match="database is locked") as caught, impatient.write():
+            pass
+        with impatient.read() as other:
+            assert counter_values(other) == {}
+    assert not isinstance(caught.value, CommitUnknown)
+    impatient.close()
+
+
+def test_a_writer_waits_for_another(ledger: Ledger, url: str):
+    patient = Ledger.open(url, busy_timeout_seconds=20)
+    held, tried = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ledger.write() as tx:
+            held.set()
+            tried.wait(10)
+            count(tx, "a_metric", "weather", "x")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    threading.Timer(0.2, tried.set).start()
+    with patient.write() as tx:
+        count(tx, "a_metric", "weather", "x")
+        assert counter_values(tx) == {("a_metric", "weather", "x"): 2}
+    thread.join()
+    patient.close()
+
+
+def test_a_transaction_that_raises_changes_nothing(ledger: Ledger):
+    with pytest.raises(ValueError, match="stop"), ledger.write() as tx:  # noqa: PT012
+        count(tx, "a_metric", "weather", "x")
+        raise ValueError("stop")
+
+    with ledger.read() as tx:
+        assert counter_values(tx) == {}
+
+
+def test_a_failed_commit_says_that_nobody_knows(ledger: Ledger, path: Path):
+    """A deferred foreign key is the way to make SQLite fail in the commit itself; elsewhere it is the network."""
+
+    class Broken(Exception):
+        pass
+
+    from sqlalchemy import event
+
+    @event.listens_for(ledger._engine, "commit")
+    def lose_the_connection(connection: object) -> None:
+        from sqlalchemy.exc import OperationalError
+
+        raise OperationalError("COMMIT", {}, Broken("server closed the connection unexpectedly"))
+
+    with pytest.raises(CommitUnknown, match="server closed the connection"), ledger.write() as tx:
+        count(tx, "a_metric", "weather", "x")
+    event.remove(ledger._engine, "commit", lose_the_connection)
+
+
+def test_a_reader_sees_one_moment(ledger: Ledger):
+    with ledger.read() as reader:
+        assert counter_values(reader) == {}
+        with ledger.write() as writer:
+            count(writer, "a_metric", "weather", "x")
+        assert counter_values(reader) == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("not a url", "TIMESTORE_LEDGER_URL is not usable"),
+        ("nosuchdatabase://x", "TIMESTORE_LEDGER_URL is not usable"),
+        ("sqlite:////proc/nowhere/ledger.sqlite", "cannot be opened"),
+    ],
+)
+def test_a_url_that_is_no_ledger_is_refused(url: str, reason: str):
+    with pytest.raises(LedgerError, match=reason):
+        Ledger.open(url)
+
+
+def test_a_password_is_in_no_message():
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open("postgresql://me:s3cr3t@127.0.0.1:1/ledger")
+
+    assert "s3cr3t" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5_000])
+def test_a_file_that_is_no_ledger_is_refused(path: Path, url: str, damage: bytes):
+    path.parent.mkdir()
+    path.write_bytes(damage)
+
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        Ledger.open(url)
+
+
+def test_a_ledger_that_is_damaged_while_it_is_open_is_reported(make_store: MakeStore):
+    store = make_store()
+    stage(store, "weather", hourly(3))
+    store.close()
+    path = store.settings.staging_path / "ledger.sqlite"
+    store = make_store()
+    with open(path, "r+b") as stream:
+        stream.seek(4_096)
+        stream.write(b"\xff" * (path.stat().st_size - 4_096))
+
+    with pytest.raises(LedgerError):
+        stage(store, "weather", hourly(4))
+
+
+def test_windows_of_another_length_are_refused_once_a_dataset_exists(make_store: MakeStore):
+    stage(make_store(), "weather", hourly(3))
+
+    with pytest.raises(LedgerError, match=r"'weather' has windows of one day .* one hour .*restore the old"):
+        make_store(DATASETS_YAML.replace("window: day", "window: hour"))
+
+    assert readable(make_store()) == rows_of(hourly(3))
+
+
+def test_a_dataset_that_is_not_declared_any_more_is_remembered(make_store: MakeStore):
+    stage(make_store(), "weather", hourly(3))
+    store = make_store("datasets: {events: {time: at, window: hour}}")
+
+    with store.ledger.read() as tx:
+        assert known_datasets(tx) == {"weather", "events"}
+    assert readable(make_store()) == rows_of(hourly(3))
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.store import Store
+home, = sys.argv[1:]
+settings = Settings(home=Path(home), staging_min_free_disk_bytes=0)
+sys.stdin.readline()
+Store.open(settings).close()
+"""
+
+
+def test_many_processes_may_open_a_new_installation_at_once(home: Path):
+    (home / "datasets.yaml").write_text(DATASETS_YAML)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(home)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(6)
+    ]
+    outcomes = [process.communicate("go\n", timeout=120)[1] for process in processes]
+
+    assert [process.returncode for process in processes] == [0] * 6, outcomes
+
+
+def test_a_lease_has_one_owner_until_it_expires(ledger: Ledger):
+    with ledger.write() as tx:
+        assert take_lease(tx, "sweep", "a", now=0, expires_at=10)
+        assert not take_lease(tx, "sweep", "b", now=9, expires_at=20)
+        assert take_lease(tx, "sweep", "a", now=9, expires_at=15)
+        assert take_lease(tx, "sweep", "b", now=15, expires_at=30)
+        release_lease(tx, "sweep", "a")
+        assert not take_lease(tx, "sweep", "a", now=16, expires_at=40)
+        release_lease(tx, "sweep", "b")
+        assert take_lease(tx, "sweep", "a", now=16, expires_at=40)
+
+
+def test_a_histogram_counts_each_observation_in_its_bucket(ledger: Ledger):
+    with ledger.write() as tx:
+        for value in (0.05, 0.051, 1.0, 10**6):
+            observe(tx, FLUSH_DURATION, "weather", "success", value)
+        (histogram,) = histogram_values(tx).values()
+
+    assert histogram.counts[0] == 1
+    assert histogram.counts[1] == 1
+    assert histogram.counts[-1] == 1
+    assert sum(histogram.counts) == 4
+    assert histogram.sum == pytest.approx(1_000_001.101)

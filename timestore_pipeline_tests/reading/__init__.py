@@ -1,0 +1,1 @@
+"""Tests of reading: every acked row exactly once, at every moment."""
