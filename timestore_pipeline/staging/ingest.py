@@ -6,7 +6,6 @@ staged in one go. A file is removed from the landing folder only after the ledge
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -60,6 +59,7 @@ log = logging.getLogger(__name__)
 
 # Hashing and reading overlap; both release the interpreter's lock.
 _HASHING_THREADS = 2
+_HASHED_BYTES = 1 << 20
 
 # What file systems allow.
 _MAX_NAME_BYTES = 255
@@ -216,8 +216,11 @@ def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = No
 
 def file_fingerprint(path: Path) -> str:
     """Return the BLAKE3 hash of a file's bytes, in hex."""
+    digest = blake3()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, blake3).hexdigest()
+        while block := stream.read(_HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _stamp_and_hash(path: Path) -> tuple[_Stamp, str]:
