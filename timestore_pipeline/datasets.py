@@ -131,6 +131,12 @@ class LimitSpec(_Model):
 
     max_pending: Limit | None = Field(default=None, description="Staged, unpublished batches.")
     max_bytes: Limit | None = Field(default=None, description="Staged, unpublished bytes.")
+    concurrent_ingests: Limit | None = Field(
+        default=None, description="Segments that are written at the same time, over all processes."
+    )
+    concurrent_builds: Annotated[int, Field(ge=1, le=1)] = Field(
+        default=1, description="Builds at the same time: only 1, because the commits of one table go in sequence."
+    )
 
 
 class DatasetSpec(_Model):

@@ -110,7 +110,21 @@ class StagingQueueFull(TimestoreError):
         self.limit = limit
         super().__init__(
             f"dataset {dataset!r}: {depth} batches are staged and unpublished, the limit is {limit}. "
-            f"Retry later, run 'timestore flush {dataset}', or raise TIMESTORE_STAGING_MAX_PENDING."
+            f"Retry later, run 'timestore flush {dataset}', or 'timestore limits set {dataset} max_pending N'."
+        )
+
+
+class TooManyIngests(TimestoreError):
+    """A batch waited its turn to be written for too long."""
+
+    def __init__(self, dataset: str, running: int, limit: int, waited_seconds: float) -> None:
+        self.dataset = dataset
+        self.running = running
+        self.limit = limit
+        self.waited_seconds = waited_seconds
+        super().__init__(
+            f"dataset {dataset!r}: {running} segments are being written, the limit is {limit}, and none ended within "
+            f"{waited_seconds:g} s. Retry later, or run 'timestore limits set {dataset} concurrent_ingests N'."
         )
 
 

@@ -105,7 +105,17 @@ _SETTING_GROUPS = (
     ("Landing", ("landing_",)),
     ("Staging", ("staging_directory", "staging_retention_seconds", "staging_max_future_ms")),
     ("When staged rows are flushed", ("staging_flush_", "flush_sensor_interval_seconds")),
-    ("Limits", ("staging_max_", "staging_guardrail_mode", "staging_min_free_disk_bytes")),
+    (
+        "Limits",
+        (
+            "staging_max_",
+            "staging_guardrail_mode",
+            "staging_min_free_disk_bytes",
+            "staging_concurrent_ingests",
+            "staging_turn_timeout_seconds",
+            "build_concurrent_builds",
+        ),
+    ),
     ("Building", ("build_",)),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),

@@ -101,6 +101,15 @@ class Settings(BaseSettings):
         description="Most staged, unpublished batches of one dataset; 0 switches the limit off. "
         "At half of it the dataset is flushed.",
     )
+    staging_concurrent_ingests: Count = Field(
+        default=0,
+        description="Most segments of one dataset that are written at the same time, over all processes; each takes "
+        "up to TIMESTORE_DUCKDB_MEMORY_LIMIT. The next one waits its turn. 0 switches the limit off.",
+    )
+    staging_turn_timeout_seconds: Seconds = Field(
+        default=30.0,
+        description="How long a batch waits its turn under TIMESTORE_STAGING_CONCURRENT_INGESTS before it is refused.",
+    )
     staging_flush_max_rows: Count = Field(
         default=50_000, description="Flush trigger: staged rows of a dataset; 0 switches it off."
     )
@@ -133,6 +142,11 @@ class Settings(BaseSettings):
 
     build_target_file_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         default=134_217_728, description="Size at which a build starts the next Parquet file of a window."
+    )
+    build_concurrent_builds: Annotated[int, Field(ge=1, le=1)] = Field(
+        default=1,
+        description="Builds of one dataset at the same time. Only 1 is possible, because the commits of one table go "
+        "in sequence; other datasets are built meanwhile.",
     )
     build_lease_seconds: PositiveSeconds = Field(
         default=120.0,

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from sqlalchemy import Connection
+
 from timestore_pipeline.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
 from timestore_pipeline.ledger.registry import register, unregistered
 from timestore_pipeline.settings import Settings, load_settings
 
@@ -65,15 +68,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def max_pending(self, spec: DatasetSpec) -> int:
-        """The most staged, unpublished batches of a dataset; 0 is no limit."""
-        own = spec.limits.max_pending
-        return self.settings.staging_max_pending if own is None else own
+    def limits(self, tx: Connection, spec: DatasetSpec) -> EffectiveLimits:
+        """The limits of a dataset that hold now."""
+        return effective_limits(tx, self.settings, [spec])[spec.name]
 
-    def max_dataset_bytes(self, spec: DatasetSpec) -> int:
-        """The size guardrail of a dataset in bytes; 0 is none."""
-        own = spec.limits.max_bytes
-        return self.settings.staging_max_dataset_bytes if own is None else own
+    def all_limits(self, tx: Connection) -> dict[str, EffectiveLimits]:
+        """The limits of every declared dataset that hold now, by name."""
+        return effective_limits(tx, self.settings, self.datasets.values())
 
     def segment_path(self, relative: str) -> Path:
         """The file that a ledger row's path, relative to the staging directory, means."""

@@ -59,6 +59,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
     now = now_micros() if now is None else now
     with store.ledger.read() as tx:
         states = queue_states(tx)
+        limits = store.all_limits(tx)
         in_flight = {build.dataset: build for build in builds_in_flight(tx)}
     due: list[FlushRequest] = []
     waiting: list[str] = []
@@ -68,7 +69,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
             continue
         spec = store.datasets[name]
         thresholds = effective_thresholds(store.settings, spec)
-        max_pending = store.max_pending(spec)
+        max_pending = limits[name].max_pending
         if name in in_flight:
             waiting.append(f"{distance(state, thresholds, max_pending, now)}; {_describe(in_flight[name], now)}")
             continue

@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 quarantine_app = typer.Typer(help="What could not be staged.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(quarantine_app, name="quarantine")
+limits_app = typer.Typer(
+    help="What bounds each dataset, changed at run time.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(limits_app, name="limits")
 
 
 class OutputFormat(StrEnum):
@@ -35,8 +39,20 @@ class OutputFormat(StrEnum):
     JSON = "json"
 
 
+class Limit(StrEnum):
+    """Limits that ``timestore limits`` can change."""
+
+    MAX_PENDING = "max_pending"
+    MAX_BYTES = "max_bytes"
+    CONCURRENT_INGESTS = "concurrent_ingests"
+
+
 Datasets = Annotated[
     list[str] | None, typer.Argument(metavar="DATASET", help="Datasets; all of them if none is named.")
+]
+OneDataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")]
+OneLimit = Annotated[
+    Limit, typer.Argument(metavar="NAME", help="The limit: " + ", ".join(f"`{each.value}`" for each in Limit) + ".")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -100,6 +116,10 @@ def stage(
             help="Key of the batch, for one file: the same key is staged once. By default from the content.",
         ),
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="While there is no room for a file, try again for so long."),
+    ] = 0.0,
 ) -> None:
     """Stage files that lie anywhere, and print a receipt for each."""
     if batch_id is not None and len(files) > 1:
@@ -107,7 +127,7 @@ def stage(
     from timestore_pipeline.cli.work import stage_files
 
     with _open_store() as store:
-        code = stage_files(store, dataset, files, batch_id)
+        code = stage_files(store, dataset, files, batch_id, wait)
     raise typer.Exit(code)
 
 
@@ -152,6 +172,45 @@ def list_quarantine(datasets: Datasets = None, as_json: AsJson = False) -> None:
             output.print_json([quarantined.as_json(store, entry) for entry in entries])
         else:
             output.print_table(quarantined.HEADINGS, [quarantined.as_row(store, entry) for entry in entries])
+
+
+@limits_app.command("show")
+def show_limits(datasets: Datasets = None, as_json: AsJson = False) -> None:
+    """Show the limits that hold now, how much of each is used, and who said so."""
+    from timestore_pipeline.cli import limits, output
+
+    with _open_store() as store:
+        found = limits.collect_limits(store, _each_once(datasets))
+    if as_json:
+        output.print_json([limits.as_json(each) for each in found])
+    else:
+        output.print_table(limits.HEADINGS, [limits.as_row(each) for each in found])
+
+
+@limits_app.command("set")
+def set_limit(
+    dataset: OneDataset,
+    name: OneLimit,
+    value: Annotated[int, typer.Argument(min=0, metavar="N", help="The limit; 0 switches it off.")],
+) -> None:
+    """Change a limit at once, in every process and on every host, until it is cleared."""
+    from timestore_pipeline.cli import limits, output
+    from timestore_pipeline.ledger.limits import LimitName
+
+    with _open_store() as store:
+        limits.set_limit(store, dataset, LimitName(name.value), value)
+    output.say(f"{dataset}: {name.value} is {value or 'no limit'} now")
+
+
+@limits_app.command("clear")
+def clear_limit(dataset: OneDataset, name: OneLimit) -> None:
+    """Let a limit be again what datasets.yaml or the environment says."""
+    from timestore_pipeline.cli import limits, output
+    from timestore_pipeline.ledger.limits import LimitName
+
+    with _open_store() as store:
+        cleared = limits.clear_limit(store, dataset, LimitName(name.value))
+    output.say(f"{dataset}: {name.value} is no longer overridden" if cleared else f"{dataset}: nothing to clear")
 
 
 @app.command(short_help="Print every metric.")

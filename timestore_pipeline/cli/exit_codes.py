@@ -15,6 +15,7 @@ from timestore_pipeline.errors import (
     SettingsError,
     StagingQueueFull,
     TimestoreError,
+    TooManyIngests,
     UnknownDataset,
 )
 
@@ -47,6 +48,7 @@ _BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
     (StagingQueueFull, ExitCode.TRY_LATER),
     (DiskFull, ExitCode.TRY_LATER),
     (GuardrailExceeded, ExitCode.TRY_LATER),
+    (TooManyIngests, ExitCode.TRY_LATER),
     (BuildInFlight, ExitCode.TRY_LATER),
     (BuildAborted, ExitCode.TRY_LATER),
 )

@@ -12,6 +12,7 @@ from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, latest_builds, published_totals
+from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSource
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.store import Store
@@ -50,7 +51,7 @@ class DatasetStatus:
     queue: QueueState
     oldest_age_seconds: float
     thresholds: FlushThresholds
-    max_pending: int
+    limits: EffectiveLimits
     due: Trigger | None
     published: Published
     last_flush: Build | None
@@ -76,20 +77,20 @@ def collect_status(
         flushed = latest_builds(tx)
         in_flight = {build.dataset: build for build in builds_in_flight(tx)}
         quarantined = open_totals(tx)
+        limits = store.all_limits(tx)
     statuses = []
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
         oldest = moment if queue.oldest_pending_at is None else queue.oldest_pending_at
         thresholds = effective_thresholds(store.settings, spec)
-        max_pending = store.max_pending(spec)
         statuses.append(
             DatasetStatus(
                 dataset=spec.name,
                 queue=queue,
                 oldest_age_seconds=max(0, moment - oldest) / 1e6,
                 thresholds=thresholds,
-                max_pending=max_pending,
-                due=due_trigger(queue, thresholds, max_pending, moment),
+                limits=limits[spec.name],
+                due=due_trigger(queue, thresholds, limits[spec.name].max_pending, moment),
                 published=Published(*published.get(spec.name, (0, 0, 0, 0))),
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),
@@ -102,12 +103,14 @@ def collect_status(
 
 def as_row(status: DatasetStatus) -> list[str]:
     """Return the cells of a status under :data:`HEADINGS`."""
-    limits = status.thresholds
+    limits, max_pending = status.thresholds, status.limits.max_pending
+    overridden = status.limits.source(LimitName.MAX_PENDING) is LimitSource.OVERRIDE
     queue = status.queue
     nothing = queue.oldest_pending_at is None
     return [
         status.dataset,
-        _of(wording.number(queue.pending_batches), wording.number(status.max_pending), status.max_pending),
+        _of(wording.number(queue.pending_batches), wording.number(max_pending), max_pending)
+        + (" (override)" if overridden else ""),
         _of(wording.number(queue.pending_rows), wording.number(limits.max_rows), limits.max_rows),
         _of(wording.size(queue.pending_bytes), wording.size(limits.max_bytes), limits.max_bytes),
         _of(
@@ -137,11 +140,12 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
             "oldest_age_seconds": status.oldest_age_seconds,
         },
         "limits": {
-            "max_pending": status.max_pending,
+            **{name.value: status.limits.value(name) for name in LimitName},
             "flush_max_rows": status.thresholds.max_rows,
             "flush_max_bytes": status.thresholds.max_bytes,
             "flush_max_age_ms": status.thresholds.max_age_ms,
         },
+        "limit_sources": {name.value: source.value for name, source in status.limits.sources},
         "due": status.due.value if status.due else None,
         "published": {
             "rows": status.published.rows,

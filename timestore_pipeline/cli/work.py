@@ -17,22 +17,24 @@ from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull, TimestoreError
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
 from timestore_pipeline.staging.receipts import Receipt
+from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
-
-# Where one of these refuses a file, it refuses the next ones too.
-_NO_ROOM = (StagingQueueFull, DiskFull, GuardrailExceeded)
 
 _OWNER_PREFIX = f"cli:{socket.gethostname()}:"
 
 
-def stage_files(store: Store, dataset: str, files: Sequence[Path], batch_id: str | None) -> ExitCode:
+def stage_files(
+    store: Store, dataset: str, files: Sequence[Path], batch_id: str | None, wait_seconds: float = 0.0
+) -> ExitCode:
     """Stage files that lie anywhere; prints a receipt for each that is acknowledged.
+
+    A file for which there is no room is tried again for ``wait_seconds``.
 
     Raises:
         UnknownDataset: the dataset is not declared.
@@ -41,12 +43,12 @@ def stage_files(store: Store, dataset: str, files: Sequence[Path], batch_id: str
     codes = []
     for index, path in enumerate(files):
         try:
-            say(_receipt_in_words(stage_file(store, spec.name, path, batch_id=batch_id)))
+            say(_receipt_in_words(stage_file(store, spec.name, path, batch_id, wait_seconds)))
         except TimestoreError as error:
             warn(str(error))
             codes.append(exit_code_of(error))
             not_tried = len(files) - index - 1
-            if isinstance(error, _NO_ROOM) and not_tried:
+            if type(error) in REFUSALS and not_tried:
                 warn(f"{wording.counted(not_tried, 'more file was', 'more files were')} not tried")
                 break
     return worst(codes)

@@ -81,9 +81,10 @@ def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[Landin
     """
     with store.ledger.read() as tx:
         states = queue_states(tx)
+        limits = store.all_limits(tx)
     room: dict[str, float] = {}
     for name in {file.dataset for file in scan.files}:
-        limit = store.max_pending(store.datasets[name])
+        limit = limits[name].max_pending
         pending = states[name].pending_batches if name in states else 0
         room[name] = limit - pending if limit else float("inf")
     taken: dict[str, list[LandingFile]] = {}
@@ -104,11 +105,13 @@ def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[Landin
 def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
     """Return a sentence for each dataset whose files wait because its staging queue is full."""
     taken = files_for_one_run(store, scan)
+    with store.ledger.read() as tx:
+        limits = store.all_limits(tx)
     return [
         f"{name}: {len(scan.of(name))} files wait, the staging queue is at its limit of "
-        f"{store.max_pending(store.datasets[name])} batches"
+        f"{limits[name].max_pending} batches"
         for name in sorted({file.dataset for file in scan.files} - set(taken))
-        if store.max_pending(store.datasets[name])
+        if limits[name].max_pending
     ]
 
 

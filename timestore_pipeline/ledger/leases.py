@@ -1,8 +1,13 @@
-"""Leases: one process at a time does a thing; one that dies holds nothing up for longer than its lease."""
+"""Leases: one process at a time does a thing, or a few at a time do it (slots).
+
+A process that dies holds nothing up for longer than its lease.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select, update
+import secrets
+
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -27,3 +32,33 @@ def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: i
 def release_lease(tx: Connection, name: str, owner: str) -> None:
     """Give the lease back; nothing happens where it has expired and another owner took it."""
     tx.execute(delete(leases).where(leases.c.name == name, leases.c.owner == owner))
+
+
+def take_slot(
+    tx: Connection, resource: str, slots: int, owner: str, *, now: int, expires_at: int, longest: int
+) -> str | None:
+    """Take one of ``slots`` slots of ``resource``; return the name of its lease, or None where all are held.
+
+    The caller serializes takers of one resource (see ``lock_dataset``): slots are counted, then taken, so their number
+    may change at any time. Times are microseconds since the epoch. No lease lasts for more than ``longest``; one that
+    claims to is of a clock that has been set back since, and counts as expired.
+    """
+    mine = leases.c.name.startswith(f"{resource}/", autoescape=True)
+    tx.execute(delete(leases).where(mine, (leases.c.expires_at <= now) | (leases.c.expires_at > now + longest)))
+    if slots_held(tx, resource, now) >= slots:
+        return None
+    name = f"{resource}/{secrets.token_hex(8)}"
+    take_lease(tx, name, owner, now=now, expires_at=expires_at)
+    return name
+
+
+def slots_held(tx: Connection, resource: str, now: int) -> int:
+    """Return how many slots of ``resource`` are held."""
+    mine = leases.c.name.startswith(f"{resource}/", autoescape=True)
+    return tx.execute(select(func.count()).where(mine, leases.c.expires_at > now)).scalar_one()
+
+
+def extend_slot(tx: Connection, name: str, owner: str, expires_at: int) -> bool:
+    """Hold a slot for longer; False where it had expired and was given away."""
+    held = (leases.c.name == name, leases.c.owner == owner)
+    return tx.execute(update(leases).where(*held).values(expires_at=expires_at)).rowcount == 1

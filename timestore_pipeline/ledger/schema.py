@@ -238,10 +238,32 @@ histograms = Table(
     PrimaryKeyConstraint("metric", "dataset", "label", "bucket"),
 )
 
+landing_backlog = Table(
+    "landing_backlog",
+    metadata,
+    Column("dataset", String(63), primary_key=True),
+    Column("files", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("oldest_modified_at", BigInteger, nullable=False),
+    comment="files that wait in landing folders, as the last look found them; datasets without any have no row",
+)
+
+limit_overrides = Table(
+    "limit_overrides",
+    metadata,
+    Column("dataset", String(63), nullable=False),
+    Column("name", String(32), nullable=False),
+    Column("value", BigInteger, nullable=False, comment="0 switches the limit off"),
+    Column("set_by", String(255), nullable=False),
+    Column("set_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("dataset", "name"),
+    comment="limits that an operator changed at run time; they go before datasets.yaml and the environment",
+)
+
 leases = Table(
     "leases",
     metadata,
-    Column("name", String(64), primary_key=True),
+    Column("name", String(128), primary_key=True),
     Column("owner", String(255), nullable=False),
     Column("expires_at", BigInteger, nullable=False),
 )

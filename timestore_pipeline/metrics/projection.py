@@ -48,7 +48,7 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
         datasets = sorted(known_datasets(tx) | set(store.datasets))
-        values: _Values = {**_gauges(tx, datasets, moment), **_bounds(store), **counter_values(tx)}
+        values: _Values = {**_gauges(tx, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
     return [_family(each, datasets, values, histograms) for each in SERIES]
 
@@ -114,8 +114,9 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
     return values
 
 
-def _bounds(store: Store) -> _Values:
-    """The thresholds and limits in force; they are settings, the same for all processes of an installation."""
+def _bounds(tx: Connection, store: Store) -> _Values:
+    """The thresholds and limits in force, the same for all processes of an installation."""
+    limits = store.all_limits(tx)
     values: _Values = {}
     for name, spec in store.datasets.items():
         thresholds = effective_thresholds(store.settings, spec)
@@ -123,8 +124,9 @@ def _bounds(store: Store) -> _Values:
             (series.FLUSH_THRESHOLD, name, "rows"): thresholds.max_rows,
             (series.FLUSH_THRESHOLD, name, "bytes"): thresholds.max_bytes,
             (series.FLUSH_THRESHOLD, name, "age"): thresholds.max_age_ms / 1e3,
-            (series.LIMIT, name, "batches"): store.max_pending(spec),
-            (series.LIMIT, name, "bytes"): store.max_dataset_bytes(spec),
+            (series.LIMIT, name, "batches"): limits[name].max_pending,
+            (series.LIMIT, name, "bytes"): limits[name].max_bytes,
+            (series.LIMIT, name, "ingests"): limits[name].concurrent_ingests,
         }
     return values
 

@@ -10,6 +10,7 @@ from timestore_pipeline.ledger.counters import (
     FLUSH_BATCHES,
     FLUSH_DURATION,
     FLUSH_ROWS,
+    GUARDRAIL_BREACHES,
     RETRIED_BATCHES,
 )
 
@@ -104,10 +105,10 @@ SERIES = (
     Series(
         LIMIT,
         SeriesType.GAUGE,
-        "batches or bytes",
-        "Effective limit of what may be staged and unpublished; 0 is off.",
+        "batches, bytes or segments (ingests)",
+        "Effective limit of what may be staged and unpublished, and of segments written at the same time; 0 is off.",
         "limit",
-        ("batches", "bytes"),
+        ("batches", "bytes", "ingests"),
     ),
     Series(
         SEGMENTS,
@@ -155,16 +156,24 @@ SERIES = (
         "batches",
         "Batches that were refused: the caller was told, nothing acknowledged was lost.",
         "reason",
-        ("queue_full", "disk_full", "guardrail"),
+        ("queue_full", "disk_full", "guardrail", "busy"),
     ),
     Series(
         RETRIED_BATCHES,
         SeriesType.COUNTER,
         "batches",
-        "Batches offered again after they were acknowledged (duplicate) or after a full queue (queue_full), and "
-        "batches of a build that died (flush_abort).",
+        "Batches offered again after they were acknowledged (duplicate), attempts after there was no room "
+        "(queue_full, disk_full, guardrail, busy), and batches of a build that died (flush_abort).",
         "reason",
-        ("duplicate", "flush_abort", "queue_full"),
+        ("duplicate", "flush_abort", "queue_full", "disk_full", "guardrail", "busy"),
+    ),
+    Series(
+        GUARDRAIL_BREACHES,
+        SeriesType.COUNTER,
+        "batches or segments",
+        "Segments staged past a size guardrail (warn), and batches and ingests that one refused (enforce).",
+        "guardrail",
+        ("max_dataset_bytes", "max_total_bytes"),
     ),
     Series(BUILDS_IN_FLIGHT, SeriesType.GAUGE, "builds", "Builds that claimed rows and have not ended."),
     Series(

@@ -237,7 +237,8 @@ def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, ord
 def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, order: BuildOrder) -> bool:
     with store.ledger.read() as tx:
         state = queue_states(tx).get(spec.name, QueueState(spec.name))
-    now, limit = now_micros(), store.max_pending(spec)
+        limit = store.limits(tx, spec).max_pending
+    now = now_micros()
     if due_trigger(state, order.thresholds, limit, now) is not None:
         return True
     context.log.info("not due (any more): %s", distance(state, order.thresholds, limit, now))

@@ -22,7 +22,14 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
-from timestore_pipeline.errors import BatchRejected, CommitUnknown, StagingQueueFull, TimestoreError
+from timestore_pipeline.errors import (
+    BatchRejected,
+    CommitUnknown,
+    GuardrailExceeded,
+    StagingQueueFull,
+    TimestoreError,
+    TooManyIngests,
+)
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.readers import (
     NoRowsToInferFrom,
@@ -33,7 +40,6 @@ from timestore_pipeline.landing.readers import (
     plan_reads,
     readable_reason,
 )
-from timestore_pipeline.ledger.batches import staged_bytes
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.registry import dataset_columns
@@ -46,12 +52,12 @@ from timestore_pipeline.staging.receipts import (
     Receipt,
     StagedMeanwhile,
     acknowledge_segment,
-    check_room,
-    counting_drops,
     duplicate_receipts,
-    guardrail_breaches,
 )
+from timestore_pipeline.staging.retry import when_there_is_room
+from timestore_pipeline.staging.room import check_room, count_breaches
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, WrittenSegment, write_segment
+from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -158,13 +164,17 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     acknowledged, written, columns = Acknowledged((), ()), None, ()
     if state.fresh:
         try:
-            check_room(store, spec, len(state.fresh))
-            acknowledged, written, columns = _stage_fresh(store, spec, state)
-        except StagingQueueFull as error:
+            limits = check_room(store, spec, len(state.fresh))
+            with turn(store, spec, limits):
+                acknowledged, written, columns = _stage_fresh(store, spec, state)
+        except GuardrailExceeded as error:
+            with store.ledger.write() as tx:
+                count_breaches(tx, [error])
+            raise
+        except (StagingQueueFull, TooManyIngests) as error:
             state.skipped.append(f"{len(state.fresh)} files wait: {error}")
             state.fresh.clear()
     _settle_twins(store, spec, batches, acknowledged, state)
-    _warn_of_guardrails(store, spec)
     quarantined = [
         _set_file_aside(store, spec, path, reason, batches[path], state.seen) for path, reason in state.refused.items()
     ]
@@ -181,22 +191,30 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     )
 
 
-def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = None) -> Receipt:
+def stage_file(
+    store: Store, dataset: str, path: Path, batch_id: str | None = None, wait_seconds: float = 0.0
+) -> Receipt:
     """Stage one file from anywhere as one batch; the file stays where it is.
+
+    While there is no room it is tried again, at growing intervals, for ``wait_seconds``.
 
     Raises:
         BatchRejected: it cannot be read or cast; nothing was staged or set aside.
         BatchConflict: ``batch_id`` is known with other content.
-        StagingQueueFull, GuardrailExceeded, DiskFull: refused for now, and counted as dropped.
+        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests: refused for now, and counted as dropped.
         ColumnsChanged, UnknownDataset, LedgerError: as they say.
     """
     spec = store.datasets[dataset]
-    path = path.absolute()
+    absolute = path.absolute()
+    return when_there_is_room(store, dataset, lambda: _stage_file(store, spec, absolute, batch_id), wait_seconds)
+
+
+def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None) -> Receipt:
     try:
         stamp = _Stamp.of(path)
         fingerprint = file_fingerprint(path)
     except OSError as error:
-        raise BatchRejected(dataset, str(path), f"it cannot be read: {error.strerror or error}") from error
+        raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
     state = _Files()
     batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, path.name, stamp.bytes)
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
@@ -204,13 +222,13 @@ def stage_file(store: Store, dataset: str, path: Path, batch_id: str | None = No
         return duplicate
     state.fresh[path] = batch
     state.seen[path] = stamp
-    with counting_drops(store, dataset):
-        check_room(store, spec, 1)
+    limits = check_room(store, spec, 1)
+    with turn(store, spec, limits):
         acknowledged, _, _ = _stage_fresh(store, spec, state)
     if state.refused:
-        raise BatchRejected(dataset, str(path), state.refused[path])
+        raise BatchRejected(spec.name, str(path), state.refused[path])
     if state.skipped:
-        raise BatchRejected(dataset, str(path), state.skipped[0])
+        raise BatchRejected(spec.name, str(path), state.skipped[0])
     return acknowledged.receipts[0] if acknowledged.receipts else state.duplicates[path]
 
 
@@ -418,13 +436,6 @@ def _drop_changed(state: _Files) -> bool:
             "(write under a name that ends in .partial and rename it)"
         )
     return bool(changed)
-
-
-def _warn_of_guardrails(store: Store, spec: DatasetSpec) -> None:
-    with store.ledger.read() as tx:
-        staged = staged_bytes(tx)
-    for breach in guardrail_breaches(store, spec, staged):
-        log.warning("%s", breach)
 
 
 def _set_file_aside(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -13,25 +11,27 @@ from sqlalchemy.exc import IntegrityError
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict, DiskFull, GuardrailExceeded, StagingQueueFull
+from timestore_pipeline.errors import BatchConflict
 from timestore_pipeline.ledger.batches import (
     BatchRow,
     KnownBatch,
     acknowledge,
     known_batches,
-    pending_batches,
-    staged_bytes,
 )
-from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES, count
+from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.settings import GuardrailMode
+from timestore_pipeline.staging.room import (
+    check_guardrails,
+    check_queue,
+    count_breaches,
+    guardrail_breaches,
+    log_breaches,
+)
 from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
-
-_DROP_REASONS = {StagingQueueFull: "queue_full", DiskFull: "disk_full", GuardrailExceeded: "guardrail"}
 
 
 @dataclass(frozen=True)
@@ -80,51 +80,6 @@ class Acknowledged:
     quarantined: tuple[QuarantineEntry, ...]
 
 
-@contextmanager
-def counting_drops(store: Store, dataset: str) -> Iterator[None]:
-    """Count the batch of a caller who is refused for want of room; landing files just wait, so nobody is refused."""
-    try:
-        yield
-    except tuple(_DROP_REASONS) as error:
-        with store.ledger.write() as tx:
-            count(tx, DROPPED_BATCHES, dataset, _DROP_REASONS[type(error)])
-        raise
-
-
-def check_room(store: Store, spec: DatasetSpec, batches: int) -> None:
-    """Refuse early what staging could not take.
-
-    Raises:
-        StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
-        GuardrailExceeded: a size guardrail in enforce mode is exceeded.
-        DiskFull: less than the minimum of disk is free.
-    """
-    check_disk(store)
-    with store.ledger.read() as tx:
-        _check_queue(tx, store, spec, batches)
-        if store.settings.staging_guardrail_mode is GuardrailMode.ENFORCE:
-            for breach in guardrail_breaches(store, spec, staged_bytes(tx)):
-                raise breach
-
-
-def check_disk(store: Store) -> None:
-    """Raise :class:`DiskFull` where less than the minimum of disk is free for staging."""
-    path = store.settings.staging_path
-    path.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path).free
-    if free < store.settings.staging_min_free_disk_bytes:
-        raise DiskFull(path, free, store.settings.staging_min_free_disk_bytes)
-
-
-def guardrail_breaches(store: Store, spec: DatasetSpec, staged: dict[str, int]) -> list[GuardrailExceeded]:
-    """Return the size guardrails that ``staged`` (dataset → bytes) exceeds for this dataset."""
-    checks = (
-        ("TIMESTORE_STAGING_MAX_DATASET_BYTES", staged.get(spec.name, 0), store.max_dataset_bytes(spec)),
-        ("TIMESTORE_STAGING_MAX_TOTAL_BYTES", sum(staged.values()), store.settings.staging_max_total_bytes),
-    )
-    return [GuardrailExceeded(spec.name, name, size, limit) for name, size, limit in checks if limit and size >= limit]
-
-
 def acknowledge_segment(
     store: Store,
     spec: DatasetSpec,
@@ -137,7 +92,7 @@ def acknowledge_segment(
     Raises:
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
         BatchConflict: a batch id is there with other content; nothing was recorded.
-        StagingQueueFull: the queue filled up meanwhile; nothing was recorded.
+        StagingQueueFull, GuardrailExceeded: the queue filled up meanwhile; nothing was recorded.
         ColumnsChanged: the dataset's columns were fixed differently meanwhile; nothing was recorded.
     """
     now = now_micros()
@@ -165,16 +120,21 @@ def acknowledge_segment(
                 raise StagedMeanwhile(frozenset(known))
             if fix_columns(tx, spec, tuple(columns)) != tuple(columns):
                 raise StagedMeanwhile(frozenset())
-            _check_queue(tx, store, spec, len(batches))
+            limits = store.limits(tx, spec)
+            check_queue(tx, spec, limits, len(batches))
+            check_guardrails(tx, store, spec, limits)
             acknowledge(tx, spec.name, written.row, rows, written.slices, now)
             entries = [
                 _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
                 for ordinal, batch in enumerate(batches)
                 if ordinal in refused_rows
             ]
+            breaches = guardrail_breaches(tx, store, spec, limits)
+            count_breaches(tx, breaches)
     except IntegrityError as error:
         # Only where the ledger lets two writers run at once (PostgreSQL) can the other one win after our look.
         raise StagedMeanwhile(frozenset(batch.batch_id for batch in batches)) from error
+    log_breaches(breaches)
     windows: dict[int, list[Window]] = {}
     for piece in written.slices:
         for ordinal in piece.batch_rows:
@@ -229,15 +189,6 @@ def duplicate_receipts(store: Store, spec: DatasetSpec, batches: Sequence[Incomi
         )
         for batch in repeats
     }
-
-
-def _check_queue(tx: Connection, store: Store, spec: DatasetSpec, batches: int) -> None:
-    limit = store.max_pending(spec)
-    if not limit:
-        return
-    depth = pending_batches(tx, spec.name)
-    if depth + batches > limit:
-        raise StagingQueueFull(spec.name, depth, limit)
 
 
 def _set_rows_aside(

@@ -11,7 +11,11 @@ from blake3 import blake3
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchRejected, CommitUnknown, TimestoreError
+from timestore_pipeline.errors import (
+    BatchRejected,
+    CommitUnknown,
+    TimestoreError,
+)
 from timestore_pipeline.landing.readers import (
     RowSource,
     UnreadableFile,
@@ -26,11 +30,12 @@ from timestore_pipeline.staging.receipts import (
     Receipt,
     StagedMeanwhile,
     acknowledge_segment,
-    check_room,
-    counting_drops,
     duplicate_receipts,
 )
+from timestore_pipeline.staging.retry import when_there_is_room
+from timestore_pipeline.staging.room import check_room
 from timestore_pipeline.staging.segment import write_segment
+from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 
 # A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
@@ -43,6 +48,7 @@ def stage(
     data: pa.Table | pa.RecordBatchReader,
     batch_id: str | None = None,
     source: str = "stage()",
+    wait_seconds: float = 0.0,
 ) -> Receipt:
     """Stage Arrow data as one batch; when this returns, the batch is acknowledged.
 
@@ -52,6 +58,7 @@ def stage(
         data: its columns, by name in any order; values are cast to the dataset's types where that loses nothing.
         batch_id: the caller's idempotency key; derived from the content where left out.
         source: where the data comes from, for lineage.
+        wait_seconds: how long to try again, at growing intervals, while there is no room.
 
     Returns:
         The receipt; ``duplicate`` is true where the same batch was staged before, and nothing changed.
@@ -59,22 +66,14 @@ def stage(
     Raises:
         BatchRejected: the data does not fit the dataset; nothing was staged.
         BatchConflict: ``batch_id`` is known with other content.
-        StagingQueueFull, GuardrailExceeded, DiskFull: refused for now, and counted as dropped.
+        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests: refused for now, and counted as dropped.
         UnknownDataset, ColumnsChanged, LedgerError: as they say.
     """
     spec = store.datasets[dataset]
     table = data if isinstance(data, pa.Table) else data.read_all()
     fingerprint = table_fingerprint(table)
     batch = IncomingBatch(batch_id or f"arrow-{fingerprint}", fingerprint, source, table.nbytes)
-    while True:
-        duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
-        if duplicate is not None:
-            return duplicate
-        try:
-            with counting_drops(store, dataset):
-                return _stage_once(store, spec, table, batch)
-        except StagedMeanwhile:
-            continue
+    return when_there_is_room(store, dataset, lambda: _stage(store, spec, table, batch), wait_seconds)
 
 
 def table_fingerprint(table: pa.Table) -> str:
@@ -122,8 +121,20 @@ class _HashSink:
         """Nothing is held open."""
 
 
+def _stage(store: Store, spec: DatasetSpec, table: pa.Table, batch: IncomingBatch) -> Receipt:
+    while True:
+        duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
+        if duplicate is not None:
+            return duplicate
+        limits = check_room(store, spec, 1)
+        try:
+            with turn(store, spec, limits):
+                return _stage_once(store, spec, table, batch)
+        except StagedMeanwhile:
+            continue
+
+
 def _stage_once(store: Store, spec: DatasetSpec, table: pa.Table, batch: IncomingBatch) -> Receipt:
-    check_room(store, spec, 1)
     try:
         with store.writers.connection() as connection:
             columns, rows = _row_source(store, connection, spec, table)

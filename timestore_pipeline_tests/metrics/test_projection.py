@@ -115,7 +115,13 @@ def test_thresholds_and_limits_are_those_in_force(make_store: MakeStore):
     overridden = DATASETS_YAML.replace(
         "window: day", "window: day\n    flush: {max_rows: 7, max_age_ms: 1500}"
     ).replace("window: hour", "window: hour\n    limits: {max_pending: 3, max_bytes: 0}")
-    store = make_store(overridden, staging_flush_max_bytes=0, staging_max_pending=9, staging_max_dataset_bytes=10)
+    store = make_store(
+        overridden,
+        staging_flush_max_bytes=0,
+        staging_max_pending=9,
+        staging_max_dataset_bytes=10,
+        staging_concurrent_ingests=2,
+    )
 
     def exported(name: str, label: str, dataset: str) -> dict[str, float]:
         family = next(family for family in collect_metrics(store) if family.name == name)
@@ -123,8 +129,8 @@ def test_thresholds_and_limits_are_those_in_force(make_store: MakeStore):
 
     assert exported(names.FLUSH_THRESHOLD, "threshold", "weather") == {"rows": 7, "bytes": 0, "age": 1.5}
     assert exported(names.FLUSH_THRESHOLD, "threshold", "events") == {"rows": 50_000, "bytes": 0, "age": 60}
-    assert exported(names.LIMIT, "limit", "weather") == {"batches": 9, "bytes": 10}
-    assert exported(names.LIMIT, "limit", "events") == {"batches": 3, "bytes": 0}
+    assert exported(names.LIMIT, "limit", "weather") == {"batches": 9, "bytes": 10, "ingests": 2}
+    assert exported(names.LIMIT, "limit", "events") == {"batches": 3, "bytes": 0, "ingests": 2}
 
 
 def test_a_build_is_in_flight_from_its_claim_to_its_end(store: Store):

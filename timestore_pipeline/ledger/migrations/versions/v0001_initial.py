@@ -60,11 +60,30 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("metric", "dataset", "label", "bucket", name=op.f("pk_histograms")),
     )
     op.create_table(
+        "landing_backlog",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("files", sa.BigInteger(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("oldest_modified_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("dataset", name=op.f("pk_landing_backlog")),
+        comment="files that wait in landing folders, as the last look found them; datasets without any have no row",
+    )
+    op.create_table(
         "leases",
-        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False),
         sa.Column("owner", sa.String(length=255), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
+    )
+    op.create_table(
+        "limit_overrides",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False, comment="0 switches the limit off"),
+        sa.Column("set_by", sa.String(length=255), nullable=False),
+        sa.Column("set_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("dataset", "name", name=op.f("pk_limit_overrides")),
+        comment="limits that an operator changed at run time; they go before datasets.yaml and the environment",
     )
     op.create_table(
         "quarantine",

@@ -1,0 +1,122 @@
+"""The limits of a dataset that hold now: an operator's override, else ``datasets.yaml``, else the environment.
+
+An override is a row of the ledger, so it holds at once, in every process on every host, without a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, delete, insert, select
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.ledger.schema import limit_overrides
+from timestore_pipeline.settings import Settings
+
+
+class LimitName(StrEnum):
+    """Limits that can be overridden; the names are those of the keys under ``limits`` in ``datasets.yaml``."""
+
+    MAX_PENDING = "max_pending"
+    MAX_BYTES = "max_bytes"
+    CONCURRENT_INGESTS = "concurrent_ingests"
+
+
+class LimitSource(StrEnum):
+    """Who said what a limit is."""
+
+    OVERRIDE = "override"
+    DATASETS_FILE = "datasets.yaml"
+    ENVIRONMENT = "environment"
+
+
+@dataclass(frozen=True)
+class Override:
+    """What an operator said that a limit of a dataset is; ``set_at`` in microseconds since the epoch."""
+
+    dataset: str
+    name: LimitName
+    value: int
+    set_by: str
+    set_at: int
+
+
+@dataclass(frozen=True)
+class EffectiveLimits:
+    """The limits of one dataset that hold now; 0 is no limit.
+
+    ``max_pending`` counts staged, unpublished batches, ``max_bytes`` their bytes, ``concurrent_ingests`` the segments
+    of the dataset that are written at the same time.
+    """
+
+    max_pending: int
+    max_bytes: int
+    concurrent_ingests: int
+    sources: tuple[tuple[LimitName, LimitSource], ...] = ()
+
+    def value(self, name: LimitName) -> int:
+        """The limit called ``name``."""
+        return getattr(self, name.value)
+
+    def source(self, name: LimitName) -> LimitSource:
+        """Who said what the limit called ``name`` is."""
+        return dict(self.sources)[name]
+
+
+def effective_limits(tx: Connection, settings: Settings, specs: Iterable[DatasetSpec]) -> dict[str, EffectiveLimits]:
+    """Return the limits of each dataset, by name."""
+    specs = list(specs)
+    query = select(limit_overrides.c.dataset, limit_overrides.c.name, limit_overrides.c.value)
+    if len(specs) == 1:
+        query = query.where(limit_overrides.c.dataset == specs[0].name)
+    overridden = {(dataset, name): value for dataset, name, value in tx.execute(query)}
+    return {spec.name: _limits(settings, spec, overridden) for spec in specs}
+
+
+def overrides(tx: Connection) -> list[Override]:
+    """Return all overrides, by dataset and name."""
+    rows = tx.execute(select(limit_overrides).order_by(limit_overrides.c.dataset, limit_overrides.c.name)).mappings()
+    return [Override(**{**row, "name": LimitName(row["name"])}) for row in rows]
+
+
+def set_override(tx: Connection, override: Override) -> None:
+    """Let a limit be what ``override`` says until it is cleared."""
+    clear_override(tx, override.dataset, override.name)
+    tx.execute(
+        insert(limit_overrides).values(
+            dataset=override.dataset,
+            name=override.name.value,
+            value=override.value,
+            set_by=override.set_by,
+            set_at=override.set_at,
+        )
+    )
+
+
+def clear_override(tx: Connection, dataset: str, name: LimitName) -> bool:
+    """Let a limit be what ``datasets.yaml`` or the environment says; False where it was not overridden."""
+    here = (limit_overrides.c.dataset == dataset, limit_overrides.c.name == name.value)
+    return tx.execute(delete(limit_overrides).where(*here)).rowcount > 0
+
+
+def _limits(settings: Settings, spec: DatasetSpec, overridden: dict[tuple[str, str], int]) -> EffectiveLimits:
+    declared = {
+        LimitName.MAX_PENDING: (spec.limits.max_pending, settings.staging_max_pending),
+        LimitName.MAX_BYTES: (spec.limits.max_bytes, settings.staging_max_dataset_bytes),
+        LimitName.CONCURRENT_INGESTS: (spec.limits.concurrent_ingests, settings.staging_concurrent_ingests),
+    }
+    values: dict[str, int] = {}
+    sources: list[tuple[LimitName, LimitSource]] = []
+    for name, (own, default) in declared.items():
+        override = overridden.get((spec.name, name.value))
+        if override is not None:
+            value, source = override, LimitSource.OVERRIDE
+        elif own is not None:
+            value, source = own, LimitSource.DATASETS_FILE
+        else:
+            value, source = default, LimitSource.ENVIRONMENT
+        values[name.value] = value
+        sources.append((name, source))
+    return EffectiveLimits(**values, sources=tuple(sources))

@@ -1,0 +1,98 @@
+"""Whether there is room for more: the queue's limit, the size guardrails and free disk (back-pressure).
+
+What is refused here is refused before anything was acknowledged, so nothing is lost: the caller is told, and a
+landing file waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull
+from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
+from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
+from timestore_pipeline.ledger.limits import EffectiveLimits
+from timestore_pipeline.settings import GuardrailMode
+from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_DATASET_BYTES = "TIMESTORE_STAGING_MAX_DATASET_BYTES"
+MAX_TOTAL_BYTES = "TIMESTORE_STAGING_MAX_TOTAL_BYTES"
+
+GUARDRAIL_LABELS = {MAX_DATASET_BYTES: "max_dataset_bytes", MAX_TOTAL_BYTES: "max_total_bytes"}
+"""Guardrail → what its breaches are counted under."""
+
+
+def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits:
+    """Refuse early what staging could not take; return the dataset's limits.
+
+    Raises:
+        StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
+        GuardrailExceeded: a size guardrail in enforce mode is exceeded.
+        DiskFull: less than the minimum of disk is free.
+    """
+    check_disk(store)
+    with store.ledger.read() as tx:
+        limits = store.limits(tx, spec)
+        check_queue(tx, spec, limits, batches)
+        check_guardrails(tx, store, spec, limits)
+    return limits
+
+
+def check_disk(store: Store, path: Path | None = None) -> None:
+    """Raise :class:`DiskFull` where less than the minimum of disk is free for ``path``, by default for staging."""
+    path = store.settings.staging_path if path is None else path
+    path.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path).free
+    if free < store.settings.staging_min_free_disk_bytes:
+        raise DiskFull(path, free, store.settings.staging_min_free_disk_bytes)
+
+
+def check_queue(tx: Connection, spec: DatasetSpec, limits: EffectiveLimits, batches: int) -> None:
+    """Raise :class:`StagingQueueFull` where the queue has no room for ``batches`` more."""
+    if not limits.max_pending:
+        return
+    depth = pending_batches(tx, spec.name)
+    if depth + batches > limits.max_pending:
+        raise StagingQueueFull(spec.name, depth, limits.max_pending)
+
+
+def check_guardrails(tx: Connection, store: Store, spec: DatasetSpec, limits: EffectiveLimits) -> None:
+    """Raise :class:`GuardrailExceeded` where a size guardrail is exceeded and they are enforced."""
+    if store.settings.staging_guardrail_mode is GuardrailMode.ENFORCE:
+        for breach in guardrail_breaches(tx, store, spec, limits):
+            raise breach
+
+
+def guardrail_breaches(
+    tx: Connection, store: Store, spec: DatasetSpec, limits: EffectiveLimits
+) -> list[GuardrailExceeded]:
+    """Return the size guardrails that the dataset, or all datasets together, have reached."""
+    total_limit = store.settings.staging_max_total_bytes
+    if not (limits.max_bytes or total_limit):
+        return []
+    staged = staged_bytes(tx)
+    checks = (
+        (MAX_DATASET_BYTES, staged.get(spec.name, 0), limits.max_bytes),
+        (MAX_TOTAL_BYTES, sum(staged.values()), total_limit),
+    )
+    return [GuardrailExceeded(spec.name, name, size, limit) for name, size, limit in checks if limit and size >= limit]
+
+
+def count_breaches(tx: Connection, breaches: Iterable[GuardrailExceeded]) -> None:
+    """Count batches that met a size guardrail, whether they were staged (warn) or refused (enforce)."""
+    for breach in breaches:
+        count(tx, GUARDRAIL_BREACHES, breach.dataset, GUARDRAIL_LABELS[breach.guardrail])
+
+
+def log_breaches(breaches: Iterable[GuardrailExceeded]) -> None:
+    """Warn of size guardrails that were exceeded by what is staged now."""
+    for breach in breaches:
+        log.warning("%s", breach)
