@@ -178,13 +178,16 @@ class BuildAborted(TimestoreError):
 
 
 class SegmentUnreadable(TimestoreError):
-    """A segment file is missing or damaged."""
+    """A segment file is missing or damaged, so the staged rows in it cannot be read."""
 
     def __init__(self, dataset: str, path: object, reason: str) -> None:
         self.dataset = dataset
         self.path = str(path)
         self.reason = reason
-        super().__init__(f"dataset {dataset!r}: segment {path} cannot be read: {reason}")
+        super().__init__(
+            f"dataset {dataset!r}: segment {path} cannot be read: {reason}. Restore the file from a backup; "
+            "if flushes fail again and again, they set its rows aside and go on without them (docs/quarantine.md)."
+        )
 
 
 class TableError(TimestoreError):

@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         default=120.0,
         description="A build that has not sent a heartbeat for this long may be settled by another process.",
     )
+    build_max_attempts: PositiveCount = Field(
+        default=3,
+        description="After this many failed builds of a dataset in a row, staged rows that cannot be read are "
+        "quarantined and the rest is built.",
+    )
     flush_sensor_interval_seconds: PositiveCount = Field(
         default=5, description="Least time between two looks of `flush_sensor`."
     )

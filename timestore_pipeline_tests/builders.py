@@ -31,6 +31,11 @@ Rows = list[tuple[Any, ...]]
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 NOBODY = 65_534
 
+SEGMENT_HEADER_BYTES = 12_288
+"""Where the blocks of a DuckDB file begin."""
+SMALL_BLOCK_BYTES = 16_384
+"""The size of a block in a small segment."""
+
 
 def weather(*rows: tuple[datetime | None, str | None, float | None]) -> pa.Table:
     """A batch of ``weather``: (time, station, temp) each."""
@@ -107,6 +112,32 @@ def rows_of(*tables: pa.Table) -> Rows:
 def files_under(folder: Path) -> list[str]:
     """The names of all files under a folder, sorted; nothing where there is no such folder."""
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def segment_file(store: Store, segment_id: str | None, dataset: str = "weather") -> Path:
+    """The file of a staged segment."""
+    return store.settings.staging_path / dataset / f"{segment_id}.duckdb"
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    """Flip all bits of one byte of a file, as a bad disk might."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+def flip_row(store: Store, path: Path, row: int, column: str = "temp") -> None:
+    """Damage the block of a segment that holds one value; the rows of other blocks stay readable."""
+    with store.connect() as connection:
+        connection.execute(f"ATTACH '{path}' AS damaged (READ_ONLY)")
+        found = connection.execute(
+            "SELECT block_id FROM pragma_storage_info('damaged.rows') WHERE column_name = ? AND block_id >= 0 "
+            "AND segment_type != 'VALIDITY' AND row_group_id * 122880 + start <= ? "
+            "AND ? < row_group_id * 122880 + start + count",
+            [column, row, row],
+        ).fetchone()
+    assert found is not None
+    flip_byte(path, SEGMENT_HEADER_BYTES + found[0] * SMALL_BLOCK_BYTES + 1_000)
 
 
 def counted(store: Store, metric: str, dataset: str = "weather") -> Mapping[str, float]:

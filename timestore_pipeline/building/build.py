@@ -13,6 +13,7 @@ from datetime import datetime
 
 import duckdb
 
+from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.parquet import write_window
 from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build, ensure_table
@@ -21,7 +22,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
-from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
+from timestore_pipeline.errors import BuildAborted, BuildInFlight, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import (
     Build,
     Claim,
@@ -108,7 +109,34 @@ def build_windows(
         BuildInFlight: another build of the dataset has not ended; try again later.
         BuildAborted: this build was taken for dead and fenced meanwhile; its slices are staged again.
         SegmentUnreadable, TableError, DiskFull, LedgerError: nothing was published, the slices are staged again.
+
+    After TIMESTORE_BUILD_MAX_ATTEMPTS failures in a row the segments that cannot be read are quarantined, and the rest
+    is built. Failures of another cause (a full disk, a broken table) quarantine nothing.
     """
+    options = (store, dataset, first, last, owner, trigger, target_file_bytes)
+    # Also before: a process that dies of a segment cannot look at it afterwards.
+    looked = out_of_attempts(store, dataset)
+    if looked:
+        set_unreadable_aside(store, dataset)
+    try:
+        return _build_once(*options)
+    except (BuildInFlight, BuildAborted):
+        raise
+    except TimestoreError:
+        if looked or not out_of_attempts(store, dataset) or not set_unreadable_aside(store, dataset):
+            raise
+    return _build_once(*options)
+
+
+def _build_once(
+    store: Store,
+    dataset: str,
+    first: Window | None,
+    last: Window | None,
+    owner: str,
+    trigger: Trigger,
+    target_file_bytes: int | None,
+) -> BuildReport | None:
     started = time.perf_counter()
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:

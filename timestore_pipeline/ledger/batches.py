@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select
 
+from timestore_pipeline.ledger.queue import batch_is_queued, slice_is_queued
 from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
@@ -73,19 +74,13 @@ def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dic
 
 
 def pending_batches(tx: Connection, dataset: str) -> int:
-    """Return how many batches of the dataset are staged and not published."""
-    return tx.execute(
-        select(func.count()).where(batches.c.dataset == dataset, batches.c.published_at.is_(None))
-    ).scalar_one()
+    """Return how many batches of the dataset are staged and neither published nor in quarantine."""
+    return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
 
 
 def staged_bytes(tx: Connection) -> dict[str, int]:
-    """Return per dataset the bytes of its unpublished slices."""
-    query = (
-        select(slices.c.dataset, func.sum(slices.c.bytes))
-        .where(slices.c.published_at.is_(None))
-        .group_by(slices.c.dataset)
-    )
+    """Return per dataset the bytes of its slices in the queue."""
+    query = select(slices.c.dataset, func.sum(slices.c.bytes)).where(slice_is_queued()).group_by(slices.c.dataset)
     return {dataset: int(size) for dataset, size in tx.execute(query)}
 
 

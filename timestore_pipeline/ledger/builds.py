@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import (
     FLUSH_BATCHES,
     FLUSH_DURATION,
@@ -16,7 +17,7 @@ from timestore_pipeline.ledger.counters import (
     count,
     observe,
 )
-from timestore_pipeline.ledger.queue import Slice, slices_of_build
+from timestore_pipeline.ledger.queue import Slice, slice_is_queued, slices_of_build
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import (
     BuildState,
@@ -24,7 +25,6 @@ from timestore_pipeline.ledger.schema import (
     batches,
     builds,
     datasets,
-    segments,
     slices,
     windows,
 )
@@ -115,7 +115,7 @@ def claim_slices(
     other = build_in_flight(tx, dataset)
     if other is not None:
         raise BuildInFlight(dataset, other.id, other.owner)
-    free = [slices.c.dataset == dataset, slices.c.published_at.is_(None), slices.c.build_id.is_(None)]
+    free = [slices.c.dataset == dataset, slice_is_queued(), slices.c.build_id.is_(None)]
     if first_window is not None:
         free.append(slices.c.window_start >= first_window)
     if last_window is not None:
@@ -184,7 +184,8 @@ def mark_published(
     if changed.rowcount == 0:
         return False
     tx.execute(update(slices).where(slices.c.build_id == build.id).values(published_at=now))
-    _complete_batches_and_segments(tx, build, now)
+    touched = tx.execute(select(slices.c.segment_id).where(slices.c.build_id == build.id).distinct()).scalars().all()
+    complete(tx, touched, now)
     tx.execute(
         update(datasets)
         .where(datasets.c.name == build.dataset, func.coalesce(datasets.c.table_version, -1) < table_version)
@@ -247,6 +248,20 @@ def latest_builds(tx: Connection) -> dict[str, Build]:
     return {row.dataset: _build(row) for row in tx.execute(select(builds).where(builds.c.id.in_(last)))}
 
 
+def failures_in_a_row(tx: Connection, dataset: str) -> int:
+    """Return how many builds of the dataset have failed or died since the last one that published."""
+    last = (
+        select(func.coalesce(func.max(builds.c.id), 0))
+        .where(builds.c.dataset == dataset, builds.c.state == BuildState.PUBLISHED.value)
+        .scalar_subquery()
+    )
+    return tx.execute(
+        select(func.count()).where(
+            builds.c.dataset == dataset, builds.c.state == BuildState.ABORTED.value, builds.c.id > last
+        )
+    ).scalar_one()
+
+
 def window_totals(tx: Connection, dataset: str) -> list[WindowTotals]:
     """Return what is published, window by window in time order."""
     query = (
@@ -295,38 +310,6 @@ def _batch_count(build_id: int):
         .subquery()
     )
     return select(func.count()).select_from(pairs)
-
-
-def _complete_batches_and_segments(tx: Connection, build: Build, now: int) -> None:
-    touched = select(slices.c.segment_id).where(slices.c.build_id == build.id).distinct()
-    open_slice = slices.alias("open_slice")
-    tx.execute(
-        update(batches)
-        .where(
-            batches.c.segment_id.in_(touched),
-            batches.c.published_at.is_(None),
-            ~exists()
-            .where(
-                batch_slices.c.segment_id == batches.c.segment_id,
-                batch_slices.c.ordinal == batches.c.ordinal,
-                open_slice.c.segment_id == batch_slices.c.segment_id,
-                open_slice.c.window_start == batch_slices.c.window_start,
-                open_slice.c.published_at.is_(None),
-            )
-            .correlate(batches),
-        )
-        .values(published_at=now)
-    )
-    tx.execute(
-        update(segments)
-        .where(
-            segments.c.id.in_(touched),
-            ~exists()
-            .where(open_slice.c.segment_id == segments.c.id, open_slice.c.published_at.is_(None))
-            .correlate(segments),
-        )
-        .values(published_at=now)
-    )
 
 
 def _add_to_window(tx: Connection, build: Build, window: PublishedWindow, now: int) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, func, insert, select
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
 
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """One quarantined batch or the quarantined rows of one batch; ``path`` is relative to the staging directory."""
+    """What was set aside: a file, rows of a batch, or rows of a segment that cannot be read.
+
+    ``path`` is relative to the staging directory. ``batch_id`` is the segment's id where the kind is ``segment``.
+    """
 
     id: int
     dataset: str
@@ -24,14 +27,17 @@ class QuarantineEntry:
     bytes: int
     created_at: int
     state: QuarantineState
+    resolved_at: int | None = None
+    resolved_by: str | None = None
 
 
 @dataclass(frozen=True)
 class QuarantineTotals:
-    """Open entries of one dataset: whole batches, and rows of batches that were otherwise staged."""
+    """Open entries of one dataset: whole batches, segments, and the rows of segments and of staged batches."""
 
     batches: int
     rows: int
+    segments: int = 0
 
 
 def set_aside(
@@ -80,19 +86,57 @@ def open_entries(tx: Connection, dataset: str | None = None) -> list[QuarantineE
     return [_entry(row) for row in tx.execute(query).mappings()]
 
 
+def all_entries(tx: Connection) -> list[QuarantineEntry]:
+    """Return every entry that there ever was, oldest first."""
+    return [_entry(row) for row in tx.execute(select(quarantine).order_by(quarantine.c.id)).mappings()]
+
+
+def find_entry(tx: Connection, entry_id: int) -> QuarantineEntry | None:
+    """Return one entry, open or not; None where there is none of that id."""
+    row = tx.execute(select(quarantine).where(quarantine.c.id == entry_id)).mappings().first()
+    return None if row is None else _entry(row)
+
+
+def resolve_entry(tx: Connection, entry_id: int, state: QuarantineState, by: str, now: int) -> bool:
+    """End an open entry one way or the other; False where it has ended already."""
+    changed = tx.execute(
+        update(quarantine)
+        .where(quarantine.c.id == entry_id, quarantine.c.state == QuarantineState.OPEN.value)
+        .values(state=state.value, resolved_at=now, resolved_by=by)
+    )
+    return changed.rowcount == 1
+
+
+def change_reason(tx: Connection, entry_id: int, reason: str) -> None:
+    """Record why an open entry could not be retried just now."""
+    tx.execute(
+        update(quarantine)
+        .where(quarantine.c.id == entry_id, quarantine.c.state == QuarantineState.OPEN.value)
+        .values(reason=reason)
+    )
+
+
+def resolved_paths(tx: Connection) -> set[str]:
+    """Return the paths that entries name and no open one does: their bytes are not needed any more."""
+    named = tx.execute(select(quarantine.c.path).where(quarantine.c.state != QuarantineState.OPEN.value)).scalars()
+    return set(named) - {entry.path for entry in open_entries(tx)}
+
+
 def open_totals(tx: Connection) -> dict[str, QuarantineTotals]:
     """Return per dataset how much is in quarantine."""
     is_batch = quarantine.c.kind == QuarantineKind.BATCH.value
+    is_segment = quarantine.c.kind == QuarantineKind.SEGMENT.value
     query = (
         select(
             quarantine.c.dataset,
             func.count().filter(is_batch).label("batches"),
             func.coalesce(func.sum(quarantine.c.rows).filter(~is_batch), 0).label("rows"),
+            func.count().filter(is_segment).label("segments"),
         )
         .where(quarantine.c.state == QuarantineState.OPEN.value)
         .group_by(quarantine.c.dataset)
     )
-    return {row.dataset: QuarantineTotals(row.batches, int(row.rows)) for row in tx.execute(query)}
+    return {row.dataset: QuarantineTotals(row.batches, int(row.rows), row.segments) for row in tx.execute(query)}
 
 
 def quarantined_bytes(tx: Connection) -> dict[str, int]:
@@ -118,4 +162,6 @@ def _entry(row: RowMapping) -> QuarantineEntry:
         bytes=row["bytes"],
         created_at=row["created_at"],
         state=QuarantineState(row["state"]),
+        resolved_at=row["resolved_at"],
+        resolved_by=row["resolved_by"],
     )

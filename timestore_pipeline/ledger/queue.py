@@ -1,10 +1,10 @@
-"""The staging queue: what is staged and unpublished, for all datasets in one query."""
+"""The staging queue: what is staged, neither published nor in quarantine, for all datasets in one query."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, func, select
 
 from timestore_pipeline.ledger.schema import batches, segments, slices
 
@@ -49,6 +49,16 @@ class Slice:
     staged_at: int
 
 
+def slice_is_queued(table: FromClause = slices) -> ColumnElement[bool]:
+    """Return the condition for a slice that is in the queue, claimed or not; a partial index has just these words."""
+    return and_(table.c.published_at.is_(None), table.c.quarantine_id.is_(None))
+
+
+def batch_is_queued() -> ColumnElement[bool]:
+    """Return the condition for a batch that has a slice in the queue; a partial index has just these words."""
+    return and_(batches.c.published_at.is_(None), batches.c.quarantined_at.is_(None))
+
+
 def queue_states(tx: Connection) -> dict[str, QueueState]:
     """Return the queue of every dataset that has anything unpublished: one indexed aggregate query."""
     free = slices.c.build_id.is_(None)
@@ -68,13 +78,13 @@ def queue_states(tx: Connection) -> dict[str, QueueState]:
             func.min(of_free(slices.c.window_start)).label("first_window"),
             func.max(of_free(slices.c.window_start)).label("last_window"),
         )
-        .where(slices.c.published_at.is_(None))
+        .where(slice_is_queued())
         .group_by(slices.c.dataset)
         .subquery("queue")
     )
     depth = (
         select(batches.c.dataset, func.count().label("batches"))
-        .where(batches.c.published_at.is_(None))
+        .where(batch_is_queued())
         .group_by(batches.c.dataset)
         .subquery("depth")
     )
@@ -110,8 +120,20 @@ _SLICE = select(
 
 
 def unpublished_slices(tx: Connection) -> list[Slice]:
-    """Return every unpublished slice, claimed or not, of all datasets: the staged side of a read."""
-    query = _SLICE.where(slices.c.published_at.is_(None)).order_by(slices.c.dataset, slices.c.window_start)
+    """Return every slice in the queue, claimed or not, of all datasets: the staged side of a read."""
+    query = _SLICE.where(slice_is_queued()).order_by(slices.c.dataset, slices.c.window_start)
+    return [Slice(**row) for row in tx.execute(query).mappings()]
+
+
+def unclaimed_slices(tx: Connection, dataset: str) -> list[Slice]:
+    """Return the slices of a dataset that are in the queue and in no build."""
+    query = _SLICE.where(slice_is_queued(), slices.c.dataset == dataset, slices.c.build_id.is_(None))
+    return [Slice(**row) for row in tx.execute(query.order_by(slices.c.segment_id, slices.c.window_start)).mappings()]
+
+
+def quarantined_slices(tx: Connection, entry_id: int) -> list[Slice]:
+    """Return the slices that were set aside under a quarantine entry, in time order."""
+    query = _SLICE.where(slices.c.quarantine_id == entry_id).order_by(slices.c.window_start)
     return [Slice(**row) for row in tx.execute(query).mappings()]
 
 

@@ -8,11 +8,17 @@ States, and who moves them:
 what      state                          moved by
 ========  =============================  ==================================================================
 batch     staged → published             staging acknowledges it; the build that publishes its last slice
+          staged ↔ quarantined           no slice of it is left in the queue, and one is in quarantine
 slice     staged → claimed → published   a claim sets ``build_id``; publishing sets ``published_at``;
                                          an aborted build sets ``build_id`` back to null
+          staged ↔ quarantined           it cannot be read: ``quarantine_id`` is set; a retry sets it back
 build     claimed → published | aborted  the build itself, or a recovery that settled it by the table
 segment   live → published → unlinked    the build that publishes its last slice; retention
+          live ↔ quarantined             a slice of it is set aside; an operator retries or discards it
+entry     open → retried | discarded     staging or a build sets something aside; an operator
 ========  =============================  ==================================================================
+
+A slice is in the queue while it is neither published nor in quarantine, and so is a batch.
 """
 
 from __future__ import annotations
@@ -60,7 +66,11 @@ class QuarantineKind(StrEnum):
     """What was set aside."""
 
     BATCH = "batch"
+    """A file that could not be staged."""
     ROWS = "rows"
+    """Rows of a batch whose times no window can hold."""
+    SEGMENT = "segment"
+    """Staged rows whose segment cannot be read back."""
 
 
 class QuarantineState(StrEnum):
@@ -91,6 +101,7 @@ segments = Table(
     Column("rows", BigInteger, nullable=False),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger, comment="when its last slice was published; retention counts from here"),
+    Column("quarantined_at", BigInteger, comment="since when some of its slices are in quarantine, and its file too"),
     Column("unlinked_at", BigInteger),
     Index("ix_segments_on_disk", "dataset", sqlite_where=text("unlinked_at IS NULL"),
           postgresql_where=text("unlinked_at IS NULL")),
@@ -110,10 +121,12 @@ batches = Table(
     Column("ordinal", Integer, nullable=False, comment="the batch's number within its segment"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger),
+    Column("quarantined_at", BigInteger, comment="when all of its slices had left the queue, one of them unread"),
     PrimaryKeyConstraint("dataset", "batch_id"),
     UniqueConstraint("segment_id", "ordinal"),
-    Index("ix_batches_unpublished", "dataset", sqlite_where=text("published_at IS NULL"),
-          postgresql_where=text("published_at IS NULL")),
+    Index("ix_batches_queued", "dataset",
+          sqlite_where=text("published_at IS NULL AND quarantined_at IS NULL"),
+          postgresql_where=text("published_at IS NULL AND quarantined_at IS NULL")),
 )  # fmt: skip
 
 builds = Table(
@@ -155,10 +168,14 @@ slices = Table(
     Column("staged_at", BigInteger, nullable=False),
     Column("build_id", _RowId, ForeignKey("builds.id")),
     Column("published_at", BigInteger),
+    Column("quarantine_id", _RowId, ForeignKey("quarantine.id"), comment="the entry under which it was set aside"),
     PrimaryKeyConstraint("segment_id", "window_start"),
     # Covers the backlog query of all datasets, which so never touches the table itself.
-    Index("ix_slices_unpublished", "dataset", "build_id", "window_start", "staged_at", "rows", "bytes",
-          sqlite_where=text("published_at IS NULL"), postgresql_where=text("published_at IS NULL")),
+    Index("ix_slices_queued", "dataset", "build_id", "window_start", "staged_at", "rows", "bytes",
+          sqlite_where=text("published_at IS NULL AND quarantine_id IS NULL"),
+          postgresql_where=text("published_at IS NULL AND quarantine_id IS NULL")),
+    Index("ix_slices_quarantine_id", "quarantine_id", sqlite_where=text("quarantine_id IS NOT NULL"),
+          postgresql_where=text("quarantine_id IS NOT NULL")),
     Index("ix_slices_build_id", "build_id"),
 )  # fmt: skip
 
@@ -191,7 +208,7 @@ quarantine = Table(
     Column("id", _RowId, primary_key=True, autoincrement=True),
     Column("dataset", String(63), nullable=False),
     Column("kind", String(8), nullable=False),
-    Column("batch_id", String(255), nullable=False),
+    Column("batch_id", String(255), nullable=False, comment="of a segment: its id"),
     Column("source", Text, nullable=False),
     Column("path", Text, nullable=False, comment="where the bytes are kept, relative to the staging directory"),
     Column("reason", Text, nullable=False),

@@ -42,12 +42,12 @@ def paths_on_disk(tx: Connection) -> set[str]:
 
 
 def disk_usage(tx: Connection) -> dict[tuple[str, str], int]:
-    """Return (dataset, ``staged`` or ``retained``) → bytes of segment files."""
+    """Return (dataset, ``staged`` or ``retained``) → bytes of segment files that are not in quarantine."""
     return _on_disk(tx, func.sum(segments.c.bytes))
 
 
 def segments_on_disk(tx: Connection) -> dict[tuple[str, str], int]:
-    """Return (dataset, ``staged`` or ``retained``) → number of segment files."""
+    """Return (dataset, ``staged`` or ``retained``) → number of segment files that are not in quarantine."""
     return _on_disk(tx, func.count())
 
 
@@ -55,7 +55,7 @@ def _on_disk(tx: Connection, amount: ColumnElement[int]) -> dict[tuple[str, str]
     component = case((segments.c.published_at.is_(None), "staged"), else_="retained").label("component")
     query = (
         select(segments.c.dataset, component, amount.label("amount"))
-        .where(segments.c.unlinked_at.is_(None))
+        .where(segments.c.unlinked_at.is_(None), segments.c.quarantined_at.is_(None))
         .group_by(segments.c.dataset, component)
     )
     return {(row.dataset, row.component): int(row.amount) for row in tx.execute(query)}

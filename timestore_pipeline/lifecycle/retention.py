@@ -11,7 +11,7 @@ from pathlib import Path
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
-from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER
@@ -48,7 +48,7 @@ def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
 
 
 def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) -> Freed:
-    """Remove what crashed processes left: temporary files, and segments that never reached the ledger."""
+    """Remove what crashed processes left: temporary files, segments that never reached the ledger, discarded bytes."""
     before = time.time() - older_than_seconds
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
@@ -62,8 +62,9 @@ def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) 
             lock_dataset(tx, dataset)
         relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
         known = {store.segment_path(path) for path in relative}
+        resolved = {store.segment_path(path) for path in resolved_paths(tx)}
         for path in candidates:
-            if path in known:
+            if path in known or not (path in resolved or _is_of_staging(path)):
                 continue
             files += 1
             size += path.stat().st_size if path.is_file() else 0
@@ -78,9 +79,13 @@ def _possible_orphans(store: Store) -> Iterator[Path]:
     staging = store.settings.staging_path
     for dataset in store.datasets:
         yield from (staging / dataset).glob("*.duckdb*")
-        yield from (staging / QUARANTINE_FOLDER / dataset).glob(f"*{TEMPORARY_SUFFIX}")
-        yield from (staging / QUARANTINE_FOLDER / dataset).glob("*.rows.parquet")
+        yield from (staging / QUARANTINE_FOLDER / dataset).glob("*")
         yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
+
+
+def _is_of_staging(path: Path) -> bool:
+    """Whether the name is one that staging or building gives; what else lies in quarantine is somebody's file."""
+    return path.suffix == TEMPORARY_SUFFIX or ".duckdb" in path.suffixes or path.name.endswith(".rows.parquet")
 
 
 def _modified_at(path: Path) -> float:

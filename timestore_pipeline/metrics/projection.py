@@ -104,6 +104,7 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
             (series.PUBLISHED_WINDOWS, name, ""): window_count,
             (series.QUARANTINED_BATCHES, name, ""): totals.batches,
             (series.QUARANTINED_ROWS, name, ""): totals.rows,
+            (series.QUARANTINED_SEGMENTS, name, ""): totals.segments,
         }
     for (name, component), size in disk_usage(tx).items():
         values[series.DISK_USAGE, name, component] = size

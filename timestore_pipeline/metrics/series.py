@@ -32,6 +32,7 @@ PUBLISHED_FILES = "timestore_published_files"
 PUBLISHED_WINDOWS = "timestore_published_windows"
 QUARANTINED_BATCHES = "timestore_quarantined_batches"
 QUARANTINED_ROWS = "timestore_quarantined_rows"
+QUARANTINED_SEGMENTS = "timestore_quarantined_segments"
 LEDGER_BYTES = "timestore_ledger_bytes"
 METRICS_TIMESTAMP = "timestore_metrics_timestamp_seconds"
 
@@ -197,7 +198,13 @@ SERIES = (
         QUARANTINED_ROWS,
         SeriesType.GAUGE,
         "rows",
-        "Single rows in quarantine, unresolved, of batches whose other rows were staged.",
+        "Single rows in quarantine, unresolved: of batches whose other rows were staged, and of damaged segments.",
+    ),
+    Series(
+        QUARANTINED_SEGMENTS,
+        SeriesType.GAUGE,
+        "segments",
+        "Segments in quarantine, unresolved: some of their staged rows cannot be read back.",
     ),
     Series(LEDGER_BYTES, SeriesType.GAUGE, "bytes", "Size of the ledger's tables and indexes.", per_dataset=False),
     Series(

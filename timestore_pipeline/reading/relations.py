@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.columns import Column, column_list, literal, quote
 from timestore_pipeline.datasets import DatasetSpec
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
 # then a new snapshot finds its rows in the table.
 _ATTEMPTS = 5
+
+# What DuckDB says of a damaged file; anything else does not cost a look at all segments.
+_SIGNS_OF_DAMAGE = ("Corrupt database file", "IO Error", "INTERNAL Error", "FATAL Error")
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,30 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
     connection is open does not show in it.
 
     Raises:
-        UnknownDataset, LedgerError, TableError, SegmentUnreadable: as they say.
+        UnknownDataset, LedgerError, TableError: as they say.
+        SegmentUnreadable: staged rows are damaged; also where a query in the ``with`` block comes upon them.
     """
     names = None if datasets is None else list(datasets)
     with store.connect() as connection:
+        snapshots: list[Snapshot] = []
         for attempt in range(_ATTEMPTS):
             try:
-                for snapshot in take_snapshots(store, names):
+                snapshots = take_snapshots(store, names)
+                for snapshot in snapshots:
                     _create_view(store, connection, snapshot)
                 break
-            except SegmentUnreadable:
+            except SegmentUnreadable as error:
                 if attempt == _ATTEMPTS - 1:
+                    _raise_if_damaged(store, snapshots, error)  # it may name a group of segments
                     raise
                 _detach_all(connection)
-        yield connection
+        try:
+            yield connection
+        except Exception as error:
+            # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
+            if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+                _raise_if_damaged(store, snapshots, error)
+            raise
 
 
 def _detach_all(connection: duckdb.DuckDBPyConnection) -> None:
@@ -107,17 +121,25 @@ def run_query(store: Store, sql: str) -> pa.Table:
         QueryError: the query cannot be run.
     """
     words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
-    with open_reader(store, [name for name in store.datasets if name in words]) as connection:
-        try:
+    try:
+        with open_reader(store, [name for name in store.datasets if name in words]) as connection:
             relation = connection.sql(sql)
-        except duckdb.Error as error:
-            raise QueryError(str(error)) from error
-        if relation is None:
-            raise QueryError("the query returns no rows; use a SELECT")
-        try:
+            if relation is None:
+                raise QueryError("the query returns no rows; use a SELECT")
             return relation.to_arrow_table()
-        except duckdb.Error as error:
-            raise QueryError(str(error)) from error
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
+
+
+def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Exception) -> None:
+    """Say which segment is damaged, if one is: DuckDB's message names only a place in it."""
+    for snapshot in snapshots:
+        # One that is gone was published meanwhile; whoever has attached it can still read it.
+        there = [piece for piece in snapshot.slices if store.segment_path(piece.path).exists()]
+        found = unreadable_slices(store, snapshot.spec, snapshot.columns or (), there)
+        for damaged in found.values():
+            piece, reason = next(iter(damaged.items()))
+            raise SegmentUnreadable(snapshot.spec.name, store.segment_path(piece.path), reason) from error
 
 
 def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:

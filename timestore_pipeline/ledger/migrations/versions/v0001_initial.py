@@ -95,7 +95,7 @@ def upgrade() -> None:
         ),
         sa.Column("dataset", sa.String(length=63), nullable=False),
         sa.Column("kind", sa.String(length=8), nullable=False),
-        sa.Column("batch_id", sa.String(length=255), nullable=False),
+        sa.Column("batch_id", sa.String(length=255), nullable=False, comment="of a segment: its id"),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column(
             "path",
@@ -205,6 +205,12 @@ def upgrade() -> None:
             nullable=True,
             comment="when its last slice was published; retention counts from here",
         ),
+        sa.Column(
+            "quarantined_at",
+            sa.BigInteger(),
+            nullable=True,
+            comment="since when some of its slices are in quarantine, and its file too",
+        ),
         sa.Column("unlinked_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_segments_dataset")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_segments")),
@@ -245,18 +251,24 @@ def upgrade() -> None:
         sa.Column("ordinal", sa.Integer(), nullable=False, comment="the batch's number within its segment"),
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
         sa.Column("published_at", sa.BigInteger(), nullable=True),
+        sa.Column(
+            "quarantined_at",
+            sa.BigInteger(),
+            nullable=True,
+            comment="when all of its slices had left the queue, one of them unread",
+        ),
         sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_batches_dataset")),
         sa.ForeignKeyConstraint(["segment_id"], ["segments.id"], name=op.f("fk_batches_segment_id")),
         sa.PrimaryKeyConstraint("dataset", "batch_id", name=op.f("pk_batches")),
         sa.UniqueConstraint("segment_id", "ordinal", name=op.f("uq_batches_segment_id_ordinal")),
     )
     op.create_index(
-        "ix_batches_unpublished",
+        "ix_batches_queued",
         "batches",
         ["dataset"],
         unique=False,
-        sqlite_where=sa.text("published_at IS NULL"),
-        postgresql_where=sa.text("published_at IS NULL"),
+        sqlite_where=sa.text("published_at IS NULL AND quarantined_at IS NULL"),
+        postgresql_where=sa.text("published_at IS NULL AND quarantined_at IS NULL"),
     )
     op.create_table(
         "slices",
@@ -275,19 +287,34 @@ def upgrade() -> None:
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
         sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("published_at", sa.BigInteger(), nullable=True),
+        sa.Column(
+            "quarantine_id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            nullable=True,
+            comment="the entry under which it was set aside",
+        ),
         sa.ForeignKeyConstraint(["build_id"], ["builds.id"], name=op.f("fk_slices_build_id")),
         sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_slices_dataset")),
+        sa.ForeignKeyConstraint(["quarantine_id"], ["quarantine.id"], name=op.f("fk_slices_quarantine_id")),
         sa.ForeignKeyConstraint(["segment_id"], ["segments.id"], name=op.f("fk_slices_segment_id")),
         sa.PrimaryKeyConstraint("segment_id", "window_start", name=op.f("pk_slices")),
     )
     op.create_index("ix_slices_build_id", "slices", ["build_id"], unique=False)
     op.create_index(
-        "ix_slices_unpublished",
+        "ix_slices_quarantine_id",
+        "slices",
+        ["quarantine_id"],
+        unique=False,
+        sqlite_where=sa.text("quarantine_id IS NOT NULL"),
+        postgresql_where=sa.text("quarantine_id IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_slices_queued",
         "slices",
         ["dataset", "build_id", "window_start", "staged_at", "rows", "bytes"],
         unique=False,
-        sqlite_where=sa.text("published_at IS NULL"),
-        postgresql_where=sa.text("published_at IS NULL"),
+        sqlite_where=sa.text("published_at IS NULL AND quarantine_id IS NULL"),
+        postgresql_where=sa.text("published_at IS NULL AND quarantine_id IS NULL"),
     )
     op.create_table(
         "windows",

@@ -1,0 +1,202 @@
+"""Staged rows that cannot be read back: found by reading each slice alone, and set aside so that the rest goes on.
+
+Only damage counts: a file that is gone, cut short or fails its checksums. What may pass (no memory, no permission,
+a folder that is not mounted) never sends a row to quarantine; the build is tried again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import Column, literal, time_range_sql, utc_timestamp_sql
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.durable_files import fsync_path, make_folder
+from timestore_pipeline.landing.readers import readable_reason
+from timestore_pipeline.ledger.builds import failures_in_a_row
+from timestore_pipeline.ledger.damage import set_slices_aside
+from timestore_pipeline.ledger.quarantine import QuarantineEntry
+from timestore_pipeline.ledger.queue import Slice, unclaimed_slices
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, SEGMENT_TABLE
+from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+_NAMED_WINDOWS = 5
+
+
+def out_of_attempts(store: Store, dataset: str) -> bool:
+    """Whether so many builds of the dataset failed in a row that its segments are to be looked at."""
+    with store.ledger.read() as tx:
+        return failures_in_a_row(tx, dataset) >= store.settings.build_max_attempts
+
+
+def set_unreadable_aside(store: Store, dataset: str) -> list[QuarantineEntry]:
+    """Read every staged slice of the dataset that no build has, and quarantine those that cannot be read.
+
+    Returns:
+        An entry for each damaged segment; none where all can be read, so that something else is wrong.
+    """
+    spec = store.datasets[dataset]
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+        pieces = unclaimed_slices(tx, dataset)
+    if columns is None:
+        return []
+    entries = []
+    for segment_id, damaged in unreadable_slices(store, spec, columns, pieces).items():
+        entry = _set_segment_aside(store, spec, segment_id, damaged)
+        if entry is not None:
+            log.error(
+                "%s: segment %s cannot be read and %s rows of it are in quarantine: %s",
+                dataset,
+                segment_id,
+                entry.rows,
+                entry.reason,
+            )
+            entries.append(entry)
+    return entries
+
+
+def unreadable_slices(
+    store: Store, spec: DatasetSpec, columns: Sequence[Column], slices: Iterable[Slice]
+) -> dict[str, dict[Slice, str]]:
+    """Return segment id → slice → reason, for those of ``slices`` whose rows cannot all be read back."""
+    by_segment: dict[str, list[Slice]] = defaultdict(list)
+    for piece in slices:
+        by_segment[piece.segment_id].append(piece)
+    found = {}
+    for segment_id, pieces in by_segment.items():
+        damaged = _damage(store, spec, columns, pieces)
+        if damaged:
+            found[segment_id] = damaged
+    return found
+
+
+def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> dict[Slice, str]:
+    path = store.segment_path(pieces[0].path)
+    reason = _damage_of_file(path)
+    if reason == "":
+        return {}
+    if reason is not None:
+        return dict.fromkeys(pieces, reason)
+    # A connection of its own: an error in one database must not show in the next.
+    with store.connect() as connection:
+        try:
+            connection.execute(f"ATTACH {literal(str(path))} AS segment (READ_ONLY)")
+        except duckdb.Error as error:
+            return {} if _may_pass(error) else dict.fromkeys(pieces, readable_reason(error))
+        expected = {piece.window_start: piece.rows for piece in pieces}
+        try:
+            counts = _rows_by_window(connection, spec, columns)
+            return {
+                piece: _wrong_count(counts.get(piece.window_start, 0), piece)
+                for piece in pieces
+                if counts.get(piece.window_start, 0) != expected[piece.window_start]
+            }
+        except duckdb.Error:
+            return {piece: reason for piece in pieces if (reason := _damage_of_slice(connection, spec, columns, piece))}
+
+
+def _damage_of_file(path: Path) -> str | None:
+    """Return what is wrong with a file as the file system has it, None for nothing, "" where it cannot be told."""
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    except FileNotFoundError:
+        # Without its folder the staging directory is not mounted, or somebody is moving it.
+        return "there is no such file" if path.parent.is_dir() else ""
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}" if error.errno == errno.EIO else ""
+    return None
+
+
+def _rows_by_window(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column]
+) -> Mapping[int, int]:
+    """Read a whole segment, every value of it, and return how many rows each window has."""
+    time = utc_timestamp_sql(spec.time_column(columns))
+    rows = connection.execute(
+        f"SELECT epoch_us(date_trunc('{spec.window}', {time})), count(*), bit_xor(hash(piece)) "
+        f"FROM segment.{SEGMENT_TABLE} AS piece GROUP BY 1"
+    ).fetchall()
+    return {start: count for start, count, _ in rows}
+
+
+def _damage_of_slice(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], piece: Slice
+) -> str | None:
+    window = spec.window_at(piece.window_start)
+    condition = time_range_sql(spec.time_column(columns), window.start_micros, window.end_micros)
+    try:
+        row = connection.execute(
+            f"SELECT count(*), bit_xor(hash(piece)) FROM segment.{SEGMENT_TABLE} AS piece WHERE {condition}"
+        ).fetchone()
+    except duckdb.Error as error:
+        return None if _may_pass(error) else readable_reason(error)
+    found = row[0] if row else 0
+    return None if found == piece.rows else _wrong_count(found, piece)
+
+
+def _wrong_count(found: int, piece: Slice) -> str:
+    return f"{found} rows were read where the ledger has {piece.rows}"
+
+
+def _may_pass(error: duckdb.Error) -> bool:
+    """Whether an error says nothing of the segment: there was no memory, or someone has the file open for writing."""
+    return isinstance(error, duckdb.OutOfMemoryException) or "lock on file" in str(error)
+
+
+def _set_segment_aside(
+    store: Store, spec: DatasetSpec, segment_id: str, damaged: Mapping[Slice, str]
+) -> QuarantineEntry | None:
+    """Move a segment to quarantine: it is there under both names until the ledger knows the new one."""
+    relative = next(iter(damaged)).path
+    old = store.segment_path(relative)
+    new = store.settings.staging_path / QUARANTINE_FOLDER / spec.name / old.name
+    try:
+        make_folder(new.parent)
+        if new != old and old.exists():
+            new.unlink(missing_ok=True)
+            new.hardlink_to(old)
+            fsync_path(new.parent)
+    except OSError as error:
+        log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, old, error.strerror or error)
+    with store.ledger.write() as tx:
+        # Looked at in here, because a sweep removes a name that the ledger does not know.
+        path = new if new.exists() else old
+        entry = set_slices_aside(
+            tx,
+            spec.name,
+            segment_id,
+            [piece.window_start for piece in damaged],
+            path=str(path.relative_to(store.settings.staging_path)),
+            reason=_reason(spec, damaged),
+            size_bytes=path.stat().st_size if path.exists() else 0,
+            now=now_micros(),
+        )
+    if entry is None:
+        return None  # the second name of the file is swept
+    if path != old:
+        old.unlink(missing_ok=True)
+    return entry
+
+
+def _reason(spec: DatasetSpec, damaged: Mapping[Slice, str]) -> str:
+    """Return the reasons, each once, with the windows that it holds for."""
+    windows: dict[str, list[str]] = defaultdict(list)
+    for piece, reason in damaged.items():
+        windows[reason].append(spec.window_at(piece.window_start).key)
+    parts = []
+    for reason, keys in windows.items():
+        more = f" and {len(keys) - _NAMED_WINDOWS} more" if len(keys) > _NAMED_WINDOWS else ""
+        parts.append(f"{', '.join(keys[:_NAMED_WINDOWS])}{more}: {reason}")
+    return "; ".join(parts[:_NAMED_WINDOWS])
