@@ -12,6 +12,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from timestore_pipeline.crash_points import CrashPoint, reach
+
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the names of files that are not whole yet; an old one is an orphan."""
 
@@ -36,8 +38,11 @@ def make_folder(path: Path) -> None:
 def put_in_place(temporary: Path, final: Path) -> None:
     """Give a complete file its final name, durably: sync, rename, sync the folder."""
     fsync_path(temporary)
+    reach(CrashPoint.FILE_SYNCED)
     temporary.rename(final)
+    reach(CrashPoint.FILE_RENAMED)
     fsync_path(final.parent)
+    reach(CrashPoint.FILE_IN_PLACE)
 
 
 def move_file(source: Path, target: Path) -> None:

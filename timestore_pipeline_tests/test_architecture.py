@@ -32,6 +32,7 @@ LAYERS = [
         "errors",
         "clock",
         "connections",
+        "crash_points",
         "durable_files",
     },
     {"ledger"},

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +20,7 @@ from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, LedgerError, TimestoreError
@@ -157,21 +158,32 @@ def _build_once(
             lease_micros=lease_micros,
             now=now_micros(),
         )
+        reach(CrashPoint.SLICES_RECORDED)
     if claim is None:
         return None
+    reach(CrashPoint.SLICES_CLAIMED)
     build = claim.build
     try:
         with _kept_alive(store, build, lease_micros):
             files = _write_files(store, spec, columns, claim, target_file_bytes)
             version = commit_build(path, build, columns, files)
-    except SequenceTaken as error:
-        raise BuildAborted(dataset, build.id) from error
+    except SequenceTaken:
+        # Fenced by a recovery; or this very commit is in the table, and only its answer was lost.
+        version = _settle_own(store, build, BuildAborted(dataset, build.id))
+        files = []
     except (TimestoreError, duckdb.Error, OSError) as error:
         version = _settle_own(store, build, error)
         files = []
+    except BaseException as error:
+        # An interrupt, say: the slices go back to the queue now rather than when the lease runs out.
+        with suppress(TimestoreError, OSError):
+            settle_build(store, build, error=str(error) or type(error).__name__, recovered=False)
+        raise
     with store.ledger.write() as tx:
         contributing = batches_of_build(tx, build.id)
         mark_published(tx, build, table_version=version, published=_by_window(spec, files), now=now_micros())
+        reach(CrashPoint.PUBLICATION_RECORDED)
+    reach(CrashPoint.PUBLICATION_COMMITTED)
     return _report(spec, columns, claim, trigger, version, files, contributing, time.perf_counter() - started)
 
 

@@ -11,6 +11,7 @@ import duckdb
 
 from timestore_pipeline.building.table import ParquetFile, delta_statistics, file_prefix
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, literal, quote, time_range_sql
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder
 from timestore_pipeline.errors import SegmentUnreadable
@@ -59,6 +60,7 @@ def write_window(
         f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
         f"FILE_SIZE_BYTES {target_file_bytes}, KV_METADATA {metadata}, RETURN_STATS)"
     ).fetchall()
+    reach(CrashPoint.PARQUET_WRITTEN)
     expected = sum(piece.rows for piece in slices)
     found = sum(row[1] for row in written)
     if found != expected:
@@ -73,7 +75,9 @@ def write_window(
     for number, (name, count, size, _, statistics, *_) in enumerate(in_time_order):
         final = folder / f"{file_prefix(build.sequence)}{number:03d}.parquet"
         fsync_path(Path(name))
+        reach(CrashPoint.PARQUET_SYNCED)
         Path(name).rename(final)
+        reach(CrashPoint.PARQUET_RENAMED)
         files.append(
             ParquetFile(
                 path=str(final.relative_to(store.table_path(spec.name))),
@@ -86,6 +90,7 @@ def write_window(
         )
     shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(folder)
+    reach(CrashPoint.PARQUET_IN_PLACE)
     return files
 
 

@@ -19,10 +19,19 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
-from timestore_pipeline.ledger.builds import Build, PublishedWindow, builds_in_flight, mark_aborted, mark_published
+from timestore_pipeline.ledger.builds import (
+    Build,
+    PublishedWindow,
+    builds_in_flight,
+    get_build,
+    mark_aborted,
+    mark_published,
+)
 from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -101,18 +110,26 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
                     )
             with store.ledger.write() as tx:
                 mark_published(tx, build, table_version=version, published=published, now=now_micros())
+            reach(CrashPoint.RECOVERY_PUBLISHED)
             return SettledBuild(build, version)
+    reach(CrashPoint.RECOVERY_FENCED)
     with store.ledger.write() as tx:
         mark_aborted(tx, build, error=error, recovered=recovered, now=now_micros())
+        ended = get_build(tx, build.id)
+    reach(CrashPoint.RECOVERY_ABORTED)
+    if ended.state is BuildState.PUBLISHED:
+        # Another process settled it first, and later builds are in the table by now: its files are live.
+        return SettledBuild(build, ended.table_version)
     _remove_files(store, build)
+    reach(CrashPoint.RECOVERY_CLEANED)
     return SettledBuild(build, None)
 
 
 def _remove_files(store: Store, build: Build) -> None:
-    """Remove what a fenced build wrote; no commit can refer to it any more."""
+    """Remove what a fenced build wrote; no commit can refer to it any more. What is missed, the sweep finds."""
     prefix = file_prefix(build.sequence)
     table = store.table_path(build.dataset)
     for file in table.glob(f"{WINDOW_COLUMN}=*/{prefix}*.parquet"):
         file.unlink(missing_ok=True)
     for folder in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}"):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # its builder may be alive and writing

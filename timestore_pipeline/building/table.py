@@ -25,6 +25,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction
 
 from timestore_pipeline.columns import TIME_TYPES, WINDOW_COLUMN, Column
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import fsync_path, make_folder
 from timestore_pipeline.errors import TableError
 
@@ -88,7 +89,9 @@ def ensure_table(path: Path, dataset: str, columns: Sequence[Column]) -> int:
     Raises:
         TableError: it cannot be created or opened.
     """
-    if (path / LOG_FOLDER).is_dir():
+    log = path / LOG_FOLDER
+    # Killed at the wrong moment, delta-rs leaves an empty folder, which is no table yet.
+    if log.is_dir() and any(log.glob("*.json")):
         return open_table(path, dataset).version()
     with _translated(path, dataset):
         make_folder(path)
@@ -96,6 +99,7 @@ def ensure_table(path: Path, dataset: str, columns: Sequence[Column]) -> int:
             str(path), schema=arrow_schema(columns), mode="ignore", partition_by=[WINDOW_COLUMN], name=dataset
         )
         version = table.version()
+    reach(CrashPoint.TABLE_CREATED)
     _sync_log(path, version)
     fsync_path(path)
     return version
@@ -276,6 +280,7 @@ def _commit(
     # handle and commit on this handle: no commit can come in between unnoticed.
     if last_sequence(table, build.dataset) >= build.sequence:
         raise SequenceTaken
+    reach(CrashPoint.TABLE_CHECKED)
     properties = CommitProperties(
         app_transactions=transactions,
         custom_metadata={
@@ -295,7 +300,10 @@ def _commit(
         raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
     except (DeltaError, OSError) as error:
         raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
-    return _sync_commit(path, build, since=table.version())
+    reach(CrashPoint.TABLE_COMMITTED)
+    mine = _sync_commit(path, build, since=table.version())
+    reach(CrashPoint.TABLE_SYNCED)
+    return mine
 
 
 def _sync_commit(path: Path, build: Build, since: int) -> int:
@@ -316,7 +324,7 @@ def _sync_commit(path: Path, build: Build, since: int) -> int:
 
 
 def _sync_log(path: Path, version: int) -> None:
-    """Make the log durable up to ``version``: its entry, a checkpoint that came with it, and the folder."""
+    """Make the log entry ``version`` durable, with a checkpoint that came with it and the folder."""
     log = path / LOG_FOLDER
     entry = log / f"{version:020d}.json"
     if entry.exists():  # old ones are cleaned up behind a checkpoint

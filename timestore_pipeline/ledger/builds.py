@@ -262,6 +262,15 @@ def failures_in_a_row(tx: Connection, dataset: str) -> int:
     ).scalar_one()
 
 
+def aborted_sequences(tx: Connection) -> dict[str, set[int]]:
+    """Return per dataset the sequences of all builds that published nothing and never will."""
+    found: dict[str, set[int]] = {}
+    query = select(builds.c.dataset, builds.c.sequence).where(builds.c.state == BuildState.ABORTED.value)
+    for row in tx.execute(query):
+        found.setdefault(row.dataset, set()).add(row.sequence)
+    return found
+
+
 def window_totals(tx: Connection, dataset: str) -> list[WindowTotals]:
     """Return what is published, window by window in time order."""
     query = (

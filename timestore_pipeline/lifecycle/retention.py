@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from timestore_pipeline.building.table import LOG_FOLDER, file_prefix
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.ledger.builds import aborted_sequences
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
@@ -42,13 +45,15 @@ def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
         return Freed(0, 0)
     for segment in expired:
         store.segment_path(segment.path).unlink(missing_ok=True)
+        reach(CrashPoint.SEGMENT_UNLINKED)
     with store.ledger.write() as tx:
         mark_unlinked(tx, (segment.id for segment in expired), now)
+    reach(CrashPoint.RETENTION_COMMITTED)
     return Freed(len(expired), sum(segment.bytes for segment in expired))
 
 
 def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) -> Freed:
-    """Remove what crashed processes left: temporary files, segments that never reached the ledger, discarded bytes."""
+    """Remove what crashed processes and aborted builds left, segments that never reached the ledger, discarded bytes."""
     before = time.time() - older_than_seconds
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
@@ -72,15 +77,23 @@ def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) 
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+            reach(CrashPoint.ORPHAN_REMOVED)
     return Freed(files, size)
 
 
 def _possible_orphans(store: Store) -> Iterator[Path]:
     staging = store.settings.staging_path
+    with store.ledger.read() as tx:
+        aborted = aborted_sequences(tx)
     for dataset in store.datasets:
         yield from (staging / dataset).glob("*.duckdb*")
         yield from (staging / QUARANTINE_FOLDER / dataset).glob("*")
         yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
+        yield from (store.table_path(dataset) / LOG_FOLDER).glob("*.json#*")
+        prefixes = {file_prefix(sequence) for sequence in aborted.get(dataset, ())}
+        for path in store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/*.parquet") if prefixes else ():
+            if path.name.startswith(tuple(prefixes)):
+                yield path
 
 
 def _is_of_staging(path: Path) -> bool:

@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import (
@@ -314,8 +315,8 @@ def _stage_fresh(
             expected_bytes = sum(batch.source_bytes for batch in order)
             try:
                 written = write_segment(store, connection, spec, columns, plan.sources, expected_bytes=expected_bytes)
-            except duckdb.Error as error:
-                if not _refuse_unreadable(connection, spec, columns, state):
+            except (duckdb.Error, OSError) as error:
+                if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, columns, state):
                     raise TimestoreError(
                         f"dataset {spec.name!r}: the segment could not be written: {readable_reason(error)}. "
                         "The files wait in the landing folder; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT)."
@@ -456,12 +457,14 @@ def _set_file_aside(
             size_bytes=batch.source_bytes,
             now=now_micros(),
         )
+    reach(CrashPoint.BAD_FILE_RECORDED)
     target = store.segment_path(entry.path)
     try:
         if _Stamp.of(path) != seen[path]:
             return entry  # another file by now, which is looked at the next time
         make_folder(target.parent)
         move_file(path, target)
+        reach(CrashPoint.BAD_FILE_MOVED)
         fsync_path(target.parent)
     except OSError as error:
         _remember(store, spec, [path], seen)
@@ -495,6 +498,7 @@ def _clear_away(
                 log.warning("%s: %s has changed since it was staged; it is taken again", spec.name, path)
             elif action is AfterIngest.DELETE:
                 path.unlink(missing_ok=True)
+                reach(CrashPoint.LANDING_FILE_CLEARED)
             else:
                 if not archived:
                     make_folder(folder)
@@ -502,6 +506,7 @@ def _clear_away(
                 if target.exists():
                     target = folder / _unique_name(batches[path], path)
                 move_file(path, target)
+                reach(CrashPoint.LANDING_FILE_CLEARED)
                 archived = True
         except FileNotFoundError:
             continue  # another ingest cleared it away
@@ -510,6 +515,7 @@ def _clear_away(
             log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)
     if archived:
         fsync_path(folder)
+    reach(CrashPoint.LANDING_CLEARED)
     _remember(store, spec, staying, seen)
 
 
@@ -519,3 +525,4 @@ def _remember(store: Store, spec: DatasetSpec, paths: Sequence[Path], seen: dict
             remember_settled(
                 tx, [SettledFile(spec.name, path.name, seen[path].bytes, seen[path].modified_at) for path in paths]
             )
+        reach(CrashPoint.LANDING_REMEMBERED)

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict
 from timestore_pipeline.ledger.batches import (
@@ -112,8 +113,8 @@ def acknowledge_segment(
     try:
         with store.ledger.write() as tx:
             lock_dataset(tx, spec.name)
-            if written.row is not None and not store.segment_path(written.row.path).exists():
-                raise StagedMeanwhile(frozenset())  # this process slept so long that the file was swept
+            if not all(path.exists() for path in written.files(store)):
+                raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
             known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
             if known:
                 check_fingerprints(spec.name, known, batches)
@@ -131,9 +132,11 @@ def acknowledge_segment(
             ]
             breaches = guardrail_breaches(tx, store, spec, limits)
             count_breaches(tx, breaches)
+            reach(CrashPoint.BATCHES_RECORDED)
     except IntegrityError as error:
         # Only where the ledger lets two writers run at once (PostgreSQL) can the other one win after our look.
         raise StagedMeanwhile(frozenset(batch.batch_id for batch in batches)) from error
+    reach(CrashPoint.BATCHES_ACKNOWLEDGED)
     log_breaches(breaches)
     windows: dict[int, list[Window]] = {}
     for piece in written.slices:

@@ -24,6 +24,7 @@ from timestore_pipeline.columns import (
     quote,
     utc_timestamp_sql,
 )
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_in_place
 from timestore_pipeline.landing.readers import RowSource
@@ -77,11 +78,14 @@ class WrittenSegment:
     refused_path: str | None = None
     refused_bytes: int = 0
 
+    def files(self, store: Store) -> list[Path]:
+        """The files that an acknowledgement rests on."""
+        return [store.segment_path(path) for path in (self.row and self.row.path, self.refused_path) if path]
+
     def discard(self, store: Store) -> None:
         """Remove the files of a segment that is not going to be acknowledged."""
-        for relative in (self.row and self.row.path, self.refused_path):
-            if relative:
-                store.segment_path(relative).unlink(missing_ok=True)
+        for path in self.files(store):
+            path.unlink(missing_ok=True)
 
 
 def new_segment_id() -> str:
@@ -109,7 +113,7 @@ def write_segment(
         expected_bytes: rough size of the input; chooses the segment's block size.
 
     Raises:
-        duckdb.Error: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
+        duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
     segment_id = new_segment_id()
     folder = store.settings.staging_path / spec.name
@@ -132,14 +136,16 @@ def write_segment(
             for name in source.tables:
                 connection.unregister(name)
     try:
+        reach(CrashPoint.SEGMENT_WRITTEN)
         if not groups:
             temporary.unlink()
             return _written(None, spec, (), refused, refused_path, store)
+        size = temporary.stat().st_size
         put_in_place(temporary, final)
+        reach(CrashPoint.SEGMENT_IN_PLACE)
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
-    size = final.stat().st_size
     rows = sum(group.rows for group in groups)
     segment = SegmentRow(segment_id, str(final.relative_to(store.settings.staging_path)), size, rows)
     return _written(segment, spec, groups, refused, refused_path, store)
@@ -227,7 +233,9 @@ def _set_rows_aside(
         f"FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL) "
         f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd)"
     )
+    reach(CrashPoint.REFUSED_ROWS_WRITTEN)
     put_in_place(temporary, final)
+    reach(CrashPoint.REFUSED_ROWS_IN_PLACE)
     connection.execute(f"DELETE FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL")
 
 

@@ -143,7 +143,7 @@ def _stage_once(store: Store, spec: DatasetSpec, table: pa.Table, batch: Incomin
         raise BatchRejected(spec.name, batch.source, str(error)) from error
     except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
         raise BatchRejected(spec.name, batch.source, readable_reason(error)) from error
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         raise TimestoreError(
             f"dataset {spec.name!r}: {batch.source} could not be written to a segment: {readable_reason(error)}. "
             "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."

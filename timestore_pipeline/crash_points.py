@@ -1,0 +1,86 @@
+"""Named moments between durable steps, at which a test lets its own process be killed, stopped or ended.
+
+What must hold at every one of them is invariants 1, 2 and 6. Outside of tests :func:`reach` does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from enum import StrEnum
+
+VARIABLE = "_TIMESTORE_SIGNAL_AT"
+"""``<point>=<signal>`` or ``<point>:<n>=<signal>``, the n-th time; for child processes of tests only."""
+
+
+class CrashPoint(StrEnum):
+    """Every moment, in the order in which a batch passes them; named after what has just been done."""
+
+    FILE_SYNCED = "file.synced"
+    FILE_RENAMED = "file.renamed"
+    FILE_IN_PLACE = "file.in-place"
+
+    REFUSED_ROWS_WRITTEN = "segment.refused-rows-written"
+    REFUSED_ROWS_IN_PLACE = "segment.refused-rows-in-place"
+    SEGMENT_WRITTEN = "segment.written"
+    SEGMENT_IN_PLACE = "segment.in-place"
+    BATCHES_RECORDED = "batches.recorded-not-committed"
+    BATCHES_ACKNOWLEDGED = "batches.acknowledged"
+    LANDING_FILE_CLEARED = "landing.file-cleared"
+    LANDING_CLEARED = "landing.cleared"
+    LANDING_REMEMBERED = "landing.remembered"
+    BAD_FILE_RECORDED = "quarantine.recorded"
+    BAD_FILE_MOVED = "quarantine.moved"
+
+    TABLE_CREATED = "table.created"
+    SLICES_RECORDED = "claim.recorded-not-committed"
+    SLICES_CLAIMED = "claim.committed"
+    PARQUET_WRITTEN = "parquet.written"
+    PARQUET_SYNCED = "parquet.synced"
+    PARQUET_RENAMED = "parquet.renamed"
+    PARQUET_IN_PLACE = "parquet.in-place"
+    TABLE_CHECKED = "table.checked"
+    TABLE_COMMITTED = "table.committed"
+    TABLE_SYNCED = "table.synced"
+    PUBLICATION_RECORDED = "publication.recorded-not-committed"
+    PUBLICATION_COMMITTED = "publication.committed"
+
+    RECOVERY_FENCED = "recovery.fenced"
+    RECOVERY_ABORTED = "recovery.aborted"
+    RECOVERY_CLEANED = "recovery.cleaned"
+    RECOVERY_PUBLISHED = "recovery.published"
+
+    SEGMENT_UNLINKED = "retention.unlinked"
+    RETENTION_COMMITTED = "retention.committed"
+    ORPHAN_REMOVED = "sweep.removed"
+
+
+class _Plan:
+    """Which signal this process sends to itself, where, and the how manieth time."""
+
+    def __init__(self, text: str) -> None:
+        where, _, name = text.partition("=")
+        point, _, times = where.partition(":")
+        self.point = CrashPoint(point)
+        self.left = int(times or 1)
+        self.signal = signal.Signals[name]
+
+
+_plan: _Plan | None = None
+
+
+def arm(plan: str | None) -> None:
+    """Let this process signal itself as ``plan`` says (see :data:`VARIABLE`), or not any more."""
+    global _plan  # noqa: PLW0603 - the process has one fate
+    _plan = _Plan(plan) if plan else None
+
+
+def reach(point: CrashPoint) -> None:
+    """Say that ``point`` is reached."""
+    if _plan is not None and _plan.point is point:
+        _plan.left -= 1
+        if _plan.left == 0:
+            os.kill(os.getpid(), _plan.signal)
+
+
+arm(os.environ.get(VARIABLE))

@@ -1,0 +1,63 @@
+"""An installation in the middle of its work, and what its sensors would do after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
+from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import ingest
+from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.crash import rows
+
+Drop = Callable[[Store, str, str, str | bytes], Path]
+Recover = Callable[[Store], list[SettledBuild]]
+
+
+@pytest.fixture
+def at_work(make_store: MakeStore, drop: Drop) -> Callable[..., Store]:
+    """Opens an installation: batch a published, b staged, c, d and a bad file in landing; e is to come."""
+
+    def prepare(*, published: bool = True, **settings: object) -> Store:
+        store = make_store(rows.DATASETS_YAML, staging_retention_seconds=0, **settings)
+        copies = store.settings.home / "copies"
+        copies.mkdir()
+        for name in ("c", "d"):
+            drop(store, "readings", f"{name}.csv", rows.csv(name))
+            (copies / f"{name}.csv").write_text(rows.csv(name), encoding="utf-8")
+        drop(store, "readings", rows.BAD_FILE, "id,at\n1,never\n")
+        stage(store, "readings", rows.batch("a"), batch_id="a")
+        if published:
+            build_windows(store, "readings", owner="the test")
+        stage(store, "readings", rows.batch("b"), batch_id="b")
+        return store
+
+    return prepare
+
+
+@pytest.fixture
+def recover() -> Recover:
+    """Does what the sensors and the producers do after a crash, looking at every row after each step."""
+
+    def run(store: Store) -> list[SettledBuild]:
+        rows.assert_acknowledged_rows_are_readable_once(store)
+        settled = settle_dead_builds(store, owner_is_gone=lambda owner: True)
+        rows.assert_acknowledged_rows_are_readable_once(store)
+        ingest(store)
+        rows.assert_acknowledged_rows_are_readable_once(store)
+        stage(store, "readings", rows.batch("e"), batch_id="e")
+        rows.assert_acknowledged_rows_are_readable_once(store)
+        build_windows(store, "readings", owner="the test")
+        rows.assert_acknowledged_rows_are_readable_once(store)
+        unlink_published_segments(store)
+        rows.assert_acknowledged_rows_are_readable_once(store)
+        sweep_orphans(store, older_than_seconds=0)
+        return settled
+
+    return run

@@ -1,0 +1,175 @@
+"""A process killed at every step of its work: what was acknowledged is there once, what was not is taken again."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import timestore_pipeline
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.ledger.counters import RETRIED_BATCHES
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import counted, published
+from timestore_pipeline_tests.crash import rows
+from timestore_pipeline_tests.crash.child import killed_at
+from timestore_pipeline_tests.crash.conftest import Recover
+
+pytestmark = pytest.mark.crash
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A job killed where it reaches a point for the ``times``-th time.
+
+    ``before`` lists jobs that are killed first; ``first`` has nothing published yet.
+    """
+
+    job: str
+    point: CrashPoint
+    times: int = 1
+    before: tuple[tuple[str, CrashPoint], ...] = ()
+    first: bool = False
+    settings: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self) -> str:
+        before = "".join(f" after {point}" for _, point in self.before)
+        return f"{self.job} at {self.point}:{self.times}{before}" + "".join(
+            f" {key}={value}" for key, value in self.settings
+        )
+
+
+DEAD_BUILD = (("build", CrashPoint.PARQUET_IN_PLACE),)
+PUBLISHED_BUILD = (("build", CrashPoint.TABLE_COMMITTED),)
+
+KILLS = [
+    *(Kill("stage", point, times) for point in (CrashPoint.FILE_SYNCED, CrashPoint.FILE_RENAMED) for times in (1, 2)),
+    *(Kill("stage", CrashPoint.FILE_IN_PLACE, times) for times in (1, 2)),
+    Kill("stage", CrashPoint.REFUSED_ROWS_WRITTEN),
+    Kill("stage", CrashPoint.REFUSED_ROWS_IN_PLACE),
+    Kill("stage", CrashPoint.SEGMENT_WRITTEN),
+    Kill("stage", CrashPoint.SEGMENT_IN_PLACE),
+    Kill("stage", CrashPoint.BATCHES_RECORDED),
+    Kill("stage", CrashPoint.BATCHES_ACKNOWLEDGED),
+    Kill("ingest", CrashPoint.SEGMENT_WRITTEN),
+    Kill("ingest", CrashPoint.SEGMENT_IN_PLACE),
+    Kill("ingest", CrashPoint.BATCHES_RECORDED),
+    Kill("ingest", CrashPoint.BATCHES_ACKNOWLEDGED),
+    Kill("ingest", CrashPoint.BAD_FILE_RECORDED),
+    Kill("ingest", CrashPoint.BAD_FILE_MOVED),
+    Kill("ingest", CrashPoint.LANDING_FILE_CLEARED, 1),
+    Kill("ingest", CrashPoint.LANDING_FILE_CLEARED, 2),
+    Kill("ingest", CrashPoint.LANDING_FILE_CLEARED, 1, settings=(("landing_after_ingest", "delete"),)),
+    Kill("ingest", CrashPoint.LANDING_CLEARED),
+    Kill("build", CrashPoint.TABLE_CREATED, first=True),
+    *(
+        Kill("build", point, times)
+        for point, times in (
+            (CrashPoint.SLICES_RECORDED, 1),
+            (CrashPoint.SLICES_CLAIMED, 1),
+            (CrashPoint.PARQUET_WRITTEN, 1),
+            (CrashPoint.PARQUET_WRITTEN, 2),
+            (CrashPoint.PARQUET_SYNCED, 1),
+            (CrashPoint.PARQUET_RENAMED, 1),
+            (CrashPoint.PARQUET_IN_PLACE, 1),
+            (CrashPoint.PARQUET_IN_PLACE, 2),
+            (CrashPoint.TABLE_CHECKED, 1),
+            (CrashPoint.TABLE_COMMITTED, 1),
+            (CrashPoint.TABLE_SYNCED, 1),
+            (CrashPoint.PUBLICATION_RECORDED, 1),
+            (CrashPoint.PUBLICATION_COMMITTED, 1),
+        )
+    ),
+    Kill("build", CrashPoint.TABLE_COMMITTED, first=True),
+    *(
+        Kill("settle", point, before=DEAD_BUILD)
+        for point in (
+            CrashPoint.TABLE_CHECKED,
+            CrashPoint.TABLE_COMMITTED,
+            CrashPoint.TABLE_SYNCED,
+            CrashPoint.RECOVERY_FENCED,
+            CrashPoint.RECOVERY_ABORTED,
+            CrashPoint.RECOVERY_CLEANED,
+        )
+    ),
+    Kill("settle", CrashPoint.RECOVERY_PUBLISHED, before=PUBLISHED_BUILD),
+    Kill("retire", CrashPoint.SEGMENT_UNLINKED),
+    Kill("retire", CrashPoint.RETENTION_COMMITTED),
+    Kill("sweep", CrashPoint.ORPHAN_REMOVED, before=(("stage", CrashPoint.SEGMENT_IN_PLACE),)),
+    Kill("sweep", CrashPoint.ORPHAN_REMOVED, before=(("build", CrashPoint.PARQUET_WRITTEN),)),
+]
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_a_killed_process_loses_and_doubles_nothing(kill: Kill, at_work: Callable[..., Store], recover: Recover):
+    store = at_work(published=not kill.first, **dict(kill.settings))
+    for job, point in kill.before:
+        killed_at(store, job, point)
+
+    killed_at(store, kill.job, kill.point, kill.times)
+
+    rows.assert_acknowledged_rows_are_readable_once(store)
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+@pytest.mark.parametrize("point", [CrashPoint.BATCHES_ACKNOWLEDGED, CrashPoint.LANDING_REMEMBERED], ids=str)
+def test_files_that_stay_where_they_are_are_staged_once(
+    point: CrashPoint, at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work(landing_after_ingest="keep")
+
+    killed_at(store, "ingest", point)
+
+    recover(store)
+    everything = sorted(row_id for ids in rows.IDS.values() for row_id in ids)
+    assert sorted(row[0] for row in published(store, "readings")) == everything
+
+
+def test_a_killed_build_holds_its_slices_until_it_is_settled_and_counts_as_a_retry(
+    at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work()
+    killed_at(store, "build", CrashPoint.TABLE_CHECKED)
+    with pytest.raises(BuildInFlight, match="the child"):
+        build_windows(store, "readings", owner="the test")
+
+    settled = recover(store)
+
+    assert [build.published for build in settled] == [False]
+    assert counted(store, RETRIED_BATCHES, "readings")["flush_abort"] == 1
+
+
+def test_a_build_killed_after_its_commit_is_published_and_no_retry(at_work: Callable[..., Store], recover: Recover):
+    store = at_work()
+    killed_at(store, "build", CrashPoint.TABLE_COMMITTED)
+
+    settled = recover(store)
+
+    assert [build.published for build in settled] == [True]
+    assert "flush_abort" not in counted(store, RETRIED_BATCHES, "readings")
+
+
+def reached_points() -> Iterator[str]:
+    """The name of the point in every call of ``reach`` in the package."""
+    for path in Path(timestore_pipeline.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == reach.__name__:
+                (point,) = node.args
+                assert isinstance(point, ast.Attribute), f"{path}: name the point itself"
+                yield point.attr
+
+
+def test_every_crash_point_is_in_the_code():
+    assert set(reached_points()) == {point.name for point in CrashPoint}
+
+
+def test_a_process_is_killed_at_every_crash_point():
+    covered = {kill.point for kill in KILLS} | {CrashPoint.LANDING_REMEMBERED}
+
+    assert covered == set(CrashPoint)
