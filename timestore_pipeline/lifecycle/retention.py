@@ -53,7 +53,7 @@ def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
 
 
 def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) -> Freed:
-    """Remove what crashed processes and aborted builds left, segments that never reached the ledger, discarded bytes."""
+    """Remove what crashed processes and aborted builds left, segments without a ledger row, discarded bytes."""
     before = time.time() - older_than_seconds
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
