@@ -36,6 +36,7 @@ from timestore_pipeline.ledger.builds import (
 )
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
@@ -145,6 +146,7 @@ def _build_once(
     if columns is None:
         return None  # nothing was ever staged
     path = store.table_path(dataset)
+    check_disk(store, path)
     ensure_table(path, dataset, columns)
     lease_micros = int(store.settings.build_lease_seconds * 1e6)
     with store.ledger.write() as tx:
@@ -212,6 +214,7 @@ def _write_files(
     files: list[ParquetFile] = []
     with store.connect() as connection:
         for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
+            check_disk(store, store.table_path(spec.name))
             files += write_window(store, connection, spec, columns, claim.build, window, pieces, tables, target)
     return files
 

@@ -18,6 +18,7 @@ from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
@@ -78,6 +79,7 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
             left = wording.counted(len(waiting) - len(files), "landing file waits", "landing files wait")
             warn(f"dataset {name!r}: {left} for room in the queue or for the next run")
             codes.append(ExitCode.TRY_LATER)
+    record_backlog(store, scan_landing(store, names), names)
     return worst(codes)
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, func, select
 
 from timestore_pipeline.building.thresholds import effective_thresholds
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import FLUSH_BUCKETS, Histogram, counter_values, histogram_values
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
@@ -78,6 +79,7 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
     quarantined = open_totals(tx)
     published = published_totals(tx)
     last_published = _last_published(tx)
+    backlogs = landing_backlogs(tx)
     in_flight = {build.dataset: build for build in builds_in_flight(tx)}
     values: _Values = {
         (series.LEDGER_BYTES, "", ""): ledger_bytes(tx),
@@ -86,9 +88,13 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
     for name in datasets:
         queue = queues.get(name, QueueState(name))
         build = in_flight.get(name)
+        backlog = backlogs.get(name, Backlog(files=0, bytes=0, oldest_modified_at=now))
         totals = quarantined.get(name, QuarantineTotals(batches=0, rows=0))
         window_count, rows, size, files = published.get(name, (0, 0, 0, 0))
         values |= {
+            (series.LANDING_FILES, name, ""): backlog.files,
+            (series.LANDING_BYTES, name, ""): backlog.bytes,
+            (series.LANDING_AGE, name, ""): _age(backlog.oldest_modified_at, now),
             (series.QUEUE_DEPTH, name, "batches"): queue.pending_batches,
             (series.QUEUE_DEPTH, name, "rows"): queue.pending_rows,
             (series.QUEUE_BYTES, name, ""): queue.pending_bytes,

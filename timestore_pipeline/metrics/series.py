@@ -14,6 +14,9 @@ from timestore_pipeline.ledger.counters import (
     RETRIED_BATCHES,
 )
 
+LANDING_FILES = "timestore_landing_backlog_files"
+LANDING_BYTES = "timestore_landing_backlog_bytes"
+LANDING_AGE = "timestore_landing_backlog_oldest_age_seconds"
 QUEUE_DEPTH = "timestore_staging_queue_depth"
 QUEUE_BYTES = "timestore_staging_queue_bytes"
 OLDEST_AGE = "timestore_staging_oldest_age_seconds"
@@ -73,6 +76,19 @@ class Series:
 _RESULTS = ("success", "failure")
 
 SERIES = (
+    Series(
+        LANDING_FILES,
+        SeriesType.GAUGE,
+        "files",
+        "Landing files that are ready and wait to be staged, as landing_sensor last saw them.",
+    ),
+    Series(LANDING_BYTES, SeriesType.GAUGE, "bytes", "Bytes of the landing files that wait."),
+    Series(
+        LANDING_AGE,
+        SeriesType.GAUGE,
+        "seconds",
+        "Time since the oldest landing file that waits was last written to; 0 when none waits.",
+    ),
     Series(
         QUEUE_DEPTH,
         SeriesType.GAUGE,

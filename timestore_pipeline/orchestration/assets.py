@@ -91,7 +91,11 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         kinds={"duckdb"},
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
-        metadata={"dagster/uri": settings.staging_path.as_uri(), **_declared_schema(spec)},
+        metadata={
+            "dagster/uri": settings.staging_path.as_uri(),
+            "concurrent_ingests": _concurrent_ingests(spec, settings),
+            **_declared_schema(spec),
+        },
         output_required=False,
     )
     def staging(
@@ -121,6 +125,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
         metadata={
             "dagster/uri": (settings.tables_path / spec.name).as_uri(),
             "dagster/table_name": spec.name,
+            "concurrent_builds": spec.limits.concurrent_builds,
             **_declared_schema(spec),
         },
         output_required=False,
@@ -275,6 +280,11 @@ def _summary(report: "BuildReport | None") -> str:
         f"and {report.files:,} files, table version {report.table_version}, build {report.build_id}, "
         f"{report.duration_seconds:.2f} s"
     )
+
+
+def _concurrent_ingests(spec: DatasetSpec, settings: Settings) -> int | str:
+    own = spec.limits.concurrent_ingests
+    return (settings.staging_concurrent_ingests if own is None else own) or "no limit"
 
 
 def _declared_schema(spec: DatasetSpec) -> Metadata:

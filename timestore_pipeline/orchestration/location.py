@@ -6,6 +6,7 @@ import dagster as dg
 
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.orchestration.assets import dataset_assets
+from timestore_pipeline.orchestration.checks import dataset_checks
 from timestore_pipeline.orchestration.jobs import build_jobs, ingest_job
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
 from timestore_pipeline.orchestration.sensors import flush_sensor, housekeeping_sensor, landing_sensor, metrics_sensor
@@ -22,6 +23,7 @@ def build_definitions(settings: Settings, datasets: Datasets) -> dg.Definitions:
     duckdb = duckdb_resource(settings)
     return dg.Definitions(
         assets=[asset for spec in datasets.values() for asset in dataset_assets(spec, settings)],
+        asset_checks=[check for spec in datasets.values() for check in dataset_checks(spec)],
         jobs=jobs,
         sensors=[*looking, metrics_sensor(settings), housekeeping_sensor()],
         resources={

@@ -15,6 +15,7 @@ import dagster as dg
 
 from timestore_pipeline.building.plan import FlushPlan, FlushRequest, plan_flushes
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import LandingScan, files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
@@ -63,13 +64,14 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
         description="Asks for one ingest run for all datasets in whose landing folders new files are ready.",
     )
     def look_for_files(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
+        scan = scan_landing(store.opened)
+        record_backlog(store.opened, scan)
         for record in runs_of_job(context.instance, INGEST_JOB):
             run = record.dagster_run
             if not process_is_gone(context.instance, record):
                 return dg.SkipReason(
                     f"ingest run {run.run_id[:8]} is {run.status.value.lower()}; new files wait for its end"
                 )
-        scan = scan_landing(store.opened)
         shares = files_for_one_run(store.opened, scan)
         wanted, remembered = select_new(shares, read_cursor(context.cursor), time.time())
         context.update_cursor(write_cursor(remembered))

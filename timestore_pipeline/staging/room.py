@@ -7,9 +7,9 @@ landing file waits.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from shutil import disk_usage
 
 from sqlalchemy import Connection
 
@@ -49,8 +49,8 @@ def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits
 def check_disk(store: Store, path: Path | None = None) -> None:
     """Raise :class:`DiskFull` where less than the minimum of disk is free for ``path``, by default for staging."""
     path = store.settings.staging_path if path is None else path
-    path.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path).free
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = disk_usage(existing).free
     if free < store.settings.staging_min_free_disk_bytes:
         raise DiskFull(path, free, store.settings.staging_min_free_disk_bytes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import StagingQueueFull
+from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
 from timestore_pipeline.ledger.counters import (
@@ -339,3 +341,36 @@ def test_prometheus_finds_nothing_wrong_with_the_exposition(store: Store, progra
 
     assert checked.returncode == 0, checked.stderr.decode()
     assert checked.stderr == b""
+
+
+def test_landing_files_that_wait_are_the_backlog(store: Store, drop: Callable[[Store, str, str, str | bytes], Path]):
+    for name, modified_at in (("a.csv", 2_000), ("b.csv", 1_000)):
+        os.utime(drop(store, "weather", name, WEATHER_CSV), (modified_at, modified_at))
+    drop(store, "weather", "c.csv.partial", WEATHER_CSV)
+
+    assert record_backlog(store, scan_landing(store))
+
+    now = 1_600 * SECOND
+    assert value(store, names.LANDING_FILES) == 2
+    assert value(store, names.LANDING_BYTES) == 2 * len(WEATHER_CSV)
+    assert value(store, names.LANDING_AGE, now=now) == 600
+    assert value(store, names.LANDING_AGE, now=0) == 0
+    assert not record_backlog(store, scan_landing(store)), "nothing is written where nothing changed"
+
+    ingest_files(store, "weather", scan_landing(store).of("weather"))
+    assert record_backlog(store, scan_landing(store))
+    assert value(store, names.LANDING_FILES) == 0
+    assert value(store, names.LANDING_AGE, now=now) == 0
+
+
+def test_the_backlog_of_a_dataset_that_is_declared_no_more_goes(
+    make_store: MakeStore, drop: Callable[[Store, str, str, str | bytes], Path]
+):
+    store = make_store()
+    drop(store, "weather", "a.csv", WEATHER_CSV)
+    record_backlog(store, scan_landing(store))
+
+    later = make_store("datasets: {events: {time: {column: at, unit: ms}, window: hour}}")
+    record_backlog(later, scan_landing(later))
+
+    assert value(later, names.LANDING_FILES) == 0

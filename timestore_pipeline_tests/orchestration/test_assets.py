@@ -310,3 +310,39 @@ def test_a_build_by_the_library_and_one_by_dagster_do_the_same(weather: Location
     weather.materialize("partitions/weather", partition="2026-01-01")
 
     assert weather.metadata("partitions/weather")["2026-01-01"]["dagster/partition_row_count"] == 2
+
+
+class TestGuardrailsCheck:
+    def evaluation(self, result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+        (evaluation,) = result.get_asset_check_evaluations()
+        return evaluation
+
+    @pytest.mark.parametrize(("limit", "passed"), [(1, False), (0, True), (1 << 40, True)])
+    def test_a_size_guardrail_that_was_reached_is_a_warning(
+        self, make_store: MakeStore, drop: Drop, location: Locate, limit: int, passed: bool
+    ):
+        store = make_store(staging_max_dataset_bytes=limit)
+        drop(store, "weather", "a.csv", WEATHER_CSV)
+
+        result = location(store).materialize("staging/weather")
+
+        evaluation = self.evaluation(result)
+        assert result.success
+        assert (evaluation.check_name, evaluation.passed) == ("guardrails", passed)
+        assert evaluation.severity is dg.AssetCheckSeverity.WARN
+        assert ("TIMESTORE_STAGING_MAX_DATASET_BYTES" in (evaluation.description or "")) is not passed
+
+    def test_it_is_part_of_every_ingest_run(self, store: Store, location: Locate):
+        job = location(store).definitions.resolve_job_def("ingest")
+
+        assert {node.name for node in job.nodes} == {
+            *(f"staging__{name}" for name in store.datasets),
+            *(f"staging__{name}_guardrails" for name in store.datasets),
+        }
+
+    def test_limits_of_concurrency_are_shown_with_the_assets(self, make_store: MakeStore, location: Locate):
+        definitions = location(make_store(staging_concurrent_ingests=3)).definitions
+
+        specs = {spec.key.to_user_string(): spec.metadata for spec in definitions.resolve_all_asset_specs()}
+        assert specs["staging/weather"]["concurrent_ingests"] == 3
+        assert specs["partitions/weather"]["concurrent_builds"] == 1

@@ -15,7 +15,9 @@ import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.ledger.backlog import landing_backlogs
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, published_totals
+from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.orchestration.runs import process_is_gone
 from timestore_pipeline.orchestration.sensors import bounded
 from timestore_pipeline.store import Store
@@ -382,3 +384,39 @@ def test_the_text_of_a_tick_is_bounded():
 
     assert len(text.splitlines()) == 41
     assert text.endswith("… and 960 more")
+
+
+class TestBacklog:
+    def backlog(self, here: Location) -> dict[str, int]:
+        with here.store.ledger.read() as tx:
+            return {name: backlog.files for name, backlog in landing_backlogs(tx).items()}
+
+    def test_files_that_wait_for_room_are_the_backlog_until_they_are_staged(
+        self, make_store: MakeStore, location: Locate, drop: Drop
+    ):
+        here = location(make_store(staging_max_pending=1))
+        for number in range(3):
+            drop(here.store, "weather", f"{number}.csv", f"{WEATHER_CSV}2026-01-0{number + 1}T05:00:00Z,JFK,1\n")
+        here.tick("landing_sensor")
+        assert self.backlog(here) == {"weather": 3}
+
+        here.materialize("staging/weather")
+        assert "the staging queue is at its limit of 1 batches" in words_of(here.tick("landing_sensor"))
+        assert self.backlog(here) == {"weather": 2}
+
+        with here.store.ledger.write() as tx:
+            set_override(tx, Override("weather", LimitName.MAX_PENDING, 9, "the test", now_micros()))
+        assert requests_of(here.tick("landing_sensor")), "a raised limit is seen by the next tick"
+        here.materialize("staging/weather")
+        here.tick("landing_sensor")
+        assert self.backlog(here) == {}
+
+    def test_it_is_counted_while_an_ingest_run_is_on_its_way(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        (request,) = requests_of(here.tick("landing_sensor"))
+        launch(here, request, "landing_sensor", dg.DagsterRunStatus.STARTED)
+        drop(here.store, "events", "a.csv", EVENTS_CSV)
+
+        words_of(here.tick("landing_sensor"))
+
+        assert self.backlog(here) == {"weather": 1, "events": 1}

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,18 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.errors import GuardrailExceeded, StagingQueueFull, TooManyIngests
+from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull, TooManyIngests
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, GUARDRAIL_BREACHES, RETRIED_BATCHES
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
 from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, set_override
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging import room
 from timestore_pipeline.staging import stage as stage_module
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.retry import pause_before
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.turns import turn, turns_of
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import build, counted, hourly, ingest, readable, rows_of
+from timestore_pipeline_tests.builders import build, counted, hourly, ingest, published, readable, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
@@ -319,3 +321,30 @@ class TestGuardrails:
 
         assert stage(store, "weather", hourly(1)).duplicate
         assert counted(store, GUARDRAIL_BREACHES) == {"max_dataset_bytes": 1}
+
+
+class TestDisk:
+    def test_a_build_without_free_disk_publishes_nothing_and_claims_nothing(self, make_store: MakeStore):
+        stage(make_store(), "weather", hourly(1))
+
+        with pytest.raises(DiskFull, match="TIMESTORE_STAGING_MIN_FREE_DISK_BYTES"):
+            build(make_store(staging_min_free_disk_bytes=1 << 60))
+
+        assert published(make_store()) == []
+        assert build(make_store()).sequence == 1
+
+    def test_a_build_that_runs_out_of_disk_gives_its_rows_back(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        store = make_store(staging_min_free_disk_bytes=1_000)
+        stage(store, "weather", hourly(48))
+        free = iter([2_000, 2_000])  # before the claim, before the first window; then nothing
+        monkeypatch.setattr(room, "disk_usage", lambda path: SimpleNamespace(free=next(free, 0)))
+
+        with pytest.raises(DiskFull):
+            build(store)
+        monkeypatch.undo()
+
+        assert readable(store) == rows_of(hourly(48))
+        assert published(store) == []
+        assert build(store).rows == 48

@@ -1,0 +1,43 @@
+"""What waits in the landing folders, as the last look found it: metrics are made from the ledger alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, insert, select
+
+from timestore_pipeline.ledger.schema import landing_backlog
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Files of one dataset that are ready and not staged; ``oldest_modified_at`` in microseconds since the epoch."""
+
+    files: int
+    bytes: int
+    oldest_modified_at: int
+
+
+def landing_backlogs(tx: Connection) -> dict[str, Backlog]:
+    """Return the backlog of every dataset that has any."""
+    return {
+        row.dataset: Backlog(row.files, row.bytes, row.oldest_modified_at)
+        for row in tx.execute(select(landing_backlog))
+    }
+
+
+def put_backlogs(tx: Connection, datasets: Iterable[str], found: Mapping[str, Backlog]) -> None:
+    """Record what was found for ``datasets``; those that are not in ``found`` have nothing waiting."""
+    for dataset in datasets:
+        tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset == dataset))
+        if dataset in found:
+            backlog = found[dataset]
+            tx.execute(
+                insert(landing_backlog).values(
+                    dataset=dataset,
+                    files=backlog.files,
+                    bytes=backlog.bytes,
+                    oldest_modified_at=backlog.oldest_modified_at,
+                )
+            )
