@@ -80,6 +80,13 @@ def test_an_alert_is_tested_both_ways(alert: str):
     assert {bool(case["exp_alerts"]) for case in cases if case["alertname"] == alert} == {True, False}
 
 
+def test_the_table_of_alerts_names_them_all_with_their_severity():
+    page = (DOCS / "timestore-observability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+)\]\(\S+\) \| (\w+) \|", page, re.MULTILINE)
+
+    assert sorted(rows) == sorted((alert, rule["labels"]["severity"]) for alert, rule in ALERTS.items())
+
+
 @pytest.mark.server
 @pytest.mark.parametrize(("flushing", "firing"), [(True, set()), (False, {"TimestoreStagedRowsLate"})])
 def test_an_installation_with_default_settings_alerts_only_when_something_is_wrong(
@@ -133,9 +140,7 @@ def _as_promtool_reads_it(observed: dict[str, list[float]], firing: set[str]) ->
     expression = 'count by (alertname) (ALERTS{alertstate="firing"})'
     minutes = STEP_SECONDS * STEPS // 60
     expected = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in sorted(firing)]
-    looks = [
-        {"expr": expression, "eval_time": f"{minute}m", "exp_samples": expected} for minute in range(5, minutes)
-    ]
+    looks = [{"expr": expression, "eval_time": f"{minute}m", "exp_samples": expected} for minute in range(5, minutes)]
     test = {"interval": f"{STEP_SECONDS}s", "input_series": series, "promql_expr_test": looks}
     return yaml.safe_dump(
         {"rule_files": [str(RULES)], "evaluation_interval": f"{STEP_SECONDS}s", "tests": [test]}, width=10**6

@@ -1,0 +1,140 @@
+"""The runbook cannot rot: its commands exist, do what it says on a small installation, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from timestore_pipeline.cli import ExitCode
+from timestore_pipeline.cli.app import app
+from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.reference import DOCS
+from timestore_pipeline.settings import Settings, variable_name
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import weather_csv
+from timestore_pipeline_tests.cli.conftest import Finished, installation, timestore  # noqa: F401
+from timestore_pipeline_tests.conftest import WEATHER_CSV
+
+PAGES = [DOCS / "runbooks" / "timestore-staging-operations.md", DOCS / "timestore-observability.md"]
+RUNBOOK = PAGES[0].read_text(encoding="utf-8")
+REPAIRED_CSV = weather_csv("2026-01-03T00:30:00Z,EWR,4.5")
+
+# Typer brings its own copy of click, whose errors have no public name but this.
+USAGE_ERROR = typer.BadParameter.__bases__[0]
+
+Run = Callable[..., Finished]
+Install = Callable[..., Store]
+
+
+def commands(text: str) -> list[str]:
+    """Every command of ``timestore`` in the fenced ``sh`` blocks of a page."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(\w+=\S+ )*timestore ", line)]
+
+
+def arguments(command: str) -> tuple[dict[str, str], list[str]]:
+    """The variables that stand before a command, and what comes after its name, up to where a shell would take over."""
+    words = list(shlex.shlex(command, posix=True, punctuation_chars=True))
+    at = words.index("timestore")
+    end = next((index for index, word in enumerate(words) if word in {"|", ">", "&&", ";"}), len(words))
+    return dict(word.split("=", 1) for word in words[:at]), words[at + 1 : end]
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command as the command line would, without running it; a wrong one raises a usage error."""
+    command, context, rest = typer.main.get_command(app), None, list(words)
+    while hasattr(command, "commands"):
+        context = command.make_context("timestore", [], parent=context, resilient_parsing=True)
+        context.resilient_parsing = False
+        _, command, rest = command.resolve_command(context, rest)  # type: ignore[attr-defined]
+    command.make_context(command.name, rest, parent=context)
+
+
+def sections(text: str) -> Iterator[tuple[str, str]]:
+    """The headings of a page with what stands below each."""
+    parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page.read_text())}))
+def test_a_command_of_the_docs_exists(command: str):
+    parse(arguments(command)[1])
+
+
+@pytest.mark.parametrize("command", ["status --jsn", "statsu", "flush --first", "limits set weather max_rows 1"])
+def test_a_command_that_does_not_exist_would_be_noticed(command: str):
+    with pytest.raises(USAGE_ERROR):
+        parse(shlex.split(command))
+
+
+@pytest.mark.parametrize("heading", [heading for heading, text in sections(RUNBOOK) if commands(text)])
+def test_the_commands_of_a_section_work_one_after_the_other(
+    heading: str,
+    timestore: Run,  # noqa: F811
+    installation: Install,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    store = installation(staging_flush_max_rows=3)
+    (store.settings.landing_path / "weather").mkdir(parents=True)
+    for name, text in (("first.csv", WEATHER_CSV), ("repaired.csv", REPAIRED_CSV)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert timestore("stage", "weather", "first.csv").code is ExitCode.DONE
+
+    for command in commands(dict(sections(RUNBOOK))[heading]):
+        variables, words = arguments(command)
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            finished = timestore(*words)
+        assert finished.code is ExitCode.DONE, f"{command}: {finished.err}"
+
+
+def test_flushing_by_hand_publishes_what_is_staged(timestore: Run, installation: Install, tmp_path: Path):  # noqa: F811
+    store = installation()
+    (tmp_path / "first.csv").write_text(WEATHER_CSV, encoding="utf-8")
+    timestore("stage", "weather", "first.csv")
+
+    for command in commands(dict(sections(RUNBOOK))["Flush by hand"])[:1]:
+        timestore(*arguments(command)[1])
+
+    with store.ledger.read() as tx:
+        assert latest_builds(tx)["weather"].rows == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"\s+", " ", page.read_text())):
+        if "://" in target:
+            continue
+        path, _, section = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if section:
+            assert section in {anchor(heading) for heading, _ in sections(linked.read_text())}, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_variables_that_are_named_exist(page: Path):
+    known = {variable_name(field) for field in Settings.model_fields}
+
+    assert set(re.findall(r"TIMESTORE_[A-Z_]*[A-Z]", page.read_text())) <= known
+
+
+def test_every_alert_section_says_what_to_do_and_when_it_is_over():
+    alerts = RUNBOOK.split("## Alerts")[1].split("## Procedures")[0]
+    for heading, text in sections(alerts):
+        assert "**Meaning.**" in text, heading
+        assert re.search(r"\*\*Do\.\*\*|\*\*do\*\*", text), heading
+        assert re.search(r"\*\*Confirm", text), heading
+        assert "**Over when**" in text, heading
