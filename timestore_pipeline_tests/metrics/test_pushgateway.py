@@ -21,8 +21,11 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.metrics import PushResult, push_metrics
+from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import MakeStore, unused_port
+
+REASONS = next(each.values for each in SERIES if each.name == DROPPED_BATCHES)
 
 
 class Gateway:
@@ -120,7 +123,7 @@ def test_the_gateway_has_what_the_ledger_has(make_store: MakeStore, gateway: Gat
     assert result == PushResult(True, f"pushed to {gateway.url}")
     dropped = {"dataset": "weather", "reason": "queue_full", "job": "timestore"}
     assert gateway.samples(DROPPED_BATCHES, **dropped) == [3]
-    assert gateway.samples(DROPPED_BATCHES, dataset="events") == [0, 0, 0]
+    assert gateway.samples(DROPPED_BATCHES, dataset="events") == [0] * len(REASONS)
 
 
 @pytest.mark.server
@@ -129,7 +132,7 @@ def test_the_job_is_the_group(make_store: MakeStore, gateway: Gateway):
 
     assert push_metrics(store).pushed
 
-    assert len(gateway.samples(DROPPED_BATCHES, job="time/store of A & B")) == 6
+    assert len(gateway.samples(DROPPED_BATCHES, job="time/store of A & B")) == 2 * len(REASONS)
 
 
 @pytest.mark.server
