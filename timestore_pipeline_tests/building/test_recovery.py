@@ -68,6 +68,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool = False, 
 def interrupted_build(store: Store, name: str, *, after: bool = False, module: Any = build_module) -> None:
     with pytest.MonkeyPatch.context() as patched:
         stop_at(patched, name, after=after, module=module)
+        stop_at(patched, "settle_build")  # an interrupted process would still tidy up, a dead one cannot
         with pytest.raises(Killed):
             build(store)
 
