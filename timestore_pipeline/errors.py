@@ -190,6 +190,36 @@ class SegmentUnreadable(TimestoreError):
         )
 
 
+class UnknownEntry(TimestoreError):
+    """There is no quarantine entry of that id."""
+
+    def __init__(self, entry_id: int, known: Sequence[int]) -> None:
+        self.entry_id = entry_id
+        listed = ", ".join(map(str, known[:20])) or "none"
+        super().__init__(f"there is no quarantine entry {entry_id}. Open entries: {listed}.")
+
+
+class EntryNotOpen(TimestoreError):
+    """A quarantine entry was retried or discarded before, so there is nothing left to decide."""
+
+    def __init__(self, entry_id: int, state: str, by: str) -> None:
+        self.entry_id = entry_id
+        self.state = state
+        super().__init__(f"quarantine entry {entry_id} was {state} before, by {by}; nothing was done.")
+
+
+class EntryUnusable(TimestoreError):
+    """The bytes of a quarantine entry are not where they should be."""
+
+    def __init__(self, entry_id: int, path: object) -> None:
+        self.entry_id = entry_id
+        self.path = str(path)
+        super().__init__(
+            f"quarantine entry {entry_id}: there is no file {path}. Restore it from a backup and retry, "
+            f"or give it up with 'timestore quarantine discard {entry_id}'."
+        )
+
+
 class TableError(TimestoreError):
     """The Delta table of a dataset cannot be opened or committed to."""
 

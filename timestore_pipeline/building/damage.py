@@ -74,17 +74,33 @@ def unreadable_slices(
         by_segment[piece.segment_id].append(piece)
     found = {}
     for segment_id, pieces in by_segment.items():
-        damaged = _damage(store, spec, columns, pieces)
+        try:
+            damaged = _damage(store, spec, columns, pieces)
+        except _CannotTell as error:
+            log.warning("%s: segment %s cannot be looked at: %s", spec.name, segment_id, error)
+            continue
         if damaged:
             found[segment_id] = damaged
     return found
 
 
+def damaged_slices(
+    store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]
+) -> dict[Slice, str]:
+    """Return slice → reason, for those of one segment's slices that cannot be read, for whatever reason."""
+    try:
+        return _damage(store, spec, columns, pieces)
+    except _CannotTell as error:
+        return dict.fromkeys(pieces, str(error))
+
+
+class _CannotTell(Exception):
+    """Something that may pass stands in the way: it says nothing of the segment."""
+
+
 def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> dict[Slice, str]:
     path = store.segment_path(pieces[0].path)
     reason = _damage_of_file(path)
-    if reason == "":
-        return {}
     if reason is not None:
         return dict.fromkeys(pieces, reason)
     # A connection of its own: an error in one database must not show in the next.
@@ -92,7 +108,7 @@ def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: 
         try:
             connection.execute(f"ATTACH {literal(str(path))} AS segment (READ_ONLY)")
         except duckdb.Error as error:
-            return {} if _may_pass(error) else dict.fromkeys(pieces, readable_reason(error))
+            return dict.fromkeys(pieces, _damage_in_words(error))
         expected = {piece.window_start: piece.rows for piece in pieces}
         try:
             counts = _rows_by_window(connection, spec, columns)
@@ -106,16 +122,19 @@ def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: 
 
 
 def _damage_of_file(path: Path) -> str | None:
-    """Return what is wrong with a file as the file system has it, None for nothing, "" where it cannot be told."""
+    """Return what is wrong with a file as the file system has it, None for nothing."""
     try:
         with path.open("rb") as file:
             while file.read(1 << 20):
                 pass
-    except FileNotFoundError:
-        # Without its folder the staging directory is not mounted, or somebody is moving it.
-        return "there is no such file" if path.parent.is_dir() else ""
+    except FileNotFoundError as error:
+        if path.parent.is_dir():
+            return "there is no such file"
+        raise _CannotTell("its folder is not there; is the staging directory mounted?") from error
     except OSError as error:
-        return f"it cannot be read: {error.strerror}" if error.errno == errno.EIO else ""
+        if error.errno == errno.EIO:
+            return f"it cannot be read: {error.strerror}"
+        raise _CannotTell(error.strerror or str(error)) from error
     return None
 
 
@@ -141,7 +160,7 @@ def _damage_of_slice(
             f"SELECT count(*), bit_xor(hash(piece)) FROM segment.{SEGMENT_TABLE} AS piece WHERE {condition}"
         ).fetchone()
     except duckdb.Error as error:
-        return None if _may_pass(error) else readable_reason(error)
+        return _damage_in_words(error)
     found = row[0] if row else 0
     return None if found == piece.rows else _wrong_count(found, piece)
 
@@ -150,9 +169,11 @@ def _wrong_count(found: int, piece: Slice) -> str:
     return f"{found} rows were read where the ledger has {piece.rows}"
 
 
-def _may_pass(error: duckdb.Error) -> bool:
-    """Whether an error says nothing of the segment: there was no memory, or someone has the file open for writing."""
-    return isinstance(error, duckdb.OutOfMemoryException) or "lock on file" in str(error)
+def _damage_in_words(error: duckdb.Error) -> str:
+    reason = readable_reason(error)
+    if isinstance(error, duckdb.OutOfMemoryException) or "lock on file" in str(error):
+        raise _CannotTell(reason) from error
+    return reason
 
 
 def _set_segment_aside(

@@ -23,7 +23,7 @@ app = typer.Typer(
     # Help and errors as plain lines: a box is of no use in a log, and drawing it takes longer than all the rest.
     rich_markup_mode=None,
 )
-quarantine_app = typer.Typer(help="What could not be staged.", no_args_is_help=True, rich_markup_mode=None)
+quarantine_app = typer.Typer(help="What could not be staged, or not be read back.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(quarantine_app, name="quarantine")
 limits_app = typer.Typer(
     help="What bounds each dataset, changed at run time.", no_args_is_help=True, rich_markup_mode=None
@@ -161,17 +161,70 @@ def flush(
     raise typer.Exit(code)
 
 
+EntryIds = Annotated[list[int], typer.Argument(metavar="ID", help="Entries, by the ids that list shows.")]
+
+
 @quarantine_app.command("list")
-def list_quarantine(datasets: Datasets = None, as_json: AsJson = False) -> None:
+def list_quarantine(
+    datasets: Datasets = None,
+    as_json: AsJson = False,
+    resolved: Annotated[bool, typer.Option("--all", help="Also what was retried or discarded.")] = False,
+) -> None:
     """List what is in quarantine, and why."""
     from timestore_pipeline.cli import output, quarantined
 
     with _open_store() as store:
-        entries = quarantined.collect_entries(store, _each_once(datasets))
+        entries = quarantined.collect_entries(store, _each_once(datasets), resolved=resolved)
         if as_json:
             output.print_json([quarantined.as_json(store, entry) for entry in entries])
-        else:
-            output.print_table(quarantined.HEADINGS, [quarantined.as_row(store, entry) for entry in entries])
+            return
+        headings, rows = list(quarantined.HEADINGS), [quarantined.as_row(store, entry) for entry in entries]
+        if resolved:
+            headings.append(quarantined.STATE_HEADING)
+            rows = [[*row, quarantined.state_in_words(entry)] for row, entry in zip(rows, entries, strict=True)]
+        output.print_table(headings, rows)
+
+
+@quarantine_app.command("show")
+def show_quarantine(
+    entry: Annotated[int, typer.Argument(metavar="ID", help="The entry, by the id that list shows.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one entry: why it is there, where its bytes are, and how they begin."""
+    from timestore_pipeline.cli.quarantined import show_entry
+
+    with _open_store() as store:
+        show_entry(store, entry, as_json_document=as_json)
+
+
+@quarantine_app.command("retry")
+def retry_quarantine(entries: EntryIds) -> None:
+    """Try once more: stage a file or rows again, or read a segment again that was restored from a backup."""
+    from timestore_pipeline.cli.quarantined import retry_entries
+
+    with _open_store() as store:
+        code = retry_entries(store, list(dict.fromkeys(entries)))
+    raise typer.Exit(code)
+
+
+@quarantine_app.command("discard")
+def discard_quarantine(
+    entries: EntryIds,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give entries up for good. Their bytes are removed; who did it and when is remembered."""
+    from timestore_pipeline.cli import quarantined
+
+    ids = list(dict.fromkeys(entries))
+    with _open_store() as store:
+        if not yes:
+            question = quarantined.question(store, ids)
+            if not quarantined.can_ask():
+                raise typer.BadParameter("nobody can be asked here; give --yes to discard for good")
+            if not typer.confirm(question, err=True):
+                raise typer.Exit(1)
+        code = quarantined.discard_entries(store, ids)
+    raise typer.Exit(code)
 
 
 @limits_app.command("show")

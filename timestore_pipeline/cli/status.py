@@ -166,7 +166,11 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
         },
         "in_flight": build
         and {"build": build.id, "owner": build.owner, "claimed_at": wording.iso(build.claimed_at), "rows": build.rows},
-        "quarantine": {"batches": status.quarantine.batches, "rows": status.quarantine.rows},
+        "quarantine": {
+            "batches": status.quarantine.batches,
+            "rows": status.quarantine.rows,
+            "segments": status.quarantine.segments,
+        },
         "landing_files": status.landing_files,
     }
 
@@ -187,6 +191,7 @@ def _flush_in_words(build: Build | None) -> str:
 
 
 def _quarantine_in_words(totals: QuarantineTotals) -> str:
-    if not totals.batches and not totals.rows:
+    if totals == QuarantineTotals(batches=0, rows=0):
         return "-"
-    return f"{wording.counted(totals.batches, 'batch', 'batches')}, {wording.counted(totals.rows, 'row')}"
+    segments = f", {wording.counted(totals.segments, 'damaged segment')}" if totals.segments else ""
+    return f"{wording.counted(totals.batches, 'batch', 'batches')}, {wording.counted(totals.rows, 'row')}{segments}"

@@ -73,6 +73,13 @@ def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dic
     return found
 
 
+def ordinal_of_batch(tx: Connection, dataset: str, batch_id: str) -> int:
+    """Return the number of a known batch within its segment, which its refused rows carry too."""
+    return tx.execute(
+        select(batches.c.ordinal).where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
+    ).scalar_one()
+
+
 def pending_batches(tx: Connection, dataset: str) -> int:
     """Return how many batches of the dataset are staged and neither published nor in quarantine."""
     return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()

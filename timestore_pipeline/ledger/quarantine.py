@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
@@ -105,6 +106,26 @@ def resolve_entry(tx: Connection, entry_id: int, state: QuarantineState, by: str
         .values(state=state.value, resolved_at=now, resolved_by=by)
     )
     return changed.rowcount == 1
+
+
+def resolve_staged_files(tx: Connection, dataset: str, batch_ids: Iterable[str], by: str, now: int) -> None:
+    """End the open entries of files whose batches are staged at last, so that no row is in two places."""
+    waiting = select(quarantine.c.batch_id).where(
+        quarantine.c.dataset == dataset,
+        quarantine.c.kind == QuarantineKind.BATCH.value,
+        quarantine.c.state == QuarantineState.OPEN.value,
+    )
+    for batch_id in set(tx.execute(waiting).scalars()) & set(batch_ids):
+        tx.execute(
+            update(quarantine)
+            .where(
+                quarantine.c.dataset == dataset,
+                quarantine.c.kind == QuarantineKind.BATCH.value,
+                quarantine.c.batch_id == batch_id,
+                quarantine.c.state == QuarantineState.OPEN.value,
+            )
+            .values(state=QuarantineState.RETRIED.value, resolved_at=now, resolved_by=by)
+        )
 
 
 def change_reason(tx: Connection, entry_id: int, reason: str) -> None:

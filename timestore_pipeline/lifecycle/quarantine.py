@@ -1,0 +1,303 @@
+"""Out of quarantine: an entry is retried, and its rows are staged like any others, or discarded for good.
+
+Each row is in exactly one place at every moment (invariant 2): what is staged again leaves quarantine in the same
+ledger transaction. Bytes go only after the ledger says so; a crash in between leaves a file that is swept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from timestore_pipeline.building.damage import damaged_slices
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import BATCH_COLUMN, Column, column_list, literal
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
+from timestore_pipeline.errors import BatchRejected, EntryNotOpen, EntryUnusable, UnknownEntry
+from timestore_pipeline.landing.readers import RowSource, glob_literal, readable_reason
+from timestore_pipeline.ledger.batches import ordinal_of_batch
+from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
+from timestore_pipeline.ledger.quarantine import (
+    QuarantineEntry,
+    change_reason,
+    find_entry,
+    open_entries,
+    resolve_entry,
+)
+from timestore_pipeline.ledger.queue import Slice, quarantined_slices
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
+from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.ingest import file_fingerprint, stage_file
+from timestore_pipeline.staging.receipts import (
+    IncomingBatch,
+    StagedMeanwhile,
+    acknowledge_segment,
+    check_room,
+    duplicate_receipts,
+)
+from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, write_segment
+from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+_MAX_BATCH_ID = 255
+_RETRY_MARK = "/rows/"
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What a retry did: the entry as it stands now, how many rows it brought back, and what is left and why."""
+
+    entry: QuarantineEntry
+    rows: int
+    left: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the entry is resolved."""
+        return self.entry.state is QuarantineState.RETRIED
+
+
+def open_entry(store: Store, entry_id: int) -> QuarantineEntry:
+    """Return an entry that waits for somebody to decide.
+
+    Raises:
+        UnknownEntry: there is none of that id.
+        EntryNotOpen: it was retried or discarded before.
+    """
+    with store.ledger.read() as tx:
+        entry = find_entry(tx, entry_id)
+        known = [each.id for each in open_entries(tx)]
+    if entry is None:
+        raise UnknownEntry(entry_id, known)
+    if entry.state is not QuarantineState.OPEN:
+        raise EntryNotOpen(entry.id, entry.state.value, entry.resolved_by or "?")
+    return entry
+
+
+def retry_entry(store: Store, entry_id: int, by: str) -> Retried:
+    """Try once more what could not be done: nothing is lost if it fails again, and nothing doubled if repeated.
+
+    A file goes through staging again. Rows are staged as a batch of their own; those that are still impossible stay
+    in quarantine. A segment is read again, from where it is kept or from its old place, and goes back to the queue.
+
+    Raises:
+        UnknownEntry, EntryNotOpen: as they say.
+        EntryUnusable: its bytes are not where they should be.
+        StagingQueueFull, GuardrailExceeded, DiskFull, ColumnsChanged, UnknownDataset, LedgerError: as they say.
+    """
+    entry = open_entry(store, entry_id)
+    spec = store.datasets[entry.dataset]
+    if entry.kind is QuarantineKind.BATCH:
+        return _retry_file(store, spec, entry, by)
+    if entry.kind is QuarantineKind.ROWS:
+        return _retry_rows(store, spec, entry, by)
+    return _retry_segment(store, spec, entry, by)
+
+
+def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
+    """Give an entry up: the ledger remembers who and when, then its bytes are removed.
+
+    Bytes that others still need stay: a file with the rows of several batches until the last of them is resolved, a
+    segment until its other rows are published and its retention has passed.
+
+    Raises:
+        UnknownEntry, EntryNotOpen, LedgerError: as they say.
+    """
+    entry = open_entry(store, entry_id)
+    now = now_micros()
+    with store.ledger.write() as tx:
+        if entry.kind is QuarantineKind.SEGMENT:
+            unneeded = discard_slices(tx, entry, by=by, now=now)
+        else:
+            resolve_entry(tx, entry.id, QuarantineState.DISCARDED, by, now)
+            unneeded = entry.path not in {other.path for other in open_entries(tx)}
+    if unneeded:
+        store.segment_path(entry.path).unlink(missing_ok=True)
+    return _now(store, entry)
+
+
+def kept_file(store: Store, entry: QuarantineEntry) -> Path:
+    """Return where the bytes of an entry are; of a file that could not be moved, its place in the landing folder."""
+    path = store.segment_path(entry.path)
+    landed = store.settings.landing_path / entry.dataset / entry.source
+    if entry.kind is QuarantineKind.BATCH and not path.exists() and landed.is_file():
+        return landed
+    return path
+
+
+def _now(store: Store, entry: QuarantineEntry) -> QuarantineEntry:
+    with store.ledger.read() as tx:
+        return find_entry(tx, entry.id) or entry
+
+
+def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
+    path = kept_file(store, entry)
+    if not path.is_file():
+        raise EntryUnusable(entry.id, path)
+    try:
+        receipt = stage_file(store, spec.name, path, source=entry.source, resolved_by=by)
+    except BatchRejected as error:
+        with store.ledger.write() as tx:
+            change_reason(tx, entry.id, error.reason)
+        return Retried(_now(store, entry), 0, error.reason)
+    # Where the file is not what it was when it was set aside, its batch has another id than the entry.
+    with store.ledger.write() as tx:
+        resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros())
+    _clear_away(store, spec, path)
+    return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
+
+
+def _clear_away(store: Store, spec: DatasetSpec, path: Path) -> None:
+    """Archive a file that is staged at last, or delete it where that is what becomes of staged files."""
+    try:
+        if store.settings.landing_after_ingest is AfterIngest.DELETE:
+            path.unlink(missing_ok=True)
+            return
+        folder = store.settings.archive_path / spec.name / datetime.now(UTC).strftime("%Y-%m-%d")
+        make_folder(folder)
+        move_file(path, folder / path.name)
+        fsync_path(folder)
+    except OSError as error:
+        log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)
+
+
+def retry_batch_id(entry: QuarantineEntry) -> str:
+    """Return the batch id under which the rows of an entry are staged again; the same each time."""
+    mark = f"{_RETRY_MARK}{entry.id}"
+    # Rows that were impossible twice do not make the id longer each time.
+    origin = entry.batch_id.partition(_RETRY_MARK)[0]
+    if len(origin) + len(mark) > _MAX_BATCH_ID:
+        origin = f"batch-{hashlib.sha256(origin.encode()).hexdigest()}"
+    return origin + mark
+
+
+def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
+    path = store.segment_path(entry.path)
+    if not path.is_file():
+        raise EntryUnusable(entry.id, path)
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec) or ()
+        ordinal = ordinal_of_batch(tx, spec.name, entry.batch_id)
+    content = hashlib.sha256(f"{file_fingerprint(path)}/{ordinal}".encode()).hexdigest()
+    batch = IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)
+    rows = RowSource(
+        f"SELECT {column_list(columns)}, 0 AS {BATCH_COLUMN} FROM read_parquet({literal(glob_literal(path))}) "
+        f"WHERE {BATCH_COLUMN} = {ordinal}"
+    )
+    while True:
+        if duplicate_receipts(store, spec, [batch]):
+            with store.ledger.write() as tx:
+                resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros())
+            return Retried(_now(store, entry), 0)
+        check_room(store, spec, 1)
+        try:
+            return _stage_rows(store, spec, columns, entry, batch, rows, by)
+        except StagedMeanwhile:
+            continue
+
+
+def _stage_rows(
+    store: Store,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    entry: QuarantineEntry,
+    batch: IncomingBatch,
+    rows: RowSource,
+    by: str,
+) -> Retried:
+    try:
+        with store.writers.connection() as connection:
+            written = write_segment(store, connection, spec, columns, [rows], expected_bytes=entry.bytes)
+    except duckdb.Error as error:
+        reason = f"the rows cannot be read back: {readable_reason(error)}"
+        with store.ledger.write() as tx:
+            change_reason(tx, entry.id, reason)
+        return Retried(_now(store, entry), 0, reason)
+    left = "; ".join(f"{part.rows} rows: {part.reason}" for part in written.refused.get(0, ())) or None
+    if written.row is None:
+        written.discard(store)
+        with store.ledger.write() as tx:
+            change_reason(tx, entry.id, left or "the file has no rows of this batch")
+        return Retried(_now(store, entry), 0, left)
+    try:
+        # What is still impossible gets an entry of its own in the same transaction.
+        acknowledged = acknowledge_segment(
+            store,
+            spec,
+            columns,
+            written,
+            [batch],
+            together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
+        )
+    except StagedMeanwhile:
+        written.discard(store)
+        raise
+    return Retried(_now(store, entry), acknowledged.receipts[0].rows, left)
+
+
+def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec) or ()
+        pieces = quarantined_slices(tx, entry.id)
+    staging = store.settings.staging_path
+    kept = store.segment_path(entry.path)
+    home = staging / spec.name / f"{entry.batch_id}.duckdb"
+    # An operator puts a backup where the file was, or where its damaged copy is now.
+    places = dict.fromkeys((kept, home, staging / QUARANTINE_FOLDER / spec.name / home.name))
+    found = {place: _damage_at(store, spec, columns, pieces, place) for place in places if place.is_file()}
+    if not found:
+        raise EntryUnusable(entry.id, kept)
+    best = min(found, key=lambda place: len(found[place]))
+    damaged = found[best]
+    readable = [piece.window_start for piece in pieces if piece.window_start not in damaged]
+    left = next(iter(damaged.values()), None)
+    if not readable:
+        with store.ledger.write() as tx:
+            change_reason(tx, entry.id, left or entry.reason)
+        return Retried(_now(store, entry), 0, left)
+    target = kept if damaged else home
+    if best != target:
+        _link(best, target)
+    with store.ledger.write() as tx:
+        if not target.exists():
+            raise EntryUnusable(entry.id, target)  # swept as an orphan: the ledger did not know its new name yet
+        given_back = give_slices_back(
+            tx, entry, readable, path=str(target.relative_to(staging)), by=by, now=now_micros()
+        )
+        if given_back and left:
+            change_reason(tx, entry.id, left)
+    if given_back and not damaged:
+        for place in places:
+            if place != target:
+                place.unlink(missing_ok=True)
+    rows = sum(piece.rows for piece in pieces if piece.window_start in readable)
+    return Retried(_now(store, entry), rows if given_back else 0, left)
+
+
+def _damage_at(
+    store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice], place: Path
+) -> dict[int, str]:
+    """Return window start → reason, for the slices that cannot be read from a file at ``place``."""
+    relative = str(place.relative_to(store.settings.staging_path))
+    there = [replace(piece, path=relative) for piece in pieces]
+    return {piece.window_start: reason for piece, reason in damaged_slices(store, spec, columns, there).items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name in place of whatever has it, durably and at once."""
+    make_folder(target.parent)
+    temporary = target.with_name(f"{target.name}.restored.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.hardlink_to(source)
+    temporary.rename(target)
+    fsync_path(target)
+    fsync_path(target.parent)
