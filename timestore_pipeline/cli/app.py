@@ -23,7 +23,9 @@ app = typer.Typer(
     # Help and errors as plain lines: a box is of no use in a log, and drawing it takes longer than all the rest.
     rich_markup_mode=None,
 )
-quarantine_app = typer.Typer(help="What could not be staged, or not be read back.", no_args_is_help=True, rich_markup_mode=None)
+quarantine_app = typer.Typer(
+    help="What could not be staged, or not be read back.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(quarantine_app, name="quarantine")
 limits_app = typer.Typer(
     help="What bounds each dataset, changed at run time.", no_args_is_help=True, rich_markup_mode=None

@@ -17,6 +17,7 @@ from timestore_pipeline.errors import (
     TimestoreError,
     TooManyIngests,
     UnknownDataset,
+    UnknownEntry,
 )
 
 
@@ -33,7 +34,7 @@ class ExitCode(IntEnum):
 MEANINGS = {
     ExitCode.DONE: "Everything was done.",
     ExitCode.FAILED: "Something failed, or some of the input was refused or quarantined; the rest was done.",
-    ExitCode.USAGE: "The command was called wrongly: an option, a dataset or a window that does not exist.",
+    ExitCode.USAGE: "The command was called wrongly: an option, a dataset, a window or an entry that does not exist.",
     ExitCode.MISCONFIGURED: "A setting, the datasets file or the ledger is not usable; nothing was done.",
     ExitCode.TRY_LATER: "Not now: the queue or the disk is full, or a build of the dataset is in flight. "
     "The same command may succeed later.",
@@ -42,6 +43,7 @@ MEANINGS = {
 
 _BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
     (UnknownDataset, ExitCode.USAGE),
+    (UnknownEntry, ExitCode.USAGE),
     (SettingsError, ExitCode.MISCONFIGURED),
     (DatasetsFileError, ExitCode.MISCONFIGURED),
     (LedgerError, ExitCode.MISCONFIGURED),

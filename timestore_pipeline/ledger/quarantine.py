@@ -9,6 +9,9 @@ from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
 
+# Who ended the quarantine of a file that could be staged after all.
+_STAGING = "staging"
+
 
 @dataclass(frozen=True)
 class QuarantineEntry:
@@ -108,7 +111,7 @@ def resolve_entry(tx: Connection, entry_id: int, state: QuarantineState, by: str
     return changed.rowcount == 1
 
 
-def resolve_staged_files(tx: Connection, dataset: str, batch_ids: Iterable[str], by: str, now: int) -> None:
+def resolve_staged_files(tx: Connection, dataset: str, batch_ids: Iterable[str], now: int) -> None:
     """End the open entries of files whose batches are staged at last, so that no row is in two places."""
     waiting = select(quarantine.c.batch_id).where(
         quarantine.c.dataset == dataset,
@@ -124,8 +127,17 @@ def resolve_staged_files(tx: Connection, dataset: str, batch_ids: Iterable[str],
                 quarantine.c.batch_id == batch_id,
                 quarantine.c.state == QuarantineState.OPEN.value,
             )
-            .values(state=QuarantineState.RETRIED.value, resolved_at=now, resolved_by=by)
+            .values(state=QuarantineState.RETRIED.value, resolved_at=now, resolved_by=_STAGING)
         )
+
+
+def name_resolver(tx: Connection, entry_id: int, by: str) -> None:
+    """Say who had a file staged that staging itself knows only as staged."""
+    tx.execute(
+        update(quarantine)
+        .where(quarantine.c.id == entry_id, quarantine.c.resolved_by == _STAGING)
+        .values(resolved_by=by)
+    )
 
 
 def change_reason(tx: Connection, entry_id: int, reason: str) -> None:

@@ -28,6 +28,7 @@ from timestore_pipeline.ledger.quarantine import (
     QuarantineEntry,
     change_reason,
     find_entry,
+    name_resolver,
     open_entries,
     resolve_entry,
 )
@@ -40,9 +41,9 @@ from timestore_pipeline.staging.receipts import (
     IncomingBatch,
     StagedMeanwhile,
     acknowledge_segment,
-    check_room,
     duplicate_receipts,
 )
+from timestore_pipeline.staging.room import check_room
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, write_segment
 from timestore_pipeline.store import Store
 
@@ -144,14 +145,15 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     if not path.is_file():
         raise EntryUnusable(entry.id, path)
     try:
-        receipt = stage_file(store, spec.name, path, source=entry.source, resolved_by=by)
+        receipt = stage_file(store, spec.name, path, source=entry.source)
     except BatchRejected as error:
         with store.ledger.write() as tx:
             change_reason(tx, entry.id, error.reason)
         return Retried(_now(store, entry), 0, error.reason)
     # Where the file is not what it was when it was set aside, its batch has another id than the entry.
     with store.ledger.write() as tx:
-        resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros())
+        if not resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()):
+            name_resolver(tx, entry.id, by)
     _clear_away(store, spec, path)
     return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
 

@@ -193,11 +193,17 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
 
 
 def stage_file(
-    store: Store, dataset: str, path: Path, batch_id: str | None = None, wait_seconds: float = 0.0
+    store: Store,
+    dataset: str,
+    path: Path,
+    batch_id: str | None = None,
+    wait_seconds: float = 0.0,
+    source: str | None = None,
 ) -> Receipt:
     """Stage one file from anywhere as one batch; the file stays where it is.
 
-    While there is no room it is tried again, at growing intervals, for ``wait_seconds``.
+    ``source`` is what it is called in lineage, by default its name. While there is no room it is tried again, at
+    growing intervals, for ``wait_seconds``.
 
     Raises:
         BatchRejected: it cannot be read or cast; nothing was staged or set aside.
@@ -207,17 +213,19 @@ def stage_file(
     """
     spec = store.datasets[dataset]
     absolute = path.absolute()
-    return when_there_is_room(store, dataset, lambda: _stage_file(store, spec, absolute, batch_id), wait_seconds)
+    return when_there_is_room(
+        store, dataset, lambda: _stage_file(store, spec, absolute, batch_id, source), wait_seconds
+    )
 
 
-def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None) -> Receipt:
+def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None) -> Receipt:
     try:
         stamp = _Stamp.of(path)
         fingerprint = file_fingerprint(path)
     except OSError as error:
         raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
     state = _Files()
-    batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, path.name, stamp.bytes)
+    batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, stamp.bytes)
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
     if duplicate is not None:
         return duplicate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -20,7 +20,7 @@ from timestore_pipeline.ledger.batches import (
     known_batches,
 )
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
-from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, resolve_staged_files, set_aside
 from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.staging.room import (
@@ -87,8 +87,11 @@ def acknowledge_segment(
     columns: Sequence[Column],
     written: WrittenSegment,
     batches: Sequence[IncomingBatch],
+    together: Callable[[Connection], object] | None = None,
 ) -> Acknowledged:
     """Put a segment and its batches (by ordinal) into the ledger: after this they are staged (invariant 1).
+
+    Files of these batches that were in quarantine are in it no more. ``together`` is done in the same transaction.
 
     Raises:
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
@@ -125,6 +128,9 @@ def acknowledge_segment(
             check_queue(tx, spec, limits, len(batches))
             check_guardrails(tx, store, spec, limits)
             acknowledge(tx, spec.name, written.row, rows, written.slices, now)
+            resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
+            if together is not None:
+                together(tx)
             entries = [
                 _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
                 for ordinal, batch in enumerate(batches)

@@ -111,7 +111,7 @@ def test_status_for_programs(timestore: Run, installation: Install, make_file: M
     assert weather["last_flush"]["result"] == "published"
     assert weather["last_flush"]["rows"] == 3
     assert weather["in_flight"] is None
-    assert weather["quarantine"] == {"batches": 0, "rows": 0}
+    assert weather["quarantine"] == {"batches": 0, "rows": 0, "segments": 0}
 
 
 def test_a_query_sees_staged_and_published_rows(timestore: Run, installation: Install, make_file: MakeFile):
