@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from timestore_pipeline import datasets
 from timestore_pipeline.cli.exit_codes import MEANINGS
 from timestore_pipeline.columns import RESERVED_NAMES, TYPE_NAMES
+from timestore_pipeline.dashboard import dashboard
 from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline.settings import Settings, variable_name
 
@@ -129,6 +130,7 @@ def pages() -> dict[str, str]:
         "datasets.schema.json": json.dumps(datasets_schema(), indent=2, ensure_ascii=False) + "\n",
         "metrics.md": _metrics_page(),
         "cli.md": _cli_page(),
+        "observability/grafana/timestore-dashboard.json": json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n",
     }
 
 
@@ -164,8 +166,8 @@ def outdated(folder: Path = DOCS) -> list[Path]:
 
 def write(folder: Path = DOCS) -> None:
     """Write all pages into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -38,7 +38,7 @@ LAYERS = [
     {"ledger"},
     {"store"},
     {"landing", "staging", "building", "lifecycle", "reading", "metrics"},
-    {"orchestration", "cli", "definitions", "demo", "reference"},
+    {"orchestration", "cli", "definitions", "demo", "reference", "dashboard"},
 ]
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 MAY_IMPORT_DAGSTER = {"orchestration", "definitions"}

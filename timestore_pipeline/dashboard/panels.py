@@ -1,0 +1,320 @@
+"""What the dashboard shows: its rows and panels, and the queries behind them.
+
+Thresholds and limits are drawn from the series that export them, so they follow every override.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+_HERE = 'dataset=~"$dataset"'
+
+
+class Kind(StrEnum):
+    """Types of panels, as Grafana calls them."""
+
+    STAT = "stat"
+    GRAPH = "timeseries"
+    TABLE = "table"
+    TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query and how its lines are named; ``legend`` of a table's query is the heading of its column."""
+
+    expression: str
+    legend: str = "{{dataset}}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel. ``warn`` and ``alarm`` colour a stat or a table's cells from these values on."""
+
+    title: str
+    queries: tuple[Query, ...] = ()
+    unit: str = "short"
+    kind: Kind = Kind.GRAPH
+    width: int = 8
+    height: int = 8
+    description: str = ""
+    warn: float | None = None
+    alarm: float | None = None
+    stacked: bool = False
+    text: str = ""
+    units_of_columns: dict[str, str] = field(default_factory=dict)
+
+
+def _of(series: str, *matchers: str) -> str:
+    return f"{series}{{{','.join((_HERE, *matchers))}}}"
+
+
+def _since(series: str) -> str:
+    """The age of what a series of times says; datasets where it says 0 (there is none) fall out."""
+    return f"time() - ({_of(series)} > 0)"
+
+
+def _stat(title: str, expression: str, *, unit: str = "short", warn: float | None = None, **more: Any) -> Panel:
+    return Panel(title, (Query(expression, title),), unit, Kind.STAT, 4, 4, warn=warn, **more)
+
+
+_OLDEST_AGE = _since("timestore_staging_oldest_timestamp_seconds")
+_AGE_THRESHOLD = _of("timestore_staging_flush_threshold", 'threshold="age"')
+_ROWS_THRESHOLD = _of("timestore_staging_flush_threshold", 'threshold="rows"')
+_BYTES_THRESHOLD = _of("timestore_staging_flush_threshold", 'threshold="bytes"')
+_LATE_AFTER = f"clamp_min(2 * ({_AGE_THRESHOLD} > 0), 60)"
+_QUEUE = _of("timestore_staging_queue_depth", 'metric="batches"')
+_QUEUE_LIMIT = _of("timestore_staging_limit", 'limit="batches"')
+_DISK = _of("timestore_staging_disk_usage_bytes", 'component="staged"')
+_DISK_LIMIT = _of("timestore_staging_limit", 'limit="bytes"')
+_DROPS = _of("timestore_staging_dropped_batches_total")
+_FAILED = _of("timestore_staging_flush_duration_seconds_count", 'result="failure"')
+_SUCCEEDED = _of("timestore_staging_flush_duration_seconds_count", 'result="success"')
+_ROWS_PUBLISHED = _of("timestore_staging_flush_rows_total", 'result="success"')
+_BATCHES_PUBLISHED = _of("timestore_staging_flush_batches_total", 'result="success"')
+_LATE = f"({_OLDEST_AGE}) > ignoring (threshold) {_LATE_AFTER}"
+_QUEUE_RATIO = f"{_QUEUE} / ignoring (metric, limit) ({_QUEUE_LIMIT} > 0)"
+_DISK_RATIO = f"{_DISK} / ignoring (component, limit) ({_DISK_LIMIT} > 0)"
+_QUARANTINED = " + ".join(_of(f"timestore_quarantined_{what}") for what in ("batches", "rows", "segments"))
+
+
+def _quantile(of: float) -> str:
+    buckets = _of("timestore_staging_flush_duration_seconds_bucket", 'result="success"')
+    return f"histogram_quantile({of}, sum by (dataset, le) (rate({buckets}[30m])))"
+
+
+_ACTIONS = """\
+| what you see | what it is called | first command |
+| --- | --- | --- |
+| batches refused | [drops](${runbook}#timestorebatchesdropped) | `timestore limits show DATASET` |
+| late rows | [staged rows late](${runbook}#timestorestagedrowslate) | `timestore status DATASET` |
+| failed builds | [flush failing](${runbook}#timestoreflushfailing) | `timestore status DATASET --json` |
+| a build in flight for long | [stuck build](${runbook}#stuck-build) | `timestore status DATASET --json` |
+| a long queue | [queue filling](${runbook}#timestorequeuefilling) | `timestore flush DATASET` |
+| little room on disk | [disk filling](${runbook}#timestorediskfilling) | `timestore flush --all` |
+| something in quarantine | [poison batch](${runbook}#poison-batch) | `timestore quarantine list DATASET` |
+| an old picture | [metrics stale](${runbook}#timestoremetricsstale) | `timestore metrics` |
+
+`timestore flush DATASET` publishes what is staged now and is safe at any time. Never delete files in the staging
+directory by hand.
+"""
+
+ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Is anything lost or late?",
+        (
+            _stat(
+                "Batches refused, 15 min",
+                f"sum(increase({_DROPS}[15m]))",
+                alarm=1,
+                warn=0.5,
+                description="Their senders were told; nothing acknowledged is lost.",
+            ),
+            _stat("In quarantine", f"sum({_QUARANTINED})", warn=1, description="Batches, rows and segments."),
+            _stat(
+                "Damaged segments",
+                f"sum({_of('timestore_quarantined_segments')})",
+                alarm=1,
+                description="Acknowledged rows that cannot be read back.",
+            ),
+            _stat(
+                "Late datasets",
+                f"count({_LATE}) or vector(0)",
+                warn=1,
+                description="Their oldest batch is staged for more than twice the age threshold, and over a minute.",
+            ),
+            _stat("Failed builds, 15 min", f"sum(increase({_FAILED}[15m]))", warn=0.5, alarm=2.5),
+            _stat(
+                "Age of this picture",
+                "time() - max(timestore_metrics_timestamp_seconds)",
+                unit="s",
+                warn=90,
+                alarm=180,
+                description="Beyond 3 minutes nobody has pushed, and all but ages shows the past.",
+            ),
+        ),
+    ),
+    (
+        "Which dataset?",
+        (
+            Panel(
+                "Datasets",
+                (
+                    Query(f"max by (dataset) ({_QUEUE_RATIO})", "queue"),
+                    Query(f"max by (dataset) ({_OLDEST_AGE})", "oldest"),
+                    Query(f"max by (dataset) ({_LATE_AFTER})", "late after"),
+                    Query(f"max by (dataset) ({_DISK_RATIO})", "disk"),
+                    Query(f"sum by (dataset) (increase({_DROPS}[15m]))", "refused"),
+                    Query(f"sum by (dataset) (increase({_FAILED}[15m]))", "failed builds"),
+                    Query(f"max by (dataset) ({_QUARANTINED})", "quarantine"),
+                    Query(
+                        f"max by (dataset) ({_since('timestore_staging_flush_last_success_timestamp_seconds')})",
+                        "last published",
+                    ),
+                    Query(f"max by (dataset) ({_of('timestore_landing_backlog_files')})", "landing files"),
+                ),
+                kind=Kind.TABLE,
+                width=16,
+                height=9,
+                description="Queue and disk as a share of the dataset's own limits.",
+                units_of_columns={
+                    "queue": "percentunit",
+                    "disk": "percentunit",
+                    "oldest": "s",
+                    "late after": "s",
+                    "last published": "s",
+                },
+            ),
+            Panel(
+                "Alerts that fire",
+                (Query('ALERTS{alertname=~"Timestore.*",alertstate="firing",dataset=~"$dataset|"}', "alerts"),),
+                kind=Kind.TABLE,
+                height=9,
+                description="Needs timestore-rules.yml in Prometheus.",
+            ),
+            Panel("Queue, share of its limit", (Query(_QUEUE_RATIO),), "percentunit", width=12, warn=0.5, alarm=0.8),
+            Panel(
+                "Unpublished segments, share of the limit of bytes",
+                (Query(_DISK_RATIO),),
+                "percentunit",
+                width=12,
+                warn=0.75,
+                alarm=0.9,
+            ),
+        ),
+    ),
+    (
+        "Why?",
+        (
+            Panel(
+                "Age of the oldest staged batch",
+                (
+                    Query(_OLDEST_AGE),
+                    Query(f"{_AGE_THRESHOLD} > 0", "threshold {{dataset}}"),
+                    Query(_LATE_AFTER, "late after {{dataset}}"),
+                ),
+                "s",
+            ),
+            Panel("Staged batches", (Query(_QUEUE), Query(f"{_QUEUE_LIMIT} > 0", "limit {{dataset}}"))),
+            Panel(
+                "Staged rows",
+                (
+                    Query(_of("timestore_staging_queue_depth", 'metric="rows"')),
+                    Query(f"{_ROWS_THRESHOLD} > 0", "threshold {{dataset}}"),
+                ),
+            ),
+            Panel(
+                "Staged bytes",
+                (
+                    Query(_of("timestore_staging_queue_bytes")),
+                    Query(f"{_BYTES_THRESHOLD} > 0", "threshold {{dataset}}"),
+                    Query(f"{_DISK_LIMIT} > 0", "limit {{dataset}}"),
+                ),
+                "bytes",
+            ),
+            Panel(
+                "Landing files that wait",
+                (Query(_of("timestore_landing_backlog_files")),),
+                description="They wait for the next run, or for room in the queue.",
+            ),
+            Panel("Bytes of landing files", (Query(_of("timestore_landing_backlog_bytes")),), "bytes"),
+            Panel("Oldest landing file that waits", (Query(_of("timestore_landing_backlog_oldest_age_seconds")),), "s"),
+            Panel(
+                "Batches refused, by reason",
+                (Query(f"sum by (dataset, reason) (increase({_DROPS}[$__rate_interval]))", "{{dataset}} {{reason}}"),),
+            ),
+            Panel(
+                "Batches retried, by reason",
+                (
+                    Query(
+                        "sum by (dataset, reason) "
+                        f"(increase({_of('timestore_staging_retried_batches_total')}[$__rate_interval]))",
+                        "{{dataset}} {{reason}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Guardrail breaches",
+                (
+                    Query(
+                        "sum by (dataset, guardrail) "
+                        f"(increase({_of('timestore_staging_guardrail_breaches_total')}[$__rate_interval]))",
+                        "{{dataset}} {{guardrail}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Duration of builds, 30 min",
+                (
+                    Query(_quantile(0.5), "median {{dataset}}"),
+                    Query(_quantile(0.95), "95 % {{dataset}}"),
+                    Query("timestore:flush_p95_slo:seconds", "SLO for 95 %"),
+                ),
+                "s",
+            ),
+            Panel(
+                "Builds, by result",
+                (
+                    Query(
+                        "sum by (dataset, result) "
+                        f"(increase({_of('timestore_staging_flush_duration_seconds_count')}[$__rate_interval]))",
+                        "{{dataset}} {{result}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Build in flight, since",
+                (Query(_since("timestore_builds_in_flight_oldest_timestamp_seconds")),),
+                "s",
+            ),
+            Panel(
+                "Rows published per second",
+                (Query(f"sum by (dataset) (rate({_ROWS_PUBLISHED}[$__rate_interval]))"),),
+            ),
+            Panel(
+                "Batches per build, 30 min",
+                (
+                    Query(
+                        "sum by (dataset) "
+                        f"(increase({_BATCHES_PUBLISHED}[30m])) / "
+                        "sum by (dataset) (increase("
+                        f"{_SUCCEEDED}[30m]))"
+                    ),
+                ),
+                description="How much staging saves: without it every batch would be a file.",
+            ),
+            Panel(
+                "Mean size of a published file",
+                (Query(f"{_of('timestore_published_bytes')} / ({_of('timestore_published_files')} > 0)"),),
+                "bytes",
+            ),
+            Panel(
+                "Staging directory, by component",
+                (
+                    Query(
+                        f"sum by (component) ({_of('timestore_staging_disk_usage_bytes')})",
+                        "{{component}}",
+                    ),
+                ),
+                "bytes",
+                stacked=True,
+            ),
+            Panel(
+                "Segments on disk",
+                (Query(f"sum by (component) ({_of('timestore_staging_segments')})", "{{component}}"),),
+                stacked=True,
+            ),
+            Panel("Ledger", (Query("max(timestore_ledger_bytes)", "ledger"),), "bytes"),
+            Panel("Published rows", (Query(_of("timestore_published_rows")),)),
+            Panel("Published files", (Query(_of("timestore_published_files")),)),
+            Panel("Published windows", (Query(_of("timestore_published_windows")),)),
+        ),
+    ),
+    (
+        "What to do?",
+        (Panel("From here to the command", kind=Kind.TEXT, width=24, height=10, text=_ACTIONS),),
+    ),
+)
+"""Title → panels, from left to right and down."""
