@@ -90,6 +90,17 @@ def open_entries(tx: Connection, dataset: str | None = None) -> list[QuarantineE
     return [_entry(row) for row in tx.execute(query).mappings()]
 
 
+def newest_entries(tx: Connection, dataset: str, most: int) -> list[QuarantineEntry]:
+    """Return the newest open entries of a dataset, newest first."""
+    query = (
+        select(quarantine)
+        .where(quarantine.c.state == QuarantineState.OPEN.value, quarantine.c.dataset == dataset)
+        .order_by(quarantine.c.id.desc())
+        .limit(most)
+    )
+    return [_entry(row) for row in tx.execute(query).mappings()]
+
+
 def all_entries(tx: Connection) -> list[QuarantineEntry]:
     """Return every entry that there ever was, oldest first."""
     return [_entry(row) for row in tx.execute(select(quarantine).order_by(quarantine.c.id)).mappings()]

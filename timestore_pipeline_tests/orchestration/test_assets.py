@@ -314,7 +314,7 @@ def test_a_build_by_the_library_and_one_by_dagster_do_the_same(weather: Location
 
 class TestGuardrailsCheck:
     def evaluation(self, result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
-        (evaluation,) = result.get_asset_check_evaluations()
+        (evaluation,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "guardrails"]
         return evaluation
 
     @pytest.mark.parametrize(("limit", "passed"), [(1, False), (0, True), (1 << 40, True)])
@@ -337,7 +337,7 @@ class TestGuardrailsCheck:
 
         assert {node.name for node in job.nodes} == {
             *(f"staging__{name}" for name in store.datasets),
-            *(f"staging__{name}_guardrails" for name in store.datasets),
+            *(f"staging_checks__{name}" for name in store.datasets),
         }
 
     def test_limits_of_concurrency_are_shown_with_the_assets(self, make_store: MakeStore, location: Locate):
