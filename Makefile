@@ -5,6 +5,8 @@ HOST ?= 127.0.0.1
 PORT ?= 3000
 # Tests side by side: one per core, four at most (they start processes of their own). WORKERS=0 for one by one.
 WORKERS ?= logical
+# How long a soak lasts.
+SECONDS ?= 300
 # More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
 PYTEST_ARGS ?=
 
@@ -16,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format dev demo bench docs clean
+.PHONY: help test lint format dev demo bench soak docs clean
 
 help:  ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +48,9 @@ demo: $(VENV)/.installed-demo  ## Show the whole path on real flight data, in mi
 
 bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory
 	@$(BIN)/python -m timestore_pipeline_tests.bench
+
+soak: $(VENV)/.installed-dev  ## Kill processes at random and count every row (SECONDS=300, SEED= to repeat one)
+	@$(BIN)/python -m timestore_pipeline_tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/.installed-dev  ## Regenerate the reference pages from the code
 	@$(BIN)/python -m timestore_pipeline.reference

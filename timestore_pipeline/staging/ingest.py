@@ -41,6 +41,7 @@ from timestore_pipeline.landing.readers import (
     plan_reads,
     readable_reason,
 )
+from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.registry import dataset_columns
@@ -177,7 +178,9 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
             state.fresh.clear()
     _settle_twins(store, spec, batches, acknowledged, state)
     quarantined = [
-        _set_file_aside(store, spec, path, reason, batches[path], state.seen) for path, reason in state.refused.items()
+        entry
+        for path, reason in state.refused.items()
+        if (entry := _set_file_aside(store, spec, path, reason, batches[path], state.seen))
     ]
     _clear_away(store, spec, [*state.fresh, *state.duplicates], batches, state.seen)
     return IngestReport(
@@ -449,10 +452,15 @@ def _drop_changed(state: _Files) -> bool:
 
 def _set_file_aside(
     store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch, seen: dict[Path, _Stamp]
-) -> QuarantineEntry:
-    """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again."""
+) -> QuarantineEntry | None:
+    """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again.
+
+    None where the file was not bad: another ingest staged it, and cleared it away while it was read here.
+    """
     relative = f"{QUARANTINE_FOLDER}/{spec.name}/{_unique_name(batch, path)}"
     with store.ledger.write() as tx:
+        if known_batches(tx, spec.name, [batch.batch_id]):
+            return None
         entry = set_aside(
             tx,
             dataset=spec.name,

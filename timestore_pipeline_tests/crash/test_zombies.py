@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import timestore_pipeline.staging.ingest as ingesting
 import timestore_pipeline.staging.stage as staging
 from timestore_pipeline.building import recovery
 from timestore_pipeline.building.build import build_windows
@@ -20,7 +21,7 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import published
+from timestore_pipeline_tests.builders import ingest, published
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import Child, signal_at, start
 from timestore_pipeline_tests.crash.conftest import Recover
@@ -291,5 +292,28 @@ def test_two_recoveries_at_once_settle_a_build_once(
 
     assert not settle_build(store, dead, error="its owner is gone", recovered=True).published
     assert others == [True, False]
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+def test_files_that_another_ingest_took_while_they_were_read_are_not_bad(
+    at_work: Callable[..., Store], recover: Recover, monkeypatch: pytest.MonkeyPatch
+):
+    store = at_work()
+    plan = ingesting.plan_reads
+    others: list[int] = []
+
+    def sleep_before_reading(*arguments):
+        if not others:
+            others.append(0)
+            others.append(sum(report.batches for report in ingest(store).values()))
+        return plan(*arguments)
+
+    monkeypatch.setattr(ingesting, "plan_reads", sleep_before_reading)
+
+    (report,) = ingest(store).values()
+
+    assert others == [0, 2]
+    assert report.batches == 0
     recover(store)
     rows.assert_all_is_well(store)
