@@ -13,6 +13,7 @@ import typer
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.cli.app import app
 from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.reference import DOCS
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline.store import Store
@@ -77,6 +78,37 @@ def test_a_command_that_does_not_exist_would_be_noticed(command: str):
         parse(shlex.split(command))
 
 
+def with_poison(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+    """Two files that cannot be staged are in quarantine; the first one is mended before it is retried."""
+    folder = store.settings.landing_path / "weather"
+    (folder / "a.csv").write_text("no,weather\n", encoding="utf-8")
+    (folder / "b.csv").write_text("no,weather,either\n", encoding="utf-8")
+    assert timestore("ingest").code is ExitCode.FAILED
+    with store.ledger.read() as tx:
+        kept = store.segment_path(open_entries(tx)[0].path)
+    return {"timestore quarantine retry 1": lambda: kept.write_text(REPAIRED_CSV, encoding="utf-8")}
+
+
+def with_damage(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+    """Two segments are in quarantine; the first one comes back from a backup before it is retried."""
+    Path("second.csv").write_text(weather_csv("2026-01-04T00:30:00Z,EWR,4.5"), encoding="utf-8")
+    assert timestore("stage", "weather", "second.csv").code is ExitCode.DONE
+    backups = {path: path.read_bytes() for path in store.settings.staging_path.rglob("weather/*.duckdb")}
+    assert len(backups) == 2
+    for path, content in backups.items():
+        path.write_bytes(content[:1_000])
+    for _ in range(store.settings.build_max_attempts):
+        timestore("flush", "weather")
+    with store.ledger.read() as tx:
+        first, _ = open_entries(tx)
+    kept = store.segment_path(first.path)
+    backup = next(content for path, content in backups.items() if path.stem in kept.name)
+    return {"timestore quarantine retry 1": lambda: kept.write_bytes(backup)}
+
+
+ARRANGED = {"Poison batch": with_poison, "Corrupt segment": with_damage}
+
+
 @pytest.mark.parametrize("heading", [heading for heading, text in sections(RUNBOOK) if commands(text)])
 def test_the_commands_of_a_section_work_one_after_the_other(
     heading: str,
@@ -90,14 +122,19 @@ def test_the_commands_of_a_section_work_one_after_the_other(
     for name, text in (("first.csv", WEATHER_CSV), ("repaired.csv", REPAIRED_CSV)):
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert timestore("stage", "weather", "first.csv").code is ExitCode.DONE
+    before = ARRANGED[heading](store, timestore) if heading in ARRANGED else {}
 
     for command in commands(dict(sections(RUNBOOK))[heading]):
+        before.get(command, lambda: None)()
         variables, words = arguments(command)
         with monkeypatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
             finished = timestore(*words)
         assert finished.code is ExitCode.DONE, f"{command}: {finished.err}"
+
+    with store.ledger.read() as tx:
+        assert open_entries(tx) == []
 
 
 def test_flushing_by_hand_publishes_what_is_staged(timestore: Run, installation: Install, tmp_path: Path):  # noqa: F811
