@@ -59,6 +59,7 @@ def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) 
     candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
     if not candidates:
         return Freed(0, 0)
+    quarantine = store.settings.staging_path / QUARANTINE_FOLDER
     files = size = 0
     # In one transaction with the removal: a process that slept since it wrote its segment, and acknowledges it now,
     # does so before, and the file is known, or after, and finds it gone.
@@ -69,7 +70,9 @@ def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) 
         known = {store.segment_path(path) for path in relative}
         resolved = {store.segment_path(path) for path in resolved_paths(tx)}
         for path in candidates:
-            if path in known or not (path in resolved or _is_of_staging(path)):
+            if path in known:
+                continue
+            if path.is_relative_to(quarantine) and not (path in resolved or _is_of_staging(path)):
                 continue
             files += 1
             size += path.stat().st_size if path.is_file() else 0
@@ -88,6 +91,7 @@ def _possible_orphans(store: Store) -> Iterator[Path]:
     for dataset in store.datasets:
         yield from (staging / dataset).glob("*.duckdb*")
         yield from (staging / QUARANTINE_FOLDER / dataset).glob("*")
+        yield from store.settings.temp_path.glob(f"{dataset}-*.duckdb{TEMPORARY_SUFFIX}*")
         yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
         yield from (store.table_path(dataset) / LOG_FOLDER).glob("*.json#*")
         prefixes = {file_prefix(sequence) for sequence in aborted.get(dataset, ())}

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.table import ensure_table, file_prefix
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.ledger.builds import claim_slices
 from timestore_pipeline.ledger.segments import disk_usage
 from timestore_pipeline.lifecycle.retention import Freed, sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.stage import stage
@@ -88,6 +91,8 @@ def test_old_files_that_no_ledger_row_knows_are_swept_and_nothing_else(store: St
         staging / "_quarantine" / "weather" / "0125.rows.parquet",
         staging / "_quarantine" / "weather" / "0126.rows.parquet.tmp",
         table / "window_key=2026-01-01" / ".0000000009-.tmp" / "data_0.parquet",
+        store.settings.temp_path / "weather-9.duckdb.tmp",
+        store.settings.temp_path / "weather-9.duckdb.tmp.wal",
     ]
     for path in orphans:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,3 +123,25 @@ def test_a_young_file_may_belong_to_a_process_at_work(store: Store, age: int):
 
 def test_sweeping_an_installation_without_any_files_does_nothing(store: Store):
     assert sweep_orphans(store, older_than_seconds=-60) == Freed(0, 0)
+
+
+def test_what_a_builder_writes_after_it_was_fenced_is_swept(store: Store):
+    stage(store, "weather", hourly(3))
+    with store.ledger.write() as tx:
+        claim = claim_slices(
+            tx, "weather", owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
+        )
+    ensure_table(store.table_path("weather"), "weather", store.datasets["weather"].declared_columns or ())
+    assert claim is not None
+    settle_dead_builds(store)
+    late = store.table_path("weather") / "window_key=2026-01-01" / f"{file_prefix(claim.build.sequence)}000.parquet"
+    late.parent.mkdir()
+    late.write_bytes(b"1234")
+    build(store)
+    for path in late.parent.iterdir():
+        old(path)
+
+    assert sweep_orphans(store) == Freed(1, 4)
+
+    assert not late.exists()
+    assert readable(store) == rows_of(hourly(3))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import ensure_table
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
@@ -54,6 +55,26 @@ def test_count_and_sum_are_right_at_every_moment(make_store: MakeStore):
     unlink_published_segments(store)
     assert count_and_sum(store) == acked
     assert len(published(store)) == 72
+
+
+def test_a_commit_that_the_ledger_has_not_heard_of_is_not_read_twice(store: Store, monkeypatch: pytest.MonkeyPatch):
+    stage(store, "weather", hourly(3))
+    build(store)
+    stage(store, "weather", hourly(30, station="LGA"))
+    commit, seen = build_module.commit_build, []
+
+    def look_after(*args: Any) -> int:
+        version = commit(*args)
+        seen.extend([readable(store), published(store)])
+        return version
+
+    monkeypatch.setattr(build_module, "commit_build", look_after)
+
+    build(store)
+
+    both = rows_of(hourly(3), hourly(30, station="LGA"))
+    assert seen == [both, both]
+    assert readable(store) == both
 
 
 def test_a_snapshot_says_where_the_rows_are(store: Store):

@@ -512,7 +512,7 @@ def test_a_failed_sync_acknowledges_nothing(store: Store, drop: Drop, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(durable_files, "fsync_path", fails)
-        with pytest.raises(OSError, match="Input/output error"):
+        with pytest.raises(TimestoreError, match="Input/output error"):
             ingest(store)
 
     assert readable(store) == []
