@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 BATCH_COLUMN = "_batch"
 """Column of a segment that says which of its batches a row came from (its ordinal)."""
@@ -152,6 +153,11 @@ def quote(identifier: str) -> str:
 def literal(text: str) -> str:
     """Return ``text`` as a SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def glob_literal(path: Path) -> str:
+    """Return ``path`` so that DuckDB, which takes file names as glob patterns, means just this file."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
 
 
 def column_list(columns: Iterable[Column]) -> str:

@@ -1,20 +1,38 @@
-"""DuckDB connections: the one place that says how they are configured.
+"""DuckDB connections: the one place that says how they are configured, and which files they reach.
 
 Every connection is in-memory; segments are attached to it. There is no shared read-write DuckDB file
-(invariant 4), so nothing ever waits for a DuckDB lock.
+(invariant 4), so nothing ever waits for a DuckDB lock. A connection touches no file outside of the folders that it
+was opened for, loads no extension from outside and cannot be told otherwise afterwards, whatever SQL it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Protocol
 
 import duckdb
 
+from timestore_pipeline.columns import glob_literal, literal
 from timestore_pipeline.settings import Settings
 
-Connect = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
-"""Opens an in-memory connection and closes it at the end of the ``with`` block."""
+Open = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+"""Opens an in-memory connection with :func:`connection_config`, and closes it at the end of the ``with`` block."""
+
+# Beyond these, idle connections are closed: each keeps threads and memory.
+_MAX_IDLE = 4
+
+
+class Connect(Protocol):
+    """Opens connections that are ready for work."""
+
+    def __call__(self, folder: Path, /, *more: Path) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """Give a connection that reaches the files under these folders and no others, closed after the block.
+
+        It reaches DuckDB's temporary folder besides. A link out of the folders is not followed.
+        """
+        ...
 
 
 def connection_config(settings: Settings) -> dict[str, str | bool | int | float | list[str]]:
@@ -24,6 +42,10 @@ def connection_config(settings: Settings) -> dict[str, str | bool | int | float 
         "temp_directory": str(settings.temp_path),
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
+        "allow_community_extensions": False,
+        "allow_persistent_secrets": False,
+        # Else a name in a query may mean a variable of the Python code that runs it.
+        "python_enable_replacements": False,
     }
     if settings.duckdb_threads:
         config["threads"] = settings.duckdb_threads
@@ -32,50 +54,70 @@ def connection_config(settings: Settings) -> dict[str, str | bool | int | float 
 
 def connector(settings: Settings) -> Connect:
     """Return a :data:`Connect` for ``settings``."""
-    return prepared(lambda: closing(duckdb.connect(":memory:", config=connection_config(settings))))
+    return confined(lambda: closing(duckdb.connect(":memory:", config=connection_config(settings))))
+
+
+def confined(open_connection: Open) -> Connect:
+    """Return a :class:`Connect` over the connections of ``open_connection``.
+
+    What is set here cannot be part of :func:`connection_config`: the time zone belongs to an extension, the bar to a
+    session, and DuckDB takes no folders once outside access is off. Times are UTC whatever the host's zone, and no bar
+    is drawn on standard output by a statement of more than two seconds.
+    """
+
+    @contextmanager
+    def connect(folder: Path, /, *more: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+        # DuckDB compares names as they are written, and files are named to it as patterns.
+        names = {spelling for each in (folder, *more) for spelling in (str(each), glob_literal(each))}
+        with open_connection() as connection:
+            connection.execute(
+                "SET TimeZone = 'UTC'; "
+                "SET enable_progress_bar = false; "
+                f"SET allowed_directories = [{', '.join(map(literal, sorted(names)))}]; "
+                "SET enable_external_access = false; "
+                "SET lock_configuration = true"
+            )
+            yield connection
+
+    return connect
 
 
 class ConnectionPool:
     """Keeps DuckDB instances open for the next user: opening one takes longer than writing a small segment.
 
-    Only for work that leaves nothing behind in the instance, as writing a segment does.
+    Only for work that leaves nothing behind in the instance, as writing a segment does. All its connections reach the
+    folders that it is made with.
     """
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, folder: Path, /, *more: Path) -> None:
         self._connect = connect
-        self._idle: list[tuple[ExitStack, duckdb.DuckDBPyConnection]] = []
+        self._folders = (folder, *more)
+        self._idle: list[tuple[tuple[Path, ...], ExitStack, duckdb.DuckDBPyConnection]] = []
 
     @contextmanager
-    def connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Give a connection that no one else uses; after an error it is closed rather than kept."""
-        try:
-            stack, connection = self._idle.pop()
-        except IndexError:
-            stack = ExitStack()
-            connection = stack.enter_context(self._connect())
+    def connection(self, *also: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a connection that no one else uses and that reaches ``also`` too; after an error it is closed."""
+        stack, connection = self._take(also)
         try:
             yield connection
         except BaseException:
             stack.close()
             raise
-        self._idle.append((stack, connection))
+        self._idle.append((also, stack, connection))
+        while len(self._idle) > _MAX_IDLE:
+            self._idle.pop(0)[1].close()
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         while self._idle:
-            self._idle.pop()[0].close()
+            self._idle.pop()[1].close()
 
-
-def prepared(connect: Connect) -> Connect:
-    """Return ``connect`` with each connection's session made the same: times are UTC whatever the host's zone.
-
-    The time zone belongs to an extension, so it cannot be part of :func:`connection_config`.
-    """
-
-    @contextmanager
-    def connect_prepared() -> Iterator[duckdb.DuckDBPyConnection]:
-        with connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
-
-    return connect_prepared
+    def _take(self, also: tuple[Path, ...]) -> tuple[ExitStack, duckdb.DuckDBPyConnection]:
+        for index in reversed(range(len(self._idle))):
+            try:
+                if self._idle[index][0] == also:
+                    return self._idle.pop(index)[1:]
+            except IndexError:
+                break  # another thread was quicker
+        stack = ExitStack()
+        return stack, stack.enter_context(self._connect(*self._folders, *also))

@@ -55,7 +55,9 @@ class Store:
                 register(tx, datasets.values())
         settings.temp_path.mkdir(parents=True, exist_ok=True)
         connect = connect or connector(settings)
-        return cls(settings, datasets, ledger, connect, ConnectionPool(connect))
+        return cls(
+            settings, datasets, ledger, connect, ConnectionPool(connect, settings.staging_path, settings.landing_path)
+        )
 
     def close(self) -> None:
         """Close the ledger and the idle connections."""
@@ -79,6 +81,10 @@ class Store:
     def segment_path(self, relative: str) -> Path:
         """The file that a ledger row's path, relative to the staging directory, means."""
         return self.settings.staging_path / relative
+
+    def segment_folder(self, dataset: str) -> Path:
+        """The folder of a dataset's segments."""
+        return self.settings.staging_path / dataset
 
     def table_path(self, dataset: str) -> Path:
         """The folder of a dataset's Delta table."""

@@ -128,7 +128,7 @@ def flip_byte(path: Path, offset: int) -> None:
 
 def flip_row(store: Store, path: Path, row: int, column: str = "temp") -> None:
     """Damage the block of a segment that holds one value; the rows of other blocks stay readable."""
-    with store.connect() as connection:
+    with store.connect(path.parent) as connection:
         connection.execute(f"ATTACH '{path}' AS damaged (READ_ONLY)")
         found = connection.execute(
             "SELECT block_id FROM pragma_storage_info('damaged.rows') WHERE column_name = ? AND block_id >= 0 "

@@ -20,6 +20,7 @@ from pyarrow import csv
 from timestore_pipeline.cli.output import Heading, print_table, warn
 from timestore_pipeline.cli.wording import counted
 from timestore_pipeline.errors import QueryError
+from timestore_pipeline.reading.queries import select
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.store import Store
 
@@ -48,10 +49,7 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     # all of them where it names none, as SHOW TABLES does.
     named = [name for name in store.datasets if name in words] or list(store.datasets)
     with open_reader(store, named) as connection, _translated(connection, named):
-        relation = connection.sql(sql)
-        if relation is None:
-            raise QueryError("the query returns no rows; use a SELECT")
-        reader = relation.to_arrow_reader(_BATCH_ROWS)
+        reader = select(connection, sql).to_arrow_reader(_BATCH_ROWS)
         if output is Format.TABLE:
             _print_table(reader, TABLE_ROWS if limit is None else limit)
         elif output is Format.CSV:

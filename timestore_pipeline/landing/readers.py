@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from timestore_pipeline.columns import BATCH_COLUMN, Column, check_name, inferred_type, literal, quote
+from timestore_pipeline.columns import BATCH_COLUMN, Column, check_name, glob_literal, inferred_type, literal, quote
 from timestore_pipeline.datasets import DatasetSpec, FileFormat, TimeUnit
 
 if TYPE_CHECKING:
@@ -224,11 +224,6 @@ def readable_reason(error: BaseException) -> str:
         if text:
             lines.append(text)
     return "; ".join(lines[:4])[:1_000] or type(error).__name__
-
-
-def glob_literal(path: Path) -> str:
-    """Return ``path`` so that DuckDB, which takes file names as glob patterns, means just this file."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
 
 
 def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:

@@ -11,7 +11,7 @@ from dagster_duckdb import DuckDBResource
 from duckdb import DuckDBPyConnection
 from pydantic import PrivateAttr
 
-from timestore_pipeline.connections import connection_config, prepared
+from timestore_pipeline.connections import confined, connection_config
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.landing.files import LandingFile, files_for_one_run, scan_landing
 from timestore_pipeline.settings import Settings
@@ -51,7 +51,7 @@ class StoreResource(dg.ConfigurableResource):
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Open the store."""
         self._store = Store.open(
-            self.installation.settings, connect=prepared(self._connection), datasets=self.installation.datasets
+            self.installation.settings, connect=confined(self._connection), datasets=self.installation.datasets
         )
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:

@@ -13,12 +13,12 @@ import duckdb
 
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.table import live_files, open_table
-from timestore_pipeline.columns import Column, column_list, literal, quote
+from timestore_pipeline.columns import Column, column_list, glob_literal, literal, quote
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
-from timestore_pipeline.landing.readers import glob_literal
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import dataset_columns, table_versions
+from timestore_pipeline.reading.queries import select
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
     attach_segment,
@@ -75,14 +75,20 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
     """Give a DuckDB connection with one view per dataset, over published and staged rows at one consistent moment.
 
     A dataset without a first batch and without declared columns has no view yet. What is written while the
-    connection is open does not show in it.
+    connection is open does not show in it. It reaches no files but those of these datasets, yet it may write there:
+    SQL that others wrote belongs into :func:`run_query`.
 
     Raises:
         UnknownDataset, LedgerError, TableError: as they say.
         SegmentUnreadable: staged rows are damaged; also where a query in the ``with`` block comes upon them.
     """
     names = None if datasets is None else list(datasets)
-    with store.connect() as connection:
+    folders = [
+        folder
+        for name in (store.datasets if names is None else names)
+        for folder in (store.segment_folder(store.datasets[name].name), store.table_path(name))
+    ]
+    with store.connect(*folders) as connection:
         snapshots: list[Snapshot] = []
         for attempt in range(_ATTEMPTS):
             try:
@@ -116,17 +122,15 @@ def run_query(store: Store, sql: str) -> pa.Table:
     """Return the result of a SQL query in which every dataset is a view.
 
     Only the datasets that the query can mean are opened, so a damaged one does not stand in the way of the others.
+    The query may come from anyone: it can read the datasets, and nothing else.
 
     Raises:
-        QueryError: the query cannot be run.
+        QueryError: the query cannot be run, or would do more than read.
     """
     words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
     try:
         with open_reader(store, [name for name in store.datasets if name in words]) as connection:
-            relation = connection.sql(sql)
-            if relation is None:
-                raise QueryError("the query returns no rows; use a SELECT")
-            return relation.to_arrow_table()
+            return select(connection, sql).to_arrow_table()
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
 

@@ -236,7 +236,8 @@ def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | Non
     state.seen[path] = stamp
     limits = check_room(store, spec, 1)
     with turn(store, spec, limits):
-        acknowledged, _, _ = _stage_fresh(store, spec, state)
+        # A link that the caller names is the caller's choice, so both its ends may be read.
+        acknowledged, _, _ = _stage_fresh(store, spec, state, path.parent, path.resolve().parent)
     if state.refused:
         raise BatchRejected(spec.name, str(path), state.refused[path])
     if state.skipped:
@@ -312,12 +313,15 @@ def _settle_twins(
 
 
 def _stage_fresh(
-    store: Store, spec: DatasetSpec, state: _Files
+    store: Store, spec: DatasetSpec, state: _Files, *folders: Path
 ) -> tuple[Acknowledged, WrittenSegment | None, tuple[Column, ...]]:
-    """Write and acknowledge a segment of ``state.fresh``; what turns out bad moves to the other parts of ``state``."""
+    """Write and acknowledge a segment of ``state.fresh``; what turns out bad moves to the other parts of ``state``.
+
+    The files lie in the landing folder, or in ``folders``.
+    """
     columns: tuple[Column, ...] = ()
     while state.fresh:
-        with store.writers.connection() as connection:
+        with store.writers.connection(*folders) as connection:
             columns = _columns(store, connection, spec, state)
             plan = _plan(connection, spec, columns, state)
             if not state.fresh:

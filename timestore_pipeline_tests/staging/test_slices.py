@@ -37,7 +37,7 @@ def test_rows_of_many_segments_are_published_in_time_order(store: Store) -> None
 
     build(store, "weather")
 
-    with store.connect() as connection:
+    with store.connect(store.table_path("weather")) as connection:
         files = [str(path) for path in store.table_path("weather").rglob("*.parquet")]
         times = [row[0] for row in connection.execute("SELECT ts FROM read_parquet(?)", [files]).fetchall()]
     assert len(times) == SEGMENTS
