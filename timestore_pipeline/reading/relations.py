@@ -88,7 +88,7 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
         for name in (store.datasets if names is None else names)
         for folder in (store.segment_folder(store.datasets[name].name), store.table_path(name))
     ]
-    with store.connect(*folders) as connection:
+    with store.connect(store.settings.temp_path, *folders) as connection:
         snapshots: list[Snapshot] = []
         for attempt in range(_ATTEMPTS):
             try:
