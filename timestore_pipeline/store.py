@@ -18,6 +18,9 @@ from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
 from timestore_pipeline.ledger.registry import register, unregistered
 from timestore_pipeline.settings import Settings, load_settings
 
+QUARANTINE_FOLDER = "_quarantine"
+"""Folder in the staging directory for what was set aside; no dataset can be called that."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -82,9 +85,10 @@ class Store:
         """The file that a ledger row's path, relative to the staging directory, means."""
         return self.settings.staging_path / relative
 
-    def segment_folder(self, dataset: str) -> Path:
-        """The folder of a dataset's segments."""
-        return self.settings.staging_path / dataset
+    def segment_folders(self, dataset: str) -> tuple[Path, ...]:
+        """The folders of a dataset's segments: those that are damaged in part lie among what was set aside."""
+        staging = self.settings.staging_path
+        return staging / dataset, staging / QUARANTINE_FOLDER / dataset
 
     def table_path(self, dataset: str) -> Path:
         """The folder of a dataset's Delta table."""

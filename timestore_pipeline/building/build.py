@@ -212,7 +212,7 @@ def _write_files(
 ) -> list[ParquetFile]:
     target = target_file_bytes or store.settings.build_target_file_bytes
     files: list[ParquetFile] = []
-    with store.connect(store.segment_folder(spec.name), store.table_path(spec.name)) as connection:
+    with store.connect(store.table_path(spec.name), *store.segment_folders(spec.name)) as connection:
         for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
             check_disk(store, store.table_path(spec.name))
             files += write_window(store, connection, spec, columns, claim.build, window, pieces, tables, target)

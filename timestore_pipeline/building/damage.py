@@ -104,7 +104,7 @@ def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: 
     if reason is not None:
         return dict.fromkeys(pieces, reason)
     # A connection of its own: an error in one database must not show in the next.
-    with store.connect(store.segment_folder(spec.name)) as connection:
+    with store.connect(*store.segment_folders(spec.name)) as connection:
         try:
             connection.execute(f"ATTACH {literal(str(path))} AS segment (READ_ONLY)")
         except duckdb.Error as error:

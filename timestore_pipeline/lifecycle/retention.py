@@ -17,8 +17,7 @@ from timestore_pipeline.ledger.builds import aborted_sequences
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
-from timestore_pipeline.staging.segment import QUARANTINE_FOLDER
-from timestore_pipeline.store import Store
+from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 
 ORPHAN_AGE_SECONDS = 3_600
 """An unknown file younger than this may belong to a process that is about to put it into the ledger."""

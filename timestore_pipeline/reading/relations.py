@@ -86,7 +86,7 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
     folders = [
         folder
         for name in (store.datasets if names is None else names)
-        for folder in (store.segment_folder(store.datasets[name].name), store.table_path(name))
+        for folder in (*store.segment_folders(store.datasets[name].name), store.table_path(name))
     ]
     with store.connect(store.settings.temp_path, *folders) as connection:
         snapshots: list[Snapshot] = []

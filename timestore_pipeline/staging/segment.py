@@ -29,14 +29,11 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_in_place
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
-from timestore_pipeline.store import Store
+from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 from timestore_pipeline.windows import from_micros, to_micros
 
 SEGMENT_TABLE = "rows"
 """Name of the one table in every segment."""
-
-QUARANTINE_FOLDER = "_quarantine"
-"""Folder in the staging directory for what was set aside; no dataset can be called that."""
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
 # for 1,000 rows; large blocks make large segments a third smaller and faster to write.

@@ -35,7 +35,7 @@ def places(store: Store, tmp_path: Path) -> dict[str, str]:
         "ledger": str(store.settings.staging_path / "ledger.sqlite"),
         "parquet": str(parquet),
         "table": str(store.table_path("weather")),
-        "segments": str(store.segment_folder("weather")),
+        "segments": str(store.segment_folders("weather")[0]),
     }
 
 
