@@ -47,20 +47,20 @@ def preview(store: Store, entry: QuarantineEntry, most: int = PREVIEWED) -> Prev
     if entry.kind is QuarantineKind.BATCH:
         return _first_lines(path, most)
     if entry.kind is QuarantineKind.SEGMENT:
-        return _first_rows(
-            store, f"SELECT * EXCLUDE ({BATCH_COLUMN}) FROM segment.{SEGMENT_TABLE}", most, attached=path
-        )
+        query = f"SELECT * EXCLUDE ({BATCH_COLUMN}) FROM segment.{SEGMENT_TABLE}"
+        return _first_rows(store, path, query, most, attach=True)
     with store.ledger.read() as tx:
         ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
     source = f"read_parquet({literal(glob_literal(path))})"
-    return _first_rows(store, f"SELECT * EXCLUDE ({BATCH_COLUMN}) FROM {source} WHERE {BATCH_COLUMN} = {ordinal}", most)
+    query = f"SELECT * EXCLUDE ({BATCH_COLUMN}) FROM {source} WHERE {BATCH_COLUMN} = {ordinal}"
+    return _first_rows(store, path, query, most)
 
 
-def _first_rows(store: Store, query: str, most: int, attached: Path | None = None) -> Preview:
-    with store.connect() as connection:
+def _first_rows(store: Store, path: Path, query: str, most: int, *, attach: bool = False) -> Preview:
+    with store.connect(path.parent) as connection:
         try:
-            if attached is not None:
-                connection.execute(f"ATTACH {literal(str(attached))} AS segment (READ_ONLY)")
+            if attach:
+                connection.execute(f"ATTACH {literal(str(path))} AS segment (READ_ONLY)")
             found = connection.execute(f"{query} LIMIT {most}")
             columns = tuple(column[0] for column in found.description or ())
             return Preview(columns=columns, rows=tuple(found.fetchall()))

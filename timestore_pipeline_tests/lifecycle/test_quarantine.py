@@ -448,7 +448,7 @@ def lost_rows(store: Store, backups: dict[str, bytes]) -> Rows:
         copy.write_bytes(backups[entry.batch_id])
         with store.ledger.read() as tx:
             pieces = quarantined_slices(tx, entry.id)
-        with store.connect() as connection:
+        with store.connect(copy.parent) as connection:
             connection.execute(f"ATTACH '{copy}' AS copy (READ_ONLY)")
             for piece in pieces:
                 found += connection.execute(
