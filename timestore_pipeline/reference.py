@@ -104,7 +104,7 @@ are plain text in columns and nothing is cut; `--json` and `--format` give what 
 _SETTING_GROUPS = (
     ("Places", ("home", "datasets_file", "tables_url", "ledger_url", "ledger_busy_timeout_seconds")),
     ("Landing", ("landing_",)),
-    ("Staging", ("staging_directory", "staging_retention_seconds", "staging_max_future_ms")),
+    ("Staging", ("staging_enabled", "staging_directory", "staging_retention_seconds", "staging_max_future_ms")),
     ("When staged rows are flushed", ("staging_flush_", "flush_sensor_interval_seconds")),
     (
         "Limits",
@@ -309,6 +309,8 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = schema.get("type")
+    if kind == "boolean":
+        return "`true`, `false`"
     if kind in {"integer", "number"}:
         word = "integer" if kind == "integer" else "number"
         if "exclusiveMinimum" in schema:
@@ -328,6 +330,8 @@ def _default(value: Any) -> str:
         return "–"
     if isinstance(value, Enum):
         return f"`{value.value}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         return f"`{json.dumps(list(value))}`"
     return f"`{value}`" if str(value) else "–"

@@ -84,6 +84,11 @@ class Settings(BaseSettings):
         default=5, description="Least time between two looks of `landing_sensor`."
     )
 
+    staging_enabled: bool = Field(
+        default=True,
+        description="Deprecated, for rollback, gone with the next release: `false` sends ingest straight to the table, "
+        "without waiting for a flush trigger. See [back-pressure](back-pressure.md#the-deprecated-way).",
+    )
     staging_directory: Path = Field(
         default=Path("data/staging"), description="Holds the segments, the quarantine and, by default, the ledger."
     )

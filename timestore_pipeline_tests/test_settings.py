@@ -19,7 +19,8 @@ from timestore_pipeline.settings import (
 )
 
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
-NUMBERS = [name for name, default in DEFAULTS.items() if isinstance(default, int | float)]
+SWITCHES = [name for name, default in DEFAULTS.items() if isinstance(default, bool)]
+NUMBERS = [name for name, default in DEFAULTS.items() if isinstance(default, int | float) and name not in SWITCHES]
 CHOICES = [name for name, default in DEFAULTS.items() if isinstance(default, AfterIngest | GuardrailMode)]
 
 
@@ -63,7 +64,7 @@ def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch):
     assert load_settings().pushgateway_url is None
 
 
-@pytest.mark.parametrize("field", [*NUMBERS, *CHOICES])
+@pytest.mark.parametrize("field", [*NUMBERS, *CHOICES, *SWITCHES])
 def test_a_wrong_value_is_refused_with_the_name_of_its_variable(field: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(variable_name(field), "-three")
 

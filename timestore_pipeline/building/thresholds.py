@@ -20,6 +20,8 @@ class Trigger(StrEnum):
     """The queue passed half of its limit: tiny batches must not wait for their age."""
     EAGER = "eager"
     """All three thresholds are off, so whatever is staged is flushed."""
+    DIRECT = "direct"
+    """Staging is switched off (deprecated): what is staged is published in the same call."""
     MANUAL = "manual"
     BACKFILL = "backfill"
 
@@ -39,7 +41,12 @@ class FlushThresholds:
 
 
 def effective_thresholds(settings: Settings, spec: DatasetSpec) -> FlushThresholds:
-    """Return the dataset's own thresholds, each taken from the environment where it has none."""
+    """Return the dataset's own thresholds, each taken from the environment where it has none.
+
+    Where staging is switched off all of them are: what a direct write left staged is flushed at once.
+    """
+    if not settings.staging_enabled:
+        return FlushThresholds(max_rows=0, max_bytes=0, max_age_ms=0)
     return FlushThresholds(
         max_rows=settings.staging_flush_max_rows if spec.flush.max_rows is None else spec.flush.max_rows,
         max_bytes=settings.staging_flush_max_bytes if spec.flush.max_bytes is None else spec.flush.max_bytes,

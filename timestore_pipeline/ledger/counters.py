@@ -12,6 +12,7 @@ from timestore_pipeline.ledger.schema import counters, histograms
 DROPPED_BATCHES = "timestore_staging_dropped_batches_total"
 RETRIED_BATCHES = "timestore_staging_retried_batches_total"
 GUARDRAIL_BREACHES = "timestore_staging_guardrail_breaches_total"
+DIRECT_WRITE_BATCHES = "timestore_direct_write_batches_total"
 FLUSH_BATCHES = "timestore_staging_flush_batches_total"
 FLUSH_ROWS = "timestore_staging_flush_rows_total"
 FLUSH_DURATION = "timestore_staging_flush_duration_seconds"

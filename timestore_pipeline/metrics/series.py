@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from timestore_pipeline.ledger.counters import (
+    DIRECT_WRITE_BATCHES,
     DROPPED_BATCHES,
     FLUSH_BATCHES,
     FLUSH_DURATION,
@@ -191,6 +192,12 @@ SERIES = (
         "Segments staged past a size guardrail (warn), and batches and ingests that one refused (enforce).",
         "guardrail",
         ("max_dataset_bytes", "max_total_bytes"),
+    ),
+    Series(
+        DIRECT_WRITE_BATCHES,
+        SeriesType.COUNTER,
+        "batches",
+        "Batches written the deprecated way, with TIMESTORE_STAGING_ENABLED=false.",
     ),
     Series(BUILDS_IN_FLIGHT, SeriesType.GAUGE, "builds", "Builds that claimed rows and have not ended."),
     Series(

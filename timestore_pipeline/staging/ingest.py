@@ -48,6 +48,7 @@ from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
     IncomingBatch,
@@ -160,6 +161,7 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     """
     started = time.perf_counter()
     spec = store.datasets[dataset]
+    warn_of_direct_write(store, dataset)
     state = _Files()
     batches = _identify(files, state)
     _set_duplicates_apart(store, spec, batches, state)
@@ -183,6 +185,7 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
         if (entry := _set_file_aside(store, spec, path, reason, batches[path], state.seen))
     ]
     _clear_away(store, spec, [*state.fresh, *state.duplicates], batches, state.seen)
+    publish_if_direct(store, dataset)
     return IngestReport(
         dataset=dataset,
         receipts=(*acknowledged.receipts, *state.duplicates.values()),
@@ -216,9 +219,12 @@ def stage_file(
     """
     spec = store.datasets[dataset]
     absolute = path.absolute()
-    return when_there_is_room(
+    warn_of_direct_write(store, dataset)
+    receipt = when_there_is_room(
         store, dataset, lambda: _stage_file(store, spec, absolute, batch_id, source), wait_seconds
     )
+    publish_if_direct(store, dataset)
+    return receipt
 
 
 def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None) -> Receipt:

@@ -19,7 +19,7 @@ from timestore_pipeline.ledger.batches import (
     acknowledge,
     known_batches,
 )
-from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
+from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, resolve_staged_files, set_aside
 from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
@@ -136,6 +136,8 @@ def acknowledge_segment(
                 for ordinal, batch in enumerate(batches)
                 if ordinal in refused_rows
             ]
+            if not store.settings.staging_enabled:
+                count(tx, DIRECT_WRITE_BATCHES, spec.name, "", len(batches))
             breaches = guardrail_breaches(tx, store, spec, limits)
             count_breaches(tx, breaches)
             reach(CrashPoint.BATCHES_RECORDED)

@@ -25,6 +25,7 @@ from timestore_pipeline.landing.readers import (
     select_rows,
 )
 from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.receipts import (
     IncomingBatch,
     Receipt,
@@ -73,7 +74,10 @@ def stage(
     table = data if isinstance(data, pa.Table) else data.read_all()
     fingerprint = table_fingerprint(table)
     batch = IncomingBatch(batch_id or f"arrow-{fingerprint}", fingerprint, source, table.nbytes)
-    return when_there_is_room(store, dataset, lambda: _stage(store, spec, table, batch), wait_seconds)
+    warn_of_direct_write(store, dataset)
+    receipt = when_there_is_room(store, dataset, lambda: _stage(store, spec, table, batch), wait_seconds)
+    publish_if_direct(store, dataset)
+    return receipt
 
 
 def table_fingerprint(table: pa.Table) -> str:

@@ -1,0 +1,134 @@
+"""Processes that race into one dataset: a batch is staged once, another content under its id is refused.
+
+Builds run all the while, so batches are published between the attempts to stage them again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.errors import BatchConflict
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import hourly, published, readable, rows_of
+from timestore_pipeline_tests.conftest import MakeStore
+
+STAGERS = 3
+ROUNDS = 12
+
+
+def race(home: Path, stager: Callable[[Path, int], list[str]]) -> list[str]:
+    """Run ``stager`` in several processes at once, with one more that builds; returns what they said, all together."""
+    with ProcessPoolExecutor(STAGERS + 1, mp_context=get_context("spawn")) as pool:
+        builder = pool.submit(_build_until_all_are_done, home)
+        said = [pool.submit(stager, home, number) for number in range(STAGERS)]
+        outcomes = [word for each in said for word in each.result(120)]
+        assert builder.result(120) > 0, "nothing was built meanwhile"
+    return outcomes
+
+
+def _meet(home: Path, place: str, number: int) -> None:
+    """Wait until all stagers are here, so that they go on together."""
+    folder = home / place
+    folder.mkdir(exist_ok=True)
+    (folder / str(number)).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < STAGERS:
+        assert time.monotonic() < deadline, f"not all came to {place}"
+
+
+def _open(home: Path) -> Store:
+    return Store.open(Settings(home=home, staging_min_free_disk_bytes=0))
+
+
+def _build_until_all_are_done(home: Path) -> int:
+    built = 0
+    deadline = time.monotonic() + 110
+    with _open(home) as store:
+        while time.monotonic() < deadline:
+            last = len(list(home.glob("done-*"))) == STAGERS
+            built += build_windows(store, "weather", owner="the builder") is not None
+            if last:
+                return built
+    raise AssertionError("the stagers did not end")
+
+
+def _stage_the_same(home: Path, number: int) -> list[str]:
+    said = []
+    with _open(home) as store:
+        for turn in range(ROUNDS):
+            _meet(home, f"turn-{turn}", number)
+            receipt = stage(store, "weather", hourly(1 + turn), batch_id=f"batch-{turn}")
+            said.append(f"{turn} {'duplicate' if receipt.duplicate else 'staged'}")
+    (home / f"done-{number}").touch()
+    return said
+
+
+def _stage_other_content(home: Path, number: int) -> list[str]:
+    said = []
+    with _open(home) as store:
+        for turn in range(ROUNDS):
+            _meet(home, f"turn-{turn}", number)
+            try:
+                stage(store, "weather", hourly(2, station=f"{turn}-{number}"), batch_id=f"batch-{turn}")
+                said.append(f"staged {turn}-{number}")
+            except BatchConflict as error:
+                said.append(f"refused {error}")
+    (home / f"done-{number}").touch()
+    return said
+
+
+def _stage_own(home: Path, number: int) -> list[str]:
+    said = []
+    with _open(home) as store:
+        for turn in range(ROUNDS):
+            receipt = stage(store, "weather", hourly(5, station=f"{turn}-{number}"))
+            assert not receipt.duplicate
+            said.append(receipt.batch_id)
+            said.append(str(receipt.segment_id))
+    (home / f"done-{number}").touch()
+    return said
+
+
+def test_a_batch_that_races_with_itself_is_staged_once(make_store: MakeStore, home: Path):
+    store = make_store()
+
+    said = Counter(race(home, _stage_the_same))
+
+    assert said == {
+        **{f"{turn} staged": 1 for turn in range(ROUNDS)},
+        **{f"{turn} duplicate": STAGERS - 1 for turn in range(ROUNDS)},
+    }
+    assert readable(store) == rows_of(*(hourly(1 + turn) for turn in range(ROUNDS)))
+
+
+def test_of_contents_that_race_for_one_id_one_is_staged_and_the_others_are_refused(make_store: MakeStore, home: Path):
+    store = make_store()
+
+    said = race(home, _stage_other_content)
+
+    winners = [word.removeprefix("staged ") for word in said if word.startswith("staged ")]
+    assert sorted(int(winner.partition("-")[0]) for winner in winners) == list(range(ROUNDS))
+    refused = Counter(word for word in said if word.startswith("refused "))
+    assert list(refused.values()) == [STAGERS - 1] * ROUNDS
+    assert all("is already in the ledger with other content" in word for word in refused)
+    assert readable(store) == rows_of(*(hourly(2, station=winner) for winner in winners))
+
+
+def test_batches_of_many_processes_are_all_staged_once_while_builds_run(make_store: MakeStore, home: Path):
+    store = make_store()
+
+    said = race(home, _stage_own)
+
+    assert len(set(said)) == 2 * ROUNDS * STAGERS, "ids are unique"
+    expected = rows_of(*(hourly(5, station=f"{turn}-{number}") for turn in range(ROUNDS) for number in range(STAGERS)))
+    assert readable(store) == expected
+    build_windows(store, "weather", owner="the test")
+    assert published(store) == expected
