@@ -54,7 +54,8 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),
     "retire": unlink_published_segments,
     "sweep": lambda store: sweep_orphans(store, 0),
-    "stage and build": lambda store: (JOBS["stage"](store), JOBS["build"](store), JOBS["retire"](store)),
+    "stage others": lambda store: stage(store, "others", rows.batch("a")),
+    "build and retire": lambda store: (JOBS["build"](store), JOBS["retire"](store)),
 }
 """What a child can be told to do; the names are those of the parts of a run."""
 
