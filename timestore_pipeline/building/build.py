@@ -35,7 +35,7 @@ from timestore_pipeline.ledger.builds import (
     mark_published,
 )
 from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.registry import dataset_columns, table_versions
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.staging.slices import (
@@ -143,11 +143,12 @@ def _build_once(
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec)
+        seen = table_versions(tx).get(dataset)
     if columns is None:
         return None  # nothing was ever staged
     path = store.table_path(dataset)
     check_disk(store, path)
-    ensure_table(path, dataset, columns)
+    ensure_table(path, dataset, columns, seen)
     lease_micros = int(store.settings.build_lease_seconds * 1e6)
     with store.ledger.write() as tx:
         claim = claim_slices(

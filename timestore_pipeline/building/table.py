@@ -81,18 +81,27 @@ class SequenceTaken(Exception):
     """The table already has this sequence or a later one: the build was published or fenced."""
 
 
-def ensure_table(path: Path, dataset: str, columns: Sequence[Column]) -> int:
+def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int | None = None) -> int:
     """Create the dataset's table unless it exists; return its version.
 
-    The table is there before any build commits to it, so that a fence always has a table to be put into.
+    The table is there before any build commits to it, so that a fence always has a table to be put into. ``seen`` is
+    the version that readers were given, None where there was none yet.
 
     Raises:
-        TableError: it cannot be created or opened.
+        TableError: it cannot be created or opened, or has lost entries of its log since readers saw it.
     """
     log = path / LOG_FOLDER
     # Killed at the wrong moment, delta-rs leaves an empty folder, which is no table yet.
     if log.is_dir() and any(log.glob("*.json")):
-        return open_table(path, dataset).version()
+        version = open_table(path, dataset).version()
+        if seen is not None and version < seen:
+            raise TableError(
+                f"dataset {dataset!r}: the table at {path} is at version {version} and was at {seen}; "
+                f"restore the missing entries of {log}"
+            )
+        return version
+    if seen is not None:
+        raise TableError(f"dataset {dataset!r}: {log} is gone or empty, the table was at version {seen}; restore it")
     with _translated(path, dataset):
         make_folder(path)
         table = DeltaTable.create(
@@ -111,6 +120,10 @@ def open_table(path: Path, dataset: str, version: int | None = None) -> DeltaTab
     Raises:
         TableError: it is missing or damaged.
     """
+    entry = path / LOG_FOLDER / f"{version or 0:020d}.json"
+    if version is not None and entry.exists() and not entry.stat().st_size:
+        # delta-rs would take it for a commit of nothing, and its rows would be missing without a word.
+        raise TableError(f"dataset {dataset!r}: the log entry {entry} is empty; restore it")
     with _translated(path, dataset):
         return DeltaTable(str(path), version=version)
 

@@ -101,12 +101,22 @@ def test_a_damaged_log_entry_is_a_clear_error_until_it_is_restored(
     rows.assert_all_is_well(store)
 
 
+def test_rows_of_an_emptied_log_entry_are_not_left_out_silently(at_work: Callable[..., Store]):
+    store = at_work()
+    emptied(last_entry(store))
+
+    with pytest.raises(TableError, match=r"'readings'.* is empty"):
+        readable(store, "readings")
+
+    others_go_on(store)
+
+
 def test_a_table_whose_log_is_gone_is_not_made_anew(at_work: Callable[..., Store]):
     store = at_work()
     log = store.table_path("readings") / LOG_FOLDER
     log.rename(log.with_name("elsewhere"))
 
-    with pytest.raises(TableError, match="'readings'.*restore"):
+    with pytest.raises(TableError, match=r"'readings'.*restore"):
         build_windows(store, "readings", owner="the test")
 
     assert not log.exists()
