@@ -246,6 +246,15 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
             ),
             Panel(
+                "Batches written directly, past staging",
+                (
+                    Query(
+                        f"sum by (dataset) (increase({_of('timestore_direct_write_batches_total')}[$__rate_interval]))"
+                    ),
+                ),
+                description="The deprecated way, TIMESTORE_STAGING_ENABLED=false: see who still goes it.",
+            ),
+            Panel(
                 "Duration of builds, 30 min",
                 (
                     Query(_quantile(0.5), "median {{dataset}}"),

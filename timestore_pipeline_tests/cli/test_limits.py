@@ -15,7 +15,7 @@ from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import counted, hourly, published
+from timestore_pipeline_tests.builders import counted, hourly
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 
@@ -91,16 +91,3 @@ def test_stage_waits_as_long_as_it_is_told_to(timestore: Run, installation: Inst
     assert refused.code is ExitCode.TRY_LATER
     assert counted(store, DROPPED_BATCHES) == {"queue_full": 1}
     assert counted(store, RETRIED_BATCHES)["queue_full"] >= 1
-
-
-def test_the_deprecated_way_publishes_at_once_and_says_that_it_ends(
-    timestore: Run, installation: Install, make_file: MakeFile
-):
-    store = installation(staging_enabled=False)
-
-    with pytest.warns(DeprecationWarning, match="TIMESTORE_STAGING_ENABLED"):
-        done = timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))
-
-    assert done.code is ExitCode.DONE
-    assert "deprecated and ends with the next release" in done.err
-    assert len(published(store)) == 3
