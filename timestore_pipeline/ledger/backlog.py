@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timestore_pipeline.ledger.schema import landing_backlog
 
@@ -29,15 +31,12 @@ def landing_backlogs(tx: Connection) -> dict[str, Backlog]:
 
 def put_backlogs(tx: Connection, datasets: Iterable[str], found: Mapping[str, Backlog]) -> None:
     """Record what was found for ``datasets``; those that are not in ``found`` have nothing waiting."""
+    # Two looks may end at the same moment; the later one counts.
+    upsert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
     for dataset in datasets:
-        tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset == dataset))
-        if dataset in found:
-            backlog = found[dataset]
-            tx.execute(
-                insert(landing_backlog).values(
-                    dataset=dataset,
-                    files=backlog.files,
-                    bytes=backlog.bytes,
-                    oldest_modified_at=backlog.oldest_modified_at,
-                )
-            )
+        if dataset not in found:
+            tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset == dataset))
+            continue
+        values = asdict(found[dataset])
+        statement = upsert(landing_backlog).values(dataset=dataset, **values)
+        tx.execute(statement.on_conflict_do_update(index_elements=["dataset"], set_=values))

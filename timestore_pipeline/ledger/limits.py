@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.schema import limit_overrides
@@ -83,16 +85,10 @@ def overrides(tx: Connection) -> list[Override]:
 
 def set_override(tx: Connection, override: Override) -> None:
     """Let a limit be what ``override`` says until it is cleared."""
-    clear_override(tx, override.dataset, override.name)
-    tx.execute(
-        insert(limit_overrides).values(
-            dataset=override.dataset,
-            name=override.name.value,
-            value=override.value,
-            set_by=override.set_by,
-            set_at=override.set_at,
-        )
-    )
+    values = {"value": override.value, "set_by": override.set_by, "set_at": override.set_at}
+    upsert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
+    statement = upsert(limit_overrides).values(dataset=override.dataset, name=override.name.value, **values)
+    tx.execute(statement.on_conflict_do_update(index_elements=["dataset", "name"], set_=values))
 
 
 def clear_override(tx: Connection, dataset: str, name: LimitName) -> bool:
