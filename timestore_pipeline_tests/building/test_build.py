@@ -234,7 +234,7 @@ row_of_cells = st.fixed_dictionaries({name: st.none() | cells for name, (_, cell
 
 
 @given(st.lists(row_of_cells, min_size=1, max_size=6))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_statistics_in_the_log_are_those_of_the_data(make_store: MakeStore, rows: list[dict[str, Any]]):
     store = make_store(EVERY_TYPE)
     batch = pa.table(

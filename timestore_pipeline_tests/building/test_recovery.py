@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ from deltalake import DeltaTable
 from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import table as table_module
-from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.building.table import last_published_sequence, last_sequence
 from timestore_pipeline.clock import now_micros
@@ -25,7 +20,6 @@ from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, get_build, window_totals
 from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
 from timestore_pipeline.ledger.schema import BuildState
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -34,7 +28,6 @@ from timestore_pipeline_tests.builders import (
     counted,
     files_under,
     hourly,
-    ingest,
     parquet_bytes,
     published,
     readable,
@@ -363,98 +356,6 @@ def test_two_recoveries_at_once_settle_a_build_once(make_store: MakeStore, monke
     assert counted(store, FLUSH_ROWS) == {"failure": 30}
     build(store)
     assert published(store) == ROWS
-
-
-CHILD = """
-import importlib, os, signal, sys
-from pathlib import Path
-from timestore_pipeline.settings import Settings
-from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import build, hourly, ingest
-from timestore_pipeline.staging.stage import stage
-
-home, action, module, name, when = sys.argv[1:]
-store = Store.open(Settings(home=Path(home), staging_min_free_disk_bytes=0, staging_retention_seconds=0))
-module = importlib.import_module(f"timestore_pipeline.{module}")
-real = getattr(module, name)
-
-def killed(*args, **kwargs):
-    if when == "after":
-        real(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-setattr(module, name, killed)
-if action == "stage":
-    stage(store, "weather", hourly(30, station="NEW"), batch_id="new")
-elif action == "ingest":
-    ingest(store)
-elif action == "retention":
-    from timestore_pipeline.lifecycle.retention import unlink_published_segments
-    build(store)
-    unlink_published_segments(store)
-else:
-    build(store)
-"""
-
-CRASH_POINTS = [
-    ("stage", "staging.segment", "put_in_place", "before"),
-    ("stage", "staging.segment", "put_in_place", "after"),
-    ("stage", "staging.receipts", "acknowledge", "after"),
-    ("stage", "staging.stage", "acknowledge_segment", "before"),
-    ("stage", "staging.stage", "acknowledge_segment", "after"),
-    ("ingest", "staging.ingest", "_clear_away", "before"),
-    ("ingest", "staging.ingest", "move_file", "after"),
-    ("build", "building.build", "write_window", "before"),
-    ("build", "building.build", "write_window", "after"),
-    ("build", "building.parquet", "fsync_path", "before"),
-    ("build", "building.build", "commit_build", "before"),
-    ("build", "building.table", "_sync_commit", "before"),
-    ("build", "building.build", "commit_build", "after"),
-    ("build", "building.build", "mark_published", "after"),
-    ("retention", "lifecycle.retention", "mark_unlinked", "before"),
-]
-
-
-@pytest.mark.crash
-@pytest.mark.parametrize(("action", "module", "name", "when"), CRASH_POINTS)
-def test_a_killed_process_loses_and_doubles_nothing(
-    make_store: MakeStore, drop: Any, home: Path, action: str, module: str, name: str, when: str
-):
-    store = make_store(staging_retention_seconds=0)
-    stage(store, "weather", hourly(30))
-    drop(store, "weather", "landed.parquet", parquet_bytes(hourly(5, station="LANDED")))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(home), action, module, name, when],
-        env=environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    store.close()
-    store = make_store(staging_retention_seconds=0)
-    right_after = readable(store)
-    new, landed = rows_of(hourly(30, station="NEW")), rows_of(hourly(5, station="LANDED"))
-    assert right_after in ([*ROWS], rows_of(hourly(30), hourly(30, station="NEW")),
-                           rows_of(hourly(30), hourly(5, station="LANDED")))  # fmt: skip
-
-    settle_dead_builds(store, everyone)
-    assert readable(store) == right_after
-    sweep_orphans(store, older_than_seconds=-60)
-    unlink_published_segments(store)
-    assert readable(store) == right_after
-
-    assert stage(store, "weather", hourly(30, station="NEW"), batch_id="new").duplicate == (new[0] in right_after)
-    if (store.settings.landing_path / "weather" / "landed.parquet").exists():
-        assert ingest(store)["weather"].duplicates == (landed[0] in right_after)
-    everything = rows_of(hourly(30), hourly(30, station="NEW"), hourly(5, station="LANDED"))
-    assert readable(store) == everything
-    build_windows(store, "weather", owner="the test")
-    assert published(store) == readable(store) == everything
-    unlink_published_segments(store)
-    sweep_orphans(store, older_than_seconds=-60)
-    assert readable(store) == everything
-    assert files_under(store.settings.staging_path / "weather") == []
 
 
 def test_stage_file_after_a_kill_is_what_a_caller_would_do(store: Store, tmp_path: Path):

@@ -66,7 +66,7 @@ def land(store: Store, name: str, table: pa.Table) -> None:
 
 
 @given(st.lists(st.tuples(st.lists(batches, min_size=1, max_size=4), st.booleans(), st.none() | ranges), max_size=5))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
     groups: Sequence[tuple[list[pa.Table], bool, tuple[int | None, int | None] | None]],
 ):
