@@ -10,9 +10,14 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 from timestore_pipeline.crash_points import CrashPoint, reach
+
+PRIVATE_FILE = 0o660
+PRIVATE_FOLDER = 0o770
+"""Modes of what is created here, whatever the umask: for owner and group. A stricter umask holds."""
 
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the names of files that are not whole yet; an old one is an orphan."""
@@ -28,16 +33,33 @@ def fsync_path(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents, durably."""
+    """Create a folder and its missing parents, durably, for owner and group only."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    path.mkdir(exist_ok=True)  # says so where something else is in its place
     for folder in missing:
         fsync_path(folder.parent)
 
 
+def sync_private(path: Path) -> None:
+    """Make a file durable, and close it to all but owner and group: the libraries that wrote it asked the umask only.
+
+    A link in its place is refused.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode & ~PRIVATE_FOLDER:
+            os.fchmod(descriptor, mode & PRIVATE_FOLDER)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def put_in_place(temporary: Path, final: Path) -> None:
     """Give a complete file its final name, durably: sync, rename, sync the folder."""
-    fsync_path(temporary)
+    sync_private(temporary)
     reach(CrashPoint.FILE_SYNCED)
     temporary.rename(final)
     reach(CrashPoint.FILE_RENAMED)

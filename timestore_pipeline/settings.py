@@ -175,7 +175,7 @@ class Settings(BaseSettings):
     )
 
     pushgateway_url: Annotated[str | None, AfterValidator(_no_trailing_slash)] = Field(
-        default=None, description="Pushgateway to push metrics to; without it metrics are off."
+        default=None, repr=False, description="Pushgateway to push metrics to; without it metrics are off."
     )
     pushgateway_job: str = Field(default="timestore", min_length=1, description="The `job` label of pushed metrics.")
     pushgateway_timeout_seconds: PositiveSeconds = Field(
@@ -266,7 +266,9 @@ def load_settings(**overrides: Any) -> Settings:
 def _explain(problem: Any) -> str:
     field = str(problem["loc"][0]) if problem["loc"] else "?"
     known = field in Settings.model_fields
-    secret = known and "SecretStr" in str(Settings.model_fields[field].annotation)
+    secret = known and (
+        "SecretStr" in str(Settings.model_fields[field].annotation) or not Settings.model_fields[field].repr
+    )
     shown = "" if secret else f" is {problem['input']!r}, which is not allowed"
     allowed = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{variable_name(field)}{shown}: {allowed}"

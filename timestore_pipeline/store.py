@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
+from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
 from timestore_pipeline.ledger.registry import register, unregistered
@@ -56,7 +57,7 @@ class Store:
         if incomplete:
             with ledger.write() as tx:
                 register(tx, datasets.values())
-        settings.temp_path.mkdir(parents=True, exist_ok=True)
+        make_folder(settings.temp_path)
         connect = connect or connector(settings)
         return cls(
             settings, datasets, ledger, connect, ConnectionPool(connect, settings.staging_path, settings.landing_path)

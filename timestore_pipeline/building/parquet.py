@@ -13,7 +13,7 @@ from timestore_pipeline.building.table import ParquetFile, delta_statistics, fil
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, literal, quote, time_range_sql
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
 from timestore_pipeline.errors import SegmentUnreadable
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.queue import Slice
@@ -74,7 +74,7 @@ def write_window(
     files = []
     for number, (name, count, size, _, statistics, *_) in enumerate(in_time_order):
         final = folder / f"{file_prefix(build.sequence)}{number:03d}.parquet"
-        fsync_path(Path(name))
+        sync_private(Path(name))
         reach(CrashPoint.PARQUET_SYNCED)
         Path(name).rename(final)
         reach(CrashPoint.PARQUET_RENAMED)

@@ -26,7 +26,7 @@ from deltalake.transaction import AddAction
 
 from timestore_pipeline.columns import TIME_TYPES, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.durable_files import fsync_path, make_folder
+from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.errors import TableError
 
 if TYPE_CHECKING:
@@ -341,11 +341,11 @@ def _sync_log(path: Path, version: int) -> None:
     log = path / LOG_FOLDER
     entry = log / f"{version:020d}.json"
     if entry.exists():  # old ones are cleaned up behind a checkpoint
-        fsync_path(entry)
+        sync_private(entry)
     checkpoints = list(log.glob(f"{version:020d}.checkpoint*"))
     for file in (*checkpoints, *([log / "_last_checkpoint"] if checkpoints else [])):
-        fsync_path(file)
-    fsync_path(log)
+        sync_private(file)
+    sync_private(log)
 
 
 @contextmanager

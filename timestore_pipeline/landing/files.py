@@ -124,6 +124,9 @@ def _scan_dataset(
     problems: list[str],
 ) -> None:
     landing_spec = store.datasets[dataset].landing
+    if folder.is_symlink():
+        problems.append(f"{dataset}: {folder} is a symbolic link, which is never followed; make it a folder")
+        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -17,6 +18,7 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
+from timestore_pipeline.durable_files import PRIVATE_FILE, make_folder
 from timestore_pipeline.errors import CommitUnknown, LedgerError
 
 HEAD_REVISION = "0001"
@@ -50,6 +52,11 @@ class Ledger:
             parsed = make_url(url)
         except ArgumentError as error:
             raise LedgerError(f"TIMESTORE_LEDGER_URL is not usable: {error}") from error
+        except ValueError:
+            # Its message has a part of the URL in it, and no one knows which.
+            raise LedgerError("TIMESTORE_LEDGER_URL is not usable: its port is no number") from None
+        if "@" in (parsed.host or ""):
+            raise LedgerError("TIMESTORE_LEDGER_URL is not usable: write an @ in the password as %40")
         if parsed.drivername == "postgresql":
             # The driver that Dagster's storage brings; which one a bare name means depends on SQLAlchemy's version.
             parsed = parsed.set(drivername="postgresql+psycopg2")
@@ -59,13 +66,13 @@ class Ledger:
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise LedgerError(f"TIMESTORE_LEDGER_URL is not usable: {error}") from error
         except (OSError, DBAPIError) as error:
-            raise LedgerError(f"the ledger {parsed.render_as_string()} cannot be opened: {_cause(error)}") from error
+            raise LedgerError(f"the ledger {_without_secrets(parsed)} cannot be opened: {_cause(error)}") from error
         return ledger
 
     @property
     def location(self) -> str:
         """The ledger's URL without its password."""
-        return self._engine.url.render_as_string(hide_password=True)
+        return _without_secrets(self._engine.url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -139,11 +146,18 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def _without_secrets(url: URL) -> str:
+    # A driver takes a password as a parameter too.
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
 def _engine(url: Any, busy_timeout_seconds: float) -> Engine:
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
     if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(url.database).parent)
+        # Made here for the sake of its mode, which SQLite gives to the files beside it.
+        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
     engine = create_engine(url, connect_args={"timeout": busy_timeout_seconds})
 
     @event.listens_for(engine, "connect")

@@ -98,6 +98,6 @@ class MetricsResource(dg.ConfigurableResource):
 
         result = push_metrics(store)
         if result.pushed:
-            return f"pushed to {store.settings.pushgateway_url}"
+            return result.reason
         log.warning("metrics were not pushed: %s", result.reason)
         return f"metrics were not pushed: {result.reason}"

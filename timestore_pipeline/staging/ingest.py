@@ -6,14 +6,17 @@ staged in one go. A file is removed from the landing folder only after the ledge
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import duckdb
 from blake3 import blake3
@@ -124,16 +127,20 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class _Stamp:
-    """What changes when a file is written to."""
+    """What changes when a file is written to, or another is put in its place for a while."""
 
     inode: int
     bytes: int
     modified_at: int
+    changed_at: int
 
     @classmethod
-    def of(cls, path: Path) -> _Stamp:
-        status = path.stat()
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+    def of(cls, path: Path, *, through_links: bool = False) -> _Stamp:
+        return cls.of_status(path.stat(follow_symlinks=through_links))
+
+    @classmethod
+    def of_status(cls, status: os.stat_result) -> _Stamp:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass
@@ -146,6 +153,7 @@ class _Files:
     refused: dict[Path, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     seen: dict[Path, _Stamp] = field(default_factory=dict)
+    through_links: bool = False
 
 
 def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> IngestReport:
@@ -178,6 +186,7 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
         except (StagingQueueFull, TooManyIngests) as error:
             state.skipped.append(f"{len(state.fresh)} files wait: {error}")
             state.fresh.clear()
+    _drop_changed(state, state.refused)
     _settle_twins(store, spec, batches, acknowledged, state)
     quarantined = [
         entry
@@ -229,11 +238,11 @@ def stage_file(
 
 def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None) -> Receipt:
     try:
-        stamp = _Stamp.of(path)
-        fingerprint = file_fingerprint(path)
+        # A link that the caller names is the caller's choice.
+        stamp, fingerprint = _stamp_and_hash(path, through_links=True)
     except OSError as error:
         raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
-    state = _Files()
+    state = _Files(through_links=True)
     batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, stamp.bytes)
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
     if duplicate is not None:
@@ -253,16 +262,25 @@ def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | Non
 
 def file_fingerprint(path: Path) -> str:
     """Return the BLAKE3 hash of a file's bytes, in hex."""
-    digest = blake3()
     with path.open("rb") as stream:
-        while block := stream.read(_HASHED_BYTES):
-            digest.update(block)
+        return _hash(stream)
+
+
+def _hash(stream: BinaryIO) -> str:
+    digest = blake3()
+    while block := stream.read(_HASHED_BYTES):
+        digest.update(block)
     return digest.hexdigest()
 
 
-def _stamp_and_hash(path: Path) -> tuple[_Stamp, str]:
-    stamp = _Stamp.of(path)  # first, so that a write in between is noticed
-    return stamp, file_fingerprint(path)
+def _stamp_and_hash(path: Path, *, through_links: bool = False) -> tuple[_Stamp, str]:
+    # Neither a link nor a pipe that was put in the file's place since it was found is read, or waited for.
+    flags = os.O_NONBLOCK if through_links else os.O_NONBLOCK | os.O_NOFOLLOW
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as stream:
+        status = os.fstat(stream.fileno())  # first, so that a write in between is noticed
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return _Stamp.of_status(status), _hash(stream)
 
 
 def file_batch_id(fingerprint: str) -> str:
@@ -343,7 +361,7 @@ def _stage_fresh(
                         "The files wait in the landing folder; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT)."
                     ) from error
                 continue
-        if _drop_changed(state):
+        if _drop_changed(state, state.fresh):
             written.discard(store)
             continue
         try:
@@ -441,18 +459,22 @@ def _read_through(connection: duckdb.DuckDBPyConnection, columns: Sequence[Colum
             connection.unregister(name)
 
 
-def _drop_changed(state: _Files) -> bool:
-    """Leave files alone that their producer was still writing to while they were read."""
+def _drop_changed(state: _Files, paths: Iterable[Path]) -> bool:
+    """Leave files alone that were written to, or swapped for others, while they were read.
+
+    Those that were refused too: the reason may quote what is in another file.
+    """
     changed = []
-    for path in state.fresh:
+    for path in paths:
         try:
-            if _Stamp.of(path) == state.seen[path]:
+            if _Stamp.of(path, through_links=state.through_links) == state.seen[path]:
                 continue
         except FileNotFoundError:
             pass
         changed.append(path)
     for path in changed:
-        del state.fresh[path]
+        state.fresh.pop(path, None)
+        state.refused.pop(path, None)
         state.skipped.append(
             f"{path.name} changed while it was read; it is taken when it is complete "
             "(write under a name that ends in .partial and rename it)"
