@@ -38,7 +38,7 @@ format: $(VENV)/.installed-dev  ## Format the code and fix what the linter can f
 
 dev: $(VENV)/.installed-demo  ## Start Dagster on http://127.0.0.1:3000 with its sensors on (PORT=, HOST=; DEMO=1 to look at the demo)
 	@mkdir -p .dagster_home && ln -sfn ../dagster.yaml .dagster_home/dagster.yaml
-	@export DAGSTER_HOME="$(CURDIR)/.dagster_home"; \
+	@umask 007; export DAGSTER_HOME="$(CURDIR)/.dagster_home"; \
 	  $(if $(DEMO),test -e .demo/environment || { echo "There is no demo to look at: run 'make demo' first" >&2; exit 1; }; \
 	    . ./.demo/environment;) \
 	  exec $(BIN)/python scripts/dagster_dev.py --workspace workspace.yaml --host $(HOST) --port $(PORT)

@@ -368,7 +368,9 @@ def _read_arrow(path: Path) -> pa.Table:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
+        # Not mapped: a producer that cuts the file short would end this process, and one that writes to it could
+        # change what has been validated.
+        with pa.OSFile(str(path)) as source:
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
