@@ -14,9 +14,10 @@ from datetime import datetime
 import duckdb
 
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
+from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.parquet import write_window
 from timestore_pipeline.building.recovery import settle_build
-from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build, ensure_table
+from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
@@ -35,7 +36,7 @@ from timestore_pipeline.ledger.builds import (
     mark_published,
 )
 from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.ledger.registry import dataset_columns, table_versions
+from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.staging.slices import (
@@ -143,12 +144,11 @@ def _build_once(
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec)
-        seen = table_versions(tx).get(dataset)
     if columns is None:
         return None  # nothing was ever staged
     path = store.table_path(dataset)
+    prepare_table(store, spec, columns)
     check_disk(store, path)
-    ensure_table(path, dataset, columns, seen)
     lease_micros = int(store.settings.build_lease_seconds * 1e6)
     with store.ledger.write() as tx:
         claim = claim_slices(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.table import (
     SequenceTaken,
     commit_fence,
@@ -92,6 +93,8 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
         columns = dataset_columns(tx, spec)
     if columns is None:
         raise TableError(f"dataset {build.dataset!r}: its columns are not in the ledger, so its table cannot be used")
+    # Where somebody has deleted the table, there is a new one to put the fence into.
+    prepare_table(store, spec, columns)
     try:
         commit_fence(path, build, columns)
     except SequenceTaken:

@@ -81,18 +81,24 @@ class SequenceTaken(Exception):
     """The table already has this sequence or a later one: the build was published or fenced."""
 
 
-def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int | None = None) -> int:
+def has_table(path: Path) -> bool:
+    """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet."""
+    log = path / LOG_FOLDER
+    return log.is_dir() and any(log.glob("*.json"))
+
+
+def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int | None = None, fenced: int = 0) -> int:
     """Create the dataset's table unless it exists; return its version.
 
     The table is there before any build commits to it, so that a fence always has a table to be put into. ``seen`` is
-    the version that readers were given, None where there was none yet.
+    the version that readers were given, None where there was none yet. In a new table the builds up to the sequence
+    ``fenced`` are fenced from the start.
 
     Raises:
         TableError: it cannot be created or opened, or has lost entries of its log since readers saw it.
     """
     log = path / LOG_FOLDER
-    # Killed at the wrong moment, delta-rs leaves an empty folder, which is no table yet.
-    if log.is_dir() and any(log.glob("*.json")):
+    if has_table(path):
         version = open_table(path, dataset).version()
         if seen is not None and version < seen:
             raise TableError(
@@ -105,7 +111,14 @@ def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int 
     with _translated(path, dataset):
         make_folder(path)
         table = DeltaTable.create(
-            str(path), schema=arrow_schema(columns), mode="ignore", partition_by=[WINDOW_COLUMN], name=dataset
+            str(path),
+            schema=arrow_schema(columns),
+            mode="ignore",
+            partition_by=[WINDOW_COLUMN],
+            name=dataset,
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(_app_id(dataset), fenced)] if fenced else []
+            ),
         )
         version = table.version()
     reach(CrashPoint.TABLE_CREATED)

@@ -79,6 +79,11 @@ def table_versions(tx: Connection) -> dict[str, int | None]:
     return dict(tx.execute(select(datasets.c.name, datasets.c.table_version)).all())
 
 
+def last_claimed_sequence(tx: Connection, dataset: str) -> int:
+    """Return the sequence of the last build that claimed slices of the dataset, 0 for none."""
+    return tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one() - 1
+
+
 def known_datasets(tx: Connection) -> set[str]:
     """Return the names of all datasets that the ledger has ever seen."""
     return set(tx.execute(select(datasets.c.name)).scalars())

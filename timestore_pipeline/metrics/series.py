@@ -12,6 +12,7 @@ from timestore_pipeline.ledger.counters import (
     FLUSH_DURATION,
     FLUSH_ROWS,
     GUARDRAIL_BREACHES,
+    LOST_ROWS,
     RETRIED_BATCHES,
 )
 
@@ -211,6 +212,12 @@ SERIES = (
         SeriesType.GAUGE,
         "seconds since the Unix epoch",
         "When the oldest build in flight claimed its rows; 0 when there is none.",
+    ),
+    Series(
+        LOST_ROWS,
+        SeriesType.COUNTER,
+        "rows",
+        "Published rows that are gone because somebody deleted the dataset's table, and no retained segment has them.",
     ),
     Series(PUBLISHED_ROWS, SeriesType.GAUGE, "rows", "Rows in the published table."),
     Series(PUBLISHED_BYTES, SeriesType.GAUGE, "bytes", "Parquet bytes in the published table."),

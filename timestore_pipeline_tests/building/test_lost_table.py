@@ -1,0 +1,247 @@
+"""A table that somebody deleted: builds go on without an operator, nothing is doubled, and what is lost is said."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import pytest
+
+from timestore_pipeline.building import build as build_module
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.lost_table import MARKER
+from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.errors import BuildAborted, TableError
+from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
+from timestore_pipeline.ledger.counters import LOST_ROWS
+from timestore_pipeline.lifecycle.retention import unlink_published_segments
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import build, counted, hourly, published, readable, rows_of, segment_file
+from timestore_pipeline_tests.conftest import MakeStore
+
+OLD = hourly(5)
+NEW = hourly(3, station="LGA")
+NEWER = hourly(2, station="EWR")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def die_in_a_build(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "commit_build", die)
+        patched.setattr(build_module, "settle_build", die)  # a dead process does not tidy up
+        with pytest.raises(Killed):
+            build_windows(store, "weather", owner="the dead")
+
+
+@pytest.fixture
+def forgetful(make_store: MakeStore) -> Store:
+    """A store that has published :data:`OLD` and retains nothing of it."""
+    store = make_store(staging_retention_seconds=0)
+    stage(store, "weather", OLD)
+    build(store)
+    assert unlink_published_segments(store).files == 1
+    return store
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_build_in_flight_is_settled_although_its_table_is_gone(
+    forgetful: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writing: bool
+):
+    store = forgetful
+    stage(store, "weather", NEW)
+    die_in_a_build(store, monkeypatch)
+    shutil.rmtree(store.table_path("weather"))
+    if writing:  # its builder went on for a while
+        left = store.table_path("weather") / "window_key=2026-01-01" / "0000000002-000.parquet"
+        left.parent.mkdir(parents=True)
+        left.touch()
+
+    with caplog.at_level(logging.ERROR):
+        (settled,) = settle_dead_builds(store, lambda owner: True)
+
+    assert not settled.published
+    assert "is gone with 5 published rows" in caplog.text
+    assert "5 rows are lost" in caplog.text
+    assert counted(store, LOST_ROWS) == {"": 5}
+    assert readable(store) == rows_of(NEW)
+    assert build(store).rows == 3
+    assert published(store) == readable(store) == rows_of(NEW)
+    with store.ledger.read() as tx:
+        assert builds_in_flight(tx) == []
+        assert published_totals(tx)["weather"][1] == 3
+
+
+def test_batches_that_are_lost_can_be_staged_again(forgetful: Store):
+    store = forgetful
+    shutil.rmtree(store.table_path("weather"))
+    stage(store, "weather", NEW)
+    assert stage(store, "weather", OLD).duplicate  # nobody has noticed yet
+    build(store)
+
+    assert not stage(store, "weather", OLD).duplicate
+    assert stage(store, "weather", NEW).duplicate
+    build(store)
+    assert published(store) == readable(store) == rows_of(OLD, NEW)
+
+
+def test_what_is_still_retained_is_published_again(store: Store, caplog: pytest.LogCaptureFixture):
+    stage(store, "weather", OLD)
+    build(store)
+    stage(store, "weather", NEW)
+    build(store)
+    shutil.rmtree(store.table_path("weather"))
+    with pytest.raises(TableError, match="there is no table"):
+        readable(store)
+
+    stage(store, "weather", NEWER)
+    report = build(store)
+
+    assert report.rows == 10
+    assert published(store) == readable(store) == rows_of(OLD, NEW, NEWER)
+    assert counted(store, LOST_ROWS) == {}
+    assert "0 rows are lost" in caplog.text
+    assert unlink_published_segments(store, now=1 << 62).files == 3
+    assert stage(store, "weather", OLD).duplicate
+
+
+def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Its slices were given back by another process, which also made the new table."""
+    stage(store, "weather", OLD)
+    build(store)
+    stage(store, "weather", NEW)
+    commit = build_module.commit_build
+
+    def sleep_then_commit(*arguments):
+        shutil.rmtree(store.table_path("weather"))
+        settle_dead_builds(store, lambda owner: owner == "the sleeper")
+        for file in arguments[3]:  # as if it wrote its files only now
+            path = store.table_path("weather") / file.path
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x" * file.bytes)
+        return commit(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "commit_build", sleep_then_commit)
+        with pytest.raises(BuildAborted):
+            build_windows(store, "weather", owner="the sleeper")
+
+    assert readable(store) == rows_of(OLD, NEW)
+    assert build(store).rows == 8
+    assert published(store) == readable(store) == rows_of(OLD, NEW)
+
+
+def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Nobody settles the build in flight: it is the next build's table that refuses it."""
+    stage(store, "weather", OLD)
+    build(store)
+    stage(store, "weather", NEW)
+    commit = build_module.commit_build
+
+    def another_makes_the_table(*arguments):
+        from timestore_pipeline.building.lost_table import prepare_table
+
+        shutil.rmtree(store.table_path("weather"))
+        prepare_table(store, store.datasets["weather"], store.datasets["weather"].declared_columns or ())
+        for file in arguments[3]:
+            path = store.table_path("weather") / file.path
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x" * file.bytes)
+        return commit(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "commit_build", another_makes_the_table)
+        with pytest.raises(BuildAborted):
+            build_windows(store, "weather", owner="the sleeper")
+    settle_dead_builds(store, lambda owner: True)
+
+    assert build(store).rows == 8
+    assert published(store) == readable(store) == rows_of(OLD, NEW)
+
+
+def test_a_crash_between_forgetting_the_table_and_making_the_new_one_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    stage(store, "weather", OLD)
+    build(store)
+    shutil.rmtree(store.table_path("weather"))
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("timestore_pipeline.building.lost_table.ensure_table", die)
+        with pytest.raises(Killed):
+            build_windows(store, "weather", owner="the test")
+    assert readable(store) == rows_of(OLD)
+
+    assert build(store).rows == 5
+    assert published(store) == readable(store) == rows_of(OLD)
+
+
+def test_a_table_that_lost_only_its_log_is_not_taken_for_deleted(store: Store):
+    stage(store, "weather", OLD)
+    build(store)
+    log = store.table_path("weather") / "_delta_log"
+    away = log.rename(log.with_name("away"))
+    stage(store, "weather", NEW)
+
+    with pytest.raises(TableError, match="restore it"):
+        build_windows(store, "weather", owner="the test")
+    away.rename(log)
+
+    assert build(store).rows == 3
+    assert published(store) == rows_of(OLD, NEW)
+
+
+def test_a_retained_segment_that_is_gone_too_ends_in_quarantine(make_store: MakeStore):
+    store = make_store(build_max_attempts=1)
+    path = segment_file(store, stage(store, "weather", OLD).segment_id)
+    build(store)
+    stage(store, "weather", NEW)
+    path.unlink()
+    shutil.rmtree(store.table_path("weather"))
+
+    assert build(store).rows == 3
+    assert readable(store) == rows_of(NEW)
+
+
+def test_tables_that_are_not_mounted_are_not_taken_for_deleted(store: Store, caplog: pytest.LogCaptureFixture):
+    stage(store, "weather", OLD)
+    build(store)
+    stage(store, "weather", NEW)
+    tables = store.settings.tables_path
+    away = tables.rename(tables.with_name("away"))
+    tables.mkdir()  # the mount point
+
+    with pytest.raises(TableError, match="mount"):
+        build_windows(store, "weather", owner="the test")
+    stage(store, "events", NEW.rename_columns(["at", "station", "temp"]))
+    with pytest.raises(TableError, match="mount"):
+        build_windows(store, "events", owner="the test")
+    assert list(tables.iterdir()) == []
+    tables.rmdir()
+    away.rename(tables)
+
+    assert build(store).rows == 3
+    assert published(store) == readable(store) == rows_of(OLD, NEW)
+
+
+def test_an_operator_who_deleted_all_tables_says_so_with_the_marker(store: Store):
+    stage(store, "weather", OLD)
+    build(store)
+    stage(store, "weather", NEW)
+    shutil.rmtree(store.settings.tables_path)
+    store.settings.tables_path.mkdir()
+    with pytest.raises(TableError, match=MARKER):
+        build_windows(store, "weather", owner="the test")
+
+    (store.settings.tables_path / MARKER).touch()
+
+    assert build(store).rows == 8
