@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+
+log = logging.getLogger(__name__)
 
 ORPHAN_AGE_SECONDS = 3_600
 """An unknown file younger than this may belong to a process that is about to put it into the ledger."""
@@ -42,13 +45,19 @@ def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
         expired = published_before(tx, now - int(store.settings.staging_retention_seconds * 1e6))
     if not expired:
         return Freed(0, 0)
+    gone = []
     for segment in expired:
-        store.segment_path(segment.path).unlink(missing_ok=True)
+        try:
+            store.segment_path(segment.path).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: segment %s cannot be removed: %s", segment.dataset, segment.path, error.strerror or error)
+            continue
+        gone.append(segment)
         reach(CrashPoint.SEGMENT_UNLINKED)
     with store.ledger.write() as tx:
-        mark_unlinked(tx, (segment.id for segment in expired), now)
+        mark_unlinked(tx, (segment.id for segment in gone), now)
     reach(CrashPoint.RETENTION_COMMITTED)
-    return Freed(len(expired), sum(segment.bytes for segment in expired))
+    return Freed(len(gone), sum(segment.bytes for segment in gone))
 
 
 def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) -> Freed:

@@ -149,6 +149,7 @@ def environment(store: Store) -> dict[str, str]:
 def ending_of(finished: subprocess.CompletedProcess[str]) -> Ending:
     """How a :func:`command` ended."""
     assert finished.returncode in (0, 1), finished.stderr
+    assert finished.returncode == 0 or finished.stdout.strip(), finished.stderr
     if finished.returncode == 0:
         return Ending()
     error, _, message = finished.stdout.strip().splitlines()[-1].partition(": ")
