@@ -56,7 +56,10 @@ def gateway(program: Callable[[str], str]) -> Iterator[Gateway]:
     binary = program("prometheus-pushgateway")
     port = unused_port()
     process = subprocess.Popen(
-        [binary, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        # Debian's keeps what it has in a file that all gateways of the machine share.
+        [binary, f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         gateway = Gateway(f"http://127.0.0.1:{port}")
