@@ -27,7 +27,8 @@ def start_pushgateway(programs: Programs) -> str | None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    programs.start("pushgateway", [path, f"--web.listen-address={address}"])
+    # In memory only: what Debian's keeps in a file of the machine is of another installation.
+    programs.start("pushgateway", [path, f"--web.listen-address={address}", "--persistence.file="])
     deadline = time.monotonic() + _SECONDS_TO_START
     while time.monotonic() < deadline:
         programs.check()
