@@ -57,7 +57,7 @@ def _since(series: str) -> str:
 
 
 def _stat(title: str, expression: str, *, unit: str = "short", warn: float | None = None, **more: Any) -> Panel:
-    return Panel(title, (Query(expression, title),), unit, Kind.STAT, 4, 4, warn=warn, **more)
+    return Panel(title, (Query(expression, title),), unit, Kind.STAT, 3, 4, warn=warn, **more)
 
 
 _OLDEST_AGE = _since("timestore_staging_oldest_timestamp_seconds")
@@ -105,6 +105,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Is anything lost or late?",
         (
+            _stat(
+                "Rows lost",
+                f"sum({_of('timestore_lost_rows_total')})",
+                alarm=1,
+                description="Of a table that somebody deleted, where no retained segment has them; since ever.",
+            ),
             _stat(
                 "Batches refused, 15 min",
                 f"sum(increase({_DROPS}[15m]))",
