@@ -490,7 +490,8 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
         synced.append("/".join(path.parts[-2:]))
 
     for module in ("building.table", "building.parquet", "durable_files"):
-        monkeypatch.setattr(f"timestore_pipeline.{module}.fsync_path", sync)
+        for name in ("fsync_path", "sync_private"):
+            monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
     from timestore_pipeline.building import build as build_module
 
     mark = build_module.mark_published

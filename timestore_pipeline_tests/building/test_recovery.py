@@ -128,7 +128,7 @@ def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Sto
     stage(store, "weather", hourly(3))
     interrupted_build(store, "_sync_commit", module=table_module)
     done: list[str] = []
-    monkeypatch.setattr(table_module, "fsync_path", lambda path: done.append(path.name))
+    monkeypatch.setattr(table_module, "sync_private", lambda path: done.append(path.name))
     mark = recovery_module.mark_published
     monkeypatch.setattr(recovery_module, "mark_published", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 
