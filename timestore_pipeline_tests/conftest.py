@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import hypothesis
 import pytest
 
 from timestore_pipeline.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
+
+# Examples are not timed: how long one takes says more of the machine than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 DATASETS_YAML = """
 datasets:
