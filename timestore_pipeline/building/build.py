@@ -16,7 +16,7 @@ import duckdb
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.parquet import write_window
-from timestore_pipeline.building.recovery import settle_build
+from timestore_pipeline.building.recovery import published_windows, settle_build
 from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
@@ -184,7 +184,7 @@ def _build_once(
         raise
     with store.ledger.write() as tx:
         contributing = batches_of_build(tx, build.id)
-        mark_published(tx, build, table_version=version, published=_by_window(spec, files), now=now_micros())
+        mark_published(tx, build, table_version=version, published=published_windows(spec, files), now=now_micros())
         reach(CrashPoint.PUBLICATION_RECORDED)
     reach(CrashPoint.PUBLICATION_COMMITTED)
     return _report(spec, columns, claim, trigger, version, files, contributing, time.perf_counter() - started)
@@ -290,15 +290,6 @@ def _kept_alive(store: Store, build: Build, lease_micros: int) -> Iterator[None]
         thread.join()
 
 
-def _by_window(spec: DatasetSpec, files: Sequence[ParquetFile]) -> dict[int, PublishedWindow]:
-    found: dict[int, PublishedWindow] = {}
-    for file in files:
-        start = spec.window_from_key(file.window_key).start_micros
-        had = found.get(start, PublishedWindow(start, 0, 0, 0))
-        found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
-    return found
-
-
 def _report(
     spec: DatasetSpec,
     columns: tuple[Column, ...],
@@ -309,7 +300,7 @@ def _report(
     contributing: Sequence[WindowBatch],
     duration_seconds: float,
 ) -> BuildReport:
-    published = _by_window(spec, files)
+    published = published_windows(spec, files)
     batches: dict[int, list[WindowBatch]] = defaultdict(list)
     for batch in contributing:
         batches[batch.window_start].append(batch)

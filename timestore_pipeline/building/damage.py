@@ -25,6 +25,7 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.queue import Slice, unclaimed_slices
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, SEGMENT_TABLE
+from timestore_pipeline.staging.slices import by_segment
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -69,11 +70,8 @@ def unreadable_slices(
     store: Store, spec: DatasetSpec, columns: Sequence[Column], slices: Iterable[Slice]
 ) -> dict[str, dict[Slice, str]]:
     """Return segment id → slice → reason, for those of ``slices`` whose rows cannot all be read back."""
-    by_segment: dict[str, list[Slice]] = defaultdict(list)
-    for piece in slices:
-        by_segment[piece.segment_id].append(piece)
     found = {}
-    for segment_id, pieces in by_segment.items():
+    for segment_id, pieces in by_segment(slices).items():
         try:
             damaged = _damage(store, spec, columns, pieces)
         except _CannotTell as error:

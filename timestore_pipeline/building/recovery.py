@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.table import (
+    ParquetFile,
     SequenceTaken,
+    TableFile,
     commit_fence,
     file_prefix,
     last_published_sequence,
@@ -21,6 +23,7 @@ from timestore_pipeline.building.table import (
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import (
@@ -78,6 +81,16 @@ def settle_dead_builds(
     return settled
 
 
+def published_windows(spec: DatasetSpec, files: Iterable[ParquetFile | TableFile]) -> dict[int, PublishedWindow]:
+    """Return what the files of one build add to each window, by the window's start in microseconds."""
+    found: dict[int, PublishedWindow] = {}
+    for file in files:
+        start = spec.window_from_key(file.window_key).start_micros
+        had = found.get(start, PublishedWindow(start, 0, 0, 0))
+        found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
+    return found
+
+
 def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> SettledBuild:
     """End one build: mark it published if the table has it, else fence it and give its slices back.
 
@@ -103,14 +116,8 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
         if last_published_sequence(table, build.dataset) == build.sequence:
             version = version_of_build(table, build)
             prefix = file_prefix(build.sequence)
-            published: dict[int, PublishedWindow] = {}
-            for file in live_files(table):
-                if file.path.rpartition("/")[2].startswith(prefix):
-                    start = spec.window_from_key(file.window_key).start_micros
-                    had = published.get(start, PublishedWindow(start, 0, 0, 0))
-                    published[start] = PublishedWindow(
-                        start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1
-                    )
+            files = [file for file in live_files(table) if file.path.rpartition("/")[2].startswith(prefix)]
+            published = published_windows(spec, files)
             with store.ledger.write() as tx:
                 mark_published(tx, build, table_version=version, published=published, now=now_micros())
             reach(CrashPoint.RECOVERY_PUBLISHED)
