@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,11 +18,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from timestore_pipeline.columns import RESERVED_NAMES, TIME_TYPES, Column, canonical_type, columns_from_mapping
+from timestore_pipeline.durations import SHORTEST_FRESHNESS, Duration, format_duration
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
-from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline.windows import Granularity, Window, from_micros
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 DEFAULT_START = date(2020, 1, 1)
+DEFAULT_LATENESS = timedelta(days=1)
 
 DatasetName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Field(ge=0)]
@@ -155,6 +157,17 @@ class DatasetSpec(_Model):
     start: date = Field(
         default=DEFAULT_START, description="Rows before this day are quarantined; partitions start here."
     )
+    lateness: Duration = Field(
+        default=DEFAULT_LATENESS,
+        json_schema_extra={"default": format_duration(DEFAULT_LATENESS)},
+        description="How long after its end a window stays open, such as `90m`, `36h` or `7d`: then it is closed.",
+    )
+    freshness: Duration | None = Field(
+        default=None,
+        description="Freshness that is promised, at least `1m`: Dagster warns when half of it has passed since the "
+        "table last got rows, and shows the table as failing after the whole. 0 promises nothing; by default "
+        "TIMESTORE_FRESHNESS_SECONDS.",
+    )
     landing: LandingSpec = Field(default=LandingSpec(), description="Where files land and how they are read.")
     flush: FlushSpec = Field(default=FlushSpec(), description="Overrides of the flush thresholds.")
     limits: LimitSpec = Field(default=LimitSpec(), description="Overrides of the limits.")
@@ -176,6 +189,13 @@ class DatasetSpec(_Model):
     def _known_types(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         if value is not None:
             columns_from_mapping(value)
+        return value
+
+    @field_validator("freshness")
+    @classmethod
+    def _no_shorter_than_dagster_can(cls, value: timedelta | None) -> timedelta | None:
+        if value and value < SHORTEST_FRESHNESS:
+            raise ValueError("a freshness is at least 1m, or 0 to promise none")
         return value
 
     @model_validator(mode="after")
@@ -205,6 +225,13 @@ class DatasetSpec(_Model):
     def first_window(self) -> Window:
         """The window in which ``start`` falls; earlier ones do not exist."""
         return Window.containing(datetime(self.start.year, self.start.month, self.start.day, tzinfo=UTC), self.window)
+
+    def first_open_window(self, now: int) -> Window:
+        """Return the first window that is not closed at ``now`` (microseconds since the epoch).
+
+        A window closes at its end plus the dataset's lateness.
+        """
+        return Window.containing(from_micros(now) - self.lateness, self.window)
 
     def window_from_key(self, key: str) -> Window:
         """Return the window named ``key``; raises ValueError as :meth:`Window.from_key`."""

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from timestore_pipeline import datasets
 from timestore_pipeline.cli.exit_codes import MEANINGS
 from timestore_pipeline.columns import RESERVED_NAMES, TYPE_NAMES
 from timestore_pipeline.dashboard import dashboard
+from timestore_pipeline.durations import DURATION_PATTERN, format_duration
 from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline.settings import Settings, variable_name
 
@@ -42,6 +44,8 @@ datasets:
       temp: double
     time: time_hour
     window: day
+    lateness: 7d                     # a day closes a week after its end
+    freshness: 2h                    # what the UI holds the table to
     landing:
       pattern: "*.csv"
       csv: {null: ["", NA]}
@@ -118,6 +122,7 @@ _SETTING_GROUPS = (
         ),
     ),
     ("Building", ("build_",)),
+    ("In the UI", ("freshness_seconds",)),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),
 )
@@ -308,6 +313,8 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " or ".join(_allowed(option, definitions) for option in options)
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
     kind = schema.get("type")
     if kind == "boolean":
         return "`true`, `false`"
@@ -322,7 +329,9 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return "mapping"
     if schema.get("maxLength") == 1:
         return "one character"
-    return {"path": "path", "date": "date", "password": "URL"}.get(schema.get("format", ""), "text")
+    return {"path": "path", "date": "date", "password": "URL", "duration": "duration"}.get(
+        schema.get("format", ""), "text"
+    )
 
 
 def _default(value: Any) -> str:
@@ -334,6 +343,8 @@ def _default(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         return f"`{json.dumps(list(value))}`"
+    if isinstance(value, timedelta):
+        return f"`{format_duration(value)}`"
     return f"`{value}`" if str(value) else "–"
 
 

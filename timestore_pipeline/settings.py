@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import SettingsError
 
 PREFIX = "TIMESTORE_"
@@ -41,6 +42,12 @@ class GuardrailMode(StrEnum):
 
 def _no_trailing_slash(url: str | None) -> str | None:
     return url.rstrip("/") if url else None
+
+
+def _a_minute_or_none(seconds: float) -> float:
+    if 0 < seconds < SHORTEST_FRESHNESS.total_seconds():
+        raise ValueError("must be 0, or 60 or more")
+    return seconds
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -164,6 +171,13 @@ class Settings(BaseSettings):
     )
     flush_sensor_interval_seconds: PositiveCount = Field(
         default=5, description="Least time between two looks of `flush_sensor`."
+    )
+
+    freshness_seconds: Annotated[float, AfterValidator(_a_minute_or_none), Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="Freshness that is promised of every table, unless the dataset has its own: Dagster warns when "
+        "half of it has passed since the table last got rows, and shows the table as failing after the whole. "
+        "At least 60; 0 promises nothing.",
     )
 
     duckdb_threads: Count = Field(default=0, description="Threads of a DuckDB connection; 0 takes one per core.")

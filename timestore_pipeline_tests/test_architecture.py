@@ -34,6 +34,7 @@ LAYERS = [
         "connections",
         "crash_points",
         "durable_files",
+        "durations",
     },
     {"ledger"},
     {"store"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timestore_pipeline.columns import Column
-from timestore_pipeline.datasets import Datasets, DatasetSpec, FileFormat, TimeUnit, load_datasets, parse_datasets
+from timestore_pipeline.datasets import (
+    Datasets,
+    DatasetSpec,
+    FileFormat,
+    TimeUnit,
+    load_datasets,
+    parse_datasets,
+)
+from timestore_pipeline.durations import format_duration, parse_duration
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
-from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline.windows import Granularity, Window, to_micros
 
 FULL = """
 start: 2013-01-01
@@ -31,6 +39,8 @@ datasets:
       format: csv
       csv: {delimiter: ";", quote: "'", escape: "\\\\", null: ["", NA], header: [ts, station, temp, extra]}
       ignore_columns: [extra]
+    lateness: 1d 12h
+    freshness: 15m
     flush: {max_rows: 10, max_bytes: 0, max_age_ms: 5000}
     limits: {max_pending: 5, max_bytes: 1000}
   events:
@@ -74,6 +84,9 @@ def test_everything_that_can_be_said_is_understood():
     assert not weather.landing.matches("A.CSV.GZ")
     assert weather.flush.max_bytes == 0
     assert weather.limits.max_pending == 5
+    assert weather.lateness == timedelta(hours=36)
+    assert weather.freshness == timedelta(minutes=15)
+    assert (minimal.lateness, minimal.freshness) == (timedelta(days=1), None)
     assert weather.start == date(2013, 1, 1)
     assert events.time.unit is TimeUnit.MILLISECONDS
     assert events.declared_columns is None
@@ -250,3 +263,34 @@ def test_a_file_without_permission_is_told_by_its_path(tmp_path: Path):
 
     with pytest.raises(DatasetsFileError, match="Permission denied"):
         load_datasets(path)
+
+
+@given(st.timedeltas(min_value=timedelta(), max_value=timedelta(days=36_500)))
+def test_a_duration_is_read_as_it_is_written(duration: timedelta):
+    milliseconds = duration - duration % timedelta(milliseconds=1)
+
+    assert parse_duration(format_duration(milliseconds)) == milliseconds
+
+
+@pytest.mark.parametrize("written", ["", "7", 7, "-1d", "1.5h", "1y", "d", "1d!", True, None, "40000d", "7 days"])
+def test_what_is_no_duration_is_refused(written: object):
+    assert "lateness" in problems_of(dataset(lateness=written))
+
+
+def test_a_freshness_is_a_minute_or_more_or_none():
+    assert parse_datasets(dataset(freshness=0))["d"].freshness == timedelta()
+    assert "at least 1m" in problems_of(dataset(freshness="59s"))
+
+
+@given(
+    st.sampled_from(list(Granularity)),
+    st.integers(946_684_800, 4_102_444_800).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+    st.timedeltas(min_value=timedelta(), max_value=timedelta(days=400)),
+)
+def test_a_window_closes_at_its_end_plus_the_lateness(granularity: Granularity, now: datetime, lateness: timedelta):
+    spec = parse_datasets(dataset(window=str(granularity)))["d"].model_copy(update={"lateness": lateness})
+
+    first_open = spec.first_open_window(to_micros(now))
+    last_closed = Window.containing(first_open.start - timedelta(microseconds=1), granularity)
+
+    assert last_closed.end + lateness <= now < first_open.end + lateness

@@ -7,6 +7,7 @@ loads whatever state the installation is in. A step is one dataset's; its failur
 # No `from __future__ import annotations`: Dagster refuses a context whose annotation is text.
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -14,6 +15,7 @@ import dagster as dg
 from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger, effective_thresholds
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
@@ -128,6 +130,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
             "concurrent_builds": spec.limits.concurrent_builds,
             **_declared_schema(spec),
         },
+        freshness_policy=freshness_policy(spec, settings),
         output_required=False,
     )
     def partitions(
@@ -140,6 +143,18 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
             metrics.push(store.opened, context.log)
 
     return partitions
+
+
+def freshness_policy(spec: DatasetSpec, settings: Settings) -> dg.FreshnessPolicy | None:
+    """Return what is promised of the dataset's table: rows every so often; None where nothing is.
+
+    Dagster holds it against the last materialization of any window: a backfill of an old one counts too.
+    """
+    promised = timedelta(seconds=settings.freshness_seconds) if spec.freshness is None else spec.freshness
+    if not promised:
+        return None
+    warning = promised / 2
+    return dg.FreshnessPolicy.time_window(promised, warning if warning >= SHORTEST_FRESHNESS else None)
 
 
 def dataset_assets(spec: DatasetSpec, settings: Settings) -> list[dg.AssetSpec | dg.AssetsDefinition]:

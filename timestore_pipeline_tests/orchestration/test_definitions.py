@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import get_args
 
 import dagster as dg
@@ -102,6 +103,26 @@ def test_assets_tell_the_ui_what_they_are(make_settings: Callable[..., Settings]
     assert [column.name for column in table.metadata["dagster/column_schema"].columns] == ["ts", "temp"]
     assert table.metadata["dagster/table_name"] == "weather"
     assert table.metadata["dagster/uri"] == (settings.tables_path / "weather").as_uri()
+
+
+def test_a_table_is_held_to_the_freshness_that_is_promised(make_settings: Callable[..., Settings]):
+    text = """
+datasets:
+  promised: {time: ts, window: day, freshness: 2h}
+  minute: {time: ts, window: day, freshness: 1m}
+  unpromised: {time: ts, window: day, freshness: 0}
+  usual: {time: ts, window: day}
+"""
+
+    def policies(**settings: float) -> list[dg.FreshnessPolicy | None]:
+        graph = definitions_of(text, make_settings(**settings)).resolve_asset_graph()
+        names = ("promised", "minute", "unpromised", "usual")
+        return [graph.get(dg.AssetKey(["partitions", name])).freshness_policy for name in names]
+
+    window = dg.FreshnessPolicy.time_window
+    own = [window(timedelta(hours=2), timedelta(hours=1)), window(timedelta(minutes=1)), None]
+    assert policies() == [*own, None]
+    assert policies(freshness_seconds=600) == [*own, window(timedelta(minutes=10), timedelta(minutes=5))]
 
 
 def test_loading_does_not_open_the_ledger(make_settings: Callable[..., Settings]):
