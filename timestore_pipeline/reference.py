@@ -329,9 +329,9 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return "mapping"
     if schema.get("maxLength") == 1:
         return "one character"
-    return {"path": "path", "date": "date", "password": "URL", "duration": "duration"}.get(
-        schema.get("format", ""), "text"
-    )
+    if schema.get("pattern") == DURATION_PATTERN:
+        return "duration"
+    return {"path": "path", "date": "date", "password": "URL"}.get(schema.get("format", ""), "text")
 
 
 def _default(value: Any) -> str:
