@@ -28,13 +28,13 @@ from timestore_pipeline.errors import BuildAborted, BuildInFlight, LedgerError, 
 from timestore_pipeline.ledger.builds import (
     Build,
     Claim,
-    PublishedWindow,
     WindowBatch,
     batches_of_build,
     claim_slices,
     extend_lease,
     mark_published,
 )
+from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.staging.room import check_disk

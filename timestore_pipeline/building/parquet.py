@@ -9,7 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.building.table import ParquetFile, delta_statistics, file_prefix
+from timestore_pipeline.building.statistics import delta_statistics
+from timestore_pipeline.building.table import ParquetFile, file_prefix
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, literal, quote, time_range_sql
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec

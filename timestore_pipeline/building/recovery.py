@@ -28,12 +28,12 @@ from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import (
     Build,
-    PublishedWindow,
     builds_in_flight,
     get_build,
     mark_aborted,
     mark_published,
 )
+from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.store import Store

@@ -10,9 +10,7 @@ Every commit of a build carries two application transactions (Delta protocol, "T
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,10 @@ from urllib.parse import unquote
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
-from timestore_pipeline.columns import TIME_TYPES, WINDOW_COLUMN, Column
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.errors import TableError
@@ -48,11 +47,6 @@ _ARROW_TYPES = {
     "TIMESTAMP": pa.timestamp("us"),
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
 }
-_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
-# Infinite times, and those before the year 1 and after 9999, have no form that every reader of Delta tables takes.
-_WRITABLE_TIME = re.compile(r"^\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?(\+00)?)?$")
-# Longer texts bloat the log more than they help to skip files.
-_MAX_STATISTIC_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,19 @@ class TableFile:
     window_key: str
     rows: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Files that a commit takes out of the table, as they are live on ``table``: the handle that it commits on.
+
+    ``data_change`` says whether the rows become others; where they do not, as in a compaction, whoever follows the
+    table's changes has nothing to do.
+    """
+
+    table: DeltaTable
+    files: tuple[TableFile, ...]
+    data_change: bool = True
 
 
 class SequenceTaken(Exception):
@@ -151,8 +158,34 @@ def last_published_sequence(table: DeltaTable, dataset: str) -> int:
     return table.transaction_version(_published_app_id(dataset)) or 0
 
 
-def commit_build(path: Path, build: Build, columns: Sequence[Column], files: Sequence[ParquetFile]) -> int:
-    """Publish a build's files in one commit and make it durable; return the table version.
+def read_for_replacement(
+    path: Path, build: Build, window_keys: Collection[str], *, data_change: bool = True
+) -> Replacement:
+    """Return all live files of some windows, for a build that reads them and commits others in their place.
+
+    Raises:
+        SequenceTaken: the build was fenced before.
+        TableError: the table is missing or damaged.
+    """
+    table = open_table(path, build.dataset)
+    if last_sequence(table, build.dataset) >= build.sequence:
+        raise SequenceTaken
+    wanted = set(window_keys)
+    return Replacement(table, tuple(file for file in live_files(table) if file.window_key in wanted), data_change)
+
+
+def commit_build(
+    path: Path,
+    build: Build,
+    columns: Sequence[Column],
+    files: Sequence[ParquetFile],
+    replacement: Replacement | None = None,
+) -> int:
+    """Publish a build's files in one commit, in place of those of ``replacement``, durably; return the table version.
+
+    A replacement is committed on the handle on which its files were found, and only if no other commit, whosever, came
+    in between: delta-rs does not mind when a commit removes a file that another one has removed already, and its rows
+    would be there twice.
 
     Raises:
         SequenceTaken: the build was fenced (or published) before; nothing was committed.
@@ -162,23 +195,35 @@ def commit_build(path: Path, build: Build, columns: Sequence[Column], files: Seq
         size = (path / file.path).stat().st_size
         if size != file.bytes:
             raise TableError(f"dataset {build.dataset!r}: {path / file.path} has {size} bytes instead of {file.bytes}")
-    actions = [
+    data_change = replacement is None or replacement.data_change
+    actions: list[AddAction | RemoveAction] = [
         AddAction(
             path=file.path,
             size=file.bytes,
             partition_values={WINDOW_COLUMN: file.window_key},
             modification_time=file.modified_at_ms,
-            data_change=True,
+            data_change=data_change,
             # Not escaped: delta-rs reads the escape of a letter beyond the second plane as another letter.
             stats=json.dumps(file.statistics, ensure_ascii=False),
         )
         for file in files
     ]
+    if replacement is not None:
+        actions += [
+            RemoveAction(
+                path=file.path,
+                data_change=data_change,
+                deletion_timestamp=now_micros() // 1_000,
+                size=file.bytes,
+                partition_values={WINDOW_COLUMN: file.window_key},
+            )
+            for file in replacement.files
+        ]
     transactions = [
         Transaction(_app_id(build.dataset), build.sequence),
         Transaction(_published_app_id(build.dataset), build.sequence),
     ]
-    return _commit(path, build, actions, transactions, "publish", columns)
+    return _commit(path, build, actions, transactions, "publish", columns, replacement and replacement.table)
 
 
 def commit_fence(path: Path, build: Build, columns: Sequence[Column]) -> int:
@@ -234,50 +279,6 @@ def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     )
 
 
-def delta_statistics(columns: Sequence[Column], rows: int, footer: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Return Delta's per-file statistics from those that DuckDB's ``COPY … (RETURN_STATS)`` took from the footer.
-
-    ``footer`` maps quoted column names to texts ``min``, ``max``, ``null_count`` and so on. A bound that is not exact,
-    or not a number (NaN has no order), is left out: readers then do not skip the file by that column.
-    """
-    lowest: dict[str, Any] = {}
-    highest: dict[str, Any] = {}
-    nulls: dict[str, int] = {}
-    for column in columns:
-        found = footer.get('"' + column.name.replace('"', '""') + '"')
-        if found is None:
-            continue
-        if "null_count" in found:
-            nulls[column.name] = int(found["null_count"])
-        if found.get("has_nan") == "true" or "false" in (found.get("min_is_exact"), found.get("max_is_exact")):
-            continue
-        low, high = _bound(column, found.get("min")), _bound(column, found.get("max"))
-        if low is not None and high is not None:
-            lowest[column.name], highest[column.name] = low, high
-    return {"numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls}
-
-
-def _bound(column: Column, text: str | None) -> Any:
-    if text is None:
-        return None
-    if column.type in _INTEGERS:
-        return int(text)
-    if column.type in ("FLOAT", "DOUBLE"):
-        value = float(text)
-        return value if math.isfinite(value) else None
-    if column.type in TIME_TYPES and not _WRITABLE_TIME.match(text):
-        return None
-    if column.type == "DATE":
-        return text
-    if column.type == "TIMESTAMP":
-        return text.replace(" ", "T")
-    if column.type == "TIMESTAMP WITH TIME ZONE":
-        return text.replace(" ", "T").removesuffix("+00") + "Z"
-    if column.type == "VARCHAR" and len(text) <= _MAX_STATISTIC_LENGTH:
-        return text
-    return None
-
-
 def _arrow_type(column: Column) -> pa.DataType:
     if column.type.startswith("DECIMAL"):
         precision, scale = column.type.removeprefix("DECIMAL(").removesuffix(")").split(",")
@@ -296,12 +297,14 @@ def _published_app_id(dataset: str) -> str:
 def _commit(
     path: Path,
     build: Build,
-    actions: list[AddAction],
+    actions: list[AddAction | RemoveAction],
     transactions: list[Transaction],
     action: str,
     columns: Sequence[Column],
+    held: DeltaTable | None = None,
 ) -> int:
-    table = open_table(path, build.dataset)
+    """Commit on a new handle, or on the one that was ``held`` since the files to be removed were looked up."""
+    table = held or open_table(path, build.dataset)
     # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
     # handle and commit on this handle: no commit can come in between unnoticed.
     if last_sequence(table, build.dataset) >= build.sequence:
@@ -311,14 +314,16 @@ def _commit(
         app_transactions=transactions,
         custom_metadata={
             "timestoreAction": action,
+            "timestoreKind": build.kind.value,
             "timestoreBuild": str(build.id),
             "timestoreSequence": str(build.sequence),
             "timestoreOwner": build.owner,
         },
+        max_commit_retries=None if held is None else 0,
     )
     try:
         table.create_write_transaction(
-            list(actions), "append", arrow_schema(columns), [WINDOW_COLUMN], commit_properties=properties
+            actions, "append", arrow_schema(columns), [WINDOW_COLUMN], commit_properties=properties
         )
     except CommitFailedError as error:
         if last_sequence(open_table(path, build.dataset), build.dataset) >= build.sequence:

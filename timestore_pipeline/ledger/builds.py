@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.completion import complete
@@ -17,14 +17,17 @@ from timestore_pipeline.ledger.counters import (
     count,
     observe,
 )
+from timestore_pipeline.ledger.published import PublishedWindow, move_windows
 from timestore_pipeline.ledger.queue import Slice, slice_is_queued, slices_of_build
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import (
+    BuildKind,
     BuildState,
     batch_slices,
     batches,
     builds,
     datasets,
+    replaced_windows,
     slices,
     windows,
 )
@@ -38,6 +41,7 @@ class Build:
     dataset: str
     sequence: int
     owner: str
+    kind: BuildKind
     trigger: str
     state: BuildState
     claimed_at: int
@@ -59,16 +63,6 @@ class Claim:
 
     build: Build
     slices: tuple[Slice, ...]
-
-
-@dataclass(frozen=True)
-class PublishedWindow:
-    """What one commit added to a window."""
-
-    window_start: int
-    rows: int
-    bytes: int
-    files: int
 
 
 @dataclass(frozen=True)
@@ -102,8 +96,11 @@ def claim_slices(
     last_window: int | None,
     lease_micros: int,
     now: int,
+    replaces: bool = False,
 ) -> Claim | None:
     """Claim the dataset's staged slices in the windows ``first_window … last_window`` (starts; None is unbounded).
+
+    ``replaces`` says that the build will commit the whole content of these windows, not what it adds to them.
 
     Returns:
         The claim, or None where nothing is staged there.
@@ -111,20 +108,48 @@ def claim_slices(
     Raises:
         BuildInFlight: another build of the dataset has not ended.
     """
+    refuse_second_build(tx, dataset)
+    free = _free_slices(dataset, first_window, last_window)
+    starts = set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
+    if not starts:
+        return None
+    replaced = starts if replaces else ()
+    build = new_build(
+        tx, dataset, BuildKind.FLUSH, starts, replaced, owner=owner, trigger=trigger, lease_micros=lease_micros, now=now
+    )
+    return add_slices(tx, build, first_window, last_window)
+
+
+def refuse_second_build(tx: Connection, dataset: str) -> None:
+    """Lock the dataset until the transaction ends, and make sure that no build of it is in flight.
+
+    Raises:
+        BuildInFlight: one is.
+    """
     lock_dataset(tx, dataset)
     other = build_in_flight(tx, dataset)
     if other is not None:
         raise BuildInFlight(dataset, other.id, other.owner)
-    free = [slices.c.dataset == dataset, slice_is_queued(), slices.c.build_id.is_(None)]
-    if first_window is not None:
-        free.append(slices.c.window_start >= first_window)
-    if last_window is not None:
-        free.append(slices.c.window_start <= last_window)
-    found = tx.execute(
-        select(func.min(slices.c.window_start), func.max(slices.c.window_start), func.sum(slices.c.rows)).where(*free)
-    ).one()
-    if found[2] is None:
-        return None
+
+
+def new_build(
+    tx: Connection,
+    dataset: str,
+    kind: BuildKind,
+    window_starts: Iterable[int],
+    replaced: Iterable[int],
+    *,
+    owner: str,
+    trigger: str,
+    lease_micros: int,
+    now: int,
+    rows: int = 0,
+) -> Build:
+    """Enter a build in flight with the next sequence, after :func:`refuse_second_build` in the same transaction.
+
+    ``replaced`` are those of its windows whose files its commit replaces.
+    """
+    starts = set(window_starts)
     sequence = tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one()
     tx.execute(update(datasets).where(datasets.c.name == dataset).values(next_sequence=sequence + 1))
     build_id = tx.execute(
@@ -133,21 +158,33 @@ def claim_slices(
             dataset=dataset,
             sequence=sequence,
             owner=owner,
+            kind=kind.value,
             trigger=trigger,
             state=BuildState.CLAIMED.value,
             claimed_at=now,
             lease_expires_at=now + lease_micros,
-            first_window=found[0],
-            last_window=found[1],
+            first_window=min(starts),
+            last_window=max(starts),
             batches=0,
-            rows=int(found[2]),
+            rows=rows,
         )
         .returning(builds.c.id)
     ).scalar_one()
-    tx.execute(update(slices).where(*free).values(build_id=build_id))
-    contributing = tx.execute(_batch_count(build_id)).scalar_one()
-    tx.execute(update(builds).where(builds.c.id == build_id).values(batches=contributing))
-    return Claim(get_build(tx, build_id), tuple(slices_of_build(tx, build_id)))
+    listed = [{"build_id": build_id, "window_start": start} for start in sorted(set(replaced))]
+    if listed:
+        tx.execute(insert(replaced_windows), listed)
+    return get_build(tx, build_id)
+
+
+def add_slices(tx: Connection, build: Build, first_window: int | None, last_window: int | None) -> Claim:
+    """Give a new build the staged slices of these windows; its rows become theirs and those that it had."""
+    tx.execute(update(slices).where(*_free_slices(build.dataset, first_window, last_window)).values(build_id=build.id))
+    rows = tx.execute(select(func.sum(slices.c.rows)).where(slices.c.build_id == build.id)).scalar() or 0
+    contributing = tx.execute(_batch_count(build.id)).scalar_one()
+    tx.execute(
+        update(builds).where(builds.c.id == build.id).values(batches=contributing, rows=builds.c.rows + int(rows))
+    )
+    return Claim(get_build(tx, build.id), tuple(slices_of_build(tx, build.id)))
 
 
 def extend_lease(tx: Connection, build_id: int, lease_expires_at: int) -> bool:
@@ -166,6 +203,8 @@ def mark_published(
     """Record that a build's commit is in the table; False where that (or its abort) is recorded already.
 
     Moves the version that readers see, the slices, and the batches and segments that this completes, in one go.
+    ``published`` is what the build wrote, window by window. It is added to the totals of a window, but takes their
+    place where the build replaced the window's files.
     """
     lock_dataset(tx, build.dataset)
     total_bytes = sum(window.bytes for window in published.values())
@@ -191,9 +230,9 @@ def mark_published(
         .where(datasets.c.name == build.dataset, func.coalesce(datasets.c.table_version, -1) < table_version)
         .values(table_version=table_version)
     )
-    for window in published.values():
-        _add_to_window(tx, build, window, now)
-    _count_flush(tx, build, "success", now)
+    # A compaction publishes nothing: neither freshness nor "last published" may move with it.
+    move_windows(tx, build.dataset, build.id, published, now, keep_time=build.kind is BuildKind.COMPACTION)
+    _count_end(tx, build, "success", now)
     return True
 
 
@@ -214,7 +253,7 @@ def mark_aborted(tx: Connection, build: Build, *, error: str, recovered: bool, n
     tx.execute(update(slices).where(slices.c.build_id == build.id).values(build_id=None))
     if recovered:
         count(tx, RETRIED_BATCHES, build.dataset, "flush_abort", build.batches)
-    _count_flush(tx, build, "failure", now)
+    _count_end(tx, build, "failure", now)
     return True
 
 
@@ -238,10 +277,10 @@ def build_in_flight(tx: Connection, dataset: str) -> Build | None:
 
 
 def latest_builds(tx: Connection) -> dict[str, Build]:
-    """Return the last ended build of every dataset."""
+    """Return the last ended flush of every dataset."""
     last = (
         select(func.max(builds.c.id))
-        .where(builds.c.state != BuildState.CLAIMED.value)
+        .where(builds.c.state != BuildState.CLAIMED.value, builds.c.kind == BuildKind.FLUSH.value)
         .group_by(builds.c.dataset)
         .scalar_subquery()
     )
@@ -249,16 +288,15 @@ def latest_builds(tx: Connection) -> dict[str, Build]:
 
 
 def failures_in_a_row(tx: Connection, dataset: str) -> int:
-    """Return how many builds of the dataset have failed or died since the last one that published."""
+    """Return how many flushes of the dataset have failed or died since the last one that published."""
+    flush = (builds.c.dataset == dataset, builds.c.kind == BuildKind.FLUSH.value)
     last = (
         select(func.coalesce(func.max(builds.c.id), 0))
-        .where(builds.c.dataset == dataset, builds.c.state == BuildState.PUBLISHED.value)
+        .where(*flush, builds.c.state == BuildState.PUBLISHED.value)
         .scalar_subquery()
     )
     return tx.execute(
-        select(func.count()).where(
-            builds.c.dataset == dataset, builds.c.state == BuildState.ABORTED.value, builds.c.id > last
-        )
+        select(func.count()).where(*flush, builds.c.state == BuildState.ABORTED.value, builds.c.id > last)
     ).scalar_one()
 
 
@@ -307,6 +345,15 @@ def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:
     return [WindowBatch(**row) for row in tx.execute(query).mappings()]
 
 
+def _free_slices(dataset: str, first_window: int | None, last_window: int | None) -> list[ColumnElement[bool]]:
+    free = [slices.c.dataset == dataset, slice_is_queued(), slices.c.build_id.is_(None)]
+    if first_window is not None:
+        free.append(slices.c.window_start >= first_window)
+    if last_window is not None:
+        free.append(slices.c.window_start <= last_window)
+    return free
+
+
 def _batch_count(build_id: int):
     pairs = (
         select(batch_slices.c.segment_id, batch_slices.c.ordinal)
@@ -321,33 +368,9 @@ def _batch_count(build_id: int):
     return select(func.count()).select_from(pairs)
 
 
-def _add_to_window(tx: Connection, build: Build, window: PublishedWindow, now: int) -> None:
-    changed = tx.execute(
-        update(windows)
-        .where(windows.c.dataset == build.dataset, windows.c.window_start == window.window_start)
-        .values(
-            rows=windows.c.rows + window.rows,
-            bytes=windows.c.bytes + window.bytes,
-            files=windows.c.files + window.files,
-            published_at=now,
-            build_id=build.id,
-        )
-    )
-    if changed.rowcount == 0:
-        tx.execute(
-            insert(windows).values(
-                dataset=build.dataset,
-                window_start=window.window_start,
-                rows=window.rows,
-                bytes=window.bytes,
-                files=window.files,
-                published_at=now,
-                build_id=build.id,
-            )
-        )
-
-
-def _count_flush(tx: Connection, build: Build, result: str, now: int) -> None:
+def _count_end(tx: Connection, build: Build, result: str, now: int) -> None:
+    if build.kind is not BuildKind.FLUSH:
+        return
     count(tx, FLUSH_BATCHES, build.dataset, result, build.batches)
     count(tx, FLUSH_ROWS, build.dataset, result, build.rows)
     observe(tx, FLUSH_DURATION, build.dataset, result, max(0.0, (now - build.claimed_at) / 1e6))
@@ -355,4 +378,4 @@ def _count_flush(tx: Connection, build: Build, result: str, now: int) -> None:
 
 def _build(row: Row) -> Build:
     fields = dict(row._mapping)
-    return Build(**{**fields, "state": BuildState(fields["state"])})
+    return Build(**{**fields, "kind": BuildKind(fields["kind"]), "state": BuildState(fields["state"])})

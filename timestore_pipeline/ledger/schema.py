@@ -62,6 +62,19 @@ class BuildState(StrEnum):
     ABORTED = "aborted"
 
 
+class BuildKind(StrEnum):
+    """What a build does to the table."""
+
+    FLUSH = "flush"
+    """Publishes staged slices."""
+    COMPACTION = "compaction"
+    """Merges small files; the rows stay the same."""
+    REBUILD = "rebuild"
+    """Derives windows again from retained segments."""
+    EXPIRY = "expiry"
+    """Drops windows that are older than the dataset keeps them."""
+
+
 class QuarantineKind(StrEnum):
     """What was set aside."""
 
@@ -136,6 +149,7 @@ builds = Table(
     Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
     Column("sequence", BigInteger, nullable=False, comment="version of the table's application transaction"),
     Column("owner", String(255), nullable=False, comment="Dagster run id, or host and process"),
+    Column("kind", String(16), nullable=False),
     Column("trigger", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("claimed_at", BigInteger, nullable=False),
@@ -154,6 +168,15 @@ builds = Table(
     Index("uq_builds_in_flight", "dataset", unique=True, sqlite_where=text("state = 'claimed'"),
           postgresql_where=text("state = 'claimed'")),
 )  # fmt: skip
+
+replaced_windows = Table(
+    "replaced_windows",
+    metadata,
+    Column("build_id", _RowId, ForeignKey("builds.id"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    PrimaryKeyConstraint("build_id", "window_start"),
+    comment="windows whose files a build replaces, all others it adds to",
+)
 
 slices = Table(
     "slices",
@@ -201,6 +224,20 @@ windows = Table(
     Column("build_id", _RowId, ForeignKey("builds.id"), nullable=False),
     PrimaryKeyConstraint("dataset", "window_start"),
 )
+
+past_rows = Table(
+    "past_rows",
+    metadata,
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("pruned_rows", BigInteger, nullable=False, server_default=text("0"),
+           comment="published rows whose slices the ledger has forgotten"),
+    Column("expired_rows", BigInteger, nullable=False, server_default=text("0"),
+           comment="published rows that were dropped from the table by age"),
+    Column("expired_at", BigInteger, comment="when rows of the window were last dropped"),
+    PrimaryKeyConstraint("dataset", "window_start"),
+    comment="what became of published rows that can no longer be counted in the ledger or in the table",
+)  # fmt: skip
 
 quarantine = Table(
     "quarantine",

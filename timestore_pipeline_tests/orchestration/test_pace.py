@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.ledger.schema import BuildKind, BuildState
 from timestore_pipeline.orchestration.pace import FlushRun, held_back
 
 NOW = 1_000_000.0
@@ -18,6 +18,7 @@ def build_of(dataset: str, run_id: str, ended: float, state: BuildState = BuildS
         dataset=dataset,
         sequence=1,
         owner=run_id,
+        kind=BuildKind.FLUSH,
         trigger="rows",
         state=state,
         claimed_at=0,

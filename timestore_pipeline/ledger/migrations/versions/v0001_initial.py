@@ -160,6 +160,7 @@ def upgrade() -> None:
             nullable=False,
             comment="Dagster run id, or host and process",
         ),
+        sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("trigger", sa.String(length=16), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("claimed_at", sa.BigInteger(), nullable=False),
@@ -190,6 +191,37 @@ def upgrade() -> None:
         unique=True,
         sqlite_where=sa.text("state = 'claimed'"),
         postgresql_where=sa.text("state = 'claimed'"),
+    )
+    op.create_table(
+        "replaced_windows",
+        sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["build_id"], ["builds.id"], name=op.f("fk_replaced_windows_build_id")),
+        sa.PrimaryKeyConstraint("build_id", "window_start", name=op.f("pk_replaced_windows")),
+        comment="windows whose files a build replaces, all others it adds to",
+    )
+    op.create_table(
+        "past_rows",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "pruned_rows",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="published rows whose slices the ledger has forgotten",
+        ),
+        sa.Column(
+            "expired_rows",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="published rows that were dropped from the table by age",
+        ),
+        sa.Column("expired_at", sa.BigInteger(), nullable=True, comment="when rows of the window were last dropped"),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_past_rows_dataset")),
+        sa.PrimaryKeyConstraint("dataset", "window_start", name=op.f("pk_past_rows")),
+        comment="what became of published rows that can no longer be counted in the ledger or in the table",
     )
     op.create_table(
         "segments",
