@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from timestore_pipeline.durations import SHORTEST_FRESHNESS
@@ -38,6 +39,11 @@ class GuardrailMode(StrEnum):
 
     WARN = "warn"
     ENFORCE = "enforce"
+
+
+# DuckDB puts ".wal" before a question mark in the name of a file that it attaches, and makes slashes of backslashes.
+# delta-rs decodes what looks like a percent-encoded character, and takes no control characters.
+_NOT_IN_FOLDERS = re.compile(r"[\x00-\x1f\x7f?\\\ud800-\udfff]|%[0-9A-Fa-f]{2}")
 
 
 def _no_trailing_slash(url: str | None) -> str | None:
@@ -198,6 +204,26 @@ class Settings(BaseSettings):
     metrics_sensor_interval_seconds: PositiveCount = Field(
         default=15, description="Least time between two pushes of `metrics_sensor`."
     )
+
+    @model_validator(mode="after")
+    def _folders_that_libraries_can_take(self) -> Self:
+        folders = {
+            "home": self.home.expanduser().absolute(),
+            "staging_directory": self.staging_path,
+            "landing_directory": self.landing_path,
+            "landing_archive_directory": self.archive_path,
+            "tables_url": self.tables_path,
+            "duckdb_temp_directory": self.temp_path,
+        }
+        for field, folder in folders.items():
+            found = _NOT_IN_FOLDERS.search(str(folder))
+            if found:
+                # Not a ValueError: Pydantic would keep the message and forget the variable.
+                raise SettingsError(
+                    f"{variable_name(field)}: the folder {str(folder)!r} has {found[0]!r} in its name, which "
+                    "DuckDB and Delta Lake cannot take (nor ?, \\, %-codes, control characters, non-UTF-8); rename it"
+                )
+        return self
 
     def path(self, configured: Path | str) -> Path:
         """Return ``configured`` as an absolute path, resolved against ``home``."""

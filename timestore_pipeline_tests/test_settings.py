@@ -151,5 +151,14 @@ def test_home_is_the_current_folder_unless_it_is_set(tmp_path: Path):
     assert load_settings().datasets_path == tmp_path / "datasets.yaml"
 
 
+@pytest.mark.parametrize("name", ["a?b", "a\\b", "a%20b", "a\nb", "a\x7fb", "a\udcffb"])
+@pytest.mark.parametrize("field", [name for name in DEFAULTS if name.endswith("_directory")] + ["tables_url", "home"])
+def test_a_folder_that_the_libraries_below_cannot_take_is_refused_at_once(field: str, name: str, tmp_path: Path):
+    fields = {"home": tmp_path, field: tmp_path / name if field == "home" else name}
+
+    with pytest.raises(SettingsError, match=rf"^{variable_name(field)}: .* in its name"):
+        load_settings(**fields)
+
+
 def test_every_setting_is_described():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []

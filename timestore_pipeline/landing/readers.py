@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from timestore_pipeline.columns import BATCH_COLUMN, Column, check_name, glob_literal, inferred_type, literal, quote
-from timestore_pipeline.datasets import DatasetSpec, FileFormat, TimeUnit
+from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.landing.casts import LossyCast, cast_sql, time_sql, type_in_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,11 +40,6 @@ _EXTENSIONS = {
     ".feather": FileFormat.ARROW,
     ".ipc": FileFormat.ARROW,
 }
-_MICROS_PER_UNIT = {TimeUnit.SECONDS: "* 1000000", TimeUnit.MILLISECONDS: "* 1000", TimeUnit.MICROSECONDS: "",
-                    TimeUnit.NANOSECONDS: "// 1000"}  # fmt: skip
-_INTEGERS = frozenset(
-    {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
-)
 
 
 class UnreadableFile(Exception):
@@ -227,41 +223,12 @@ def readable_reason(error: BaseException) -> str:
 
 
 def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
-    name = quote(column.name)
-    source = source_type.upper()
-    if column.name == spec.time.column:
-        if spec.time.format and source == "VARCHAR":
-            return f"CAST(strptime({name}, {literal(spec.time.format)}) AS {column.type})"
-        if source in _INTEGERS or (source == "VARCHAR" and spec.time.unit):
-            if spec.time.unit is None:
-                raise UnreadableFile(
-                    f"the time column {column.name!r} arrives as an integer; set time.unit: s, ms, us or ns"
-                )
-            number = _whole_number(column.name, "BIGINT") if source == "VARCHAR" else f"CAST({name} AS BIGINT)"
-            return f"CAST(make_timestamp({number} {_MICROS_PER_UNIT[spec.time.unit]}) AS {column.type})"
-    lossy_number = column.type in _INTEGERS and (source in ("FLOAT", "DOUBLE") or source.startswith("DECIMAL"))
-    lossy_day = column.type == "DATE" and source.startswith("TIMESTAMP")
-    if lossy_number or lossy_day:
-        raise UnreadableFile(
-            f"column {column.name!r} arrives as {source_type} and is kept as {column.type}, which would lose digits; "
-            "send it in the declared type"
-        )
-    if column.type in _INTEGERS and source == "VARCHAR":
-        return _whole_number(column.name, column.type)
-    return name if source == column.type else f"CAST({name} AS {column.type})"
-
-
-def _whole_number(column: str, type_: str) -> str:
-    """Return SQL for a text that is to become an integer.
-
-    DuckDB's own cast would round 1.5 to 2 without a word, and name no column where it fails.
-    """
-    name = quote(column)
-    refusal = f"error({literal(f'column {column!r} is kept as {type_}, and cannot hold ')} || {name})"
-    return (
-        f"CASE WHEN {name} IS NULL THEN NULL WHEN regexp_matches({name}, '\\.[0-9]*[1-9]|[eE]-') THEN {refusal} "
-        f"ELSE coalesce(TRY_CAST({name} AS {type_}), {refusal}) END"
-    )
+    try:
+        if column.name == spec.time.column:
+            return time_sql(column, spec.time, source_type)
+        return cast_sql(column, source_type)
+    except LossyCast as error:
+        raise UnreadableFile(str(error)) from error
 
 
 def _compare_names(spec: DatasetSpec, columns: Sequence[Column], names: Sequence[str]) -> None:
@@ -338,8 +305,7 @@ def _text_type(spec: DatasetSpec, columns: Sequence[Column], name: str) -> str:
     if name == spec.time.column and (spec.time.format or spec.time.unit):
         return "VARCHAR"
     kept = next((column.type for column in columns if column.name == name), "VARCHAR")
-    # Integers are cast after a look at the text, see _whole_number.
-    return "VARCHAR" if kept in _INTEGERS else kept
+    return type_in_text(kept)
 
 
 def _csv_header(spec: DatasetSpec, path: Path) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, Column, column_list, literal
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
-from timestore_pipeline.errors import BatchRejected, EntryNotOpen, EntryUnusable, UnknownEntry
+from timestore_pipeline.errors import BatchRejected, CommitUnknown, EntryNotOpen, EntryUnusable, UnknownEntry
 from timestore_pipeline.landing.readers import RowSource, glob_literal, readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
@@ -45,6 +45,7 @@ from timestore_pipeline.staging.receipts import (
 )
 from timestore_pipeline.staging.room import check_room
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, write_segment
+from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ def retry_entry(store: Store, entry_id: int, by: str) -> Retried:
     Raises:
         UnknownEntry, EntryNotOpen: as they say.
         EntryUnusable: its bytes are not where they should be.
-        StagingQueueFull, GuardrailExceeded, DiskFull, ColumnsChanged, UnknownDataset, LedgerError: as they say.
+        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests: there is no room just now; try again later.
+        ColumnsChanged, UnknownDataset, LedgerError: as they say.
     """
     entry = open_entry(store, entry_id)
     spec = store.datasets[entry.dataset]
@@ -200,9 +202,10 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
             with store.ledger.write() as tx:
                 resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros())
             return Retried(_now(store, entry), 0)
-        check_room(store, spec, 1)
+        limits = check_room(store, spec, 1)
         try:
-            return _stage_rows(store, spec, columns, entry, batch, rows, by)
+            with turn(store, spec, limits):
+                return _stage_rows(store, spec, columns, entry, batch, rows, by)
         except StagedMeanwhile:
             continue
 
@@ -240,7 +243,9 @@ def _stage_rows(
             [batch],
             together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
         )
-    except StagedMeanwhile:
+    except CommitUnknown:
+        raise  # the ledger may have the segment; if not, it is swept
+    except Exception:
         written.discard(store)
         raise
     return Retried(_now(store, entry), acknowledged.receipts[0].rows, left)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,15 +15,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.errors import BatchRejected, EntryNotOpen, EntryUnusable, TimestoreError, UnknownEntry
+from timestore_pipeline.errors import (
+    BatchRejected,
+    EntryNotOpen,
+    EntryUnusable,
+    StagingQueueFull,
+    TimestoreError,
+    TooManyIngests,
+    UnknownEntry,
+)
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, open_entries
 from timestore_pipeline.ledger.queue import quarantined_slices, queue_states
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
+from timestore_pipeline.lifecycle import quarantine
 from timestore_pipeline.lifecycle.preview import preview
 from timestore_pipeline.lifecycle.quarantine import discard_entry, open_entry, retry_batch_id, retry_entry
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -148,6 +159,45 @@ def test_rows_that_are_possible_by_now_are_staged_as_a_batch_of_their_own(make_s
     with pytest.raises(EntryNotOpen):
         retry_entry(store, entry.id, "ann@host")
     assert build(store).rows == 4
+
+
+def test_rows_wait_their_turn_like_any_other_batch(make_store: MakeStore):
+    strict = make_store(STRICT_YAML)
+    stage(strict, "weather", OLD, batch_id="b")
+    entry = the_entry(strict)
+    store = make_store(staging_concurrent_ingests=1, staging_turn_timeout_seconds=0.05)
+    spec = store.datasets["weather"]
+    with store.ledger.read() as tx:
+        limits = store.limits(tx, spec)
+
+    with turn(store, spec, limits), pytest.raises(TooManyIngests):
+        retry_entry(store, entry.id, "ann@host")
+
+    assert the_entry(store).state is QuarantineState.OPEN
+    assert files_under(store.settings.staging_path / "weather") == []
+    assert retry_entry(store, entry.id, "ann@host").rows == 2
+
+
+def test_rows_for_which_there_is_no_room_leave_no_segment_behind(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+):
+    strict = make_store(STRICT_YAML)
+    stage(strict, "weather", OLD, batch_id="b")
+    entry = the_entry(strict)
+    store = make_store(staging_max_pending=1)
+    write = quarantine.write_segment
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        written = write(*arguments, **options)
+        stage(store, "weather", hourly(1))
+        return written
+
+    monkeypatch.setattr(quarantine, "write_segment", overtaken)
+
+    with pytest.raises(StagingQueueFull):
+        retry_entry(store, entry.id, "ann@host")
+
+    assert len(files_under(store.settings.staging_path / "weather")) == 1
 
 
 def test_rows_of_one_batch_are_retried_without_those_of_the_others(make_store: MakeStore, drop: Drop):
