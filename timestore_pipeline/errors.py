@@ -114,6 +114,19 @@ class StagingQueueFull(TimestoreError):
         )
 
 
+class IntakePaused(TimestoreError):
+    """An operator stopped intake of the dataset, or of all datasets."""
+
+    def __init__(self, dataset: str, paused_by: str, since: str, reason: str, resume: str) -> None:
+        self.dataset = dataset
+        self.paused_by = paused_by
+        self.reason = reason
+        super().__init__(
+            f"dataset {dataset!r}: intake is paused since {since} by {paused_by}: {reason}. "
+            f"Retry later, or run 'timestore {resume}'."
+        )
+
+
 class TooManyIngests(TimestoreError):
     """A batch waited its turn to be written for too long."""
 

@@ -23,6 +23,8 @@ class Trigger(StrEnum):
     DIRECT = "direct"
     """Staging is switched off (deprecated): what is staged is published in the same call."""
     MANUAL = "manual"
+    DRAIN = "drain"
+    """An operator stopped intake and publishes all that is staged."""
     BACKFILL = "backfill"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from timestore_pipeline import __version__
+from timestore_pipeline.cli.operations_app import operations_app
 
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
@@ -31,6 +32,7 @@ limits_app = typer.Typer(
     help="What bounds each dataset, changed at run time.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(limits_app, name="limits")
+app.add_typer(operations_app)
 
 
 class OutputFormat(StrEnum):
@@ -85,7 +87,7 @@ def status(datasets: Datasets = None, as_json: AsJson = False) -> None:
         output.print_json({"datasets": [status.as_json(each) for each in statuses], "problems": list(problems)})
         return
     output.print_table(status.HEADINGS, [status.as_row(each) for each in statuses])
-    for problem in problems:
+    for problem in (*problems, *status.pauses_in_words(statuses)):
         output.warn(problem)
 
 

@@ -11,6 +11,7 @@ from timestore_pipeline.errors import (
     DatasetsFileError,
     DiskFull,
     GuardrailExceeded,
+    IntakePaused,
     LedgerError,
     SettingsError,
     StagingQueueFull,
@@ -36,7 +37,8 @@ MEANINGS = {
     ExitCode.FAILED: "Something failed, or some of the input was refused or quarantined; the rest was done.",
     ExitCode.USAGE: "The command was called wrongly: an option, a dataset, a window or an entry that does not exist.",
     ExitCode.MISCONFIGURED: "A setting, the datasets file or the ledger is not usable; nothing was done.",
-    ExitCode.TRY_LATER: "Not now: the queue or the disk is full, or a build of the dataset is in flight. "
+    ExitCode.TRY_LATER: "Not now: the queue or the disk is full, intake is paused, or a build of the dataset is in "
+    "flight. "
     "The same command may succeed later.",
 }
 """What each exit code tells a script; ``docs/cli.md`` shows them."""
@@ -51,6 +53,7 @@ _BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
     (DiskFull, ExitCode.TRY_LATER),
     (GuardrailExceeded, ExitCode.TRY_LATER),
     (TooManyIngests, ExitCode.TRY_LATER),
+    (IntakePaused, ExitCode.TRY_LATER),
     (BuildInFlight, ExitCode.TRY_LATER),
     (BuildAborted, ExitCode.TRY_LATER),
 )

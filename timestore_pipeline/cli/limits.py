@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from timestore_pipeline.cli import wording
+from timestore_pipeline.cli.operator import operator
 from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.leases import slots_held
@@ -74,7 +73,7 @@ def set_limit(store: Store, dataset: str, name: LimitName, value: int) -> None:
     """
     spec = store.datasets[dataset]
     with store.ledger.write() as tx:
-        set_override(tx, Override(spec.name, name, value, _who(), now_micros()))
+        set_override(tx, Override(spec.name, name, value, operator(), now_micros()))
 
 
 def clear_limit(store: Store, dataset: str, name: LimitName) -> bool:
@@ -115,11 +114,3 @@ def as_json(status: LimitStatus) -> dict[str, Any]:
         "set_by": override.set_by if override else None,
         "set_at": wording.iso(override.set_at) if override else None,
     }
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "?"  # a container may run under a number that has no name
-    return f"{user}@{socket.gethostname()}"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
+from timestore_pipeline.cli.operator import operator
 from timestore_pipeline.cli.output import Heading, print_json, print_table, say, warn
 from timestore_pipeline.errors import EntryNotOpen, TimestoreError, UnknownEntry
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, find_entry, open_entries
@@ -121,7 +119,7 @@ def retry_entries(store: Store, entry_ids: Sequence[int]) -> ExitCode:
     codes = []
     for entry_id in entry_ids:
         try:
-            outcome = retry_entry(store, entry_id, _operator())
+            outcome = retry_entry(store, entry_id, operator())
         except TimestoreError as error:
             codes.append(_failed(error, QuarantineState.RETRIED))
             continue
@@ -141,7 +139,7 @@ def discard_entries(store: Store, entry_ids: Sequence[int]) -> ExitCode:
     codes = []
     for entry_id in entry_ids:
         try:
-            entry = discard_entry(store, entry_id, _operator())
+            entry = discard_entry(store, entry_id, operator())
         except TimestoreError as error:
             codes.append(_failed(error, QuarantineState.DISCARDED))
             continue
@@ -175,14 +173,6 @@ def _failed(error: TimestoreError, wanted: QuarantineState) -> ExitCode:
     if isinstance(error, EntryNotOpen) and error.state == wanted.value:
         return ExitCode.DONE
     return exit_code_of(error)
-
-
-def _operator() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _preview_as_json(found: Preview) -> dict[str, Any]:

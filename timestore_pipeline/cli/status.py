@@ -13,6 +13,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, latest_builds, published_totals
 from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSource
+from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.store import Store
@@ -58,6 +59,7 @@ class DatasetStatus:
     in_flight: Build | None
     quarantine: QuarantineTotals
     landing_files: int
+    pause: Pause | None = None
 
 
 def collect_status(
@@ -78,6 +80,7 @@ def collect_status(
         in_flight = {build.dataset: build for build in builds_in_flight(tx)}
         quarantined = open_totals(tx)
         limits = store.all_limits(tx)
+        pauses = all_pauses(tx)
     statuses = []
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
@@ -96,6 +99,7 @@ def collect_status(
                 in_flight=in_flight.get(spec.name),
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
                 landing_files=len(scan.of(spec.name)),
+                pause=pause_of(pauses, spec.name),
             )
         )
     return statuses, scan.problems
@@ -124,13 +128,13 @@ def as_row(status: DatasetStatus) -> list[str]:
         wording.number(status.published.windows),
         _flush_in_words(status.last_flush),
         _quarantine_in_words(status.quarantine),
-        wording.number(status.landing_files),
+        wording.number(status.landing_files) + (" (paused)" if status.pause else ""),
     ]
 
 
 def as_json(status: DatasetStatus) -> dict[str, Any]:
     """Return a status as ``timestore status --json`` prints it."""
-    queue, flush, build = status.queue, status.last_flush, status.in_flight
+    queue, flush, build, pause = status.queue, status.last_flush, status.in_flight, status.pause
     return {
         "dataset": status.dataset,
         "staged": {
@@ -172,7 +176,19 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
             "segments": status.quarantine.segments,
         },
         "landing_files": status.landing_files,
+        "paused": pause and {"by": pause.paused_by, "since": wording.iso(pause.paused_at), "reason": pause.reason},
     }
+
+
+def pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
+    """Return a sentence for each pause that holds for a dataset."""
+    found = {status.pause.dataset: status.pause for status in statuses if status.pause}
+    return [
+        f"intake of {'all datasets' if name == EVERY_DATASET else name} is paused since "
+        f"{wording.moment(pause.paused_at)} by {pause.paused_by}: {pause.reason}; "
+        f"'timestore resume {'--all' if name == EVERY_DATASET else name}' ends it"
+        for name, pause in found.items()
+    ]
 
 
 def _of(value: str, limit_in_words: str, limit: int) -> str:

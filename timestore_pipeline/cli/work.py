@@ -5,8 +5,6 @@ One bad file or dataset never stops the others; each says on stderr what is wron
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,19 +13,18 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
+from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.backlog import record_backlog
-from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
-
-_OWNER_PREFIX = f"cli:{socket.gethostname()}:"
 
 
 def stage_files(
@@ -65,6 +62,8 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
     scan = scan_landing(store, datasets or None)
     for problem in scan.problems:
         warn(problem)
+    for sentence in waiting_for_room(store, scan):
+        warn(sentence)
     chosen = files_for_one_run(store, scan)
     codes = []
     for name in names:
@@ -92,11 +91,11 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
     """
     specs = [store.datasets[name] for name in datasets or store.datasets]
     ranges = [(spec, _window(spec, first), _window(spec, last)) for spec in specs]
-    for settled in settle_dead_builds(store, _command_has_died):
+    for settled in settle_dead_builds(store, command_has_died):
         outcome = "it had been published" if settled.published else "its rows are staged again"
         build = settled.build
         warn(f"dataset {build.dataset!r}: build {build.id} of {build.owner} had died; {outcome}")
-    owner = f"{_OWNER_PREFIX}{os.getpid()}"
+    owner = this_command()
     codes = []
     for spec, first_window, last_window in ranges:
         try:
@@ -126,20 +125,6 @@ def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
             ExitCode.TRY_LATER if report.skipped else ExitCode.DONE,
         ]
     )
-
-
-def _command_has_died(owner: str) -> bool:
-    """Whether a build's owner was a command on this host that is gone, so that nobody has to wait for its lease."""
-    process = owner.removeprefix(_OWNER_PREFIX)
-    if process == owner or not process.isdecimal():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _window(spec: DatasetSpec, key: str | None) -> Window | None:

@@ -225,6 +225,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (Query(_of("timestore_landing_backlog_files")),),
                 description="They wait for the next run, or for room in the queue.",
             ),
+            Panel(
+                "Intake paused",
+                (Query(_of("timestore_staging_intake_paused")),),
+                description="1 from timestore drain to timestore resume: batches are refused and landing files wait.",
+            ),
             Panel("Bytes of landing files", (Query(_of("timestore_landing_backlog_bytes")),), "bytes"),
             Panel("Oldest landing file that waits", (Query(_of("timestore_landing_backlog_oldest_age_seconds")),), "s"),
             Panel(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
 from timestore_pipeline.store import Store
@@ -77,13 +78,18 @@ def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[Landin
     """Return what one ingest run may take of ``scan``, oldest first: dataset → files, datasets without any left out.
 
     Bounded by files and bytes per run over all datasets, and per dataset by the room in its staging queue: past
-    that files just wait. A first file is taken however large it is, so that none waits for ever.
+    that files just wait, and so do those of a dataset whose intake is paused. A first file is taken however large it
+    is, so that none waits for ever.
     """
     with store.ledger.read() as tx:
         states = queue_states(tx)
         limits = store.all_limits(tx)
+        pauses = all_pauses(tx)
     room: dict[str, float] = {}
     for name in {file.dataset for file in scan.files}:
+        if pause_of(pauses, name) is not None:
+            room[name] = 0
+            continue
         limit = limits[name].max_pending
         pending = states[name].pending_batches if name in states else 0
         room[name] = limit - pending if limit else float("inf")
@@ -103,16 +109,24 @@ def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[Landin
 
 
 def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
-    """Return a sentence for each dataset whose files wait because its staging queue is full."""
+    """Return a sentence for each dataset whose files wait because its intake is paused or its staging queue full."""
     taken = files_for_one_run(store, scan)
     with store.ledger.read() as tx:
         limits = store.all_limits(tx)
-    return [
-        f"{name}: {len(scan.of(name))} files wait, the staging queue is at its limit of "
-        f"{limits[name].max_pending} batches"
-        for name in sorted({file.dataset for file in scan.files} - set(taken))
-        if limits[name].max_pending
-    ]
+        pauses = all_pauses(tx)
+    sentences = []
+    for name in sorted({file.dataset for file in scan.files} - set(taken)):
+        pause = pause_of(pauses, name)
+        files = len(scan.of(name))
+        waiting = f"{name}: {files:,} {'file waits' if files == 1 else 'files wait'}"
+        if pause is not None:
+            resume = "--all" if pause.dataset == EVERY_DATASET else name
+            sentences.append(
+                f"{waiting}, intake is paused by {pause.paused_by}: {pause.reason}; 'timestore resume {resume}' ends it"
+            )
+        elif limits[name].max_pending:
+            sentences.append(f"{waiting}, the staging queue is at its limit of {limits[name].max_pending} batches")
+    return sentences
 
 
 def _scan_dataset(

@@ -314,6 +314,16 @@ limit_overrides = Table(
     comment="limits that an operator changed at run time; they go before datasets.yaml and the environment",
 )
 
+intake_pauses = Table(
+    "intake_pauses",
+    metadata,
+    Column("dataset", String(63), primary_key=True, comment="* is every dataset"),
+    Column("paused_by", String(255), nullable=False),
+    Column("paused_at", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    comment="datasets that take nothing in until an operator lets them",
+)
+
 leases = Table(
     "leases",
     metadata,

@@ -20,6 +20,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import FLUSH_BUCKETS, Histogram, counter_values, histogram_values
+from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.registry import known_datasets
@@ -80,6 +81,7 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
     published = published_totals(tx)
     last_published = _last_published(tx)
     backlogs = landing_backlogs(tx)
+    pauses = all_pauses(tx)
     in_flight = {build.dataset: build for build in builds_in_flight(tx)}
     values: _Values = {
         (series.LEDGER_BYTES, "", ""): ledger_bytes(tx),
@@ -100,6 +102,7 @@ def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
             (series.QUEUE_BYTES, name, ""): queue.pending_bytes,
             (series.OLDEST_AGE, name, ""): _age(queue.oldest_pending_at, now),
             (series.OLDEST_TIMESTAMP, name, ""): (queue.oldest_pending_at or 0) / 1e6,
+            (series.INTAKE_PAUSED, name, ""): int(pause_of(pauses, name) is not None),
             (series.BUILDS_IN_FLIGHT, name, ""): int(build is not None),
             (series.BUILD_AGE, name, ""): _age(build and build.claimed_at, now),
             (series.BUILD_TIMESTAMP, name, ""): (build.claimed_at if build else 0) / 1e6,

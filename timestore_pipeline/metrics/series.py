@@ -25,6 +25,7 @@ OLDEST_AGE = "timestore_staging_oldest_age_seconds"
 OLDEST_TIMESTAMP = "timestore_staging_oldest_timestamp_seconds"
 FLUSH_THRESHOLD = "timestore_staging_flush_threshold"
 LIMIT = "timestore_staging_limit"
+INTAKE_PAUSED = "timestore_staging_intake_paused"
 SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
 FLUSH_LAST_SUCCESS = "timestore_staging_flush_last_success_timestamp_seconds"
@@ -130,6 +131,12 @@ SERIES = (
         ("batches", "bytes", "ingests"),
     ),
     Series(
+        INTAKE_PAUSED,
+        SeriesType.GAUGE,
+        "0 or 1",
+        "1 while an operator has stopped intake (timestore drain): batches are refused and landing files wait.",
+    ),
+    Series(
         SEGMENTS,
         SeriesType.GAUGE,
         "segments",
@@ -175,16 +182,16 @@ SERIES = (
         "batches",
         "Batches that were refused: the caller was told, nothing acknowledged was lost.",
         "reason",
-        ("queue_full", "disk_full", "guardrail", "busy"),
+        ("queue_full", "disk_full", "guardrail", "busy", "paused"),
     ),
     Series(
         RETRIED_BATCHES,
         SeriesType.COUNTER,
         "batches",
         "Batches offered again after they were acknowledged (duplicate), attempts after there was no room "
-        "(queue_full, disk_full, guardrail, busy), and batches of a build that died (flush_abort).",
+        "(queue_full, disk_full, guardrail, busy, paused), and batches of a build that died (flush_abort).",
         "reason",
-        ("duplicate", "flush_abort", "queue_full", "disk_full", "guardrail", "busy"),
+        ("duplicate", "flush_abort", "queue_full", "disk_full", "guardrail", "busy", "paused"),
     ),
     Series(
         GUARDRAIL_BREACHES,

@@ -18,6 +18,7 @@ from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.builds import window_totals
+from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
@@ -175,7 +176,7 @@ def stage_landed(
     store = resource.opened
     files = resource.landing_share(spec.name, _datasets_of_run(context, store))
     if not files:
-        context.log.info("%s: no file is ready", spec.name)
+        context.log.info("%s: %s", spec.name, _why_nothing(store, spec))
         # A later step of the same run would be skipped without an output, and publishing must not depend on new files.
         if partitions_key(spec.name) in _assets_of_run(context):
             yield dg.MaterializeResult(metadata={"rows": 0, "bytes": 0, "batches": 0})
@@ -313,6 +314,12 @@ def _inferred_schema(store: Store, spec: DatasetSpec) -> Metadata:
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec)
     return {} if columns is None else {"dagster/column_schema": column_schema(columns)}
+
+
+def _why_nothing(store: Store, spec: DatasetSpec) -> str:
+    with store.ledger.read() as tx:
+        pause = pause_of(all_pauses(tx), spec.name)
+    return f"intake is paused by {pause.paused_by}: {pause.reason}" if pause else "no file is ready"
 
 
 def _assets_of_run(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:

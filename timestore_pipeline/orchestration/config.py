@@ -13,7 +13,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.windows import Window
 
 When = Literal["always", "due"]
-TriggerName = Literal["rows", "bytes", "age", "pressure", "eager", "direct", "manual", "backfill"]
+TriggerName = Literal["rows", "bytes", "age", "pressure", "eager", "direct", "manual", "drain", "backfill"]
 
 
 class BuildConfig(dg.Config):

@@ -30,6 +30,7 @@ from timestore_pipeline.errors import (
     BatchRejected,
     CommitUnknown,
     GuardrailExceeded,
+    IntakePaused,
     StagingQueueFull,
     TimestoreError,
     TooManyIngests,
@@ -183,7 +184,7 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
             with store.ledger.write() as tx:
                 count_breaches(tx, [error])
             raise
-        except (StagingQueueFull, TooManyIngests) as error:
+        except (StagingQueueFull, TooManyIngests, IntakePaused) as error:
             state.skipped.append(f"{len(state.fresh)} files wait: {error}")
             state.fresh.clear()
     _drop_changed(state, state.refused)
@@ -223,7 +224,8 @@ def stage_file(
     Raises:
         BatchRejected: it cannot be read or cast; nothing was staged or set aside.
         BatchConflict: ``batch_id`` is known with other content.
-        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests: refused for now, and counted as dropped.
+        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests, IntakePaused: refused for now, and counted
+            as dropped.
         ColumnsChanged, UnknownDataset, LedgerError: as they say.
     """
     spec = store.datasets[dataset]

@@ -25,6 +25,7 @@ from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.staging.room import (
     check_guardrails,
+    check_pause,
     check_queue,
     count_breaches,
     guardrail_breaches,
@@ -96,7 +97,7 @@ def acknowledge_segment(
     Raises:
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
         BatchConflict: a batch id is there with other content; nothing was recorded.
-        StagingQueueFull, GuardrailExceeded: the queue filled up meanwhile; nothing was recorded.
+        StagingQueueFull, GuardrailExceeded, IntakePaused: there is no room any more; nothing was recorded.
         ColumnsChanged: the dataset's columns were fixed differently meanwhile; nothing was recorded.
     """
     now = now_micros()
@@ -124,6 +125,7 @@ def acknowledge_segment(
                 raise StagedMeanwhile(frozenset(known))
             if fix_columns(tx, spec, tuple(columns)) != tuple(columns):
                 raise StagedMeanwhile(frozenset())
+            check_pause(tx, spec.name)
             limits = store.limits(tx, spec)
             check_queue(tx, spec, limits, len(batches))
             check_guardrails(tx, store, spec, limits)

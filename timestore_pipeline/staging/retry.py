@@ -16,6 +16,7 @@ from typing import TypeVar
 from timestore_pipeline.errors import (
     DiskFull,
     GuardrailExceeded,
+    IntakePaused,
     LedgerError,
     StagingQueueFull,
     TimestoreError,
@@ -34,6 +35,7 @@ REFUSALS: dict[type[TimestoreError], str] = {
     DiskFull: "disk_full",
     GuardrailExceeded: "guardrail",
     TooManyIngests: "busy",
+    IntakePaused: "paused",
 }
 """Errors that refuse a batch only for now → the reason that they are counted under."""
 
@@ -55,7 +57,7 @@ def when_there_is_room(store: Store, dataset: str, attempt: Callable[[], T], wai
     """Return what ``attempt`` returns, trying again while it is refused for now, for ``wait_seconds`` at most.
 
     Raises:
-        StagingQueueFull, DiskFull, GuardrailExceeded, TooManyIngests: it was still refused after that.
+        StagingQueueFull, DiskFull, GuardrailExceeded, TooManyIngests, IntakePaused: it was still refused after that.
     """
     deadline = time.monotonic() + wait_seconds
     for retry in count_up():

@@ -14,12 +14,14 @@ from shutil import disk_usage
 from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull
+from timestore_pipeline.errors import DiskFull, GuardrailExceeded, IntakePaused, StagingQueueFull
 from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
 from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
 from timestore_pipeline.ledger.limits import EffectiveLimits
+from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.settings import GuardrailMode
 from timestore_pipeline.store import Store
+from timestore_pipeline.windows import from_micros
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +36,27 @@ def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits
     """Refuse early what staging could not take; return the dataset's limits.
 
     Raises:
+        IntakePaused: an operator stopped intake.
         StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
         GuardrailExceeded: a size guardrail in enforce mode is exceeded.
         DiskFull: less than the minimum of disk is free.
     """
     check_disk(store)
     with store.ledger.read() as tx:
+        check_pause(tx, spec.name)
         limits = store.limits(tx, spec)
         check_queue(tx, spec, limits, batches)
         check_guardrails(tx, store, spec, limits)
     return limits
+
+
+def check_pause(tx: Connection, dataset: str) -> None:
+    """Raise :class:`IntakePaused` where an operator stopped intake of the dataset or of all."""
+    pause = pause_of(all_pauses(tx), dataset)
+    if pause is not None:
+        resume = "resume --all" if pause.dataset == EVERY_DATASET else f"resume {dataset}"
+        since = f"{from_micros(pause.paused_at):%Y-%m-%d %H:%M:%S}Z"
+        raise IntakePaused(dataset, pause.paused_by, since, pause.reason, resume)
 
 
 def check_disk(store: Store, path: Path | None = None) -> None:

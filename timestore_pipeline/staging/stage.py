@@ -67,7 +67,8 @@ def stage(
     Raises:
         BatchRejected: the data does not fit the dataset; nothing was staged.
         BatchConflict: ``batch_id`` is known with other content.
-        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests: refused for now, and counted as dropped.
+        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests, IntakePaused: refused for now, and counted
+            as dropped.
         UnknownDataset, ColumnsChanged, LedgerError: as they say.
     """
     spec = store.datasets[dataset]

@@ -18,6 +18,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.backlog import landing_backlogs
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, published_totals
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
+from timestore_pipeline.lifecycle.drain import stop_intake
 from timestore_pipeline.orchestration.runs import process_is_gone
 from timestore_pipeline.orchestration.sensors import bounded
 from timestore_pipeline.store import Store
@@ -83,6 +84,19 @@ class TestLandingSensor:
         (request,) = requests_of(here.tick("landing_sensor"))
 
         assert assets_of(request) == {"staging/weather"}
+
+    def test_while_intake_is_paused_files_wait_and_it_says_by_whom(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        drop(here.store, "events", "a.csv", EVENTS_CSV)
+        stop_intake(here.store, ["weather"], "ann@host", "we move")
+
+        (request,) = requests_of(here.tick("landing_sensor"))
+        assert assets_of(request) == {"staging/events"}
+
+        stop_intake(here.store, ["events"], "ann@host", "we move")
+        words = words_of(here.tick("landing_sensor"))
+        assert "weather: 1 file waits, intake is paused by ann@host: we move" in words
+        assert "'timestore resume events' ends it" in words
 
     def test_without_files_it_says_so(self, here: Location):
         here.store.settings.landing_path.mkdir(parents=True)

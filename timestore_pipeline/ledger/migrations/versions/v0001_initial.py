@@ -76,6 +76,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
     )
     op.create_table(
+        "intake_pauses",
+        sa.Column("dataset", sa.String(length=63), nullable=False, comment="* is every dataset"),
+        sa.Column("paused_by", sa.String(length=255), nullable=False),
+        sa.Column("paused_at", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("dataset", name=op.f("pk_intake_pauses")),
+        comment="datasets that take nothing in until an operator lets them",
+    )
+    op.create_table(
         "limit_overrides",
         sa.Column("dataset", sa.String(length=63), nullable=False),
         sa.Column("name", sa.String(length=32), nullable=False),

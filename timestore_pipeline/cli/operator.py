@@ -1,0 +1,37 @@
+"""Who runs a command: what the ledger remembers of an operator, and of a build that a command owns."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+
+_OWNER_PREFIX = f"cli:{socket.gethostname()}:"
+
+
+def operator() -> str:
+    """Return ``user@host``; where a container runs under a number that has no name, the number."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def this_command() -> str:
+    """Return the owner of the builds of this process."""
+    return f"{_OWNER_PREFIX}{os.getpid()}"
+
+
+def command_has_died(owner: str) -> bool:
+    """Whether a build's owner was a command on this host that is gone, so that nobody has to wait for its lease."""
+    process = owner.removeprefix(_OWNER_PREFIX)
+    if process == owner or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
