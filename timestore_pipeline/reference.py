@@ -92,9 +92,10 @@ carries the whole, absolute picture. So the numbers are right whichever process 
 restarts. Every label value is exported as 0 from the first push on, so that `increase()` sees the first event.
 
 Set `TIMESTORE_PUSHGATEWAY_URL` to push them; without it metrics are off. They are pushed after every run and every
-`TIMESTORE_METRICS_SENSOR_INTERVAL_SECONDS`, to the one group `{job="timestore"}`. Scrape the gateway with
-`honor_labels: true`. `timestore metrics` prints them at any time. The datasets are all that the ledger knows,
-so one that was taken out of `datasets.yaml` with rows still staged stays visible.
+`TIMESTORE_METRICS_SENSOR_INTERVAL_SECONDS`, to one group, `{job="timestore"}`. Scrape the gateway with
+`honor_labels: true`. `timestore metrics` prints them at any time, and `timestore metrics --serve` lets Prometheus fetch
+them. A dataset that is taken out of `datasets.yaml` disappears with the next push, unless something of it still waits:
+staged rows, a build in flight or an entry in quarantine.
 """
 
 _CLI_INTRO = """\
@@ -331,7 +332,7 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return "one character"
     if schema.get("pattern") == DURATION_PATTERN:
         return "duration"
-    return {"path": "path", "date": "date", "password": "URL"}.get(schema.get("format", ""), "text")
+    return {"path": "path", "date": "date", "password": "secret"}.get(schema.get("format", ""), "text")
 
 
 def _default(value: Any) -> str:

@@ -10,10 +10,11 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,6 +46,13 @@ class GuardrailMode(StrEnum):
 # delta-rs decodes what looks like a percent-encoded character, and takes no control characters.
 _NOT_IN_FOLDERS = re.compile(r"[\x00-\x1f\x7f?\\\ud800-\udfff]|%[0-9A-Fa-f]{2}")
 
+RESERVED_LABELS = frozenset(
+    {
+        "job", "dataset", "le", "component", "guardrail", "limit", "metric", "reason", "result", "threshold",
+    }
+)  # fmt: skip
+"""Labels that the series have themselves, so none of them can be a grouping label too."""
+
 
 def _no_trailing_slash(url: str | None) -> str | None:
     return url.rstrip("/") if url else None
@@ -54,6 +62,28 @@ def _a_minute_or_none(seconds: float) -> float:
     if 0 < seconds < SHORTEST_FRESHNESS.total_seconds():
         raise ValueError("must be 0, or 60 or more")
     return seconds
+
+
+def grouping_labels(text: str) -> dict[str, str]:
+    """``environment=prod, site=fra`` → the labels that it names; none where it is empty.
+
+    Raises:
+        ValueError: it is no list of ``name=value``, or a name cannot be a grouping label.
+    """
+    labels: dict[str, str] = {}
+    for pair in filter(None, (each.strip() for each in text.split(","))):
+        name, sign, value = (each.strip() for each in pair.partition("="))
+        if not (sign and value and re.fullmatch(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII)):
+            raise ValueError(f"{pair!r} is not NAME=VALUE, as in environment=prod,site=fra")
+        if name in RESERVED_LABELS or name in labels:
+            raise ValueError(f"the label {name!r} is taken")
+        labels[name] = value
+    return labels
+
+
+def _valid_grouping(text: str) -> str:
+    grouping_labels(text)
+    return text
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -198,8 +228,42 @@ class Settings(BaseSettings):
         default=None, repr=False, description="Pushgateway to push metrics to; without it metrics are off."
     )
     pushgateway_job: str = Field(default="timestore", min_length=1, description="The `job` label of pushed metrics.")
+    pushgateway_grouping: Annotated[str, AfterValidator(_valid_grouping)] = Field(
+        default="",
+        description="Further grouping labels of pushed metrics, such as `environment=prod,site=fra`. Where the job or "
+        "they change, the old group stays in the gateway until somebody deletes it.",
+    )
     pushgateway_timeout_seconds: PositiveSeconds = Field(
         default=2.0, description="How long a push may take before it is given up with a warning."
+    )
+    pushgateway_username: str | None = Field(
+        default=None, pattern="^[^:]+$", description="User name for basic authentication at the Pushgateway."
+    )
+    pushgateway_password: SecretStr | None = Field(default=None, description="Password of that user.")
+    pushgateway_password_file: Path | None = Field(
+        default=None, description="File that holds the password instead; read anew for each push."
+    )
+    pushgateway_bearer_token: SecretStr | None = Field(
+        default=None, description="Bearer token for a proxy before the Pushgateway, instead of user and password."
+    )
+    pushgateway_bearer_token_file: Path | None = Field(
+        default=None, description="File that holds the token instead; read anew for each push, so it may be renewed."
+    )
+    pushgateway_ca_file: Path | None = Field(
+        default=None,
+        description="Certificates (PEM) of the authorities that may vouch for the Pushgateway; by default the "
+        "system's.",
+    )
+    pushgateway_certificate_file: Path | None = Field(
+        default=None, description="Client certificate (PEM) to show to the Pushgateway."
+    )
+    pushgateway_key_file: Path | None = Field(
+        default=None, description="Its private key, where it is not in the same file; without a passphrase."
+    )
+    pushgateway_verify_tls: bool = Field(
+        default=True,
+        description="Whether the Pushgateway must prove who it is. With `false` anyone on the way can read what is "
+        "pushed, passwords and tokens included: for tests only.",
     )
     metrics_sensor_interval_seconds: PositiveCount = Field(
         default=15, description="Least time between two pushes of `metrics_sensor`."
@@ -223,6 +287,13 @@ class Settings(BaseSettings):
                     f"{variable_name(field)}: the folder {str(folder)!r} has {found[0]!r} in its name, which "
                     "DuckDB and Delta Lake cannot take (nor ?, \\, %-codes, control characters, non-UTF-8); rename it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = list(_gateway_contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def path(self, configured: Path | str) -> Path:
@@ -267,6 +338,36 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.staging_path / 'ledger.sqlite'}"
 
 
+def _gateway_contradictions(settings: Settings) -> Iterator[str]:
+    """Say what cannot be meant together; names variables, never values."""
+    given = {name for name in settings.model_fields_set if getattr(settings, name) not in (None, "")}
+
+    def named(*fields: str) -> list[str]:
+        return [variable_name(field) for field in fields if field in given]
+
+    for kind in ("password", "bearer_token"):
+        both = named(f"pushgateway_{kind}", f"pushgateway_{kind}_file")
+        if len(both) == 2:
+            yield f"{both[0]} and {both[1]} are both set: keep one of them"
+    passwords = named("pushgateway_password", "pushgateway_password_file")
+    users = named("pushgateway_username")
+    in_url = "@" in (settings.pushgateway_url or "").split("//")[-1].split("/")[0]
+    tokens = named("pushgateway_bearer_token", "pushgateway_bearer_token_file")
+    url = variable_name("pushgateway_url")
+    if bool(passwords) != bool(users):
+        missing = variable_name("pushgateway_username" if passwords else "pushgateway_password")
+        yield f"{(passwords or users)[0]} is set without {missing}: a login needs both"
+    logins = [*([f"the login in {url}"] if in_url else []), *users, *tokens[:1]]
+    if len(logins) > 1:
+        yield f"{' and '.join(logins)} contradict each other: keep one way to authenticate"
+    if named("pushgateway_key_file") and not named("pushgateway_certificate_file"):
+        yield f"{variable_name('pushgateway_key_file')} is set without {variable_name('pushgateway_certificate_file')}"
+    tls = named("pushgateway_ca_file", "pushgateway_certificate_file")
+    tls += [] if settings.pushgateway_verify_tls else [variable_name("pushgateway_verify_tls")]
+    if tls and settings.pushgateway_url and urlsplit(settings.pushgateway_url).scheme != "https":
+        yield f"{tls[0]} has no effect, because {url} does not begin with https://"
+
+
 def variable_name(field: str) -> str:
     """Return the environment variable of the settings field ``field``."""
     return PREFIX + field.upper()
@@ -304,11 +405,14 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _explain(problem: Any) -> str:
-    field = str(problem["loc"][0]) if problem["loc"] else "?"
+    if not problem["loc"]:  # of several settings together; the message names them, their values are nobody's business
+        return problem["msg"].removeprefix("Value error, ")
+    field = str(problem["loc"][0])
     known = field in Settings.model_fields
     secret = known and (
         "SecretStr" in str(Settings.model_fields[field].annotation) or not Settings.model_fields[field].repr
     )
     shown = "" if secret else f" is {problem['input']!r}, which is not allowed"
-    allowed = problem["msg"][0].lower() + problem["msg"][1:]
+    message = problem["msg"].removeprefix("Value error, ")
+    allowed = message[0].lower() + message[1:]
     return f"{variable_name(field)}{shown}: {allowed}"

@@ -270,13 +270,36 @@ def clear_limit(dataset: OneDataset, name: OneLimit) -> None:
     output.say(f"{dataset}: {name.value} is no longer overridden" if cleared else f"{dataset}: nothing to clear")
 
 
-@app.command(short_help="Print every metric.")
-def metrics() -> None:
-    """Print every metric in the Prometheus text format, as it is pushed."""
-    from timestore_pipeline.metrics import exposition
+@app.command(short_help="Print, write or serve every metric.")
+def metrics(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write them into FILE, whole or not at all, for a node exporter's textfile collector."
+        ),
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Let Prometheus fetch them, until Ctrl-C.")] = False,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Where --serve listens; others can look unless it is loopback."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="The port with --serve; 0: any.")] = 9640,
+) -> None:
+    """Print every metric in the Prometheus text format, as it is pushed; or write or serve them."""
+    if output is not None and serve:
+        raise typer.BadParameter("--output and --serve exclude each other")
+    if serve:
+        from timestore_pipeline.cli.work import serve_metrics
+
+        serve_metrics(host, port)
+        return
+    from timestore_pipeline.metrics import exposition, write_exposition
 
     with _open_store() as store:
-        typer.echo(exposition(store).decode(), nl=False)
+        if output is not None:
+            write_exposition(store, output)
+        else:
+            typer.echo(exposition(store).decode(), nl=False)
 
 
 def _open_store() -> Store:

@@ -1,10 +1,12 @@
-"""``timestore stage``, ``ingest`` and ``flush``: what the sensors' runs do, by hand and once.
+"""``timestore stage``, ``ingest`` and ``flush``: what the sensors' runs do, by hand and once; and ``metrics --serve``.
 
 One bad file or dataset never stops the others; each says on stderr what is wrong with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
+from timestore_pipeline.settings import load_settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS
@@ -106,6 +109,24 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
             codes.append(exit_code_of(error))
     unlink_published_segments(store)
     return worst(codes)
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Serve the metrics until somebody interrupts.
+
+    Raises:
+        SettingsError, DatasetsFileError, LedgerError: the installation is not usable.
+        TimestoreError: it is not possible to listen there.
+    """
+    from timestore_pipeline.metrics.server import MetricsServer
+
+    settings = load_settings()
+    Store.open(settings).close()  # what is wrong with it should be said now, not to the first scrape
+    server = MetricsServer(settings, host, port)
+    say(f"serving metrics at {server.url}")
+    sys.stdout.flush()
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve()
 
 
 def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:

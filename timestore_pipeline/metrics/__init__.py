@@ -4,7 +4,7 @@ Nothing is counted in a process: every picture is absolute and taken from the le
 process may push, and all push the same truth.
 """
 
-from timestore_pipeline.metrics.projection import collect_metrics, exposition
+from timestore_pipeline.metrics.projection import collect_metrics, exposition, write_exposition
 from timestore_pipeline.metrics.pushgateway import PushResult, push_metrics
 
-__all__ = ["PushResult", "collect_metrics", "exposition", "push_metrics"]
+__all__ = ["PushResult", "collect_metrics", "exposition", "push_metrics", "write_exposition"]

@@ -1,15 +1,18 @@
 """Projects the ledger into Prometheus metric families, in one read transaction (invariant 7).
 
-The datasets of a picture are those that the ledger knows, declared or not: rows still staged of a dataset
-that was taken out of ``datasets.yaml`` stay visible, and every process sees the same list.
+The datasets of a picture are those that are declared, and those that were taken out of ``datasets.yaml`` and have
+something left that waits for somebody: staged rows, a build in flight, an entry in quarantine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
+from typing import Self
 
-from prometheus_client import generate_latest
+from prometheus_client import generate_latest, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -17,13 +20,13 @@ from sqlalchemy import Connection, func, select
 
 from timestore_pipeline.building.thresholds import effective_thresholds
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
-from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import FLUSH_BUCKETS, Histogram, counter_values, histogram_values
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.ledger.schema import windows
 from timestore_pipeline.ledger.segments import disk_usage, segments_on_disk
 from timestore_pipeline.ledger.size import ledger_bytes
@@ -49,8 +52,9 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
     """
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
-        datasets = sorted(known_datasets(tx) | set(store.datasets))
-        values: _Values = {**_gauges(tx, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
+        found = _Found.look(tx)
+        datasets = sorted(found.waiting | set(store.datasets))
+        values: _Values = {**_gauges(tx, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
     return [_family(each, datasets, values, histograms) for each in SERIES]
 
@@ -64,6 +68,20 @@ def exposition(store: Store) -> bytes:
     return generate_latest(Picture(collect_metrics(store)))
 
 
+def write_exposition(store: Store, path: Path) -> None:
+    """Write every series into a file, for a node exporter's textfile collector; it is never half there.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+        TimestoreError: the file cannot be written; the old one is as it was.
+    """
+    picture = Picture(collect_metrics(store))
+    try:
+        write_to_textfile(str(path), picture)
+    except OSError as error:
+        raise TimestoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 class Picture(Collector):
     """Families that were collected before, as the Prometheus client takes them."""
 
@@ -75,23 +93,37 @@ class Picture(Collector):
         return self._families
 
 
-def _gauges(tx: Connection, datasets: Iterable[str], now: int) -> _Values:
-    queues = queue_states(tx)
-    quarantined = open_totals(tx)
+@dataclass(frozen=True)
+class _Found:
+    """What waits in the ledger, by dataset."""
+
+    queues: dict[str, QueueState]
+    in_flight: dict[str, Build]
+    quarantined: dict[str, QuarantineTotals]
+
+    @classmethod
+    def look(cls, tx: Connection) -> Self:
+        return cls(queue_states(tx), {build.dataset: build for build in builds_in_flight(tx)}, open_totals(tx))
+
+    @property
+    def waiting(self) -> set[str]:
+        return {*self.queues, *self.in_flight, *self.quarantined}
+
+
+def _gauges(tx: Connection, found: _Found, datasets: Iterable[str], now: int) -> _Values:
     published = published_totals(tx)
     last_published = _last_published(tx)
     backlogs = landing_backlogs(tx)
     pauses = all_pauses(tx)
-    in_flight = {build.dataset: build for build in builds_in_flight(tx)}
     values: _Values = {
         (series.LEDGER_BYTES, "", ""): ledger_bytes(tx),
         (series.METRICS_TIMESTAMP, "", ""): now / 1e6,
     }
     for name in datasets:
-        queue = queues.get(name, QueueState(name))
-        build = in_flight.get(name)
+        queue = found.queues.get(name, QueueState(name))
+        build = found.in_flight.get(name)
         backlog = backlogs.get(name, Backlog(files=0, bytes=0, oldest_modified_at=now))
-        totals = quarantined.get(name, QuarantineTotals(batches=0, rows=0))
+        totals = found.quarantined.get(name, QuarantineTotals(batches=0, rows=0))
         window_count, rows, size, files = published.get(name, (0, 0, 0, 0))
         values |= {
             (series.LANDING_FILES, name, ""): backlog.files,

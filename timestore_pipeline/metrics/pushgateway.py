@@ -1,8 +1,8 @@
 """Pushes the whole picture to a Pushgateway, and never fails or holds up the work that it reports on.
 
-A push replaces the group ``{job}`` as a whole, so what is no longer true does not live on in the gateway.
-Because pictures of two processes could overtake each other on the way, and a counter that steps back looks to
-Prometheus like a restart, a lease in the ledger lets one process at a time collect and push.
+A push replaces its group (the job and the grouping labels) as a whole, so what is no longer true does not live on
+in the gateway. Because pictures of two processes could overtake each other on the way, and a counter that steps back
+looks to Prometheus like a restart, a lease in the ledger lets one process at a time collect and push.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
-from functools import partial
 from urllib.error import HTTPError, URLError
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client import push_to_gateway
-from prometheus_client.exposition import basic_auth_handler, default_handler
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.metrics.projection import Picture, collect_metrics
+from timestore_pipeline.metrics.transport import gateway_handler
+from timestore_pipeline.settings import grouping_labels
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,8 @@ def _take_turn(store: Store, owner: str) -> bool:
 
 
 def _push(store: Store, gateway: SplitResult, deadline: float) -> str | None:
-    handler = default_handler
-    if gateway.username is not None:
-        handler = partial(
-            basic_auth_handler, username=unquote(gateway.username), password=unquote(gateway.password or "")
-        )
+    settings = store.settings
+    handler = gateway_handler(settings, gateway)
     picture = Picture(collect_metrics(store))
     left = max(0.001, deadline - time.monotonic())
     failure: list[BaseException] = []
@@ -98,7 +95,12 @@ def _push(store: Store, gateway: SplitResult, deadline: float) -> str | None:
     def send() -> None:
         try:
             push_to_gateway(
-                _without_password(gateway), store.settings.pushgateway_job, picture, timeout=left, handler=handler
+                _without_password(gateway),
+                settings.pushgateway_job,
+                picture,
+                grouping_labels(settings.pushgateway_grouping),
+                timeout=left,
+                handler=handler,
             )
         except Exception as error:
             failure.append(error)
@@ -108,7 +110,7 @@ def _push(store: Store, gateway: SplitResult, deadline: float) -> str | None:
     sender.start()
     sender.join(left)
     if sender.is_alive():
-        return f"no answer within {store.settings.pushgateway_timeout_seconds:g} s"
+        return f"no answer within {settings.pushgateway_timeout_seconds:g} s"
     return _explain(failure[0]) if failure else None
 
 

@@ -17,6 +17,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.ledger.backlog import landing_backlogs
 from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
 from timestore_pipeline.ledger.counters import (
     DROPPED_BATCHES,
@@ -284,12 +285,27 @@ def test_buckets_are_cumulative(store: Store):
     assert value(store, FLUSH_DURATION + "_sum", result="success") == pytest.approx(sum(observed))
 
 
-def test_a_dataset_that_is_no_longer_declared_stays_visible(make_store: MakeStore):
+ONLY_EVENTS = "datasets: {events: {time: {column: at, unit: ms}, window: hour}}"
+
+
+def test_a_dataset_that_is_no_longer_declared_stays_visible_while_something_of_it_waits(make_store: MakeStore):
     stage(make_store(), "weather", weather())
 
-    store = make_store("datasets: {events: {time: {column: at, unit: ms}, window: hour}}")
+    store = make_store(ONLY_EVENTS)
 
     assert value(store, names.QUEUE_DEPTH, metric="batches") == 1
+
+
+def test_a_dataset_that_was_removed_is_gone_with_all_its_series(make_store: MakeStore):
+    store = make_store()
+    stage(store, "weather", weather())
+    build_windows(store, "weather", owner="test")
+    assert b'dataset="weather"' in exposition(store)
+
+    picture = exposition(make_store(ONLY_EVENTS))
+
+    assert b'dataset="events"' in picture
+    assert b'dataset="weather"' not in picture
 
 
 def test_a_reason_that_the_table_of_series_does_not_know_is_exported_all_the_same(store: Store):
@@ -370,7 +386,8 @@ def test_the_backlog_of_a_dataset_that_is_declared_no_more_goes(
     drop(store, "weather", "a.csv", WEATHER_CSV)
     record_backlog(store, scan_landing(store))
 
-    later = make_store("datasets: {events: {time: {column: at, unit: ms}, window: hour}}")
+    later = make_store(ONLY_EVENTS)
     record_backlog(later, scan_landing(later))
 
-    assert value(later, names.LANDING_FILES) == 0
+    with later.ledger.read() as tx:
+        assert landing_backlogs(tx) == {}

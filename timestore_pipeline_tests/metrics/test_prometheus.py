@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -24,8 +17,8 @@ from timestore_pipeline.metrics.series import SERIES, SeriesType
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.metrics.promql import RULES, RULES_FOLDER
+from timestore_pipeline_tests.metrics.servers import PUSHGATEWAY_FORGETS, ask, running, until
 
-DEADLINE_SECONDS = 60
 PROCESSES = 12
 COUNTERS = [each.name for each in SERIES if each.type is SeriesType.COUNTER]
 
@@ -55,46 +48,6 @@ with Store.open() as store:
 """
 
 
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while True:
-        try:
-            if condition():
-                return
-        except (URLError, ConnectionError):
-            pass
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.1)
-
-
-@contextmanager
-def running(url: str, *command: str) -> Iterator[None]:
-    """A server, from the moment that it is ready."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: urlopen(f"{url}/-/ready", timeout=5).status == 200 or process.poll(), f"{command[0]} is ready")
-        assert process.poll() is None, f"{command[0]} ended"
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def ask(prometheus: str, query: str) -> dict[tuple[str, ...], float]:
-    """The answer to a query: (metric, dataset, value of the third label) → value."""
-    with urlopen(f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=10) as response:
-        results = json.load(response)["data"]["result"]
-    seconds = {each.label for each in SERIES if each.label}
-    return {
-        (
-            result["metric"].get("__name__", ""),
-            result["metric"].get("dataset", ""),
-            next((value for label, value in result["metric"].items() if label in seconds), ""),
-        ): float(result["value"][1])
-        for result in results
-    }
-
-
 @pytest.mark.server
 @pytest.mark.timeout(240)
 def test_counters_in_prometheus_are_those_of_the_ledger_and_never_go_down(
@@ -111,8 +64,7 @@ def test_counters_in_prometheus_are_those_of_the_ledger_and_never_go_down(
     start_gateway = (
         program("prometheus-pushgateway"),
         f"--web.listen-address={gateway.removeprefix('http://')}",
-        # Debian's keeps what it has in a file that all gateways of the machine share.
-        "--persistence.file=",
+        PUSHGATEWAY_FORGETS,
     )
     start_prometheus = (
         program("prometheus"),

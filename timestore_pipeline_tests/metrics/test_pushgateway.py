@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
@@ -23,59 +20,16 @@ from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.metrics import PushResult, push_metrics
 from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.conftest import MakeStore, unused_port
+from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.metrics.servers import Gateway, pushgateway
 
 REASONS = next(each.values for each in SERIES if each.name == DROPPED_BATCHES)
 
 
-class Gateway:
-    """A running Pushgateway."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def samples(self, name: str, **labels: str) -> list[float]:
-        """The values that a scrape finds of a series, among the groups that have these labels."""
-        with urlopen(f"{self.url}/metrics", timeout=10) as response:
-            text = response.read().decode()
-        return [
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-
-    def put(self, group: str, text: str) -> None:
-        """Push something else."""
-        with urlopen(Request(f"{self.url}/metrics/{group}", data=text.encode(), method="PUT"), timeout=10):
-            pass
-
-
 @pytest.fixture
 def gateway(program: Callable[[str], str]) -> Iterator[Gateway]:
-    binary = program("prometheus-pushgateway")
-    port = unused_port()
-    process = subprocess.Popen(
-        # Debian's keeps what it has in a file that all gateways of the machine share.
-        [binary, f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        gateway = Gateway(f"http://127.0.0.1:{port}")
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                gateway.samples("up")
-                break
-            except URLError:
-                assert process.poll() is None, "the Pushgateway ended"
-                assert time.monotonic() < deadline, "the Pushgateway does not answer"
-                time.sleep(0.02)
+    with pushgateway(program) as gateway:
         yield gateway
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -148,6 +102,22 @@ def test_a_push_replaces_its_own_group_and_no_other(make_store: MakeStore, gatew
 
     assert gateway.samples("old_series") == []
     assert gateway.samples("others_series") == [1]
+
+
+@pytest.mark.server
+def test_a_dataset_that_was_removed_is_gone_from_the_gateway_with_the_next_push(
+    make_store: MakeStore, gateway: Gateway
+):
+    drop_batches(make_store(pushgateway_url=gateway.url), 3)
+    assert push_metrics(make_store(pushgateway_url=gateway.url)).pushed
+    assert gateway.samples(DROPPED_BATCHES, dataset="weather", reason="queue_full") == [3]
+
+    assert push_metrics(
+        make_store("datasets: {events: {time: {column: at, unit: ms}, window: hour}}", pushgateway_url=gateway.url)
+    ).pushed
+
+    assert 'dataset="weather"' not in gateway.open("metrics")
+    assert gateway.samples(DROPPED_BATCHES, dataset="events") == [0] * len(REASONS)
 
 
 PUSHER = """

@@ -1,0 +1,119 @@
+"""Real servers for the tests of metrics: Pushgateways and Prometheuses of their own, and what they answer."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from timestore_pipeline.metrics.series import SERIES
+from timestore_pipeline_tests.conftest import unused_port
+
+DEADLINE_SECONDS = 60
+
+PUSHGATEWAY_FORGETS = "--persistence.file="
+"""Debian's keeps what it has in a file that all gateways of the machine share."""
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        try:
+            if condition():
+                return
+        except (URLError, ConnectionError):
+            pass
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
+        time.sleep(0.1)
+
+
+class Gateway:
+    """A running Pushgateway; ``headers`` and ``tls`` are what it asks of those who scrape it."""
+
+    def __init__(self, url: str, headers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self.url = url
+        self._headers = headers or {}
+        self._tls = tls
+
+    def open(self, path: str, **request: Any) -> str:
+        """Ask it for something."""
+        asked = Request(f"{self.url}/{path}", headers=self._headers, **request)
+        with urlopen(asked, timeout=10, context=self._tls) as response:
+            return response.read().decode()
+
+    def samples(self, name: str, **labels: str) -> list[float]:
+        """The values that a scrape finds of a series, among the groups that have these labels."""
+        text = self.open("metrics")
+        return [
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+
+    def put(self, group: str, text: str) -> None:
+        """Push something else."""
+        self.open(f"metrics/{group}", data=text.encode(), method="PUT")
+
+
+@contextmanager
+def pushgateway(
+    program: Callable[[str], str],
+    *options: str,
+    scheme: str = "http",
+    headers: dict[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Gateway]:
+    """A Pushgateway that holds nothing yet."""
+    address = f"127.0.0.1:{unused_port()}"
+    command = (program("prometheus-pushgateway"), f"--web.listen-address={address}", PUSHGATEWAY_FORGETS, *options)
+    gateway = Gateway(f"{scheme}://{address}", headers, tls)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def answers() -> bool:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        return bool(gateway.open("-/ready"))
+
+    try:
+        until(answers, "the Pushgateway answers")
+        yield gateway
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def running(url: str, *command: str) -> Iterator[None]:
+    """A server, from the moment that it is ready."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: urlopen(f"{url}/-/ready", timeout=5).status == 200 or process.poll(), f"{command[0]} is ready")
+        assert process.poll() is None, f"{command[0]} ended"
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ask(prometheus: str, query: str) -> dict[tuple[str, ...], float]:
+    """The answer to a query: (metric, dataset, value of the third label) → value."""
+    with urlopen(f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=10) as response:
+        results = json.load(response)["data"]["result"]
+    seconds = {each.label for each in SERIES if each.label}
+    return {
+        (
+            result["metric"].get("__name__", ""),
+            result["metric"].get("dataset", ""),
+            next((value for label, value in result["metric"].items() if label in seconds), ""),
+        ): float(result["value"][1])
+        for result in results
+    }
