@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, exists, func, select, update
+from sqlalchemy import Connection, delete, exists, func, select, tuple_, update
 
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
@@ -54,6 +54,19 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
         .values(published_at=None)
     )
     complete(tx, touched, now)
+    # What nothing is left of is forgotten, so that the rows of a window still add up.
+    gone = (
+        slices.c.dataset == dataset,
+        slices.c.published_at.is_not(None),
+        slices.c.segment_id.in_(
+            select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))
+        ),
+    )
+    lost_slices = select(slices.c.segment_id, slices.c.window_start).where(*gone)
+    tx.execute(
+        delete(batch_slices).where(tuple_(batch_slices.c.segment_id, batch_slices.c.window_start).in_(lost_slices))
+    )
+    tx.execute(delete(slices).where(*gone))
     # Batches that are nowhere any more are forgotten, so that their files can land again. Those with rows in quarantine
     # stay known: their entries refer to them.
     unlinked = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))

@@ -6,7 +6,7 @@ loads whatever state the installation is in. A step is one dataset's; its failur
 
 # No `from __future__ import annotations`: Dagster refuses a context whose annotation is text.
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
+from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.metadata import (
     Metadata,
     built_window_metadata,
@@ -32,6 +33,7 @@ from timestore_pipeline.orchestration.metadata import (
 )
 from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
+from timestore_pipeline.orchestration.table_checks import table_check_results, table_check_specs
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window, windows_between
@@ -47,26 +49,6 @@ _MAX_WARNINGS = 20
 _IN_FLIGHT_RETRIES = 8
 _IN_FLIGHT_FIRST_WAIT = 5
 _IN_FLIGHT_LONGEST_WAIT = 60
-
-
-def landing_key(dataset: str) -> dg.AssetKey:
-    """Return the key of the dataset's landing folder."""
-    return dg.AssetKey(["landing", dataset])
-
-
-def staging_key(dataset: str) -> dg.AssetKey:
-    """Return the key of the dataset's staging queue."""
-    return dg.AssetKey(["staging", dataset])
-
-
-def partitions_key(dataset: str) -> dg.AssetKey:
-    """Return the key of the dataset's table."""
-    return dg.AssetKey(["partitions", dataset])
-
-
-def partitions_op(dataset: str) -> str:
-    """Return the name under which run config speaks of the asset ``partitions/<dataset>``."""
-    return f"partitions__{dataset}"
 
 
 def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
@@ -113,35 +95,51 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
 
 
 def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
-    """Return the dataset's table: each run publishes what is staged for its windows."""
+    """Return the dataset's table: each run publishes what is staged for its windows, and then checks the table.
 
-    @dg.asset(
-        key=partitions_key(spec.name),
-        deps=[staging_key(spec.name)],
-        partitions_def=partitions_definition(spec),
+    One step does both, because a step of its own would not run after builds that a sensor asked for: they record
+    their windows as events and have no output that a later step could wait for.
+    """
+    key = partitions_key(spec.name)
+
+    @dg.multi_asset(
+        name=partitions_op(spec.name),
+        specs=[
+            dg.AssetSpec(
+                key,
+                deps=[staging_key(spec.name)],
+                partitions_def=partitions_definition(spec),
+                description=f"The published table of {spec.name}, in windows of one {spec.window}. {spec.description}",
+                group_name=spec.name,
+                kinds={"parquet", "deltalake"},
+                owners=list(spec.owners),
+                tags={DATASET_TAG: spec.name},
+                metadata={
+                    "dagster/uri": (settings.tables_path / spec.name).as_uri(),
+                    "dagster/table_name": spec.name,
+                    "concurrent_builds": spec.limits.concurrent_builds,
+                    **_declared_schema(spec),
+                },
+                freshness_policy=freshness_policy(spec, settings),
+                skippable=True,
+            )
+        ],
+        check_specs=table_check_specs(spec),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        description=f"The published table of {spec.name}, in windows of one {spec.window}. {spec.description}",
-        group_name=spec.name,
-        kinds={"parquet", "deltalake"},
-        owners=list(spec.owners),
-        tags={DATASET_TAG: spec.name},
-        metadata={
-            "dagster/uri": (settings.tables_path / spec.name).as_uri(),
-            "dagster/table_name": spec.name,
-            "concurrent_builds": spec.limits.concurrent_builds,
-            **_declared_schema(spec),
-        },
-        freshness_policy=freshness_policy(spec, settings),
-        output_required=False,
+        # So that the checks can be run without publishing anything.
+        can_subset=True,
     )
     def partitions(
         context: dg.AssetExecutionContext, config: BuildConfig, store: StoreResource, metrics: MetricsResource
-    ) -> Iterator[dg.MaterializeResult]:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        touched: list[Window] | None = None
         try:
-            yield from publish_staged(context, store.opened, spec, config)
+            if key in context.selected_asset_keys:
+                touched = yield from publish_staged(context, store.opened, spec, config)
         finally:
             # Failures are counted in the ledger too. (A run that is killed is seen by the next tick of metrics_sensor.)
             metrics.push(store.opened, context.log)
+        yield from table_check_results(store.opened, spec, context.selected_asset_check_keys, touched)
 
     return partitions
 
@@ -192,8 +190,8 @@ def stage_landed(
 
 def publish_staged(
     context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, config: BuildConfig
-) -> Iterator[dg.MaterializeResult]:
-    """Publish what is staged in the windows of this run, and record the windows in Dagster.
+) -> Generator[dg.MaterializeResult, None, list[Window]]:
+    """Publish what is staged in the windows of this run, record the windows in Dagster and return those published to.
 
     A run with partitions (from the UI or a backfill) marks every window that it was asked for, so that a backfill ends.
     One without (from a sensor) marks only the windows in which it published something: what is staged may be a day
@@ -202,7 +200,7 @@ def publish_staged(
     order = checked(config, spec, effective_thresholds(store.settings, spec))
     requested = _requested_windows(context, spec, order)
     if order.only_if_due and not _still_due(context, store, spec, order):
-        return
+        return []
     first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
     trigger = order.trigger
     if trigger is Trigger.MANUAL and _BACKFILL_TAG in context.run.tags:
@@ -223,7 +221,7 @@ def publish_staged(
     except BuildInFlight as error:
         if order.only_if_due:
             context.log.info("%s flush_sensor asks again if anything is left.", error)
-            return
+            return []
         wait = min(_IN_FLIGHT_FIRST_WAIT * 2**context.retry_number, _IN_FLIGHT_LONGEST_WAIT)
         context.log.info("%s Trying again in %s seconds.", error, wait)
         raise dg.RetryRequested(max_retries=_IN_FLIGHT_RETRIES, seconds_to_wait=wait) from error
@@ -231,9 +229,9 @@ def publish_staged(
     context.log.info("%s: %s", spec.name, _summary(report))
     if requested:
         for window, metadata in windows.items():
-            context.add_asset_metadata(metadata, partition_key=window.key)
-        yield dg.MaterializeResult()
-        return
+            context.add_asset_metadata(metadata, asset_key=partitions_key(spec.name), partition_key=window.key)
+        yield dg.MaterializeResult(asset_key=partitions_key(spec.name))
+        return requested
     definition = partitions_definition(spec)
     for window, metadata in windows.items():
         context.log_event(
@@ -241,6 +239,7 @@ def publish_staged(
                 partitions_key(spec.name), partition=partition_key(definition, window), metadata=metadata
             )
         )
+    return list(windows)
 
 
 def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, order: BuildOrder) -> list[Window]:

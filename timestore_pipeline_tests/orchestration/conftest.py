@@ -51,6 +51,17 @@ class Location:
             raise_on_error=raise_on_error,
         )
 
+    def check(self, asset: str, name: str, raise_on_error: bool = False) -> dg.ExecuteInProcessResult:
+        """Run one check of an asset and nothing else, as its button in the UI does."""
+        key = dg.AssetKey(asset.split("/"))
+        selection = dg.AssetSelection.checks(dg.AssetCheckKey(key, name))
+        job = dg.define_asset_job("check_only", selection=selection)
+        return (
+            dg.Definitions.merge(self.definitions, dg.Definitions(jobs=[job]))
+            .resolve_job_def("check_only")
+            .execute_in_process(instance=self.instance, raise_on_error=raise_on_error)
+        )
+
     def tick(self, sensor: str, cursor: str | None = None) -> tuple[dg.SensorEvaluationContext, Any]:
         """Evaluate a sensor once; returns its context (with the new cursor) and what it said."""
         context = dg.build_sensor_context(

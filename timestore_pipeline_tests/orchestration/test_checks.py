@@ -1,16 +1,32 @@
-"""The checks beside ``staging/<dataset>``: what an operator is warned of although every step succeeded."""
+"""The checks of a dataset: what an operator is warned of although every step succeeded, and what blocks."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
+import pytest
 
+from timestore_pipeline.building.table import LOG_FOLDER
+from timestore_pipeline.ledger.builds import published_totals
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import hourly, published, readable, rows_of, segment_file, weather_csv
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    hourly,
+    published,
+    readable,
+    rows_of,
+    segment_file,
+    weather_csv,
+)
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location
 
@@ -46,6 +62,127 @@ def test_the_checks_pass_while_there_is_nothing_to_say(store: Store, drop: Drop,
 
     assert {key: each.passed for key, each in checks(result).items()}["staging/weather", "quarantine_empty"]
     assert checks(result)["staging/weather", "guardrails"].passed
+
+
+def cut_rows(store: Store) -> None:
+    """Take a row out of a Parquet file behind everybody's back."""
+    (path, *_) = sorted(store.table_path("weather").rglob("*.parquet"))
+    pq.write_table(pq.ParquetFile(path).read().slice(1), path)
+
+
+def row_audit(result: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    return checks(result)["partitions/weather", "row_audit"]
+
+
+def numbers(found: dg.AssetCheckEvaluation) -> dict[str, Any]:
+    return {name: each.value for name, each in found.metadata.items()}
+
+
+class TestRowAudit:
+    @pytest.mark.parametrize("partitions", [{}, {"between": ("2026-01-01", "2026-01-03")}], ids=["sensor", "backfill"])
+    def test_it_runs_after_every_build(
+        self, store: Store, location: Callable[[Store], Location], partitions: dict[str, Any]
+    ):
+        stage(store, "weather", hourly(30))
+
+        found = row_audit(location(store).materialize("partitions/weather", **partitions))
+
+        assert found.passed
+        shown = numbers(found)
+        assert (shown["staged_rows"], shown["published_rows"], shown["table_rows"]) == (30, 30, 30)
+        assert (shown["queued_rows"], shown["quarantined_rows"], shown["files_opened"]) == (0, 0, 2)
+        assert "all rows are accounted for" in (found.description or "")
+
+    def test_a_row_too_few_fails_the_run_after_publishing_and_names_the_window(
+        self, store: Store, location: Callable[[Store], Location]
+    ):
+        here = location(store)
+        stage(store, "weather", hourly(30))
+        here.materialize("partitions/weather")
+        cut_rows(store)
+        stage(store, "weather", hourly(5, start=NEW_YEAR + timedelta(days=9)))
+
+        result = here.materialize("partitions/weather", raise_on_error=False)
+
+        assert not result.success
+        with store.ledger.read() as tx:
+            assert published_totals(tx)["weather"][1] == 35
+        found = row_audit(result)
+        assert not found.passed
+        assert found.severity is dg.AssetCheckSeverity.ERROR
+        assert numbers(found)["windows_wrong"] == 1
+        assert "holds 23 rows, it was committed with 24" in str(numbers(found)["wrong"])
+
+    def test_what_depends_on_the_table_does_not_run_when_it_fails(
+        self, store: Store, location: Callable[[Store], Location]
+    ):
+        ran: list[int] = []
+
+        @dg.asset(deps=[dg.AssetKey(["partitions", "weather"])])
+        def consumer() -> None:
+            ran.append(1)
+
+        here = location(store)
+        here = dataclasses.replace(here, definitions=dg.Definitions.merge(
+            here.definitions, dg.Definitions(assets=[consumer])
+        ))  # fmt: skip
+        stage(store, "weather", hourly(30))
+        here.materialize("partitions/weather", "consumer", partition="2026-01-01")
+        assert ran == [1]
+        cut_rows(store)
+
+        here.materialize("partitions/weather", "consumer", partition="2026-01-01", raise_on_error=False)
+
+        assert ran == [1]
+
+    def test_it_runs_by_itself_over_all_windows_and_publishes_nothing(
+        self, store: Store, location: Callable[[Store], Location]
+    ):
+        here = location(store)
+        stage(store, "weather", hourly(72))
+        here.materialize("partitions/weather")
+        stage(store, "weather", hourly(5, station="LGA"))
+
+        found = row_audit(here.check("partitions/weather", "row_audit"))
+
+        assert found.passed
+        assert (numbers(found)["windows_in_full"], numbers(found)["queued_rows"]) == (3, 5)
+        assert len(published(store)) == 72
+
+    def test_a_table_that_cannot_be_read_fails_it(self, store: Store, location: Callable[[Store], Location]):
+        here = location(store)
+        stage(store, "weather", hourly(5))
+        here.materialize("partitions/weather")
+        (store.table_path("weather") / LOG_FOLDER / f"{1:020d}.json").write_text("nonsense")
+
+        found = row_audit(here.check("partitions/weather", "row_audit"))
+
+        assert not found.passed
+        assert "cannot be read" in (found.description or "")
+
+
+def test_many_small_files_of_a_window_are_a_warning(store: Store, location: Callable[[Store], Location]):
+    here = location(store)
+    for number in range(10):
+        stage(store, "weather", hourly(1, station=str(number)))
+        build(store)
+
+    result = here.check("partitions/weather", "file_sizes")
+
+    found = checks(result)["partitions/weather", "file_sizes"]
+    assert result.success
+    assert not found.passed
+    assert found.severity is dg.AssetCheckSeverity.WARN
+    assert (numbers(found)["files"], numbers(found)["windows_in_pieces"]) == (10, 1)
+    assert "| 2026-01-01 | 10 |" in str(numbers(found)["in_pieces"])
+
+
+def test_a_few_files_are_none(store: Store, location: Callable[[Store], Location]):
+    stage(store, "weather", hourly(100))
+
+    result = location(store).materialize("partitions/weather")
+
+    assert checks(result)["partitions/weather", "file_sizes"].passed
 
 
 TWO_DAILY = """

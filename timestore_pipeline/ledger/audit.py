@@ -1,0 +1,107 @@
+"""Where the ledger says that the rows of each window are: the ledger's half of a row audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select
+
+from timestore_pipeline.ledger.builds import Build, build_in_flight
+from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
+from timestore_pipeline.ledger.schema import batch_slices, slices, windows
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_WINDOWS_PER_QUERY = 500
+
+
+@dataclass(frozen=True)
+class WindowAccount:
+    """The rows of one window in the ledger; ``window_start`` in microseconds since the epoch.
+
+    ``staged`` is what batches brought when they were acknowledged. It is ``published``, ``quarantined`` with a segment
+    that cannot be read, or still ``queued``. ``recorded`` is what builds have added to the window in the table.
+    """
+
+    window_start: int
+    staged: int = 0
+    published: int = 0
+    quarantined: int = 0
+    queued: int = 0
+    recorded: int = 0
+
+
+@dataclass(frozen=True)
+class TableState:
+    """Which version of the table readers are given, the last sequence claimed, and the build that has not ended."""
+
+    version: int | None
+    last_sequence: int
+    in_flight: Build | None
+
+
+def table_state(tx: Connection, dataset: str) -> TableState:
+    """Return how far the table of a dataset is; equal before and after means that no build did anything between."""
+    return TableState(table_versions(tx).get(dataset), last_claimed_sequence(tx, dataset), build_in_flight(tx, dataset))
+
+
+def recorded_rows(tx: Connection, dataset: str) -> dict[int, int]:
+    """Return window start → rows that builds have added to the window, for all windows with any."""
+    query = select(windows.c.window_start, windows.c.rows).where(windows.c.dataset == dataset)
+    return {start: int(rows) for start, rows in tx.execute(query)}
+
+
+def window_accounts(
+    tx: Connection, dataset: str, window_starts: Iterable[int] | None = None
+) -> dict[int, WindowAccount]:
+    """Return the accounts of some windows by their start, by default of all that ever had a row."""
+    recorded = recorded_rows(tx, dataset)
+    if window_starts is None:
+        return _accounts(tx, dataset, None, recorded)
+    wanted = sorted(set(window_starts))
+    found: dict[int, WindowAccount] = {}
+    for number in range(0, len(wanted), _WINDOWS_PER_QUERY):
+        some = wanted[number : number + _WINDOWS_PER_QUERY]
+        found.update(_accounts(tx, dataset, some, {start: recorded[start] for start in some if start in recorded}))
+    return found
+
+
+def _accounts(
+    tx: Connection, dataset: str, window_starts: list[int] | None, recorded: dict[int, int]
+) -> dict[int, WindowAccount]:
+    here = [slices.c.dataset == dataset]
+    if window_starts is not None:
+        here.append(slices.c.window_start.in_(window_starts))
+    published, quarantined = slices.c.published_at.is_not(None), slices.c.quarantine_id.is_not(None)
+    by_state = tx.execute(
+        select(
+            slices.c.window_start,
+            func.coalesce(func.sum(slices.c.rows).filter(published), 0).label("published"),
+            func.coalesce(func.sum(slices.c.rows).filter(~published, quarantined), 0).label("quarantined"),
+            func.coalesce(func.sum(slices.c.rows).filter(~published, ~quarantined), 0).label("queued"),
+        )
+        .where(*here)
+        .group_by(slices.c.window_start)
+    )
+    states = {row.window_start: row for row in by_state}
+    acknowledged = tx.execute(
+        select(batch_slices.c.window_start, func.sum(batch_slices.c.rows))
+        .join(
+            slices,
+            (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
+        )
+        .where(*here)
+        .group_by(batch_slices.c.window_start)
+    )
+    staged = {start: int(rows) for start, rows in acknowledged}
+    return {
+        start: WindowAccount(
+            window_start=start,
+            staged=staged.get(start, 0),
+            published=int(states[start].published) if start in states else 0,
+            quarantined=int(states[start].quarantined) if start in states else 0,
+            queued=int(states[start].queued) if start in states else 0,
+            recorded=recorded.get(start, 0),
+        )
+        for start in sorted({*states, *staged, *recorded})
+    }

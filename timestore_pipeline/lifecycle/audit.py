@@ -1,0 +1,181 @@
+"""Exactly once, proved: the rows of each window by the ledger, held against the table's own counts (invariant 2).
+
+For every window, rows staged = rows published + in quarantine + still queued, and rows published = rows recorded for
+the window = rows in the table's files. What the files hold is taken from their footers, not from what the log says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from timestore_pipeline.building.table import TableFile, has_table, live_files, open_table
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.ledger.audit import (
+    TableState,
+    WindowAccount,
+    recorded_rows,
+    table_state,
+    window_accounts,
+)
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+# A build that commits while the audit looks moves the table under it: then it looks again.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class WindowAudit:
+    """One window: its account in the ledger, the rows that the table has of it, and what is wrong with its files.
+
+    ``account`` is None for a window of which only the number of rows in the table was looked at.
+    """
+
+    window: Window
+    recorded: int
+    table_rows: int
+    files: int
+    account: WindowAccount | None = None
+    file_problems: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What does not add up, in words and numbers; empty where every row is where it should be."""
+        found = list(self.file_problems)
+        if self.table_rows != self.recorded:
+            found.append(f"the table has {self.table_rows:,} rows, {self.recorded:,} are recorded for the window")
+        if self.account is not None:
+            found += _ledger_problems(self.account)
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """All windows of a dataset at one table version (None: no table yet), in time order."""
+
+    dataset: str
+    table_version: int | None
+    windows: tuple[WindowAudit, ...]
+    files_opened: int
+
+    @property
+    def wrong(self) -> tuple[WindowAudit, ...]:
+        """The windows in which something does not add up."""
+        return tuple(window for window in self.windows if window.problems)
+
+    @property
+    def proved(self) -> tuple[WindowAudit, ...]:
+        """The windows that were audited in full: from the batches to the footers of the files."""
+        return tuple(window for window in self.windows if window.account is not None)
+
+
+def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = None) -> AuditReport:
+    """Hold the ledger against the table: ``windows`` in full (by default all), the others by their number of rows.
+
+    Costs a look at the table's log, a ``stat`` of each of its files, and the footer of each file of ``windows`` and of
+    each that is not as long as when it was committed.
+
+    Raises:
+        UnknownDataset: it is not declared.
+        TableError, LedgerError: they cannot be read.
+    """
+    spec = store.datasets[dataset]
+    starts = None if windows is None else {window.start_micros for window in windows}
+    state, accounts, recorded, version, files = _consistent_look(store, spec, starts)
+    by_window: dict[str, list[TableFile]] = {}
+    for file in files:
+        by_window.setdefault(file.window_key, []).append(file)
+    found = {spec.window_from_key(key) for key in by_window}
+    found |= {spec.window_at(start) for start in (*accounts, *recorded)}
+    audits, opened = [], 0
+    for window in sorted(found):
+        own = by_window.get(window.key, [])
+        account = accounts.get(window.start_micros)
+        if account is None and (starts is None or window.start_micros in starts):
+            account = WindowAccount(window.start_micros)
+        counted = [_count_file(store.table_path(dataset), file, look=account is not None) for file in own]
+        opened += sum(count.opened for count in counted)
+        audits.append(
+            WindowAudit(
+                window=window,
+                recorded=recorded.get(window.start_micros, 0),
+                table_rows=sum(count.rows for count in counted),
+                files=len(own),
+                account=account,
+                file_problems=tuple(count.problem for count in counted if count.problem),
+            )
+        )
+    return AuditReport(dataset, version if state.version is not None else None, tuple(audits), opened)
+
+
+def _ledger_problems(account: WindowAccount) -> list[str]:
+    found = []
+    explained = account.published + account.quarantined + account.queued
+    if account.staged != explained:
+        found.append(
+            f"{account.staged:,} rows were staged, and {explained:,} are published ({account.published:,}), "
+            f"in quarantine ({account.quarantined:,}) or queued ({account.queued:,})"
+        )
+    if account.published != account.recorded:
+        found.append(f"{account.published:,} rows were published, {account.recorded:,} are recorded for the window")
+    return found
+
+
+def _consistent_look(
+    store: Store, spec: DatasetSpec, starts: set[int] | None
+) -> tuple[TableState, Mapping[int, WindowAccount], Mapping[int, int], int, Sequence[TableFile]]:
+    """Return the ledger's and the table's side of one moment.
+
+    The latest version is looked at, so that a commit of somebody else is seen too; while builds go on, the version
+    that readers are given.
+    """
+    path = store.table_path(spec.name)
+    for attempt in range(_ATTEMPTS):
+        with store.ledger.read() as tx:
+            state = table_state(tx, spec.name)
+            accounts = window_accounts(tx, spec.name, starts)
+            recorded = recorded_rows(tx, spec.name)
+        if state.version is None and (state.in_flight is not None or not has_table(path)):
+            return state, accounts, recorded, 0, ()
+        settled = state.in_flight is None
+        table = open_table(path, spec.name, None if settled else state.version)
+        with store.ledger.read() as tx:
+            unmoved = table_state(tx, spec.name) == state
+        if settled and not unmoved and attempt < _ATTEMPTS - 1:
+            continue
+        if settled and not unmoved:
+            table = open_table(path, spec.name, state.version)
+        return state, accounts, recorded, table.version(), live_files(table)
+    raise AssertionError("the last attempt returns")
+
+
+@dataclass(frozen=True)
+class _Count:
+    rows: int
+    opened: bool
+    problem: str | None = None
+
+
+def _count_file(table: Path, file: TableFile, *, look: bool) -> _Count:
+    """Count the rows of a live file: by its footer if ``look``, or if it is not as long as when it was committed."""
+    path = table / file.path
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return _Count(0, False, f"{path} cannot be read: {error.strerror or error}")
+    if not look and size == file.bytes:
+        return _Count(file.rows, False)
+    try:
+        rows = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowException) as error:
+        return _Count(0, True, f"{path} is damaged: {' '.join(str(error).split())}")
+    if rows != file.rows:
+        return _Count(rows, True, f"{path} holds {rows:,} rows, it was committed with {file.rows:,}")
+    if size != file.bytes:
+        return _Count(rows, True, f"{path} has {size:,} bytes, it was committed with {file.bytes:,}")
+    return _Count(rows, True)
