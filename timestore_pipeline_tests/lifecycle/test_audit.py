@@ -98,7 +98,7 @@ def append_foreign_rows(store: Store) -> None:
     write_deltalake(path, DeltaTable(path).to_pyarrow_table().slice(0, 2), mode="append")
 
 
-BREAKAGES: dict[str, Callable[[Store], None]] = {
+BREAKAGES: dict[str, Callable[[Store], object]] = {
     "rows cut from a file": lambda store: cut_rows(table_files(store)[0]),
     "a file removed": lambda store: table_files(store)[0].unlink(),
     "a file emptied": lambda store: table_files(store)[0].write_bytes(b""),
@@ -143,7 +143,7 @@ def test_a_dataset_without_a_table_adds_up(store: Store):
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES.values(), ids=BREAKAGES.keys())
-def test_what_is_broken_is_found_and_its_window_named(store: Store, breakage: Callable[[Store], None]):
+def test_what_is_broken_is_found_and_its_window_named(store: Store, breakage: Callable[[Store], object]):
     stage(store, "weather", hourly(48))
     build(store)
     assert wrong(store) == {}
