@@ -123,7 +123,7 @@ _SETTING_GROUPS = (
         ),
     ),
     ("Building", ("build_",)),
-    ("In the UI", ("freshness_seconds",)),
+    ("Service levels", ("slo_", "freshness_seconds")),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),
 )

@@ -48,7 +48,8 @@ _NOT_IN_FOLDERS = re.compile(r"[\x00-\x1f\x7f?\\\ud800-\udfff]|%[0-9A-Fa-f]{2}")
 
 RESERVED_LABELS = frozenset(
     {
-        "job", "dataset", "le", "component", "guardrail", "limit", "metric", "reason", "result", "threshold",
+        "job", "dataset", "le", "component", "guardrail", "limit", "metric", "reason", "result", "slo",
+        "threshold",
     }
 )  # fmt: skip
 """Labels that the series have themselves, so none of them can be a grouping label too."""
@@ -209,6 +210,15 @@ class Settings(BaseSettings):
         default=5, description="Least time between two looks of `flush_sensor`."
     )
 
+    slo_flush_seconds: Seconds = Field(
+        default=30.0,
+        description="Service level: 95 % of flushes take no longer, else an alert fires; 0 promises nothing.",
+    )
+    slo_publish_seconds: Seconds = Field(
+        default=0.0,
+        description="Service level: rows are in the table so long after they were staged, else an alert fires. "
+        "0: twice the dataset's age threshold, and 60 s at least.",
+    )
     freshness_seconds: Annotated[float, AfterValidator(_a_minute_or_none), Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0,
         description="Freshness that is promised of every table, unless the dataset has its own: Dagster warns when "

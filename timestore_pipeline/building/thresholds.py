@@ -56,6 +56,27 @@ def effective_thresholds(settings: Settings, spec: DatasetSpec) -> FlushThreshol
     )
 
 
+@dataclass(frozen=True)
+class ServiceLevels:
+    """What is promised of a dataset, in seconds; 0 promises nothing."""
+
+    flush_seconds: float
+    """95 % of its flushes take no longer."""
+    publish_seconds: float
+    """Its rows are in the table so long after they were staged."""
+
+
+def service_levels(settings: Settings, thresholds: FlushThresholds) -> ServiceLevels:
+    """Return what is promised of a dataset with these thresholds.
+
+    Unless the environment says when rows must be published, that is after twice the age at which they are flushed,
+    and a minute at least, because a run needs seconds to start however low the threshold is. Without an age threshold
+    nobody said when.
+    """
+    by_age = max(60.0, 2 * thresholds.max_age_ms / 1e3) if thresholds.max_age_ms else 0.0
+    return ServiceLevels(settings.slo_flush_seconds, settings.slo_publish_seconds or by_age)
+
+
 def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
     """Return why the dataset is due, or None where it is not.
 

@@ -60,11 +60,13 @@ def _stat(title: str, expression: str, *, unit: str = "short", warn: float | Non
     return Panel(title, (Query(expression, title),), unit, Kind.STAT, 3, 4, warn=warn, **more)
 
 
+_PUBLISH = 'slo="publish"'
 _OLDEST_AGE = _since("timestore_staging_oldest_timestamp_seconds")
 _AGE_THRESHOLD = _of("timestore_staging_flush_threshold", 'threshold="age"')
 _ROWS_THRESHOLD = _of("timestore_staging_flush_threshold", 'threshold="rows"')
 _BYTES_THRESHOLD = _of("timestore_staging_flush_threshold", 'threshold="bytes"')
-_LATE_AFTER = f"clamp_min(2 * ({_AGE_THRESHOLD} > 0), 60)"
+_FLUSH_SLO = _of("timestore_slo_seconds", 'slo="flush"')
+_LATE_AFTER = f"{_of('timestore_slo_seconds', _PUBLISH)} > 0"
 _QUEUE = _of("timestore_staging_queue_depth", 'metric="batches"')
 _QUEUE_LIMIT = _of("timestore_staging_limit", 'limit="batches"')
 _DISK = _of("timestore_staging_disk_usage_bytes", 'component="staged"')
@@ -74,14 +76,17 @@ _FAILED = _of("timestore_staging_flush_duration_seconds_count", 'result="failure
 _SUCCEEDED = _of("timestore_staging_flush_duration_seconds_count", 'result="success"')
 _ROWS_PUBLISHED = _of("timestore_staging_flush_rows_total", 'result="success"')
 _BATCHES_PUBLISHED = _of("timestore_staging_flush_batches_total", 'result="success"')
-_LATE = f"({_OLDEST_AGE}) > ignoring (threshold) {_LATE_AFTER}"
+_LATE = f"({_OLDEST_AGE}) > ignoring (slo) ({_LATE_AFTER})"
 _QUEUE_RATIO = f"{_QUEUE} / ignoring (metric, limit) ({_QUEUE_LIMIT} > 0)"
 _DISK_RATIO = f"{_DISK} / ignoring (component, limit) ({_DISK_LIMIT} > 0)"
 _QUARANTINED = " + ".join(_of(f"timestore_quarantined_{what}") for what in ("batches", "rows", "segments"))
 
 
-def _quantile(of: float) -> str:
-    buckets = _of("timestore_staging_flush_duration_seconds_bucket", 'result="success"')
+_FLUSH_SECONDS = _of("timestore_staging_flush_duration_seconds_bucket", 'result="success"')
+_SEGMENT_SIZES = _of("timestore_staging_segment_bytes_bucket")
+
+
+def _quantile(of: float, buckets: str) -> str:
     return f"histogram_quantile({of}, sum by (dataset, le) (rate({buckets}[30m])))"
 
 
@@ -231,7 +236,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 description="1 from timestore drain to timestore resume: batches are refused and landing files wait.",
             ),
             Panel("Bytes of landing files", (Query(_of("timestore_landing_backlog_bytes")),), "bytes"),
-            Panel("Oldest landing file that waits", (Query(_of("timestore_landing_backlog_oldest_age_seconds")),), "s"),
+            Panel(
+                "Oldest landing file that waits",
+                (Query(_since("timestore_landing_backlog_oldest_timestamp_seconds")),),
+                "s",
+            ),
             Panel(
                 "Batches refused, by reason",
                 (Query(f"sum by (dataset, reason) (increase({_DROPS}[$__rate_interval]))", "{{dataset}} {{reason}}"),),
@@ -268,9 +277,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Duration of builds, 30 min",
                 (
-                    Query(_quantile(0.5), "median {{dataset}}"),
-                    Query(_quantile(0.95), "95 % {{dataset}}"),
-                    Query("timestore:flush_p95_slo:seconds", "SLO for 95 %"),
+                    Query(_quantile(0.5, _FLUSH_SECONDS), "median {{dataset}}"),
+                    Query(_quantile(0.95, _FLUSH_SECONDS), "95 % {{dataset}}"),
+                    Query(f"{_FLUSH_SLO} > 0", "SLO for 95 % {{dataset}}"),
                 ),
                 "s",
             ),
@@ -325,6 +334,29 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Segments on disk",
                 (Query(f"sum by (component) ({_of('timestore_staging_segments')})", "{{component}}"),),
                 stacked=True,
+            ),
+            Panel(
+                "Size of a segment, 30 min",
+                (
+                    Query(_quantile(0.5, _SEGMENT_SIZES), "median {{dataset}}"),
+                    Query(_quantile(0.95, _SEGMENT_SIZES), "95 % {{dataset}}"),
+                ),
+                "bytes",
+                description="Of those that were staged meanwhile.",
+            ),
+            Panel(
+                "Disk freed by retention",
+                (Query(f"sum by (dataset) (rate({_of('timestore_retention_freed_bytes_total')}[$__rate_interval]))"),),
+                "Bps",
+            ),
+            Panel(
+                "Segments unlinked by retention",
+                (
+                    Query(
+                        "sum by (dataset) "
+                        f"(increase({_of('timestore_retention_unlinked_segments_total')}[$__rate_interval]))"
+                    ),
+                ),
             ),
             Panel("Ledger", (Query("max(timestore_ledger_bytes)", "ledger"),), "bytes"),
             Panel("Published rows", (Query(_of("timestore_published_rows")),)),

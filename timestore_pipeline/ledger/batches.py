@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select
 
+from timestore_pipeline.ledger.counters import SEGMENT_BYTES, observe
 from timestore_pipeline.ledger.queue import batch_is_queued, slice_is_queued
 from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices
 
@@ -106,6 +107,7 @@ def acknowledge(
                 id=segment.id, dataset=dataset, path=segment.path, bytes=segment.bytes, rows=segment.rows, staged_at=now
             )
         )
+        observe(tx, SEGMENT_BYTES, dataset, "", segment.bytes)
     tx.execute(
         insert(batches),
         [

@@ -17,9 +17,19 @@ LOST_ROWS = "timestore_lost_rows_total"
 FLUSH_BATCHES = "timestore_staging_flush_batches_total"
 FLUSH_ROWS = "timestore_staging_flush_rows_total"
 FLUSH_DURATION = "timestore_staging_flush_duration_seconds"
+SEGMENT_BYTES = "timestore_staging_segment_bytes"
+RETENTION_SEGMENTS = "timestore_retention_unlinked_segments_total"
+RETENTION_BYTES = "timestore_retention_freed_bytes_total"
 
 FLUSH_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 """Upper bounds in seconds of :data:`FLUSH_DURATION`; stored by index, so new ones are only ever appended."""
+
+_SEGMENT_BUCKETS = tuple(4**power * 1024 for power in range(2, 11))
+
+
+def bucket_bounds(metric: str) -> tuple[float, ...]:
+    """Return the upper bounds of a histogram's buckets, in its unit; the one above all of them is left out."""
+    return _SEGMENT_BUCKETS if metric == SEGMENT_BYTES else FLUSH_BUCKETS
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,8 @@ def count(tx: Connection, metric: str, dataset: str, label: str, amount: float =
 
 
 def observe(tx: Connection, metric: str, dataset: str, label: str, value: float) -> None:
-    """Put one observation into the histogram ``metric``, whose bounds are :data:`FLUSH_BUCKETS`."""
-    bucket = bisect.bisect_left(FLUSH_BUCKETS, value)
+    """Put one observation into the histogram ``metric``, whose bounds are those of :func:`bucket_bounds`."""
+    bucket = bisect.bisect_left(bucket_bounds(metric), value)
     here = (
         histograms.c.metric == metric,
         histograms.c.dataset == dataset,
@@ -68,7 +78,8 @@ def histogram_values(tx: Connection) -> dict[tuple[str, str, str], Histogram]:
     rows = tx.execute(select(histograms))
     found: dict[tuple[str, str, str], tuple[list[int], float]] = {}
     for row in rows:
-        counts, total = found.get((row.metric, row.dataset, row.label), ([0] * (len(FLUSH_BUCKETS) + 1), 0.0))
+        nothing = ([0] * (len(bucket_bounds(row.metric)) + 1), 0.0)
+        counts, total = found.get((row.metric, row.dataset, row.label), nothing)
         counts[row.bucket] += row.count
         found[row.metric, row.dataset, row.label] = (counts, total + row.sum)
     return {key: Histogram(tuple(counts), total) for key, (counts, total) in found.items()}

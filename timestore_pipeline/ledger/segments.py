@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, case, func, select, update
 
+from timestore_pipeline.ledger.counters import RETENTION_BYTES, RETENTION_SEGMENTS, count
+from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import segments
 
 
@@ -31,9 +33,23 @@ def published_before(tx: Connection, moment: int) -> list[SegmentFile]:
 
 
 def mark_unlinked(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
-    """Record that segment files are gone."""
-    for segment_id in segment_ids:
-        tx.execute(update(segments).where(segments.c.id == segment_id).values(unlinked_at=now))
+    """Record that segment files are gone, and count them; those that are recorded as gone already stay as they are."""
+    wanted = set(segment_ids)
+    query = select(segments.c.id, segments.c.dataset).where(segments.c.unlinked_at.is_(None))
+    dataset_of = {row.id: row.dataset for row in tx.execute(query) if row.id in wanted}
+    # Two processes may count the first segment of a dataset at the same moment, and only one can make the counter.
+    for dataset in sorted(set(dataset_of.values())):
+        lock_dataset(tx, dataset)
+    for segment_id in dataset_of:
+        gone = tx.execute(
+            update(segments)
+            .where(segments.c.id == segment_id, segments.c.unlinked_at.is_(None))
+            .values(unlinked_at=now)
+            .returning(segments.c.dataset, segments.c.bytes)
+        ).first()
+        if gone is not None:
+            count(tx, RETENTION_SEGMENTS, gone.dataset, "")
+            count(tx, RETENTION_BYTES, gone.dataset, "", gone.bytes)
 
 
 def paths_on_disk(tx: Connection) -> set[str]:

@@ -18,12 +18,12 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from sqlalchemy import Connection, func, select
 
-from timestore_pipeline.building.thresholds import effective_thresholds
+from timestore_pipeline.building.thresholds import effective_thresholds, service_levels
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
-from timestore_pipeline.ledger.counters import FLUSH_BUCKETS, Histogram, counter_values, histogram_values
+from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
@@ -37,7 +37,7 @@ from timestore_pipeline.store import Store
 # (metric, dataset or "", value of the second label or "") → value
 _Values = dict[tuple[str, str, str], float]
 
-_NOTHING_OBSERVED = Histogram((0,) * (len(FLUSH_BUCKETS) + 1), 0.0)
+_NEVER = Histogram((), 0.0)
 
 
 def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
@@ -129,6 +129,7 @@ def _gauges(tx: Connection, found: _Found, datasets: Iterable[str], now: int) ->
             (series.LANDING_FILES, name, ""): backlog.files,
             (series.LANDING_BYTES, name, ""): backlog.bytes,
             (series.LANDING_AGE, name, ""): _age(backlog.oldest_modified_at, now),
+            (series.LANDING_TIMESTAMP, name, ""): backlog.oldest_modified_at / 1e6 if backlog.files else 0,
             (series.QUEUE_DEPTH, name, "batches"): queue.pending_batches,
             (series.QUEUE_DEPTH, name, "rows"): queue.pending_rows,
             (series.QUEUE_BYTES, name, ""): queue.pending_bytes,
@@ -162,6 +163,7 @@ def _bounds(tx: Connection, store: Store) -> _Values:
     values: _Values = {}
     for name, spec in store.datasets.items():
         thresholds = effective_thresholds(store.settings, spec)
+        levels = service_levels(store.settings, thresholds)
         values |= {
             (series.FLUSH_THRESHOLD, name, "rows"): thresholds.max_rows,
             (series.FLUSH_THRESHOLD, name, "bytes"): thresholds.max_bytes,
@@ -169,6 +171,8 @@ def _bounds(tx: Connection, store: Store) -> _Values:
             (series.LIMIT, name, "batches"): limits[name].max_pending,
             (series.LIMIT, name, "bytes"): limits[name].max_bytes,
             (series.LIMIT, name, "ingests"): limits[name].concurrent_ingests,
+            (series.SLO, name, "flush"): levels.flush_seconds,
+            (series.SLO, name, "publish"): levels.publish_seconds,
         }
     return values
 
@@ -192,8 +196,9 @@ def _family(
         family = HistogramMetricFamily(each.name, each.help, labels=each.labels)
         for dataset in datasets:
             for label in second:
-                observed = histograms.get((each.name, dataset, label), _NOTHING_OBSERVED)
-                family.add_metric((dataset, label), _cumulative(observed), observed.sum)
+                observed = histograms.get((each.name, dataset, label), _NEVER)
+                labels = (dataset, label) if each.label else (dataset,)
+                family.add_metric(labels, _cumulative(each.name, observed), observed.sum)
         return family
     kind = CounterMetricFamily if each.type is SeriesType.COUNTER else GaugeMetricFamily
     family = kind(each.name, each.help, labels=each.labels)
@@ -207,6 +212,6 @@ def _family(
     return family
 
 
-def _cumulative(observed: Histogram) -> list[tuple[str, float]]:
-    bounds = [*map(floatToGoString, FLUSH_BUCKETS), "+Inf"]
-    return list(zip(bounds, accumulate(observed.counts), strict=True))
+def _cumulative(metric: str, observed: Histogram) -> list[tuple[str, float]]:
+    bounds = [*map(floatToGoString, bucket_bounds(metric)), "+Inf"]
+    return list(zip(bounds, accumulate(observed.counts or (0,) * len(bounds)), strict=True))

@@ -13,18 +13,23 @@ from timestore_pipeline.ledger.counters import (
     FLUSH_ROWS,
     GUARDRAIL_BREACHES,
     LOST_ROWS,
+    RETENTION_BYTES,
+    RETENTION_SEGMENTS,
     RETRIED_BATCHES,
+    SEGMENT_BYTES,
 )
 
 LANDING_FILES = "timestore_landing_backlog_files"
 LANDING_BYTES = "timestore_landing_backlog_bytes"
 LANDING_AGE = "timestore_landing_backlog_oldest_age_seconds"
+LANDING_TIMESTAMP = "timestore_landing_backlog_oldest_timestamp_seconds"
 QUEUE_DEPTH = "timestore_staging_queue_depth"
 QUEUE_BYTES = "timestore_staging_queue_bytes"
 OLDEST_AGE = "timestore_staging_oldest_age_seconds"
 OLDEST_TIMESTAMP = "timestore_staging_oldest_timestamp_seconds"
 FLUSH_THRESHOLD = "timestore_staging_flush_threshold"
 LIMIT = "timestore_staging_limit"
+SLO = "timestore_slo_seconds"
 INTAKE_PAUSED = "timestore_staging_intake_paused"
 SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
@@ -93,6 +98,12 @@ SERIES = (
         "Time since the oldest landing file that waits was last written to; 0 when none waits.",
     ),
     Series(
+        LANDING_TIMESTAMP,
+        SeriesType.GAUGE,
+        "seconds since the Unix epoch",
+        "When the oldest landing file that waits was last written to; 0 when none waits.",
+    ),
+    Series(
         QUEUE_DEPTH,
         SeriesType.GAUGE,
         "batches or rows",
@@ -137,6 +148,15 @@ SERIES = (
         "1 while an operator has stopped intake (timestore drain): batches are refused and landing files wait.",
     ),
     Series(
+        SLO,
+        SeriesType.GAUGE,
+        "seconds",
+        "What is promised: 95 % of flushes take no longer (flush), and rows are in the table so long after they were "
+        "staged (publish); 0 promises nothing.",
+        "slo",
+        ("flush", "publish"),
+    ),
+    Series(
         SEGMENTS,
         SeriesType.GAUGE,
         "segments",
@@ -153,6 +173,7 @@ SERIES = (
         "component",
         ("staged", "retained", "quarantine"),
     ),
+    Series(SEGMENT_BYTES, SeriesType.HISTOGRAM, "bytes", "Sizes of the segments that were staged."),
     Series(
         FLUSH_DURATION,
         SeriesType.HISTOGRAM,
@@ -226,6 +247,13 @@ SERIES = (
         "rows",
         "Published rows that are gone because somebody deleted the dataset's table, and no retained segment has them.",
     ),
+    Series(
+        RETENTION_SEGMENTS,
+        SeriesType.COUNTER,
+        "segments",
+        "Published segments that were unlinked after their retention had passed.",
+    ),
+    Series(RETENTION_BYTES, SeriesType.COUNTER, "bytes", "Bytes that unlinking them has freed."),
     Series(PUBLISHED_ROWS, SeriesType.GAUGE, "rows", "Rows in the published table."),
     Series(PUBLISHED_BYTES, SeriesType.GAUGE, "bytes", "Parquet bytes in the published table."),
     Series(PUBLISHED_FILES, SeriesType.GAUGE, "files", "Parquet files in the published table."),

@@ -17,6 +17,7 @@ from timestore_pipeline.building.thresholds import (
     distance,
     due_trigger,
     effective_thresholds,
+    service_levels,
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import claim_slices
@@ -30,6 +31,20 @@ from timestore_pipeline_tests.conftest import MakeStore
 
 NOW = 1_800_000_000_000_000
 OFF = FlushThresholds(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("max_age_ms", "said", "promised"),
+    [(60_000, 0, 120), (600_000, 0, 1_200), (1, 0, 60), (29_999, 0, 60), (0, 0, 0), (60_000, 90, 90), (0, 90, 90)],
+)
+def test_rows_are_promised_after_twice_their_age_threshold_unless_somebody_says_when(
+    max_age_ms: int, said: float, promised: float
+):
+    settings = Settings(slo_flush_seconds=7, slo_publish_seconds=said)
+
+    levels = service_levels(settings, FlushThresholds(0, 0, max_age_ms))
+
+    assert (levels.flush_seconds, levels.publish_seconds) == (7, promised)
 
 
 def queue(rows: int = 1, size: int = 1, age: int = 0, batches: int = 1) -> QueueState:

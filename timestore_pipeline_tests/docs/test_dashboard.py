@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from timestore_pipeline.dashboard import dashboard, queries
-from timestore_pipeline.metrics.series import BUILD_AGE, BUILDS_IN_FLIGHT, OLDEST_AGE, SERIES
+from timestore_pipeline.metrics.series import BUILD_AGE, BUILDS_IN_FLIGHT, LANDING_AGE, OLDEST_AGE, SERIES
 from timestore_pipeline.reference import DOCS
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.docs.test_runbook import anchor, sections
@@ -23,9 +23,9 @@ from timestore_pipeline_tests.metrics.simulated import ask, observe, promtool
 FOLDER = DOCS / "observability" / "grafana"
 PANELS: list[dict[str, Any]] = dashboard()["panels"]
 # What another series says better at query time.
-NOT_SHOWN = {OLDEST_AGE, BUILD_AGE, BUILDS_IN_FLIGHT}
-# No alert fires and no build is in flight.
-EMPTY_WHILE_ALL_IS_WELL = ("ALERTS{", "timestore_builds_in_flight")
+NOT_SHOWN = {OLDEST_AGE, BUILD_AGE, BUILDS_IN_FLIGHT, LANDING_AGE}
+# No alert fires, no build is in flight and no file waits.
+EMPTY_WHILE_ALL_IS_WELL = ("ALERTS{", "timestore_builds_in_flight", "timestore_landing_backlog_oldest_timestamp")
 
 
 def as_prometheus_gets_it(query: str) -> str:
@@ -118,7 +118,7 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap():
         ("Staged batches", "timestore_staging_limit"),
         ("Staged rows", "timestore_staging_flush_threshold"),
         ("Staged bytes", "timestore_staging_limit"),
-        ("Duration of builds, 30 min", "timestore:flush_p95_slo:seconds"),
+        ("Duration of builds, 30 min", "timestore_slo_seconds"),
     ],
 )
 def test_what_bounds_a_series_is_drawn_beside_it(title: str, bound: str):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import select
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.clock import now_micros
@@ -25,10 +26,16 @@ from timestore_pipeline.ledger.counters import (
     FLUSH_BUCKETS,
     FLUSH_DURATION,
     FLUSH_ROWS,
+    RETENTION_BYTES,
+    RETENTION_SEGMENTS,
     RETRIED_BATCHES,
+    SEGMENT_BYTES,
     count,
     observe,
 )
+from timestore_pipeline.ledger.schema import segments
+from timestore_pipeline.ledger.segments import mark_unlinked
+from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.metrics import collect_metrics, exposition
 from timestore_pipeline.metrics import series as names
 from timestore_pipeline.metrics.series import SERIES, SeriesType
@@ -61,7 +68,7 @@ def value(store: Store, name: str, now: int | None = None, **labels: str) -> flo
 
 def test_everything_is_exported_as_zero_before_anything_happened(store: Store):
     families = {family.name: family for family in collect_metrics(store)}
-    never_zero = {names.FLUSH_THRESHOLD, names.LIMIT, names.LEDGER_BYTES, names.METRICS_TIMESTAMP}
+    never_zero = {names.FLUSH_THRESHOLD, names.LIMIT, names.SLO, names.LEDGER_BYTES, names.METRICS_TIMESTAMP}
 
     for each in SERIES:
         if each.name in never_zero:
@@ -132,6 +139,8 @@ def test_thresholds_and_limits_are_those_in_force(make_store: MakeStore):
 
     assert exported(names.FLUSH_THRESHOLD, "threshold", "weather") == {"rows": 7, "bytes": 0, "age": 1.5}
     assert exported(names.FLUSH_THRESHOLD, "threshold", "events") == {"rows": 50_000, "bytes": 0, "age": 60}
+    assert exported(names.SLO, "slo", "weather") == {"flush": 30, "publish": 60}
+    assert exported(names.SLO, "slo", "events") == {"flush": 30, "publish": 120}
     assert exported(names.LIMIT, "limit", "weather") == {"batches": 9, "bytes": 10, "ingests": 2}
     assert exported(names.LIMIT, "limit", "events") == {"batches": 3, "bytes": 0, "ingests": 2}
 
@@ -176,6 +185,30 @@ def test_segments_are_counted_and_their_unpublished_bytes_summed(store: Store):
     assert value(store, names.SEGMENTS, component="staged") == 0
     assert value(store, names.SEGMENTS, component="retained") == 2
     assert value(store, names.QUEUE_BYTES) == 0
+
+
+def test_segments_are_counted_by_size_when_they_are_staged_and_again_when_retention_ends(make_store: MakeStore):
+    store = make_store(staging_retention_seconds=0)
+    stage(store, "weather", weather())
+    stage(store, "weather", weather(first=3))
+    sizes = [path.stat().st_size for path in store.settings.staging_path.rglob("*.duckdb")]
+
+    assert value(store, SEGMENT_BYTES + "_count") == 2
+    assert value(store, SEGMENT_BYTES + "_sum") == sum(sizes)
+    assert value(store, SEGMENT_BYTES + "_bucket", le="+Inf") == 2
+    assert value(store, SEGMENT_BYTES + "_bucket", le="16384.0") == sum(size <= 16_384 for size in sizes)
+    assert value(store, SEGMENT_BYTES + "_bucket", le="1.073741824e+09") == 2
+
+    build_windows(store, "weather", owner="test")
+    assert value(store, RETENTION_SEGMENTS) == 0
+    unlink_published_segments(store)
+    unlink_published_segments(store)
+
+    assert value(store, RETENTION_SEGMENTS) == 2
+    assert value(store, RETENTION_BYTES) == sum(sizes)
+    with store.ledger.write() as tx:
+        mark_unlinked(tx, tx.execute(select(segments.c.id)).scalars().all(), 0)
+    assert value(store, RETENTION_SEGMENTS) == 2, "a process that was slow counts nothing twice"
 
 
 def test_the_installation_as_a_whole_has_its_own_series(store: Store, home: Path):
@@ -371,12 +404,14 @@ def test_landing_files_that_wait_are_the_backlog(store: Store, drop: Callable[[S
     assert value(store, names.LANDING_BYTES) == 2 * len(WEATHER_CSV)
     assert value(store, names.LANDING_AGE, now=now) == 600
     assert value(store, names.LANDING_AGE, now=0) == 0
+    assert value(store, names.LANDING_TIMESTAMP) == 1_000
     assert not record_backlog(store, scan_landing(store)), "nothing is written where nothing changed"
 
     ingest_files(store, "weather", scan_landing(store).of("weather"))
     assert record_backlog(store, scan_landing(store))
     assert value(store, names.LANDING_FILES) == 0
     assert value(store, names.LANDING_AGE, now=now) == 0
+    assert value(store, names.LANDING_TIMESTAMP) == 0
 
 
 def test_the_backlog_of_a_dataset_that_is_declared_no_more_goes(
