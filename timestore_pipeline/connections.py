@@ -67,19 +67,30 @@ def confined(open_connection: Open) -> Connect:
 
     @contextmanager
     def connect(folder: Path, /, *more: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-        # DuckDB compares names as they are written, and files are named to it as patterns.
-        names = {spelling for each in (folder, *more) for spelling in (str(each), glob_literal(each))}
         with open_connection() as connection:
-            connection.execute(
-                "SET TimeZone = 'UTC'; "
-                "SET enable_progress_bar = false; "
-                f"SET allowed_directories = [{', '.join(map(literal, sorted(names)))}]; "
-                "SET enable_external_access = false; "
-                "SET lock_configuration = true"
-            )
+            _confine(connection, (folder, *more))
             yield connection
 
     return connect
+
+
+def kept_connection(settings: Settings, folder: Path, /, *more: Path) -> duckdb.DuckDBPyConnection:
+    """Return a connection as :func:`connector` gives, which stays open for as long as a relation of it is in use."""
+    connection = duckdb.connect(":memory:", config=connection_config(settings))
+    _confine(connection, (folder, *more))
+    return connection
+
+
+def _confine(connection: duckdb.DuckDBPyConnection, folders: tuple[Path, ...]) -> None:
+    # DuckDB compares names as they are written, and files are named to it as patterns.
+    names = {spelling for each in folders for spelling in (str(each), glob_literal(each))}
+    connection.execute(
+        "SET TimeZone = 'UTC'; "
+        "SET enable_progress_bar = false; "
+        f"SET allowed_directories = [{', '.join(map(literal, sorted(names)))}]; "
+        "SET enable_external_access = false; "
+        "SET lock_configuration = true"
+    )
 
 
 class ConnectionPool:

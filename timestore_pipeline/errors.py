@@ -89,6 +89,18 @@ class BatchRejected(TimestoreError):
         super().__init__(f"dataset {dataset!r}: {source} cannot be staged: {reason}")
 
 
+class NoFrame(TimestoreError, TypeError):
+    """What was given to be staged has no rows that can be read as Arrow. A TypeError too, as for any wrong argument."""
+
+    def __init__(self, dataset: str, type_: type) -> None:
+        self.dataset = dataset
+        super().__init__(
+            f"dataset {dataset!r}: a {type_.__module__}.{type_.__qualname__} cannot be staged. Give a pyarrow Table or "
+            "RecordBatchReader, a pandas or Polars DataFrame, a DuckDB relation, or anything else with "
+            "__arrow_c_stream__; pyarrow.Table.from_pylist takes a list of dictionaries."
+        )
+
+
 class BatchConflict(TimestoreError):
     """A batch id was used again with other content (invariant 2)."""
 
@@ -125,6 +137,27 @@ class IntakePaused(TimestoreError):
             f"dataset {dataset!r}: intake is paused since {since} by {paused_by}: {reason}. "
             f"Retry later, or run 'timestore {resume}'."
         )
+
+
+class WriterFull(TimestoreError):
+    """A writer holds as many unanswered bytes as it may, and none were answered in time."""
+
+    def __init__(self, dataset: str, waiting_bytes: int, limit_bytes: int) -> None:
+        self.dataset = dataset
+        self.waiting_bytes = waiting_bytes
+        self.limit_bytes = limit_bytes
+        super().__init__(
+            f"dataset {dataset!r}: {waiting_bytes:,} bytes wait to be written, the writer's limit is {limit_bytes:,}. "
+            "Try again when some are acknowledged, or open the writer with more max_waiting_bytes."
+        )
+
+
+class WriterClosed(TimestoreError):
+    """A batch was given to a writer that is closed, or that another process opened."""
+
+    def __init__(self, dataset: str, reason: str) -> None:
+        self.dataset = dataset
+        super().__init__(f"dataset {dataset!r}: the writer {reason}. Open another one.")
 
 
 class TooManyIngests(TimestoreError):

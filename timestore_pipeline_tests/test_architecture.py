@@ -39,6 +39,7 @@ LAYERS = [
     {"ledger"},
     {"store"},
     {"landing", "staging", "building", "lifecycle", "reading", "metrics"},
+    {"timestore"},
     {"orchestration", "cli", "definitions", "demo", "reference", "dashboard"},
 ]
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}

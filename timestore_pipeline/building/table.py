@@ -13,6 +13,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -265,6 +266,30 @@ def live_files(table: DeltaTable) -> list[TableFile]:
         )
         for action in actions
     ]
+
+
+def file_bounds(table: DeltaTable) -> pa.Table:
+    """Return a row per live file, in no order: ``path``, ``window_key``, and ``min.<column>``, ``max.<column>``.
+
+    The bounds have the columns' own types; one that the log does not have is null, or missing in all rows.
+    """
+    actions = pa.table(table.get_add_actions(flatten=True))
+    names = [name for name in actions.column_names if name == "path" or name.startswith(("min.", "max."))]
+    bounds = actions.select(names).append_column(WINDOW_COLUMN, actions[f"partition.{WINDOW_COLUMN}"])
+    paths = pa.array([unquote(path) for path in actions["path"].to_pylist()], pa.string())
+    return bounds.set_column(bounds.column_names.index("path"), "path", paths)
+
+
+def version_at(path: Path, dataset: str, moment: datetime) -> int:
+    """Return the version that the table was at, at a time.
+
+    Raises:
+        TableError: it is missing or damaged, or its log does not reach back so far.
+    """
+    table = open_table(path, dataset)
+    with _translated(path, dataset):
+        table.load_as_version(moment)
+    return table.version()
 
 
 def file_prefix(sequence: int) -> str:

@@ -208,6 +208,18 @@ def select_rows(
     return f"SELECT {', '.join(expressions)}, CAST({ordinal} AS INTEGER) AS {BATCH_COLUMN} FROM {relation}"
 
 
+def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> None:
+    """Read every value of a source and keep nothing: where that raises, what is to be read is at fault."""
+    for name, table in source.tables.items():
+        connection.register(name, table)
+    # A hash needs every value, so no cast can be optimized away.
+    try:
+        connection.execute(f"SELECT bit_xor(hash(row_value)) FROM ({source.sql}) AS row_value").fetchall()
+    finally:
+        for name in source.tables:
+            connection.unregister(name)
+
+
 def readable_reason(error: BaseException) -> str:
     """Return the part of a library's message that tells a producer what is wrong, on one line."""
     lines = []
@@ -272,7 +284,7 @@ def _source(
         relation = f"read_parquet({paths}, hive_partitioning = false)"
         return RowSource(select_rows(spec, columns, found, relation, ordinal))
     name = f"arrow_{first_ordinal}"
-    table = _with_ordinals([arrow_tables[path] for path in files], first_ordinal)
+    table = with_ordinals([arrow_tables[path] for path in files], first_ordinal)
     return RowSource(select_rows(spec, columns, found, name, BATCH_COLUMN), {name: table})
 
 
@@ -379,7 +391,8 @@ def describe_arrow(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> 
         connection.unregister("described")
 
 
-def _with_ordinals(tables: Sequence[pa.Table], first_ordinal: int) -> pa.Table:
+def with_ordinals(tables: Sequence[pa.Table], first_ordinal: int) -> pa.Table:
+    """Return tables of one schema as one, with the column ``_batch``: the ordinal of each row's table."""
     import numpy as np
     import pyarrow as pa
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, and_, func, insert, select
 
 from timestore_pipeline.ledger.counters import SEGMENT_BYTES, observe
 from timestore_pipeline.ledger.queue import batch_is_queued, slice_is_queued
@@ -71,6 +71,25 @@ def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dic
             batches.c.batch_id, batches.c.fingerprint, batches.c.rows, batches.c.quarantined_rows, batches.c.segment_id
         ).where(batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY]))
         found.update({row["batch_id"]: KnownBatch(**row) for row in tx.execute(query).mappings()})
+    return found
+
+
+def windows_of_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, list[int]]:
+    """Return batch id → the starts of the windows in which it has rows, in time order."""
+    wanted = list(batch_ids)
+    found: dict[str, list[int]] = {}
+    for start in range(0, len(wanted), _IDS_PER_QUERY):
+        query = (
+            select(batches.c.batch_id, batch_slices.c.window_start)
+            .join(
+                batch_slices,
+                and_(batch_slices.c.segment_id == batches.c.segment_id, batch_slices.c.ordinal == batches.c.ordinal),
+            )
+            .where(batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY]))
+            .order_by(batch_slices.c.window_start)
+        )
+        for batch_id, window_start in tx.execute(query):
+            found.setdefault(batch_id, []).append(window_start)
     return found
 
 

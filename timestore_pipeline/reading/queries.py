@@ -60,7 +60,7 @@ def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
             "only queries can be run, which change nothing: a SELECT, SHOW, DESCRIBE or SUMMARIZE, or an EXPLAIN of "
             "one (a PIVOT stands in the FROM of a SELECT and names its values with IN)"
         )
-    for part in _parts(parsed):
+    for part in json_objects(parsed):
         kind = part.get("type")
         if isinstance(kind, str) and kind.endswith("_NODE") and kind not in _READING_NODES:
             raise QueryError(f"only queries can be run, which change nothing; {_in_words(kind)} does more than read")
@@ -70,7 +70,7 @@ def _check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
                 raise QueryError(f"the function {name} cannot be used: a query reads the datasets and nothing else")
 
 
-def _parts(value: Any) -> Iterator[dict[str, Any]]:
+def json_objects(value: Any) -> Iterator[dict[str, Any]]:
     """Yield every object of a JSON document."""
     waiting = [value]
     while waiting:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from timestore_pipeline.building.damage import unreadable_slices
-from timestore_pipeline.building.table import live_files, open_table
+from timestore_pipeline.building.table import file_bounds, open_table
 from timestore_pipeline.columns import Column, column_list, glob_literal, literal, quote
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import dataset_columns, table_versions
+from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import select
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
@@ -29,9 +31,6 @@ from timestore_pipeline.staging.slices import (
     select_slices,
 )
 from timestore_pipeline.store import Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
 # then a new snapshot finds its rows in the table.
@@ -71,43 +70,79 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
 
 
 @contextmanager
-def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_reader(
+    store: Store, datasets: Iterable[str] | None = None, query: str | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Give a DuckDB connection with one view per dataset, over published and staged rows at one consistent moment.
 
     A dataset without a first batch and without declared columns has no view yet. What is written while the
     connection is open does not show in it. It reaches no files but those of these datasets, yet it may write there:
-    SQL that others wrote belongs into :func:`run_query`.
+    SQL that others wrote belongs into :func:`run_query`. With ``query``, the views have what that one query asks for,
+    and files without any of it are not opened.
 
     Raises:
         UnknownDataset, LedgerError, TableError: as they say.
         SegmentUnreadable: staged rows are damaged; also where a query in the ``with`` block comes upon them.
     """
-    names = None if datasets is None else list(datasets)
-    folders = [
+    names = list(store.datasets if datasets is None else datasets)
+    with store.connect(store.settings.temp_path, *reader_folders(store, names)) as connection:
+        snapshots = create_views(store, connection, lambda: take_snapshots(store, names), query)
+        with damage_named(store, snapshots):
+            yield connection
+
+
+def reader_folders(store: Store, datasets: Iterable[str]) -> list[Path]:
+    """Return the folders in which the files of ``datasets`` lie."""
+    return [
         folder
-        for name in (store.datasets if names is None else names)
+        for name in datasets
         for folder in (*store.segment_folders(store.datasets[name].name), store.table_path(name))
     ]
-    with store.connect(store.settings.temp_path, *folders) as connection:
-        snapshots: list[Snapshot] = []
-        for attempt in range(_ATTEMPTS):
-            try:
-                snapshots = take_snapshots(store, names)
-                for snapshot in snapshots:
-                    _create_view(store, connection, snapshot)
-                break
-            except SegmentUnreadable as error:
-                if attempt == _ATTEMPTS - 1:
-                    _raise_if_damaged(store, snapshots, error)  # it may name a group of segments
-                    raise
-                _detach_all(connection)
+
+
+def create_views(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    take: Callable[[], list[Snapshot]],
+    query: str | None = None,
+) -> list[Snapshot]:
+    """Create a view per dataset over the snapshots that ``take`` gives, and return these.
+
+    What ``query`` cannot have rows of is left out of them.
+
+    Raises:
+        SegmentUnreadable, LedgerError, TableError: as they say.
+    """
+    for attempt in range(_ATTEMPTS):
+        snapshots = take()
         try:
-            yield connection
-        except Exception as error:
-            # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
-            if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
-                _raise_if_damaged(store, snapshots, error)
-            raise
+            known = {snapshot.spec.name: snapshot.columns for snapshot in snapshots if snapshot.columns}
+            pruning = READ_ALL if query is None else prune(connection, query, known)
+            for snapshot in snapshots:
+                _create_view(store, connection, snapshot, pruning)
+            return snapshots
+        except SegmentUnreadable as error:
+            if attempt == _ATTEMPTS - 1:
+                _raise_if_damaged(store, snapshots, error)  # it may name a group of segments
+                raise
+            _detach_all(connection)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
+    """Say which segment is damaged where reading the rows of ``snapshots`` comes upon one.
+
+    Raises:
+        SegmentUnreadable: one is.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
+        if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+            _raise_if_damaged(store, snapshots, error)
+        raise
 
 
 def _detach_all(connection: duckdb.DuckDBPyConnection) -> None:
@@ -127,12 +162,17 @@ def run_query(store: Store, sql: str) -> pa.Table:
     Raises:
         QueryError: the query cannot be run, or would do more than read.
     """
-    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
     try:
-        with open_reader(store, [name for name in store.datasets if name in words]) as connection:
+        with open_reader(store, datasets_named(store, sql), sql) as connection:
             return select(connection, sql).to_arrow_table()
     except duckdb.Error as error:
         raise QueryError(str(error)) from error
+
+
+def datasets_named(store: Store, sql: str) -> list[str]:
+    """Return the datasets that a query can mean: those whose names are words in it."""
+    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
+    return [name for name in store.datasets if name in words]
 
 
 def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Exception) -> None:
@@ -146,36 +186,65 @@ def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Except
             raise SegmentUnreadable(snapshot.spec.name, store.segment_path(piece.path), reason) from error
 
 
-def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
-    if snapshot.columns is None:
+def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, pruning: Pruning) -> None:
+    columns = snapshot.columns
+    if columns is None:
         return
-    parts = [f"SELECT {column_list(snapshot.columns)} FROM {relation}" for relation in _published(store, snapshot)]
-    parts += _staged(store, connection, snapshot, snapshot.columns)
-    body = " UNION ALL ".join(parts) or f"SELECT {_nulls(snapshot.columns)} WHERE false"
+    published = _published(store, connection, snapshot, columns, pruning)
+    parts = [f"SELECT {column_list(columns)} FROM {relation}" for relation in published]
+    parts += _staged(store, connection, snapshot, columns, pruning)
+    body = " UNION ALL ".join(parts) or f"SELECT {_nulls(columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
 
 
-def _published(store: Store, snapshot: Snapshot) -> list[str]:
+def _published(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    snapshot: Snapshot,
+    columns: tuple[Column, ...],
+    pruning: Pruning,
+) -> list[str]:
     if snapshot.table_version is None:
         return []
-    table = open_table(store.table_path(snapshot.spec.name), snapshot.spec.name, snapshot.table_version)
-    folder = store.table_path(snapshot.spec.name)
-    paths = [folder / file.path for file in live_files(table)]
+    name = snapshot.spec.name
+    folder = store.table_path(name)
+    bounds = file_bounds(open_table(folder, name, snapshot.table_version))
+    wanted = pruning.surviving(connection, name, columns, bounds)
+    paths = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64())))["path"].to_pylist()
     if not paths:
         return []
-    files = ", ".join(literal(glob_literal(path)) for path in paths)
+    files = ", ".join(literal(glob_literal(folder / path)) for path in paths)
     return [f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"]
 
 
+def _wanted_slices(
+    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, columns: tuple[Column, ...], pruning: Pruning
+) -> Sequence[Slice]:
+    time = snapshot.spec.time_column(columns).name
+    bounds = {
+        f"{LOW}{time}": [piece.min_time for piece in snapshot.slices],
+        f"{HIGH}{time}": [piece.max_time for piece in snapshot.slices],
+    }
+    type_ = pa.timestamp("us", "UTC")
+    statistics = pa.table({name: pa.array(values, pa.int64()).cast(type_) for name, values in bounds.items()})
+    wanted = pruning.surviving(connection, snapshot.spec.name, columns, statistics)
+    return snapshot.slices if wanted is None else [snapshot.slices[number] for number in wanted]
+
+
 def _staged(
-    store: Store, connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, columns: tuple[Column, ...]
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    snapshot: Snapshot,
+    columns: tuple[Column, ...],
+    pruning: Pruning,
 ) -> list[str]:
     """Return SELECTs for the staged rows, having made sure that what they name is there."""
-    groups = by_segment(snapshot.slices)
+    slices = _wanted_slices(connection, snapshot, columns, pruning)
+    groups = by_segment(slices)
     if len(groups) > MOST_ATTACHED:
         table = scratch_table(snapshot.spec.name)
         connection.execute(f"DROP TABLE IF EXISTS {table}")
-        gather_slices(store, connection, snapshot.spec, columns, snapshot.slices, table)
+        gather_slices(store, connection, snapshot.spec, columns, slices, table)
         return [f"SELECT {column_list(columns)} FROM {table}"]
     for pieces in groups.values():
         attach_segment(store, connection, pieces[0])

@@ -39,10 +39,10 @@ from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.readers import (
     NoRowsToInferFrom,
     ReadPlan,
-    RowSource,
     UnreadableFile,
     infer_columns,
     plan_reads,
+    read_through,
     readable_reason,
 )
 from timestore_pipeline.ledger.batches import known_batches
@@ -436,7 +436,7 @@ def _unreadable(
     plan = plan_reads(connection, spec, columns, files)
     try:
         for source in plan.sources:
-            _read_through(connection, columns, source)
+            read_through(connection, source)
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
@@ -448,17 +448,6 @@ def _unreadable(
             **_unreadable(connection, spec, columns, files[middle:]),
         }
     return dict(plan.refused)
-
-
-def _read_through(connection: duckdb.DuckDBPyConnection, columns: Sequence[Column], source: RowSource) -> None:
-    for name, table in source.tables.items():
-        connection.register(name, table)
-    # A hash needs every value, so no cast can be optimized away.
-    try:
-        connection.execute(f"SELECT bit_xor(hash(row_value)) FROM ({source.sql}) AS row_value").fetchall()
-    finally:
-        for name in source.tables:
-            connection.unregister(name)
 
 
 def _drop_changed(state: _Files, paths: Iterable[Path]) -> bool:

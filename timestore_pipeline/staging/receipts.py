@@ -18,6 +18,7 @@ from timestore_pipeline.ledger.batches import (
     KnownBatch,
     acknowledge,
     known_batches,
+    windows_of_batches,
 )
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, resolve_staged_files, set_aside
@@ -181,27 +182,50 @@ def duplicate_receipts(store: Store, spec: DatasetSpec, batches: Sequence[Incomi
     Raises:
         BatchConflict: an id is there with other content.
     """
+    receipts: dict[str, Receipt] = {}
+    for batch_id, answer in settle_known(store, spec, batches).items():
+        if isinstance(answer, BatchConflict):
+            raise answer
+        receipts[batch_id] = answer
+    return receipts
+
+
+def settle_known(
+    store: Store, spec: DatasetSpec, batches: Sequence[IncomingBatch]
+) -> dict[str, Receipt | BatchConflict]:
+    """Return what becomes of those of ``batches`` whose ids are in the ledger already, by id.
+
+    A receipt where the content is the same, and then it is counted as retried, else the conflict.
+    """
     with store.ledger.read() as tx:
         known = known_batches(tx, spec.name, {batch.batch_id for batch in batches})
+        windows = windows_of_batches(tx, spec.name, known) if known else {}
     if not known:
         return {}
-    check_fingerprints(spec.name, known, batches)
-    repeats = [batch for batch in batches if batch.batch_id in known]
-    with store.ledger.write() as tx:
-        count(tx, RETRIED_BATCHES, spec.name, "duplicate", len(repeats))
-    return {
-        batch.batch_id: Receipt(
+    answers: dict[str, Receipt | BatchConflict] = {}
+    repeats = 0
+    for batch in batches:
+        found = known.get(batch.batch_id)
+        if found is None:
+            continue
+        if found.fingerprint != batch.fingerprint:
+            answers[batch.batch_id] = BatchConflict(spec.name, batch.batch_id)
+            continue
+        repeats += 1
+        answers[batch.batch_id] = Receipt(
             dataset=spec.name,
             batch_id=batch.batch_id,
             source=batch.source,
-            rows=known[batch.batch_id].rows,
-            quarantined_rows=known[batch.batch_id].quarantined_rows,
+            rows=found.rows,
+            quarantined_rows=found.quarantined_rows,
             duplicate=True,
-            windows=(),
-            segment_id=known[batch.batch_id].segment_id,
+            windows=tuple(spec.window_at(start) for start in windows.get(batch.batch_id, ())),
+            segment_id=found.segment_id,
         )
-        for batch in repeats
-    }
+    if repeats:
+        with store.ledger.write() as tx:
+            count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats)
+    return answers
 
 
 def _set_rows_aside(

@@ -65,19 +65,20 @@ def when_there_is_room(store: Store, dataset: str, attempt: Callable[[], T], wai
             return attempt()
         except tuple(REFUSALS) as error:
             left = deadline - time.monotonic()
-            _count_refusal(store, dataset, error, DROPPED_BATCHES if left <= 0 else RETRIED_BATCHES)
+            count_refusals(store, dataset, error, DROPPED_BATCHES if left <= 0 else RETRIED_BATCHES)
             if left <= 0:
                 raise
             time.sleep(min(left, pause_before(retry, random.random())))
     raise AssertionError("unreachable")
 
 
-def _count_refusal(store: Store, dataset: str, error: TimestoreError, metric: str) -> None:
+def count_refusals(store: Store, dataset: str, error: TimestoreError, metric: str, batches: int = 1) -> None:
+    """Count batches that were refused for the reason ``error``, under ``metric``: dropped or retried."""
     try:
         with store.ledger.write() as tx:
-            count(tx, metric, dataset, REFUSALS[type(error)])
+            count(tx, metric, dataset, REFUSALS[type(error)], batches)
             if isinstance(error, GuardrailExceeded):
-                count_breaches(tx, [error])
+                count_breaches(tx, [error] * batches)
     except LedgerError as second:
         # Where the disk is full the ledger is too; the caller is to learn of the first error.
         log.warning("dataset %r: a refused batch could not be counted: %s", dataset, second)

@@ -59,6 +59,25 @@ def check_pause(tx: Connection, dataset: str) -> None:
         raise IntakePaused(dataset, pause.paused_by, since, pause.reason, resume)
 
 
+def room_for(store: Store, spec: DatasetSpec, batches: int) -> tuple[EffectiveLimits, int]:
+    """Return the dataset's limits, and for how many of ``batches`` there is room: one at least.
+
+    Raises:
+        IntakePaused, StagingQueueFull, GuardrailExceeded, DiskFull: as :func:`check_room`, there is room for none.
+    """
+    check_disk(store)
+    with store.ledger.read() as tx:
+        check_pause(tx, spec.name)
+        limits = store.limits(tx, spec)
+        check_guardrails(tx, store, spec, limits)
+        if not limits.max_pending:
+            return limits, batches
+        depth = pending_batches(tx, spec.name)
+    if depth >= limits.max_pending:
+        raise StagingQueueFull(spec.name, depth, limits.max_pending)
+    return limits, min(batches, limits.max_pending - depth)
+
+
 def check_disk(store: Store, path: Path | None = None) -> None:
     """Raise :class:`DiskFull` where less than the minimum of disk is free for ``path``, by default for staging."""
     path = store.settings.staging_path if path is None else path

@@ -22,8 +22,7 @@ from timestore_pipeline.ledger.counters import DROPPED_BATCHES, GUARDRAIL_BREACH
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
 from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, set_override
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import room
-from timestore_pipeline.staging import stage as stage_module
+from timestore_pipeline.staging import room, together
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.retry import pause_before
 from timestore_pipeline.staging.stage import stage
@@ -254,7 +253,7 @@ def _most_at_once(home: Path, number: int, hoped_for: int) -> int:
     ready = home / "ready"
     ready.mkdir(exist_ok=True)
     seen = 0
-    write = stage_module.write_segment
+    write = together.write_segment
 
     def watched(*arguments: Any, **options: Any) -> Any:
         nonlocal seen
@@ -274,7 +273,7 @@ def _most_at_once(home: Path, number: int, hoped_for: int) -> int:
             mark.unlink()
             (ready / f"done-{number}").touch()
 
-    stage_module.write_segment = watched
+    together.write_segment = watched
     with Store.open(Settings(home=home, staging_min_free_disk_bytes=0)) as store:
         (ready / str(number)).touch()
         deadline = time.monotonic() + 60

@@ -25,9 +25,10 @@ from timestore_pipeline.errors import (
     TimestoreError,
 )
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
-from timestore_pipeline.staging import stage as stage_module
+from timestore_pipeline.staging import together
+from timestore_pipeline.staging.frames import table_fingerprint
 from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.stage import stage, table_fingerprint
+from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -231,14 +232,14 @@ def test_a_batch_whose_rows_span_windows_waits_for_the_last_of_them(make_store: 
 def test_when_it_is_unknown_whether_the_ledger_committed_the_rows_are_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    acknowledge = stage_module.acknowledge_segment
+    acknowledge = together.acknowledge_segment
 
     def break_off(*args: object) -> None:
         acknowledge(*args)  # type: ignore[arg-type]
         raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage_module, "acknowledge_segment", break_off)
+        patched.setattr(together, "acknowledge_segment", break_off)
         with pytest.raises(CommitUnknown):
             stage(store, "weather", hourly(2), batch_id="x")
 
@@ -251,7 +252,7 @@ import resource, signal, sys
 from pathlib import Path
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import stage as stage_module
+from timestore_pipeline.staging import together
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, readable
@@ -261,11 +262,11 @@ def limit_writes(size):
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store.open(Settings(home=Path(sys.argv[1]), staging_min_free_disk_bytes=0))
-acknowledge = stage_module.acknowledge_segment
+acknowledge = together.acknowledge_segment
 def unlimited(*args):
     limit_writes(resource.RLIM_INFINITY)
     return acknowledge(*args)
-stage_module.acknowledge_segment = unlimited
+together.acknowledge_segment = unlimited
 acked = refused = 0
 for size in range(1_000, 60_000, 3_000):
     table = hourly(1 + size // 1_000, station=str(size))

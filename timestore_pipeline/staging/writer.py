@@ -1,0 +1,267 @@
+"""The writer: many small batches from many callers, committed in groups, each acknowledged by itself.
+
+One thread per writer takes whatever waits, stages it as one segment and one ledger transaction, and answers each
+batch's future once that is durable (invariant 1). While it works, the next group gathers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Self
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull
+from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
+from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
+from timestore_pipeline.staging.frames import Frame
+from timestore_pipeline.staging.receipts import Receipt
+from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
+from timestore_pipeline.staging.together import Answer, Incoming, stage_together
+from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 64 << 20
+"""Bytes of unanswered batches that a writer holds, unless told otherwise."""
+
+_MOST_BATCHES_PER_GROUP = 1_000
+_MOST_BYTES_PER_GROUP = 64 << 20
+
+# Callers that wait for their answer come back a moment after they got it. Waiting for as many as the last time, for a
+# part of what a commit takes, spares most of them a second commit; a caller that is alone is never waited for.
+_LONGEST_GATHERING_SECONDS = 0.005
+_GATHERING_SHARE = 0.25
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A batch that has no answer yet."""
+
+    incoming: Incoming
+    future: Future[Receipt]
+    deadline: float
+    retries: int = 0
+    bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bytes = self.incoming.table.nbytes
+
+
+class Writer:
+    """Commits batches of one dataset in groups. Thread-safe; use it as a context manager, or :meth:`close` it.
+
+    Example:
+        >>> with timestore.writer("weather") as writer:
+        ...     futures = [writer.submit(table) for table in tables]
+        ...     receipts = [future.result() for future in futures]
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        dataset: str,
+        *,
+        wait_seconds: float = 0.0,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+        source: str = "writer()",
+    ) -> None:
+        """Start a writer.
+
+        Args:
+            store: the installation; it must stay open for longer than the writer.
+            dataset: a declared dataset.
+            wait_seconds: how long each batch is tried again, at growing intervals, while there is no room for it.
+            max_waiting_bytes: bytes of unanswered batches to hold; a caller with more waits in :meth:`submit`.
+            source: where the data comes from, for lineage.
+
+        Raises:
+            UnknownDataset: the dataset is not declared.
+        """
+        self._store = store
+        self._spec: DatasetSpec = store.datasets[dataset]
+        self._wait_seconds = wait_seconds
+        self._max_waiting_bytes = max_waiting_bytes
+        self._source = source
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._queue: deque[_Waiting] = deque()
+        self._unanswered = 0
+        self._waiting_bytes = 0
+        self._last_group = 1
+        self._last_seconds = 0.0
+        self._closed = False
+        warn_of_direct_write(store, dataset)
+        # A daemon, so that a program which forgets to close the writer can end; atexit writes what it left.
+        self._thread = threading.Thread(target=self._run, name=f"writer-of-{dataset}", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    @property
+    def dataset(self) -> str:
+        """The dataset that it writes to."""
+        return self._spec.name
+
+    def submit(
+        self, data: Frame, batch_id: str | None = None, source: str | None = None, timeout: float | None = None
+    ) -> Future[Receipt]:
+        """Hand over one batch; its future gets the receipt once it is acknowledged, or an error as of ``stage()``.
+
+        The future can be awaited: ``await asyncio.wrap_future(writer.submit(table, timeout=0))``. ``data`` must not be
+        changed before it is done.
+
+        Args:
+            data: as for ``stage()``.
+            batch_id: as for ``stage()``.
+            source: where this batch comes from, if not from where the others do.
+            timeout: how many seconds to wait while the writer is full; None waits for as long as it takes.
+
+        Raises:
+            NoFrame, BatchRejected: ``data`` cannot be read.
+            WriterFull: too many bytes wait, and none were answered in time.
+            WriterClosed: the writer is closed.
+        """
+        incoming = Incoming.of(self.dataset, data, batch_id, source or self._source)
+        waiting = _Waiting(incoming, Future(), time.monotonic() + self._wait_seconds)
+        with self._changed:
+            self._check_open()
+            if not self._changed.wait_for(lambda: self._closed or self._has_room(waiting.bytes), timeout):
+                raise WriterFull(self.dataset, self._waiting_bytes, self._max_waiting_bytes)
+            self._check_open()
+            self._queue.append(waiting)
+            self._unanswered += 1
+            self._waiting_bytes += waiting.bytes
+            self._changed.notify_all()
+        return waiting.future
+
+    def write(self, data: Frame, batch_id: str | None = None, source: str | None = None) -> Receipt:
+        """Hand over one batch and wait for its answer: as ``stage()``, but callers share segments and commits.
+
+        Raises:
+            TimestoreError: whatever ``stage()`` raises, or WriterClosed.
+        """
+        return self.submit(data, batch_id, source).result()
+
+    def flush(self) -> None:
+        """Wait until everything that was submitted has its answer."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unanswered or not self._thread.is_alive())
+
+    def close(self) -> None:
+        """Take nothing more, and return once everything that was submitted has its answer."""
+        atexit.unregister(self.close)
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._process:
+            raise WriterClosed(self.dataset, "was opened by another process")
+        if self._closed:
+            raise WriterClosed(self.dataset, "is closed")
+
+    def _has_room(self, size: int) -> bool:
+        # A batch that is larger than the limit goes alone.
+        return not self._waiting_bytes or self._waiting_bytes + size <= self._max_waiting_bytes
+
+    def _run(self) -> None:
+        while group := self._gather():
+            started = time.monotonic()
+            refused = self._commit(group)
+            self._last_seconds = time.monotonic() - started
+            if refused:
+                with self._changed:
+                    self._queue.extendleft(reversed(refused))
+                pause = pause_before(max(waiting.retries for waiting in refused) - 1, random.random())
+                left = min(waiting.deadline for waiting in refused) - time.monotonic()
+                time.sleep(max(0.0, min(pause, left)))
+
+    def _gather(self) -> list[_Waiting]:
+        """Return the batches to commit next, whose ids are all different; none where the writer is closed and done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closed)
+            patience = min(_LONGEST_GATHERING_SECONDS, self._last_seconds * _GATHERING_SHARE)
+            self._changed.wait_for(lambda: self._closed or len(self._queue) >= self._last_group, patience)
+            group: list[_Waiting] = []
+            twins: list[_Waiting] = []
+            ids: set[str] = set()
+            size = 0
+            while self._queue and len(group) < _MOST_BATCHES_PER_GROUP and (not group or size < _MOST_BYTES_PER_GROUP):
+                waiting = self._queue.popleft()
+                batch_id = waiting.incoming.batch.batch_id
+                # Once the first of two has its answer, the ledger says what becomes of the second.
+                (twins if batch_id in ids else group).append(waiting)
+                ids.add(batch_id)
+                size += waiting.bytes
+            self._queue.extendleft(reversed(twins))
+            self._last_group = len(group)
+            return group
+
+    def _commit(self, group: list[_Waiting]) -> list[_Waiting]:
+        """Stage a group and answer its batches; return those that are to be tried again."""
+        running = [waiting for waiting in group if waiting.retries or waiting.future.set_running_or_notify_cancel()]
+        self._forget([waiting for waiting in group if waiting not in running])
+        if not running:
+            return []
+        try:
+            answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in running])
+            again = self._refused_for_now(running, answers)
+            publish_if_direct(self._store, self.dataset)
+        except BaseException as error:  # whatever it is, callers wait for their answer
+            log.exception("dataset %r: %s batches could not be written", self.dataset, len(running))
+            for waiting in running:
+                waiting.future.set_exception(error)
+            self._forget(running)
+            return []
+        answered = []
+        for waiting, answer in zip(running, answers, strict=True):
+            if waiting in again:
+                continue
+            answered.append(waiting)
+            if isinstance(answer, TimestoreError):
+                waiting.future.set_exception(answer)
+            else:
+                waiting.future.set_result(answer)
+        self._forget(answered)
+        return again
+
+    def _refused_for_now(self, running: list[_Waiting], answers: list[Answer]) -> list[_Waiting]:
+        """Count the batches that were refused for want of room, and return those that have time left."""
+        now = time.monotonic()
+        again: list[_Waiting] = []
+        counts: dict[tuple[type[TimestoreError], str], tuple[TimestoreError, int]] = {}
+        for waiting, answer in zip(running, answers, strict=True):
+            if not isinstance(answer, tuple(REFUSALS)):
+                continue
+            metric = DROPPED_BATCHES if now >= waiting.deadline else RETRIED_BATCHES
+            if metric == RETRIED_BATCHES:
+                waiting.retries += 1
+                again.append(waiting)
+            counts[type(answer), metric] = (answer, counts.get((type(answer), metric), (answer, 0))[1] + 1)
+        for (_, metric), (error, batches) in counts.items():
+            count_refusals(self._store, self.dataset, error, metric, batches)
+        return again
+
+    def _forget(self, answered: list[_Waiting]) -> None:
+        if not answered:
+            return
+        with self._changed:
+            self._unanswered -= len(answered)
+            self._waiting_bytes -= sum(waiting.bytes for waiting in answered)
+            self._changed.notify_all()
