@@ -22,10 +22,11 @@ from timestore_pipeline.windows import Granularity, Window
 
 @dataclass(frozen=True)
 class FlushRequest:
-    """A dataset that is due, why, and the range of its staged windows."""
+    """A dataset that is due, why (in a word, and in words and numbers), and the range of its staged windows."""
 
     dataset: str
     trigger: Trigger
+    why: str
     thresholds: FlushThresholds
     start: date
     first: Window
@@ -78,7 +79,8 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
             waiting.append(distance(state, thresholds, max_pending, now))
             continue
         first, last = spec.window_at(state.first_window), spec.window_at(state.last_window)
-        due.append(FlushRequest(name, trigger, thresholds, spec.start, first, last))
+        why = distance(state, thresholds, max_pending, now)
+        due.append(FlushRequest(name, trigger, why, thresholds, spec.start, first, last))
     return FlushPlan(tuple(group_requests(due)), tuple(waiting))
 
 

@@ -34,6 +34,7 @@ from timestore_pipeline.orchestration.metadata import (
 from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.table_checks import table_check_results, table_check_specs
+from timestore_pipeline.orchestration.tags import tag_run_of_a_person
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window, windows_between
@@ -172,7 +173,9 @@ def stage_landed(
     from timestore_pipeline.staging.ingest import ingest_files
 
     store = resource.opened
-    files = resource.landing_share(spec.name, _datasets_of_run(context, store))
+    trigger = Trigger.BACKFILL if _BACKFILL_TAG in context.run.tags else Trigger.MANUAL
+    tag_run_of_a_person(context, _datasets_of_run(context, store), trigger.value)
+    files = resource.landing_share(spec.name, _ingested_datasets(context, store))
     if not files:
         context.log.info("%s: %s", spec.name, _why_nothing(store, spec))
         # A later step of the same run would be skipped without an output, and publishing must not depend on new files.
@@ -199,12 +202,14 @@ def publish_staged(
     """
     order = checked(config, spec, effective_thresholds(store.settings, spec))
     requested = _requested_windows(context, spec, order)
-    if order.only_if_due and not _still_due(context, store, spec, order):
-        return []
-    first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
     trigger = order.trigger
     if trigger is Trigger.MANUAL and _BACKFILL_TAG in context.run.tags:
         trigger = Trigger.BACKFILL
+    datasets = _datasets_of_run(context, store)
+    tag_run_of_a_person(context, datasets, trigger.value, requested)
+    if order.only_if_due and not _still_due(context, store, spec, order):
+        return []
+    first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
     # Brings deltalake: code locations that only load definitions do without.
     from timestore_pipeline.building.build import build_windows
 
@@ -227,6 +232,7 @@ def publish_staged(
         raise dg.RetryRequested(max_retries=_IN_FLIGHT_RETRIES, seconds_to_wait=wait) from error
     windows = _windows_metadata(store, spec, report, requested)
     context.log.info("%s: %s", spec.name, _summary(report))
+    tag_run_of_a_person(context, datasets, trigger.value, windows)
     if requested:
         for window, metadata in windows.items():
             context.add_asset_metadata(metadata, asset_key=partitions_key(spec.name), partition_key=window.key)
@@ -326,6 +332,11 @@ def _assets_of_run(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
 
 
 def _datasets_of_run(context: dg.AssetExecutionContext, store: Store) -> list[str]:
+    assets = _assets_of_run(context)
+    return [name for name in store.datasets if assets & {staging_key(name), partitions_key(name)}]
+
+
+def _ingested_datasets(context: dg.AssetExecutionContext, store: Store) -> list[str]:
     assets = _assets_of_run(context)
     return [name for name in store.datasets if staging_key(name) in assets]
 

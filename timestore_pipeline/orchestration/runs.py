@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from timestore_pipeline.orchestration.tags import SENSOR_TAG
+
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -24,7 +26,6 @@ UNFINISHED = [
 ]
 FAILED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _WITH_PROCESS = {dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING}
-_SENSOR_TAG = "dagster/sensor_name"
 # Where the stock launcher notes the code server that is the parent of the run's process.
 _PARENT_TAG = ".dagster/grpc_info"
 # The launcher puts the note there at once; only what it launches takes seconds to start.
@@ -45,7 +46,7 @@ def runs_of_sensor(
 ) -> Sequence[dg.RunRecord]:
     """Return the runs that a sensor asked for and that have one of ``statuses``, newest first."""
     return instance.get_run_records(
-        dg.RunsFilter(tags={_SENSOR_TAG: sensor_name}, statuses=list(statuses), updated_after=updated_after),
+        dg.RunsFilter(tags={SENSOR_TAG: sensor_name}, statuses=list(statuses), updated_after=updated_after),
         limit=_MOST_RUNS,
     )
 

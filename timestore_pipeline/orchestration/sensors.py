@@ -7,7 +7,7 @@ cursor. They start switched on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,6 +32,7 @@ from timestore_pipeline.orchestration.runs import (
     runs_of_job,
     runs_of_sensor,
 )
+from timestore_pipeline.orchestration.tags import LANDING, run_tags
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
@@ -40,9 +41,6 @@ FLUSH_SENSOR = "flush_sensor"
 METRICS_SENSOR = "metrics_sensor"
 HOUSEKEEPING_SENSOR = "housekeeping_sensor"
 
-TRIGGER_TAG = "timestore/trigger"
-DATASETS_TAG = "timestore/datasets"
-WINDOWS_TAG = "timestore/windows"
 # Dagster retries runs whose process died, but these sensors ask again by themselves for what is still to be done.
 _NEVER_RETRIED = {"dagster/max_retries": "0"}
 
@@ -50,7 +48,6 @@ _HOUSEKEEPING_SECONDS = 60
 _SWEEP_SECONDS = 3_600
 _FAILURES_COUNT_FOR = timedelta(hours=1)
 _MAX_LINES = 40
-_MAX_NAMES = 20
 
 
 def landing_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -77,9 +74,13 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
         context.update_cursor(write_cursor(remembered))
         if not wanted:
             return dg.SkipReason(bounded(_why_no_ingest(store.opened, scan, shares)))
+        for name in wanted:
+            files = shares[name]
+            size = sum(file.bytes for file in files) / 1e6
+            context.log.info("%s: ingest, because %s files of %s MB are ready", name, f"{len(files):,}", f"{size:,.1f}")
         return dg.RunRequest(
             asset_selection=[staging_key(name) for name in wanted],
-            tags={TRIGGER_TAG: "landing", DATASETS_TAG: _names(wanted), **_NEVER_RETRIED},
+            tags={**run_tags(dict.fromkeys(wanted, LANDING)), **_NEVER_RETRIED},
         )
 
     return look_for_files
@@ -112,9 +113,19 @@ def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: 
             for group in plan.groups
             if (ready := [request for request in group.requests if request.dataset not in held])
         ]
-        if requests:
-            return requests
-        return dg.SkipReason(bounded([*settled, *held.values(), *plan.waiting]) or "nothing is staged")
+        others = [*settled, *held.values(), *plan.waiting]
+        if not requests:
+            return dg.SkipReason(bounded(others) or "nothing is staged")
+        launched = [
+            f"{request.why}: flush by {request.trigger}, windows {request.first.key} … {request.last.key}"
+            for group in plan.groups
+            for request in group.requests
+            if request.dataset not in held
+        ]
+        # Dagster shows a reason only of a tick that asks for nothing; what one asked for and why is in its log.
+        for line in bounded([*launched, *others]).splitlines():
+            context.log.info("%s", line)
+        return requests
 
     return look_for_due_datasets
 
@@ -200,15 +211,15 @@ def flush_request(ready: Sequence[FlushRequest], settings: Settings, job_name: s
         )
         for request in ready
     }
-    first, last = min(request.first for request in ready), max(request.last for request in ready)
     return dg.RunRequest(
         job_name=job_name,
         asset_selection=[partitions_key(request.dataset) for request in ready],
         run_config=dg.RunConfig(ops=config),
         tags={
-            TRIGGER_TAG: ",".join(sorted({request.trigger.value for request in ready})),
-            DATASETS_TAG: _names(request.dataset for request in ready),
-            WINDOWS_TAG: first.key if first == last else f"{first.key}...{last.key}",
+            **run_tags(
+                {request.dataset: request.trigger.value for request in ready},
+                [window for request in ready for window in (request.first, request.last)],
+            ),
             **_NEVER_RETRIED,
         },
     )
@@ -218,12 +229,6 @@ def bounded(lines: Sequence[str]) -> str:
     """Return lines as the text of a tick: sentences, at most 40 of them, which say how many more there are."""
     more = [f"… and {len(lines) - _MAX_LINES:,} more"] if len(lines) > _MAX_LINES else []
     return "\n".join([*lines[:_MAX_LINES], *more])
-
-
-def _names(datasets: Iterable[str]) -> str:
-    listed = sorted(datasets)
-    more = f" and {len(listed) - _MAX_NAMES} more" if len(listed) > _MAX_NAMES else ""
-    return ",".join(listed[:_MAX_NAMES]) + more
 
 
 def _why_no_ingest(store: Store, scan: LandingScan, shares: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -161,7 +161,7 @@ def request(dataset: str, first: int, last: int, granularity: Granularity, start
     def window(days: int) -> Window:
         return Window.containing(NEW_YEAR + timedelta(days=31 * days), granularity)
 
-    return FlushRequest(dataset, Trigger.ROWS, OFF, start, window(min(first, last)), window(max(first, last)))
+    return FlushRequest(dataset, Trigger.ROWS, "", OFF, start, window(min(first, last)), window(max(first, last)))
 
 
 requests_of = st.lists(
@@ -307,8 +307,8 @@ def test_months_are_grouped_by_their_own_length():
     start = date(2020, 1, 1)
     groups = group_requests(
         [
-            FlushRequest("a", Trigger.ROWS, OFF, start, march, march),
-            FlushRequest("b", Trigger.ROWS, OFF, start, march.next(), march.next()),
+            FlushRequest("a", Trigger.ROWS, "", OFF, start, march, march),
+            FlushRequest("b", Trigger.ROWS, "", OFF, start, march.next(), march.next()),
         ]
     )
 

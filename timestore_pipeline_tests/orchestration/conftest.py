@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,9 @@ class Location:
             .execute_in_process(instance=self.instance, raise_on_error=raise_on_error)
         )
 
-    def tick(self, sensor: str, cursor: str | None = None) -> tuple[dg.SensorEvaluationContext, Any]:
+    def tick(
+        self, sensor: str, cursor: str | None = None, log_to: logging.Handler | None = None
+    ) -> tuple[dg.SensorEvaluationContext, Any]:
         """Evaluate a sensor once; returns its context (with the new cursor) and what it said."""
         context = dg.build_sensor_context(
             instance=self.instance,
@@ -73,7 +76,17 @@ class Location:
         )
         definition = self.definitions.resolve_sensor_def(sensor)
         with context:
+            if log_to is not None:
+                context.log.addHandler(log_to)
             return context, definition.evaluate_tick(context)
+
+    def tick_log(self, sensor: str, cursor: str | None = None) -> list[str]:
+        """Evaluate a sensor once; returns what it wrote to the log of its tick."""
+        said: list[str] = []
+        collector = logging.Handler()
+        collector.emit = lambda record: said.append(record.getMessage())
+        self.tick(sensor, cursor, log_to=collector)
+        return said
 
     def materialized(self, asset: str) -> Sequence[dg.EventLogRecord]:
         """Return the materialization events of an asset, oldest first."""

@@ -172,6 +172,46 @@ class TestPartitionsOfTheUi:
 
         assert weather.metadata("partitions/weather")["2026-01-01"]["trigger"] == "backfill"
 
+    @pytest.mark.parametrize(
+        ("asked", "trigger", "windows"),
+        [
+            ({"partition": "2026-01-01"}, "manual", "2026-01-01"),
+            ({"between": ("2026-01-01", "2026-01-03")}, "manual", "2026-01-01...2026-01-03"),
+            ({"partition": "2026-01-01", "tags": {"dagster/backfill": "abc"}}, "backfill", "2026-01-01"),
+            ({}, "manual", "2026-01-01...2026-01-02"),
+            ({"config": {"partitions__weather": {"trigger": "eager"}}}, "eager", "2026-01-01...2026-01-02"),
+            ({"assets": ("staging/weather", "partitions/weather")}, "manual", "2026-01-01...2026-01-02"),
+        ],
+    )
+    def test_a_run_that_a_person_started_is_tagged_like_those_of_sensors(
+        self, weather: Location, asked: dict[str, Any], trigger: str, windows: str
+    ):
+        result = weather.materialize(*asked.pop("assets", ("partitions/weather",)), **asked)
+
+        run = weather.instance.get_run_by_id(result.run_id)
+        assert run
+        assert {name: value for name, value in run.tags.items() if name.startswith("timestore")} == {
+            "timestore/trigger": trigger,
+            "timestore/datasets": "weather",
+            "timestore/windows": windows,
+            "timestore.dataset/weather": trigger,
+        }
+
+    def test_runs_are_found_by_dataset_and_trigger(self, weather: Location):
+        result = weather.materialize("partitions/weather", partition="2026-01-01")
+
+        found = weather.instance.get_runs(dg.RunsFilter(tags={"timestore.dataset/weather": ["age", "manual"]}))
+
+        assert [run.run_id for run in found] == [result.run_id, *(run.run_id for run in found[1:])]
+        assert not weather.instance.get_runs(dg.RunsFilter(tags={"timestore.dataset/weather": "age"}))
+
+    def test_the_tags_that_a_sensor_gave_stay(self, weather: Location):
+        result = weather.materialize("partitions/weather", tags={"dagster/sensor_name": "flush_sensor", "own": "x"})
+
+        run = weather.instance.get_run_by_id(result.run_id)
+        assert run
+        assert not [name for name in run.tags if name.startswith("timestore")]
+
     def test_staging_and_partitions_in_one_run_publish_although_nothing_landed(self, weather: Location):
         weather.materialize("staging/weather", "partitions/weather", partition="2026-01-01")
 

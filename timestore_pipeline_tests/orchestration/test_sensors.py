@@ -28,6 +28,7 @@ from timestore_pipeline_tests.orchestration.conftest import Location
 Drop = Callable[[Store, str, str, str | bytes], Path]
 Locate = Callable[[Store], Location]
 
+TWINS = DATASETS_YAML + DATASETS_YAML.split("datasets:")[1].split("  events:")[0].replace("weather", "climate")
 EVENTS_CSV = "at,kind\n1767225600000,start\n1767312000000,stop\n"
 
 
@@ -76,6 +77,13 @@ class TestLandingSensor:
         assert assets_of(request) == {"staging/weather", "staging/events"}
         assert request.tags["timestore/datasets"] == "events,weather"
         assert request.tags["timestore/trigger"] == "landing"
+        assert request.tags["timestore.dataset/weather"] == request.tags["timestore.dataset/events"] == "landing"
+
+    def test_a_tick_that_asks_for_a_run_says_why(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        drop(here.store, "weather", "b.csv", WEATHER_CSV)
+
+        assert here.tick_log("landing_sensor") == ["weather: ingest, because 2 files of 0.0 MB are ready"]
 
     def test_only_datasets_with_files_are_in_the_run(self, here: Location, drop: Drop):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
@@ -192,6 +200,36 @@ class TestFlushSensor:
         assert request.tags["timestore/trigger"] == "rows"
         assert request.tags["timestore/windows"] == "2026-01-01...2026-01-02"
         assert request.tags["timestore/datasets"] == "weather"
+        assert request.tags["timestore.dataset/weather"] == "rows"
+
+    def test_a_tick_that_asks_for_a_run_says_why_and_why_not_for_the_others(
+        self, make_store: MakeStore, location: Locate, drop: Drop
+    ):
+        eager = DATASETS_YAML.replace("    window: hour", "    window: hour\n    flush: {max_rows: 2}")
+        here = location(make_store(eager))
+        stage(here, drop)
+        stage(here, drop, "events", EVENTS_CSV)
+
+        launched, waiting = here.tick_log("flush_sensor")
+
+        assert launched.startswith("events: 2 of 2 rows, ")
+        assert launched.endswith(": flush by rows, windows 2026-01-01T00 … 2026-01-02T00")
+        assert waiting.startswith("weather: 3 of 50,000 rows, ")
+
+    def test_datasets_that_share_a_run_are_found_by_their_own_trigger(
+        self, make_store: MakeStore, location: Locate, drop: Drop
+    ):
+        twins = TWINS.replace("    window: day", "    window: day\n    flush: {max_age_ms: 0, max_rows: 3}", 1)
+        here = location(make_store(twins, staging_flush_max_rows=0, staging_flush_max_age_ms=1))
+        stage(here, drop)
+        stage(here, drop, "climate")
+
+        (request,) = requests_of(here.tick("flush_sensor"))
+
+        assert request.tags["timestore/trigger"] == "age,rows"
+        assert request.tags["timestore/datasets"] == "climate,weather"
+        assert request.tags["timestore.dataset/weather"] == "rows"
+        assert request.tags["timestore.dataset/climate"] == "age"
 
     def test_the_run_that_it_asks_for_publishes(self, here: Location, drop: Drop):
         stage(here, drop)
@@ -212,8 +250,7 @@ class TestFlushSensor:
         assert words_of(here.tick("flush_sensor")) == "nothing is staged"
 
     def test_datasets_of_equal_partitions_share_a_run(self, make_store: MakeStore, location: Locate, drop: Drop):
-        twins = DATASETS_YAML + DATASETS_YAML.split("datasets:")[1].split("  events:")[0].replace("weather", "climate")
-        here = location(make_store(twins, staging_flush_max_rows=1))
+        here = location(make_store(TWINS, staging_flush_max_rows=1))
         stage(here, drop)
         stage(here, drop, "climate")
 
