@@ -26,6 +26,7 @@ class CrashPoint(StrEnum):
     SEGMENT_IN_PLACE = "segment.in-place"
     BATCHES_RECORDED = "batches.recorded-not-committed"
     BATCHES_ACKNOWLEDGED = "batches.acknowledged"
+    READINGS_BEGUN = "landing.readings-begun"
     LANDING_FILE_CLEARED = "landing.file-cleared"
     LANDING_CLEARED = "landing.cleared"
     LANDING_REMEMBERED = "landing.remembered"

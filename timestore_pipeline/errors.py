@@ -101,6 +101,19 @@ class NoFrame(TimestoreError, TypeError):
         )
 
 
+class SegmentNotWritten(TimestoreError):
+    """Memory or disk were not enough to write a segment; nothing was staged."""
+
+    def __init__(self, dataset: str, reason: str, *, out_of_memory: bool) -> None:
+        self.dataset = dataset
+        self.reason = reason
+        self.out_of_memory = out_of_memory
+        super().__init__(
+            f"dataset {dataset!r}: the segment could not be written: {reason}. "
+            "The files wait in the landing folder; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT)."
+        )
+
+
 class BatchConflict(TimestoreError):
     """A batch id was used again with other content (invariant 2)."""
 

@@ -124,6 +124,11 @@ class Settings(BaseSettings):
     landing_max_bytes_per_run: PositiveCount = Field(
         default=1 << 30, description="Most bytes of landing files that one ingest run takes, over all datasets."
     )
+    landing_max_attempts: Annotated[int, Field(ge=2)] = Field(
+        default=3,
+        description="A landing file is quarantined unread after its reading has ended this many processes, the last "
+        "one while it was read alone.",
+    )
     landing_sensor_interval_seconds: PositiveCount = Field(
         default=5, description="Least time between two looks of `landing_sensor`."
     )

@@ -270,6 +270,17 @@ settled_files = Table(
     comment="files that stay in the landing folder although their batch is in the ledger",
 )
 
+readings = Table(
+    "readings",
+    metadata,
+    Column("dataset", String(63), nullable=False),
+    Column("batch_id", String(255), nullable=False),
+    Column("begun", Integer, nullable=False, comment="how often, without an end"),
+    Column("last_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("dataset", "batch_id"),
+    comment="landing files that are being read, or whose reading ended a process",
+)
+
 counters = Table(
     "counters",
     metadata,

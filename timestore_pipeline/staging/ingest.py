@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import duckdb
 from blake3 import blake3
+from sqlalchemy import Connection
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
@@ -31,8 +32,8 @@ from timestore_pipeline.errors import (
     CommitUnknown,
     GuardrailExceeded,
     IntakePaused,
+    SegmentNotWritten,
     StagingQueueFull,
-    TimestoreError,
     TooManyIngests,
 )
 from timestore_pipeline.landing.files import LandingFile
@@ -45,9 +46,10 @@ from timestore_pipeline.landing.readers import (
     read_through,
     readable_reason,
 )
-from timestore_pipeline.ledger.batches import known_batches
+from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
+from timestore_pipeline.ledger.readings import Readings, end_readings
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
@@ -64,6 +66,13 @@ from timestore_pipeline.staging.receipts import (
 from timestore_pipeline.staging.retry import when_there_is_room
 from timestore_pipeline.staging.room import check_room, count_breaches
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, WrittenSegment, write_segment
+from timestore_pipeline.staging.suspects import (
+    may_be_read_elsewhere,
+    reading_groups,
+    recorded_reading,
+    suspicions,
+    verdict,
+)
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
@@ -149,12 +158,23 @@ class _Files:
     """The files of one ingest as they pass through it."""
 
     fresh: dict[Path, IncomingBatch] = field(default_factory=dict)
+    staged: dict[Path, IncomingBatch] = field(default_factory=dict)
     duplicates: dict[Path, Receipt] = field(default_factory=dict)
     twins: dict[Path, Path] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     seen: dict[Path, _Stamp] = field(default_factory=dict)
     through_links: bool = False
+
+
+@dataclass
+class _Staged:
+    """What the groups of one ingest have brought into the ledger."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    quarantined: list[QuarantineEntry] = field(default_factory=list)
+    segments: list[SegmentRow] = field(default_factory=list)
+    columns: tuple[Column, ...] = ()
 
 
 def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> IngestReport:
@@ -174,12 +194,12 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     state = _Files()
     batches = _identify(files, state)
     _set_duplicates_apart(store, spec, batches, state)
-    acknowledged, written, columns = Acknowledged((), ()), None, ()
+    done = _Staged()
     if state.fresh:
         try:
             limits = check_room(store, spec, len(state.fresh))
             with turn(store, spec, limits):
-                acknowledged, written, columns = _stage_fresh(store, spec, state)
+                _stage_in_groups(store, spec, state, done)
         except GuardrailExceeded as error:
             with store.ledger.write() as tx:
                 count_breaches(tx, [error])
@@ -188,22 +208,22 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
             state.skipped.append(f"{len(state.fresh)} files wait: {error}")
             state.fresh.clear()
     _drop_changed(state, state.refused)
-    _settle_twins(store, spec, batches, acknowledged, state)
+    _settle_twins(store, spec, batches, done.receipts, state)
     quarantined = [
         entry
         for path, reason in state.refused.items()
         if (entry := _set_file_aside(store, spec, path, reason, batches[path], state.seen))
     ]
-    _clear_away(store, spec, [*state.fresh, *state.duplicates], batches, state.seen)
+    _clear_away(store, spec, [*state.staged, *state.duplicates], batches, state.seen)
     publish_if_direct(store, dataset)
     return IngestReport(
         dataset=dataset,
-        receipts=(*acknowledged.receipts, *state.duplicates.values()),
-        quarantined=(*acknowledged.quarantined, *quarantined),
+        receipts=(*done.receipts, *state.duplicates.values()),
+        quarantined=(*done.quarantined, *quarantined),
         skipped=tuple(state.skipped),
-        segment_id=written.row.id if written and written.row else None,
-        segment_bytes=written.row.bytes if written and written.row else 0,
-        columns=tuple(columns),
+        segment_id=done.segments[0].id if done.segments else None,
+        segment_bytes=sum(segment.bytes for segment in done.segments),
+        columns=done.columns,
         duration_seconds=time.perf_counter() - started,
     )
 
@@ -321,10 +341,10 @@ def _set_duplicates_apart(store: Store, spec: DatasetSpec, batches: dict[Path, I
 
 
 def _settle_twins(
-    store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], acknowledged: Acknowledged, state: _Files
+    store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], receipts: Iterable[Receipt], state: _Files
 ) -> None:
     """Let files with the same content as another one of this ingest share its fate."""
-    staged = {receipt.batch_id: receipt for receipt in acknowledged.receipts}
+    staged = {receipt.batch_id: receipt for receipt in receipts}
     for twin, path in state.twins.items():
         if path in state.refused:
             state.refused[twin] = state.refused[path]
@@ -338,12 +358,66 @@ def _settle_twins(
             count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats)
 
 
+def _stage_in_groups(store: Store, spec: DatasetSpec, state: _Files, done: _Staged) -> None:
+    """Stage ``state.fresh``, in one segment unless some of the files may have ended a process before.
+
+    Where it raises, ``state.fresh`` has what was not staged.
+    """
+    paths = {batch.batch_id: path for path, batch in state.fresh.items()}
+    waiting, state.fresh = state.fresh, {}
+    attempts = store.settings.landing_max_attempts
+    before = suspicions(store, spec.name, list(paths))
+    try:
+        for group in reading_groups(list(paths), before, attempts):
+            members = {paths[batch_id]: waiting.pop(paths[batch_id]) for batch_id in group.batch_ids}
+            if group.begun >= attempts:
+                _give_up(state, members, before)
+                continue
+            state.fresh = members
+            try:
+                with recorded_reading(store, spec.name, group):
+                    acknowledged, written, done.columns = _stage_fresh(
+                        store, spec, state, together=lambda tx, ids=group.batch_ids: end_readings(tx, spec.name, ids)
+                    )
+            except SegmentNotWritten as error:
+                if not group.alone:
+                    raise
+                (path,) = state.fresh
+                if error.out_of_memory and group.begun + 1 >= attempts:
+                    state.refused[path] = f"read alone it needs more memory than there is: {error.reason}"
+                else:
+                    state.skipped.append(f"{path.name} waits: {error.reason}")
+                state.fresh = {}
+                continue
+            done.receipts += acknowledged.receipts
+            done.quarantined += acknowledged.quarantined
+            done.segments += [written.row] if written and written.row else []
+            state.staged.update(state.fresh)
+            state.fresh = {}
+    finally:
+        state.fresh.update(waiting)
+
+
+def _give_up(state: _Files, members: Mapping[Path, IncomingBatch], before: Mapping[str, Readings]) -> None:
+    """Refuse files that have ended process after process, without another look."""
+    for path, batch in members.items():
+        readings = before[batch.batch_id]
+        if may_be_read_elsewhere(readings, now_micros()):
+            state.skipped.append(f"{path.name} waits: it may be read by another process just now")
+        else:
+            state.refused[path] = verdict(readings)
+
+
 def _stage_fresh(
-    store: Store, spec: DatasetSpec, state: _Files, *folders: Path
+    store: Store,
+    spec: DatasetSpec,
+    state: _Files,
+    *folders: Path,
+    together: Callable[[Connection], object] | None = None,
 ) -> tuple[Acknowledged, WrittenSegment | None, tuple[Column, ...]]:
     """Write and acknowledge a segment of ``state.fresh``; what turns out bad moves to the other parts of ``state``.
 
-    The files lie in the landing folder, or in ``folders``.
+    The files lie in the landing folder, or in ``folders``. ``together`` is done in the acknowledging transaction.
     """
     columns: tuple[Column, ...] = ()
     while state.fresh:
@@ -358,16 +432,14 @@ def _stage_fresh(
                 written = write_segment(store, connection, spec, columns, plan.sources, expected_bytes=expected_bytes)
             except (duckdb.Error, OSError) as error:
                 if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, columns, state):
-                    raise TimestoreError(
-                        f"dataset {spec.name!r}: the segment could not be written: {readable_reason(error)}. "
-                        "The files wait in the landing folder; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT)."
-                    ) from error
+                    out_of_memory = isinstance(error, duckdb.OutOfMemoryException)
+                    raise SegmentNotWritten(spec.name, readable_reason(error), out_of_memory=out_of_memory) from error
                 continue
         if _drop_changed(state, state.fresh):
             written.discard(store)
             continue
         try:
-            return acknowledge_segment(store, spec, columns, written, order), written, columns
+            return acknowledge_segment(store, spec, columns, written, order, together), written, columns
         except StagedMeanwhile:
             written.discard(store)
             _set_duplicates_apart(store, spec, _take_all(state), state)
@@ -496,6 +568,7 @@ def _set_file_aside(
             size_bytes=batch.source_bytes,
             now=now_micros(),
         )
+        end_readings(tx, spec.name, [batch.batch_id])
     reach(CrashPoint.BAD_FILE_RECORDED)
     target = store.segment_path(entry.path)
     try:

@@ -25,6 +25,7 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest
@@ -46,9 +47,24 @@ def _build_slowly(store: Store, seconds: float) -> None:
     build.build_windows(store, "readings", owner="the child")
 
 
+def _ingest_a_bomb(store: Store, number: signal.Signals) -> None:
+    """Ingest, and die of the file ``bomb.csv`` while it is read."""
+    plan = ingesting.plan_reads
+
+    def deadly(connection: Any, spec: Any, columns: Any, files: Any) -> Any:
+        if any(path.name == "bomb.csv" for path in files):
+            os.kill(os.getpid(), number)
+        return plan(connection, spec, columns, files)
+
+    ingesting.plan_reads = deadly
+    ingest(store)
+
+
 JOBS: dict[str, Callable[[Store], object]] = {
     "stage": lambda store: stage(store, "readings", rows.batch("e"), batch_id="e"),
     "ingest": lambda store: len(ingest(store)),
+    "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, signal.SIGKILL),
+    "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, signal.SIGSEGV),
     "build": lambda store: build.build_windows(store, "readings", owner="the child"),
     "slow build": lambda store: _build_slowly(store, seconds=1.2),
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),

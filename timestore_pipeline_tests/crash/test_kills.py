@@ -56,6 +56,7 @@ KILLS = [
     Kill("stage", CrashPoint.SEGMENT_IN_PLACE),
     Kill("stage", CrashPoint.BATCHES_RECORDED),
     Kill("stage", CrashPoint.BATCHES_ACKNOWLEDGED),
+    Kill("ingest", CrashPoint.READINGS_BEGUN),
     Kill("ingest", CrashPoint.SEGMENT_WRITTEN),
     Kill("ingest", CrashPoint.SEGMENT_IN_PLACE),
     Kill("ingest", CrashPoint.BATCHES_RECORDED),

@@ -135,6 +135,15 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'open'"),
     )
     op.create_table(
+        "readings",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("batch_id", sa.String(length=255), nullable=False),
+        sa.Column("begun", sa.Integer(), nullable=False, comment="how often, without an end"),
+        sa.Column("last_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("dataset", "batch_id", name=op.f("pk_readings")),
+        comment="landing files that are being read, or whose reading ended a process",
+    )
+    op.create_table(
         "settled_files",
         sa.Column("dataset", sa.String(length=63), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
