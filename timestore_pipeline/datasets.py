@@ -141,6 +141,29 @@ class LimitSpec(_Model):
     )
 
 
+class CompactionSpec(_Model):
+    """How small files of this dataset are merged; what is missing is taken from the environment."""
+
+    max_small_files: Limit | None = Field(
+        default=None,
+        description="An open window with more small files is compacted; 0 waits until it closes.",
+    )
+
+
+class RetentionSpec(_Model):
+    """How long what belongs to this dataset is kept; what is missing is taken from the environment."""
+
+    staging: Duration | None = Field(
+        default=None,
+        description="How long a segment is kept after all its rows are published, such as `7d`; as long, windows can "
+        "be rebuilt from it.",
+    )
+    table: Duration | None = Field(
+        default=None,
+        description="How long after its end a window stays in the table, such as `365d`; 0 is for ever.",
+    )
+
+
 class DatasetSpec(_Model):
     """One dataset. ``columns`` is None where they are inferred from the first batch and then fixed."""
 
@@ -171,6 +194,8 @@ class DatasetSpec(_Model):
     landing: LandingSpec = Field(default=LandingSpec(), description="Where files land and how they are read.")
     flush: FlushSpec = Field(default=FlushSpec(), description="Overrides of the flush thresholds.")
     limits: LimitSpec = Field(default=LimitSpec(), description="Overrides of the limits.")
+    compaction: CompactionSpec = Field(default=CompactionSpec(), description="Overrides of how files are merged.")
+    retention: RetentionSpec = Field(default=RetentionSpec(), description="Overrides of how long data is kept.")
 
     @field_validator("time", mode="before")
     @classmethod

@@ -122,7 +122,7 @@ _SETTING_GROUPS = (
             "build_concurrent_builds",
         ),
     ),
-    ("Building", ("build_",)),
+    ("Building", ("build_", "compaction_", "table_retention_seconds")),
     ("Service levels", ("slo_", "freshness_seconds")),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),

@@ -176,7 +176,9 @@ class Settings(BaseSettings):
         "With all three triggers off a dataset is flushed whenever something is staged.",
     )
     staging_retention_seconds: Seconds = Field(
-        default=3_600.0, description="How long a segment is kept after all its rows are published."
+        default=3_600.0,
+        description="How long a segment is kept after all its rows are published. As long, a window can be built again "
+        "from what was staged (`rebuild`).",
     )
     staging_max_future_ms: Count = Field(
         default=86_400_000,
@@ -192,6 +194,12 @@ class Settings(BaseSettings):
     )
     ledger_busy_timeout_seconds: PositiveSeconds = Field(
         default=30.0, description="How long to wait for a ledger that another process is writing to."
+    )
+
+    table_retention_seconds: Seconds = Field(
+        default=0.0,
+        description="How long after its end a window stays in the table; then it is dropped with all its rows. "
+        "0 keeps windows for ever.",
     )
 
     build_target_file_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
@@ -210,6 +218,15 @@ class Settings(BaseSettings):
         default=3,
         description="After this many failed builds of a dataset in a row, staged rows that cannot be read are "
         "quarantined and the rest is built.",
+    )
+    compaction_max_small_files: Count = Field(
+        default=16,
+        description="An open window with more files below half of TIMESTORE_BUILD_TARGET_FILE_BYTES is compacted; "
+        "0 waits until it closes. Closed windows are always compacted.",
+    )
+    compaction_max_bytes_per_build: PositiveCount = Field(
+        default=536_870_912,
+        description="About as many bytes one compaction merges, before a flush of the dataset may go in between.",
     )
     flush_sensor_interval_seconds: PositiveCount = Field(
         default=5, description="Least time between two looks of `flush_sensor`."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,24 +13,23 @@ import duckdb
 
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
-from timestore_pipeline.building.parquet import write_window
-from timestore_pipeline.building.recovery import published_windows, settle_build
-from timestore_pipeline.building.table import ParquetFile, SequenceTaken, commit_build
+from timestore_pipeline.building.parquet import slices_as_source, write_window
+from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
+from timestore_pipeline.building.recovery import published_windows
+from timestore_pipeline.building.table import ParquetFile
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
-from timestore_pipeline.errors import BuildAborted, BuildInFlight, LedgerError, TimestoreError
+from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError
 from timestore_pipeline.ledger.builds import (
     Build,
     Claim,
     WindowBatch,
     batches_of_build,
     claim_slices,
-    extend_lease,
-    mark_published,
 )
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
@@ -48,8 +45,6 @@ from timestore_pipeline.staging.slices import (
 )
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window, from_micros
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,6 @@ def _build_once(
     path = store.table_path(dataset)
     prepare_table(store, spec, columns)
     check_disk(store, path)
-    lease_micros = int(store.settings.build_lease_seconds * 1e6)
     with store.ledger.write() as tx:
         claim = claim_slices(
             tx,
@@ -158,54 +152,22 @@ def _build_once(
             trigger=trigger,
             first_window=first.start_micros if first else None,
             last_window=last.start_micros if last else None,
-            lease_micros=lease_micros,
+            lease_micros=lease_micros(store),
             now=now_micros(),
         )
         reach(CrashPoint.SLICES_RECORDED)
     if claim is None:
         return None
     reach(CrashPoint.SLICES_CLAIMED)
-    build = claim.build
-    try:
-        with _kept_alive(store, build, lease_micros):
-            files = _write_files(store, spec, columns, claim, target_file_bytes)
-            version = commit_build(path, build, columns, files)
-    except SequenceTaken:
-        # Fenced by a recovery; or this very commit is in the table, and only its answer was lost.
-        version = _settle_own(store, build, BuildAborted(dataset, build.id))
-        files = []
-    except (TimestoreError, duckdb.Error, OSError) as error:
-        version = _settle_own(store, build, error)
-        files = []
-    except BaseException as error:
-        # An interrupt, say: the slices go back to the queue now rather than when the lease runs out.
-        with suppress(TimestoreError, OSError):
-            settle_build(store, build, error=str(error) or type(error).__name__, recovered=False)
-        raise
-    with store.ledger.write() as tx:
-        contributing = batches_of_build(tx, build.id)
-        mark_published(tx, build, table_version=version, published=published_windows(spec, files), now=now_micros())
-        reach(CrashPoint.PUBLICATION_RECORDED)
-    reach(CrashPoint.PUBLICATION_COMMITTED)
-    return _report(spec, columns, claim, trigger, version, files, contributing, time.perf_counter() - started)
-
-
-def _settle_own(store: Store, build: Build, error: Exception) -> int:
-    """After a failure: settle the build through the table; return the version if it was published after all."""
-    try:
-        settled = settle_build(store, build, error=str(error), recovered=False)
-    except (TimestoreError, OSError) as second:
-        log.warning("build %s of %r stays claimed until its lease runs out: %s", build.id, build.dataset, second)
-        raise _as_timestore_error(build, error) from error
-    if settled.table_version is None:
-        raise _as_timestore_error(build, error) from error
-    return settled.table_version
-
-
-def _as_timestore_error(build: Build, error: Exception) -> TimestoreError:
-    if isinstance(error, TimestoreError):
-        return error
-    return TimestoreError(f"dataset {build.dataset!r}: build {build.id} failed and published nothing: {error}")
+    publication = publish(
+        store,
+        claim.build,
+        columns,
+        lambda: WrittenFiles(_write_files(store, spec, columns, claim, target_file_bytes)),
+    )
+    with store.ledger.read() as tx:
+        contributing = batches_of_build(tx, claim.build.id)
+    return _report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)
 
 
 def _write_files(
@@ -216,7 +178,9 @@ def _write_files(
     with store.connect(store.table_path(spec.name), *store.segment_folders(spec.name)) as connection:
         for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
             check_disk(store, store.table_path(spec.name))
-            files += write_window(store, connection, spec, columns, claim.build, window, pieces, tables, target)
+            files += write_window(
+                store, connection, spec, columns, claim.build, window, slices_as_source(store, pieces, tables), target
+            )
     return files
 
 
@@ -267,40 +231,16 @@ def _slices_by_window(claim: Claim) -> dict[int, list[Slice]]:
     return found
 
 
-@contextmanager
-def _kept_alive(store: Store, build: Build, lease_micros: int) -> Iterator[None]:
-    """Send heartbeats from another thread: one window may take longer than the lease."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(lease_micros / 3e6):
-            try:
-                with store.ledger.write() as tx:
-                    if not extend_lease(tx, build.id, now_micros() + lease_micros):
-                        return  # settled by someone else; the commit will be refused
-            except LedgerError as error:
-                log.warning("heartbeat of build %s failed: %s", build.id, error)
-
-    thread = threading.Thread(target=beat, name=f"lease-of-build-{build.id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def _report(
     spec: DatasetSpec,
     columns: tuple[Column, ...],
     claim: Claim,
     trigger: Trigger,
-    version: int,
-    files: Sequence[ParquetFile],
+    publication: Publication,
     contributing: Sequence[WindowBatch],
     duration_seconds: float,
 ) -> BuildReport:
-    published = published_windows(spec, files)
+    published = published_windows(spec, publication.files)
     batches: dict[int, list[WindowBatch]] = defaultdict(list)
     for batch in contributing:
         batches[batch.window_start].append(batch)
@@ -323,7 +263,7 @@ def _report(
         build_id=claim.build.id,
         sequence=claim.build.sequence,
         trigger=trigger,
-        table_version=version,
+        table_version=publication.table_version,
         windows=tuple(windows),
         rows=claim.build.rows,
         bytes=sum(window.bytes for window in windows),

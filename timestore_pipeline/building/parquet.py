@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,15 +12,56 @@ import duckdb
 
 from timestore_pipeline.building.statistics import delta_statistics
 from timestore_pipeline.building.table import ParquetFile, file_prefix
-from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, literal, quote, time_range_sql
+from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, glob_literal, literal, quote, time_range_sql
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
-from timestore_pipeline.errors import SegmentUnreadable
+from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
+
+
+@dataclass(frozen=True)
+class WindowSource:
+    """Rows that become the files of one window.
+
+    ``relations`` are SQL names or expressions that hold them; of rows of other windows in them, nothing is taken.
+    ``bytes`` is about their size, ``rows`` how many there are. ``one_after_the_other`` says that no relation begins
+    before the one before it ends. ``counted_by`` is who says how many rows there are, and ``wrong`` makes the error for
+    another number.
+    """
+
+    relations: Sequence[str]
+    rows: int
+    bytes: int
+    one_after_the_other: bool
+    counted_by: str
+    wrong: Callable[[str], TimestoreError]
+
+
+def slices_as_source(store: Store, slices: Sequence[Slice], tables: Sequence[str]) -> WindowSource:
+    """Return the rows of slices of one window: of a table per slice, in their order, or of one table with all of them.
+
+    ``tables`` are the SQL names.
+    """
+    ordered = all(earlier.max_time <= later.min_time for earlier, later in pairwise(slices))
+    named = ", ".join(str(store.segment_path(piece.path)) for piece in slices[:3])
+    return WindowSource(
+        relations=tables,
+        rows=sum(piece.rows for piece in slices),
+        bytes=sum(piece.bytes for piece in slices),
+        one_after_the_other=ordered or len(tables) == 1,
+        counted_by="the ledger",
+        wrong=lambda reason: SegmentUnreadable(slices[0].dataset, named, reason),
+    )
+
+
+def parquet_relation(paths: Iterable[Path]) -> str:
+    """Return the SQL for the rows of Parquet files of a table, one file after the other."""
+    files = ", ".join(literal(glob_literal(path)) for path in paths)
+    return f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
 
 
 def write_window(
@@ -29,17 +71,13 @@ def write_window(
     columns: Sequence[Column],
     build: Build,
     window: Window,
-    slices: Sequence[Slice],
-    tables: Sequence[str],
+    source: WindowSource,
     target_file_bytes: int,
 ) -> list[ParquetFile]:
-    """Write the slices of one window, in time order, to as many files as their size asks for.
-
-    ``tables`` are the SQL names of what holds their rows: a table per slice, in the order of the slices, or one for
-    all of them.
+    """Write the rows of one window, in time order, to as many files as their size asks for.
 
     Raises:
-        SegmentUnreadable: a segment is damaged, or has another number of rows than the ledger says.
+        SegmentUnreadable, TableError: what the rows are read from is damaged, or has another number of rows.
         duckdb.Error: the files cannot be written.
     """
     folder = store.table_path(spec.name) / f"{WINDOW_COLUMN}={window.key}"
@@ -50,26 +88,21 @@ def write_window(
     condition = time_range_sql(time, window.start_micros, window.end_micros)
     # Files are filled side by side, a row group here and one there. Row groups never overlap in time; sorting keeps
     # files from overlapping too, where there will be several.
-    one_file = sum(piece.bytes for piece in slices) < target_file_bytes
-    one_after_the_other = all(earlier.max_time <= later.min_time for earlier, later in pairwise(slices))
-    may_lie_in_order = one_file and (one_after_the_other or len(tables) == 1)
-    in_order = may_lie_in_order and _in_time_order(connection, tables, time, condition)
+    may_lie_in_order = source.bytes < target_file_bytes and source.one_after_the_other
+    in_order = may_lie_in_order and _in_time_order(connection, source.relations, time, condition)
     order = "" if in_order else f" ORDER BY {quote(time.name)}"
-    rows = " UNION ALL ".join(f"SELECT {column_list(columns)} FROM {table} WHERE {condition}" for table in tables)
+    rows = " UNION ALL ".join(
+        f"SELECT {column_list(columns)} FROM {relation} WHERE {condition}" for relation in source.relations
+    )
     metadata = f"{{dataset: {literal(spec.name)}, window_key: {literal(window.key)}, build: '{build.id}'}}"
     written = connection.execute(
         f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
         f"FILE_SIZE_BYTES {target_file_bytes}, KV_METADATA {metadata}, RETURN_STATS)"
     ).fetchall()
     reach(CrashPoint.PARQUET_WRITTEN)
-    expected = sum(piece.rows for piece in slices)
     found = sum(row[1] for row in written)
-    if found != expected:
-        raise SegmentUnreadable(
-            spec.name,
-            ", ".join(str(store.segment_path(piece.path)) for piece in slices[:3]),
-            f"{found} rows of window {window.key} were read where the ledger has {expected}",
-        )
+    if found != source.rows:
+        raise source.wrong(f"{found} rows of window {window.key} were read where {source.counted_by} has {source.rows}")
     # DuckDB numbers the files by which of its threads was first.
     in_time_order = sorted(written, key=lambda row: _time_range(time, row[4]))
     files = []

@@ -33,7 +33,7 @@ from timestore_pipeline.ledger.builds import (
     mark_aborted,
     mark_published,
 )
-from timestore_pipeline.ledger.published import PublishedWindow
+from timestore_pipeline.ledger.published import PublishedWindow, windows_replaced_by
 from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.store import Store
@@ -82,7 +82,7 @@ def settle_dead_builds(
 
 
 def published_windows(spec: DatasetSpec, files: Iterable[ParquetFile | TableFile]) -> dict[int, PublishedWindow]:
-    """Return what the files of one build add to each window, by the window's start in microseconds."""
+    """Return what files have of each window, by the window's start in microseconds."""
     found: dict[int, PublishedWindow] = {}
     for file in files:
         start = spec.window_from_key(file.window_key).start_micros
@@ -115,11 +115,23 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
         sync_found(path, table)
         if last_published_sequence(table, build.dataset) == build.sequence:
             version = version_of_build(table, build)
-            prefix = file_prefix(build.sequence)
-            files = [file for file in live_files(table) if file.path.rpartition("/")[2].startswith(prefix)]
-            published = published_windows(spec, files)
+            with store.ledger.read() as tx:
+                replaced = {spec.window_at(start).key for start in windows_replaced_by(tx, build.id)}
+            written, kept = [], []
+            for file in live_files(table):
+                if file.path.rpartition("/")[2].startswith(file_prefix(build.sequence)):
+                    written.append(file)
+                elif file.window_key in replaced:
+                    kept.append(file)
             with store.ledger.write() as tx:
-                mark_published(tx, build, table_version=version, published=published, now=now_micros())
+                mark_published(
+                    tx,
+                    build,
+                    table_version=version,
+                    published=published_windows(spec, written),
+                    kept=published_windows(spec, kept),
+                    now=now_micros(),
+                )
             reach(CrashPoint.RECOVERY_PUBLISHED)
             return SettledBuild(build, version)
     reach(CrashPoint.RECOVERY_FENCED)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,13 +76,23 @@ class TableFile:
 class Replacement:
     """Files that a commit takes out of the table, as they are live on ``table``: the handle that it commits on.
 
-    ``data_change`` says whether the rows become others; where they do not, as in a compaction, whoever follows the
-    table's changes has nothing to do.
+    ``kept`` are the other files of the same windows, which stay. ``data_change`` says whether the rows become others;
+    where they do not, as in a compaction, whoever follows the table's changes has nothing to do.
     """
 
     table: DeltaTable
     files: tuple[TableFile, ...]
+    kept: tuple[TableFile, ...] = ()
     data_change: bool = True
+
+    def only(self, files: Collection[TableFile]) -> Replacement:
+        """Return the replacement of just these of its files."""
+        chosen = set(files)
+        return replace(
+            self,
+            files=tuple(file for file in self.files if file in chosen),
+            kept=(*self.kept, *(file for file in self.files if file not in chosen)),
+        )
 
 
 class SequenceTaken(Exception):
@@ -172,7 +182,8 @@ def read_for_replacement(
     if last_sequence(table, build.dataset) >= build.sequence:
         raise SequenceTaken
     wanted = set(window_keys)
-    return Replacement(table, tuple(file for file in live_files(table) if file.window_key in wanted), data_change)
+    files = tuple(file for file in live_files(table) if file.window_key in wanted)
+    return Replacement(table, files, data_change=data_change)
 
 
 def commit_build(

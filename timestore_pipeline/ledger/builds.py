@@ -10,6 +10,10 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, upd
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import (
+    COMPACTED_FILES,
+    COMPACTION_DURATION,
+    EXPIRED_ROWS,
+    EXPIRED_WINDOWS,
     FLUSH_BATCHES,
     FLUSH_DURATION,
     FLUSH_ROWS,
@@ -187,6 +191,30 @@ def add_slices(tx: Connection, build: Build, first_window: int | None, last_wind
     return Claim(get_build(tx, build.id), tuple(slices_of_build(tx, build.id)))
 
 
+def claim_windows(
+    tx: Connection,
+    dataset: str,
+    kind: BuildKind,
+    window_starts: Iterable[int],
+    *,
+    owner: str,
+    trigger: str,
+    rows: int,
+    lease_micros: int,
+    now: int,
+) -> Build:
+    """Claim windows whose ``rows`` published rows a build writes anew (or drops); their staged slices stay staged.
+
+    Raises:
+        BuildInFlight: another build of the dataset has not ended.
+    """
+    refuse_second_build(tx, dataset)
+    starts = set(window_starts)
+    return new_build(
+        tx, dataset, kind, starts, starts, owner=owner, trigger=trigger, rows=rows, lease_micros=lease_micros, now=now
+    )
+
+
 def extend_lease(tx: Connection, build_id: int, lease_expires_at: int) -> bool:
     """Move the lease of a build in flight; False where the build has been settled by someone else."""
     changed = tx.execute(
@@ -198,13 +226,18 @@ def extend_lease(tx: Connection, build_id: int, lease_expires_at: int) -> bool:
 
 
 def mark_published(
-    tx: Connection, build: Build, *, table_version: int, published: Mapping[int, PublishedWindow], now: int
+    tx: Connection,
+    build: Build,
+    *,
+    table_version: int,
+    published: Mapping[int, PublishedWindow],
+    kept: Mapping[int, PublishedWindow] | None = None,
+    now: int,
 ) -> bool:
     """Record that a build's commit is in the table; False where that (or its abort) is recorded already.
 
     Moves the version that readers see, the slices, and the batches and segments that this completes, in one go.
-    ``published`` is what the build wrote, window by window. It is added to the totals of a window, but takes their
-    place where the build replaced the window's files.
+    ``published`` is what the build wrote, window by window, and ``kept`` what it left in windows that it replaced.
     """
     lock_dataset(tx, build.dataset)
     total_bytes = sum(window.bytes for window in published.values())
@@ -230,8 +263,12 @@ def mark_published(
         .where(datasets.c.name == build.dataset, func.coalesce(datasets.c.table_version, -1) < table_version)
         .values(table_version=table_version)
     )
-    # A compaction publishes nothing: neither freshness nor "last published" may move with it.
-    move_windows(tx, build.dataset, build.id, published, now, keep_time=build.kind is BuildKind.COMPACTION)
+    taken = move_windows(tx, build.dataset, build.id, build.kind, published, kept or {}, now)
+    if build.kind is BuildKind.COMPACTION:
+        count(tx, COMPACTED_FILES, build.dataset, "", taken.files)
+    elif build.kind is BuildKind.EXPIRY:
+        count(tx, EXPIRED_ROWS, build.dataset, "", taken.rows)
+        count(tx, EXPIRED_WINDOWS, build.dataset, "", taken.windows)
     _count_end(tx, build, "success", now)
     return True
 
@@ -369,11 +406,13 @@ def _batch_count(build_id: int):
 
 
 def _count_end(tx: Connection, build: Build, result: str, now: int) -> None:
-    if build.kind is not BuildKind.FLUSH:
-        return
-    count(tx, FLUSH_BATCHES, build.dataset, result, build.batches)
-    count(tx, FLUSH_ROWS, build.dataset, result, build.rows)
-    observe(tx, FLUSH_DURATION, build.dataset, result, max(0.0, (now - build.claimed_at) / 1e6))
+    seconds = max(0.0, (now - build.claimed_at) / 1e6)
+    if build.kind is BuildKind.FLUSH:
+        count(tx, FLUSH_BATCHES, build.dataset, result, build.batches)
+        count(tx, FLUSH_ROWS, build.dataset, result, build.rows)
+        observe(tx, FLUSH_DURATION, build.dataset, result, seconds)
+    elif build.kind is BuildKind.COMPACTION:
+        observe(tx, COMPACTION_DURATION, build.dataset, result, seconds)
 
 
 def _build(row: Row) -> Build:

@@ -20,9 +20,13 @@ FLUSH_DURATION = "timestore_staging_flush_duration_seconds"
 SEGMENT_BYTES = "timestore_staging_segment_bytes"
 RETENTION_SEGMENTS = "timestore_retention_unlinked_segments_total"
 RETENTION_BYTES = "timestore_retention_freed_bytes_total"
+COMPACTION_DURATION = "timestore_compaction_duration_seconds"
+COMPACTED_FILES = "timestore_compaction_merged_files_total"
+EXPIRED_ROWS = "timestore_expired_rows_total"
+EXPIRED_WINDOWS = "timestore_expired_windows_total"
 
 FLUSH_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
-"""Upper bounds in seconds of :data:`FLUSH_DURATION`; stored by index, so new ones are only ever appended."""
+"""Upper bounds in seconds of the histograms of builds; stored by index, so new ones are only ever appended."""
 
 _SEGMENT_BUCKETS = tuple(4**power * 1024 for power in range(2, 11))
 

@@ -7,17 +7,28 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from timestore_pipeline.ledger.schema import replaced_windows, windows
+from timestore_pipeline.ledger.past import forget_expired, note_expired
+from timestore_pipeline.ledger.schema import BuildKind, replaced_windows, windows
 
 
 @dataclass(frozen=True)
 class PublishedWindow:
-    """What one commit added to a window; of a window that it replaced, all that is in it."""
+    """What files have of a window: those that a commit wrote, or those that it left in place."""
 
     window_start: int
     rows: int
     bytes: int
     files: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a commit took out of the table, from how many windows."""
+
+    windows: int = 0
+    rows: int = 0
+    bytes: int = 0
+    files: int = 0
 
 
 def windows_replaced_by(tx: Connection, build_id: int) -> set[int]:
@@ -30,40 +41,47 @@ def move_windows(
     tx: Connection,
     dataset: str,
     build_id: int,
-    published: Mapping[int, PublishedWindow],
+    kind: BuildKind,
+    written: Mapping[int, PublishedWindow],
+    kept: Mapping[int, PublishedWindow],
     now: int,
-    *,
-    keep_time: bool,
-) -> None:
-    """Bring the totals of all windows of a build in line with its commit, which wrote ``published``.
+) -> Taken:
+    """Bring the totals of all windows of a build in line with its commit; return what it took out of the table.
 
-    ``keep_time``: when a window was last published stays as it is.
+    What it wrote is added to a window, or makes up the window together with what it ``kept`` there, where the build
+    replaced files.
     """
     replaced = windows_replaced_by(tx, build_id)
-    for start in replaced | published.keys():
-        window = published.get(start, PublishedWindow(start, 0, 0, 0))
+    taken = Taken()
+    for start in replaced | written.keys():
         here = (windows.c.dataset == dataset, windows.c.window_start == start)
-        if start in replaced:
-            if window.files == 0:
-                tx.execute(delete(windows).where(*here))
-                continue
-            totals = {"rows": window.rows, "bytes": window.bytes, "files": window.files}
+        had = tx.execute(select(windows.c.rows, windows.c.bytes, windows.c.files).where(*here)).first()
+        before = PublishedWindow(start, *had) if had else PublishedWindow(start, 0, 0, 0)
+        rest = kept.get(start, PublishedWindow(start, 0, 0, 0)) if start in replaced else before
+        new = written.get(start, PublishedWindow(start, 0, 0, 0))
+        taken = Taken(
+            taken.windows + (start in replaced),
+            taken.rows + before.rows - rest.rows,
+            taken.bytes + before.bytes - rest.bytes,
+            taken.files + before.files - rest.files,
+        )
+        if kind is BuildKind.EXPIRY:
+            note_expired(tx, dataset, start, before.rows - rest.rows, now)
+        elif kind is BuildKind.REBUILD:
+            forget_expired(tx, dataset, start)
+        if not new.files + rest.files:
+            tx.execute(delete(windows).where(*here))
+            continue
+        totals = {
+            "rows": rest.rows + new.rows,
+            "bytes": rest.bytes + new.bytes,
+            "files": rest.files + new.files,
+            "build_id": build_id,
+        }
+        # A compaction publishes nothing: neither freshness nor "last published" may move with it.
+        time = {} if kind is BuildKind.COMPACTION else {"published_at": now}
+        if had:
+            tx.execute(update(windows).where(*here).values(**totals, **time))
         else:
-            totals = {
-                "rows": windows.c.rows + window.rows,
-                "bytes": windows.c.bytes + window.bytes,
-                "files": windows.c.files + window.files,
-            }
-        time = {} if keep_time else {"published_at": now}
-        if tx.execute(update(windows).where(*here).values(**totals, **time, build_id=build_id)).rowcount == 0:
-            tx.execute(
-                insert(windows).values(
-                    dataset=dataset,
-                    window_start=start,
-                    rows=window.rows,
-                    bytes=window.bytes,
-                    files=window.files,
-                    published_at=now,
-                    build_id=build_id,
-                )
-            )
+            tx.execute(insert(windows).values(dataset=dataset, window_start=start, published_at=now, **totals))
+    return taken

@@ -13,8 +13,9 @@ import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.building.damage import unreadable_slices
+from timestore_pipeline.building.parquet import parquet_relation
 from timestore_pipeline.building.table import file_bounds, open_table
-from timestore_pipeline.columns import Column, column_list, glob_literal, literal, quote
+from timestore_pipeline.columns import Column, column_list, quote
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
@@ -213,8 +214,7 @@ def _published(
     paths = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64())))["path"].to_pylist()
     if not paths:
         return []
-    files = ", ".join(literal(glob_literal(folder / path)) for path in paths)
-    return [f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"]
+    return [parquet_relation(folder / path for path in paths)]
 
 
 def _wanted_slices(

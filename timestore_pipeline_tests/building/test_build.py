@@ -469,12 +469,12 @@ def test_a_file_that_is_not_whole_before_the_commit_is_not_committed(store: Stor
     stage(store, "weather", hourly(3))
     commit = table_module.commit_build
 
-    def cut_first(path: Path, build: Any, columns: Any, files: Any) -> int:
+    def cut_first(path: Path, build: Any, columns: Any, files: Any, replacement: Any) -> int:
         (path / files[0].path).write_bytes(parquet_bytes(hourly(1)))
-        return commit(path, build, columns, files)
+        return commit(path, build, columns, files, replacement)
 
     with monkeypatch.context() as patched:
-        patched.setattr("timestore_pipeline.building.build.commit_build", cut_first)
+        patched.setattr("timestore_pipeline.building.publication.commit_build", cut_first)
         with pytest.raises(TableError, match=r"has \d+ bytes instead of \d+"):
             build(store)
 
@@ -492,10 +492,10 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
     for module in ("building.table", "building.parquet", "durable_files"):
         for name in ("fsync_path", "sync_private"):
             monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
-    from timestore_pipeline.building import build as build_module
+    from timestore_pipeline.building import publication as publication_module
 
-    mark = build_module.mark_published
-    monkeypatch.setattr(build_module, "mark_published", lambda *a, **k: synced.append("LEDGER") or mark(*a, **k))
+    mark = publication_module.mark_published
+    monkeypatch.setattr(publication_module, "mark_published", lambda *a, **k: synced.append("LEDGER") or mark(*a, **k))
 
     build(store)
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from timestore_pipeline.building import build as build_module
+from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.lost_table import MARKER
 from timestore_pipeline.building.recovery import settle_dead_builds
@@ -34,8 +34,8 @@ def die_in_a_build(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "commit_build", die)
-        patched.setattr(build_module, "settle_build", die)  # a dead process does not tidy up
+        patched.setattr(publication_module, "commit_build", die)
+        patched.setattr(publication_module, "settle_build", die)  # a dead process does not tidy up
         with pytest.raises(Killed):
             build_windows(store, "weather", owner="the dead")
 
@@ -116,7 +116,7 @@ def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, mon
     stage(store, "weather", OLD)
     build(store)
     stage(store, "weather", NEW)
-    commit = build_module.commit_build
+    commit = publication_module.commit_build
 
     def sleep_then_commit(*arguments):
         shutil.rmtree(store.table_path("weather"))
@@ -128,7 +128,7 @@ def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, mon
         return commit(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "commit_build", sleep_then_commit)
+        patched.setattr(publication_module, "commit_build", sleep_then_commit)
         with pytest.raises(BuildAborted):
             build_windows(store, "weather", owner="the sleeper")
 
@@ -142,7 +142,7 @@ def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkey
     stage(store, "weather", OLD)
     build(store)
     stage(store, "weather", NEW)
-    commit = build_module.commit_build
+    commit = publication_module.commit_build
 
     def another_makes_the_table(*arguments):
         from timestore_pipeline.building.lost_table import prepare_table
@@ -156,7 +156,7 @@ def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkey
         return commit(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "commit_build", another_makes_the_table)
+        patched.setattr(publication_module, "commit_build", another_makes_the_table)
         with pytest.raises(BuildAborted):
             build_windows(store, "weather", owner="the sleeper")
     settle_dead_builds(store, lambda owner: True)

@@ -11,6 +11,7 @@ import pytest
 from deltalake import DeltaTable
 
 from timestore_pipeline.building import build as build_module
+from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
@@ -46,7 +47,9 @@ def everyone(_: str) -> bool:
     return True
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool = False, module: Any = build_module) -> None:
+def stop_at(
+    monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool = False, module: Any = publication_module
+) -> None:
     """Let the process end before (or after) it calls ``name``."""
     real = getattr(module, name)
 
@@ -58,7 +61,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool = False, 
     monkeypatch.setattr(module, name, stop)
 
 
-def interrupted_build(store: Store, name: str, *, after: bool = False, module: Any = build_module) -> None:
+def interrupted_build(store: Store, name: str, *, after: bool = False, module: Any = publication_module) -> None:
     with pytest.MonkeyPatch.context() as patched:
         stop_at(patched, name, after=after, module=module)
         stop_at(patched, "settle_build")  # an interrupted process would still tidy up, a dead one cannot
@@ -69,12 +72,12 @@ def interrupted_build(store: Store, name: str, *, after: bool = False, module: A
 BEFORE_THE_COMMIT = [
     pytest.param("write_window", False, build_module, id="slices claimed"),
     pytest.param("write_window", True, build_module, id="a window written"),
-    pytest.param("commit_build", False, build_module, id="all windows written"),
+    pytest.param("commit_build", False, publication_module, id="all windows written"),
 ]
 AFTER_THE_COMMIT = [
     pytest.param("_sync_commit", False, table_module, id="committed and not synced"),
-    pytest.param("commit_build", True, build_module, id="committed"),
-    pytest.param("mark_published", False, build_module, id="before the ledger"),
+    pytest.param("commit_build", True, publication_module, id="committed"),
+    pytest.param("mark_published", False, publication_module, id="before the ledger"),
 ]
 
 
@@ -211,14 +214,15 @@ def test_a_fence_behind_earlier_publications_is_not_taken_for_one_of_them(store:
 
 def zombie(store: Store, wake_at: str, meanwhile: Callable[[], object]) -> pytest.ExceptionInfo[TimestoreError]:
     """Run a build that sleeps before ``wake_at`` until ``meanwhile`` is done; return how it ended."""
-    real = getattr(build_module, wake_at)
+    module = build_module if wake_at == "write_window" else publication_module
+    real = getattr(module, wake_at)
 
     def sleep_then(*args: Any, **kwargs: Any) -> Any:
         meanwhile()
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(build_module, wake_at, sleep_then)
+        patched.setattr(module, wake_at, sleep_then)
         with pytest.raises(TimestoreError) as caught:
             build(store)
     return caught
@@ -231,10 +235,10 @@ def test_a_builder_that_wakes_up_after_it_was_fenced_publishes_nothing(
 ):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
-    real_build = build_module.write_window, build_module.commit_build
+    real_build = build_module.write_window, publication_module.commit_build
 
     def meanwhile() -> None:
-        build_module.write_window, build_module.commit_build = real_build
+        build_module.write_window, publication_module.commit_build = real_build
         assert [settled.published for settled in settle_dead_builds(other, everyone)] == [False]
         if others_build:
             stage(other, "weather", hourly(3, station="MORE"))
@@ -255,7 +259,7 @@ def test_a_builder_that_wakes_up_after_it_was_fenced_publishes_nothing(
 def test_a_builder_that_wakes_up_after_it_was_marked_published_changes_nothing(make_store: MakeStore):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
-    commit = build_module.commit_build
+    commit = publication_module.commit_build
 
     def woken(*args: Any) -> int:
         version = commit(*args)
@@ -263,7 +267,7 @@ def test_a_builder_that_wakes_up_after_it_was_marked_published_changes_nothing(m
         return version
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(build_module, "commit_build", woken)
+        patched.setattr(publication_module, "commit_build", woken)
         report = build(store)
 
     assert report.rows == 30
@@ -300,7 +304,7 @@ def test_when_the_ledger_fails_after_the_commit_the_rows_stay_readable_once(
         raise LedgerError("the ledger is locked")
 
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "mark_published", locked)
+        patched.setattr(publication_module, "mark_published", locked)
         with pytest.raises(LedgerError):
             build(store)
     assert readable(store) == published(store) == rows_of(hourly(3))

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from timestore_pipeline.building.parquet import write_window
+from timestore_pipeline.building.parquet import slices_as_source, write_window
 from timestore_pipeline.building.recovery import published_windows, settle_dead_builds
 from timestore_pipeline.building.table import (
     ParquetFile,
@@ -67,8 +67,8 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
         for piece in claim.slices:
             window = spec.window_at(piece.window_start)
             files += write_window(
-                store, connection, spec, spec.declared_columns or (), claim.build, window, [piece],
-                [segment_table(piece.segment_id)], 1 << 30,
+                store, connection, spec, spec.declared_columns or (), claim.build, window,
+                slices_as_source(store, [piece], [segment_table(piece.segment_id)]), 1 << 30,
             )  # fmt: skip
     return files
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building import build
+from timestore_pipeline.building import build, publication
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
@@ -37,13 +37,13 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 def _build_slowly(store: Store, seconds: float) -> None:
     """Build, with a commit that takes its time."""
-    commit = build.commit_build
+    commit = publication.commit_build
 
     def late(*arguments: Any) -> int:
         time.sleep(seconds)
         return commit(*arguments)
 
-    build.commit_build = late
+    publication.commit_build = late
     build.build_windows(store, "readings", owner="the child")
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
-from timestore_pipeline.building import build as build_module
+from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.damage import set_unreadable_aside
 from timestore_pipeline.building.recovery import settle_dead_builds
@@ -217,7 +217,7 @@ def test_a_build_that_died_after_its_commit_adds_up_before_and_after_it_is_settl
     build(store)
     stage(store, "weather", hourly(5, station="LGA"))
     with monkeypatch.context() as patched:
-        patched.setattr(build_module, "mark_published", _die)
+        patched.setattr(publication_module, "mark_published", _die)
         with pytest.raises(_Killed):
             build_windows(store, "weather", owner="the dead")
 

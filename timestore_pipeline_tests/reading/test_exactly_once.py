@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from timestore_pipeline.building import build as build_module
+from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows
@@ -103,11 +104,11 @@ def die(*_: Any, **__: Any) -> None:
 STEPS = [
     (build_module, "write_window", False),
     (build_module, "write_window", True),
-    (build_module, "commit_build", False),
+    (publication_module, "commit_build", False),
     (table_module, "_sync_commit", False),
-    (build_module, "commit_build", True),
-    (build_module, "mark_published", False),
-    (build_module, "mark_published", True),
+    (publication_module, "commit_build", True),
+    (publication_module, "mark_published", False),
+    (publication_module, "mark_published", True),
 ]
 RECOVERY_STEPS = [
     (recovery_module, "commit_fence", True),
@@ -194,7 +195,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             return
         with pytest.MonkeyPatch.context() as patched:
             if killed:
-                patched.setattr(build_module, "settle_build", die)
+                patched.setattr(publication_module, "settle_build", die)
             self.dying(step, lambda: build_windows(self.store, "weather", first, last, owner="the test"))
 
     @rule(step=st.sampled_from(RECOVERY_STEPS))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from timestore_pipeline.building import build as build_module
+from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import ensure_table
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
@@ -61,14 +61,14 @@ def test_a_commit_that_the_ledger_has_not_heard_of_is_not_read_twice(store: Stor
     stage(store, "weather", hourly(3))
     build(store)
     stage(store, "weather", hourly(30, station="LGA"))
-    commit, seen = build_module.commit_build, []
+    commit, seen = publication_module.commit_build, []
 
     def look_after(*args: Any) -> int:
         version = commit(*args)
         seen.extend([readable(store), published(store)])
         return version
 
-    monkeypatch.setattr(build_module, "commit_build", look_after)
+    monkeypatch.setattr(publication_module, "commit_build", look_after)
 
     build(store)
 
