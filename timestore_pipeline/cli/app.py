@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from timestore_pipeline import __version__
+from timestore_pipeline.cli.insight_app import insight_app
 from timestore_pipeline.cli.operations_app import operations_app
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ limits_app = typer.Typer(
 )
 app.add_typer(limits_app, name="limits")
 app.add_typer(operations_app)
+app.add_typer(insight_app)
 
 
 class OutputFormat(StrEnum):

@@ -19,7 +19,7 @@ class Heading:
 
 def print_table(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. Its rows are never cut: what does not fit a terminal is folded, or shown line by line."""
-    cells = [[_printable(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         _print_plain(headings, cells)
         return
@@ -50,7 +50,7 @@ def print_json(value: Any) -> None:
 
 def say(message: str) -> None:
     """Print a line that is the result of a command."""
-    print(_printable(message))
+    print(printable(message))
 
 
 def warn(message: str) -> None:
@@ -82,7 +82,8 @@ def _widths(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> list[
     return [max([len(heading.text), *(len(row[index]) for row in rows)]) for index, heading in enumerate(headings)]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return ``text`` with all that could move a cursor or break a line spelled out."""
     # A file name may hold anything, also what moves a terminal's cursor or breaks a line in two.
     if text.isprintable():
         return text

@@ -1,0 +1,143 @@
+"""``timestore lineage``: a tree for people, JSON for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from timestore_pipeline.building.table import TableFile
+from timestore_pipeline.cli import wording
+from timestore_pipeline.cli.output import printable
+from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+
+def print_lineage(lineage: Lineage) -> None:
+    """Print where a window came from as a tree: builds, their segments, their batches; and the files that there are."""
+    from rich.console import Console
+
+    # Lines are for reading by people and by grep alike: none is cut or folded.
+    Console(width=100_000, highlight=False).print(_tree(lineage))
+
+
+def as_json(lineage: Lineage) -> dict[str, Any]:
+    """Return the lineage as ``timestore lineage --json`` prints it."""
+    return {
+        "dataset": lineage.dataset,
+        "window": lineage.window.key,
+        "from": wording.iso(lineage.window.start_micros),
+        "until": wording.iso(lineage.window.end_micros),
+        "table_version": lineage.table_version,
+        "published_rows": lineage.published_rows,
+        "forgotten_rows": lineage.forgotten_rows,
+        "builds": [_build_as_json(build) for build in lineage.builds],
+        "other_files": [_file_as_json(file) for file in lineage.files],
+        "staged": [_segment_as_json(segment) for segment in lineage.staged],
+        "quarantined": [_segment_as_json(segment) for segment in lineage.quarantined],
+    }
+
+
+def _tree(lineage: Lineage) -> Tree:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def node(under: Tree, text: str) -> Tree:
+        # Texts, because plain strings would be searched for markup such as [bold].
+        return under.add(Text(printable(text)))
+
+    def add_segments(under: Tree, segments: tuple[SegmentOrigin, ...]) -> None:
+        for segment in segments:
+            branch = node(under, _segment_in_words(segment))
+            for batch in segment.batches:
+                node(branch, f"batch {batch.batch_id} from {batch.source}: {wording.counted(batch.rows, 'row')}")
+
+    version = "no table yet" if lineage.table_version is None else f"table version {lineage.table_version}"
+    root = Tree(
+        Text(
+            f"{lineage.dataset} {lineage.window.key}: "
+            f"{wording.counted(lineage.published_rows, 'row')} published, {version}"
+        )
+    )
+    for build in lineage.builds:
+        branch = node(root, _build_in_words(build))
+        for file in build.files:
+            node(branch, _file_in_words(file))
+        add_segments(branch, build.segments)
+    if lineage.files:
+        others = node(root, "files of no build that the ledger knows")
+        for file in lineage.files:
+            node(others, _file_in_words(file))
+    if lineage.forgotten_rows:
+        node(root, f"{wording.counted(lineage.forgotten_rows, 'row')} of segments that the ledger knows no more")
+    for title, segments in (("staged, not published", lineage.staged), ("in quarantine", lineage.quarantined)):
+        if segments:
+            add_segments(node(root, title), segments)
+    if not root.children:
+        node(root, "nothing of it was ever staged")
+    return root
+
+
+def _build_in_words(origin: BuildOrigin) -> str:
+    build = origin.build
+    by = f"run {origin.run_id}" if origin.run_id else build.owner
+    when = wording.moment(build.finished_at or build.claimed_at)
+    return (
+        f"build {build.id} ({build.kind.value} by {build.trigger}), {build.state.value} {when} by {by}: "
+        f"{wording.counted(origin.rows, 'row')}"
+    )
+
+
+def _segment_in_words(origin: SegmentOrigin) -> str:
+    share = origin.share
+    kept = "" if share.on_disk else ", unlinked"
+    return (
+        f"segment {share.segment_id} staged {wording.moment(share.staged_at)}{kept}: "
+        f"{wording.counted(share.rows, 'row')}"
+    )
+
+
+def _file_in_words(file: TableFile) -> str:
+    return f"file {file.path}: {wording.counted(file.rows, 'row')}, {wording.size(file.bytes)}"
+
+
+def _build_as_json(origin: BuildOrigin) -> dict[str, Any]:
+    build = origin.build
+    return {
+        "build": build.id,
+        "kind": build.kind.value,
+        "trigger": build.trigger,
+        "state": build.state.value,
+        "owner": build.owner,
+        "run_id": origin.run_id,
+        "claimed_at": wording.iso(build.claimed_at),
+        "finished_at": None if build.finished_at is None else wording.iso(build.finished_at),
+        "table_version": build.table_version,
+        "rows": origin.rows,
+        "files": [_file_as_json(file) for file in origin.files],
+        "segments": [_segment_as_json(segment) for segment in origin.segments],
+    }
+
+
+def _segment_as_json(origin: SegmentOrigin) -> dict[str, Any]:
+    share = origin.share
+    return {
+        "segment": share.segment_id,
+        "path": share.path,
+        "on_disk": share.on_disk,
+        "rows": share.rows,
+        "staged_at": wording.iso(share.staged_at),
+        "batches": [
+            {
+                "batch_id": batch.batch_id,
+                "source": batch.source,
+                "rows": batch.rows,
+                "staged_at": wording.iso(batch.staged_at),
+            }
+            for batch in origin.batches
+        ],
+    }
+
+
+def _file_as_json(file: TableFile) -> dict[str, Any]:
+    return {"path": file.path, "rows": file.rows, "bytes": file.bytes}
