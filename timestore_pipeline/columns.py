@@ -165,6 +165,25 @@ def column_list(columns: Iterable[Column]) -> str:
     return ", ".join(quote(column.name) for column in columns)
 
 
+def select_as(columns: Iterable[Column], stored: Iterable[Column]) -> str:
+    """Return a SELECT list that gives ``columns`` out of rows that were stored with other, earlier ones.
+
+    What was not there yet is null; what was narrower is cast.
+    """
+    types = {column.name: column.type for column in stored}
+    return ", ".join(
+        quote(column.name)
+        if types.get(column.name) == column.type
+        else f"CAST({quote(column.name) if column.name in types else 'NULL'} AS {column.type}) AS {quote(column.name)}"
+        for column in columns
+    )
+
+
+def typed_nulls(columns: Iterable[Column]) -> str:
+    """Return a SELECT list of nulls of the columns' names and types."""
+    return ", ".join(f"CAST(NULL AS {column.type}) AS {quote(column.name)}" for column in columns)
+
+
 def column_definitions(columns: Iterable[Column]) -> str:
     """Return ``"name" TYPE, …`` for a CREATE TABLE."""
     return ", ".join(f"{quote(column.name)} {column.type}" for column in columns)

@@ -165,7 +165,7 @@ class RetentionSpec(_Model):
 
 
 class DatasetSpec(_Model):
-    """One dataset. ``columns`` is None where they are inferred from the first batch and then fixed."""
+    """One dataset. ``columns`` is None where they are inferred from the first batch."""
 
     name: DatasetName = Field(description="Name of the dataset; the key in the file.")
     description: str = Field(default="", description="What the rows are; shown in the Dagster UI.")
@@ -176,6 +176,15 @@ class DatasetSpec(_Model):
         default=None, description="Column name → type; left out, they are inferred from the first batch."
     )
     time: TimeSpec = Field(description="The time column: its name, or a mapping with column, format and unit.")
+    evolve: bool | None = Field(
+        default=None,
+        description="Whether batches may bring new columns and wider types, which are then taken up; left out: yes "
+        "where columns are inferred, no where they are declared. Declaring more columns or wider types always works.",
+    )
+    optional: tuple[str, ...] = Field(
+        default=(),
+        description="Columns that a batch may lack, which are null then. Those that came later always may be.",
+    )
     window: Granularity = Field(description="How long a window (partition) is.")
     start: date = Field(
         default=DEFAULT_START, description="Rows before this day are quarantined; partitions start here."
@@ -236,6 +245,20 @@ class DatasetSpec(_Model):
                 "where it arrives as text or an integer say so with time.format or time.unit"
             )
         return self
+
+    @model_validator(mode="after")
+    def _optional_columns_exist(self) -> Self:
+        for name in self.optional:
+            if name == self.time.column:
+                raise ValueError(f"optional: {name!r} is the time column, which every row must have")
+            if self.columns is not None and name not in self.columns and not self.evolves:
+                raise ValueError(f"optional: column {name!r} is not among the columns")
+        return self
+
+    @property
+    def evolves(self) -> bool:
+        """Whether batches may bring new columns and wider types."""
+        return self.columns is None if self.evolve is None else self.evolve
 
     @property
     def declared_columns(self) -> tuple[Column, ...] | None:

@@ -11,6 +11,7 @@ from typing import Self
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.clock import now_micros
 from timestore_pipeline.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.durable_files import make_folder
@@ -56,7 +57,7 @@ class Store:
             incomplete = unregistered(tx, datasets.values())
         if incomplete:
             with ledger.write() as tx:
-                register(tx, datasets.values())
+                register(tx, datasets.values(), now_micros())
         make_folder(settings.temp_path)
         connect = connect or connector(settings)
         return cls(

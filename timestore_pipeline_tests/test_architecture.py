@@ -30,6 +30,7 @@ LAYERS = [
         "windows",
         "columns",
         "errors",
+        "evolution",
         "clock",
         "connections",
         "crash_points",

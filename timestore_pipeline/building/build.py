@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import duckdb
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.parquet import slices_as_source, write_window
 from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.recovery import published_windows
-from timestore_pipeline.building.table import ParquetFile
+from timestore_pipeline.building.table import ParquetFile, declare_types
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
@@ -33,7 +34,7 @@ from timestore_pipeline.ledger.builds import (
 )
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.schemas import dataset_columns, dataset_schema
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.staging.slices import (
@@ -41,7 +42,7 @@ from timestore_pipeline.staging.slices import (
     attach_segment,
     detach_segment,
     gather_slices,
-    segment_table,
+    rows_of_segment,
 )
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window, from_micros
@@ -155,6 +156,8 @@ def _build_once(
             lease_micros=lease_micros(store),
             now=now_micros(),
         )
+        # Only now: what is claimed may have come with new columns since the first look.
+        columns, evolved = _columns_now(tx, spec, columns)
         reach(CrashPoint.SLICES_RECORDED)
     if claim is None:
         return None
@@ -163,11 +166,31 @@ def _build_once(
         store,
         claim.build,
         columns,
-        lambda: WrittenFiles(_write_files(store, spec, columns, claim, target_file_bytes)),
+        lambda: _write(store, spec, columns, claim, target_file_bytes, evolved=evolved),
     )
     with store.ledger.read() as tx:
         contributing = batches_of_build(tx, claim.build.id)
     return _report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)
+
+
+def _columns_now(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], bool]:
+    """Return the dataset's columns, and whether they are others than in its beginning."""
+    schema = dataset_schema(tx, spec)
+    return (columns, False) if schema is None else (schema.columns, schema.version > 1)
+
+
+def _write(
+    store: Store,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    claim: Claim,
+    target_file_bytes: int | None,
+    *,
+    evolved: bool,
+) -> WrittenFiles:
+    if evolved:
+        declare_types(store.table_path(spec.name), spec.name, columns)
+    return WrittenFiles(_write_files(store, spec, columns, claim, target_file_bytes))
 
 
 def _write_files(
@@ -203,7 +226,7 @@ def _windows_with_tables(
             if piece.segment_id not in attached:
                 attach_segment(store, connection, piece)
                 attached.add(piece.segment_id)
-        yield spec.window_at(window_start), pieces, [segment_table(piece.segment_id) for piece in pieces]
+        yield spec.window_at(window_start), pieces, [rows_of_segment(columns, piece) for piece in pieces]
         for segment_id in [name for name in attached if last_use[name] == window_start]:
             detach_segment(connection, segment_id)
             attached.remove(segment_id)

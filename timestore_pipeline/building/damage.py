@@ -18,12 +18,11 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder
-from timestore_pipeline.landing.readers import readable_reason
+from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.queue import Slice, unclaimed_slices
-from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, SEGMENT_TABLE
 from timestore_pipeline.staging.slices import by_segment
 from timestore_pipeline.store import Store
@@ -47,12 +46,9 @@ def set_unreadable_aside(store: Store, dataset: str) -> list[QuarantineEntry]:
     """
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:
-        columns = dataset_columns(tx, spec)
         pieces = unclaimed_slices(tx, dataset)
-    if columns is None:
-        return []
     entries = []
-    for segment_id, damaged in unreadable_slices(store, spec, columns, pieces).items():
+    for segment_id, damaged in unreadable_slices(store, spec, pieces).items():
         entry = _set_segment_aside(store, spec, segment_id, damaged)
         if entry is not None:
             log.error(
@@ -66,14 +62,12 @@ def set_unreadable_aside(store: Store, dataset: str) -> list[QuarantineEntry]:
     return entries
 
 
-def unreadable_slices(
-    store: Store, spec: DatasetSpec, columns: Sequence[Column], slices: Iterable[Slice]
-) -> dict[str, dict[Slice, str]]:
+def unreadable_slices(store: Store, spec: DatasetSpec, slices: Iterable[Slice]) -> dict[str, dict[Slice, str]]:
     """Return segment id → slice → reason, for those of ``slices`` whose rows cannot all be read back."""
     found = {}
     for segment_id, pieces in by_segment(slices).items():
         try:
-            damaged = _damage(store, spec, columns, pieces)
+            damaged = _damage(store, spec, pieces)
         except _CannotTell as error:
             log.warning("%s: segment %s cannot be looked at: %s", spec.name, segment_id, error)
             continue
@@ -82,12 +76,10 @@ def unreadable_slices(
     return found
 
 
-def damaged_slices(
-    store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]
-) -> dict[Slice, str]:
+def damaged_slices(store: Store, spec: DatasetSpec, pieces: Sequence[Slice]) -> dict[Slice, str]:
     """Return slice → reason, for those of one segment's slices that cannot be read, for whatever reason."""
     try:
-        return _damage(store, spec, columns, pieces)
+        return _damage(store, spec, pieces)
     except _CannotTell as error:
         return dict.fromkeys(pieces, str(error))
 
@@ -96,7 +88,7 @@ class _CannotTell(Exception):
     """Something that may pass stands in the way: it says nothing of the segment."""
 
 
-def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> dict[Slice, str]:
+def _damage(store: Store, spec: DatasetSpec, pieces: Sequence[Slice]) -> dict[Slice, str]:
     path = store.segment_path(pieces[0].path)
     reason = _damage_of_file(path)
     if reason is not None:
@@ -109,14 +101,14 @@ def _damage(store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: 
             return dict.fromkeys(pieces, _damage_in_words(error))
         expected = {piece.window_start: piece.rows for piece in pieces}
         try:
-            counts = _rows_by_window(connection, spec, columns)
+            counts = _rows_by_window(connection, spec, pieces[0].columns)
             return {
                 piece: _wrong_count(counts.get(piece.window_start, 0), piece)
                 for piece in pieces
                 if counts.get(piece.window_start, 0) != expected[piece.window_start]
             }
         except duckdb.Error:
-            return {piece: reason for piece in pieces if (reason := _damage_of_slice(connection, spec, columns, piece))}
+            return {piece: reason for piece in pieces if (reason := _damage_of_slice(connection, spec, piece))}
 
 
 def _damage_of_file(path: Path) -> str | None:
@@ -148,11 +140,9 @@ def _rows_by_window(
     return {start: count for start, count, _ in rows}
 
 
-def _damage_of_slice(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], piece: Slice
-) -> str | None:
+def _damage_of_slice(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, piece: Slice) -> str | None:
     window = spec.window_at(piece.window_start)
-    condition = time_range_sql(spec.time_column(columns), window.start_micros, window.end_micros)
+    condition = time_range_sql(spec.time_column(piece.columns), window.start_micros, window.end_micros)
     try:
         row = connection.execute(
             f"SELECT count(*), bit_xor(hash(piece)) FROM segment.{SEGMENT_TABLE} AS piece WHERE {condition}"

@@ -12,7 +12,16 @@ import duckdb
 
 from timestore_pipeline.building.statistics import delta_statistics
 from timestore_pipeline.building.table import ParquetFile, file_prefix
-from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, glob_literal, literal, quote, time_range_sql
+from timestore_pipeline.columns import (
+    WINDOW_COLUMN,
+    Column,
+    column_list,
+    glob_literal,
+    literal,
+    quote,
+    time_range_sql,
+    typed_nulls,
+)
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
@@ -58,10 +67,17 @@ def slices_as_source(store: Store, slices: Sequence[Slice], tables: Sequence[str
     )
 
 
-def parquet_relation(paths: Iterable[Path]) -> str:
-    """Return the SQL for the rows of Parquet files of a table, one file after the other."""
+def parquet_relation(paths: Iterable[Path], columns: Sequence[Column] | None = None) -> str:
+    """Return the SQL for the rows of Parquet files of a table, one file after the other.
+
+    ``columns`` are those that the rows are to have where files may have fewer or narrower ones.
+    """
     files = ", ".join(literal(glob_literal(path)) for path in paths)
-    return f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+    rows = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+    if columns is None:
+        return rows
+    # Gives every column its type, also one that no file has.
+    return f"(SELECT * FROM {rows} UNION ALL BY NAME SELECT {typed_nulls(columns)} WHERE false)"
 
 
 def write_window(

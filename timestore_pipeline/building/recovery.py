@@ -34,8 +34,8 @@ from timestore_pipeline.ledger.builds import (
     mark_published,
 )
 from timestore_pipeline.ledger.published import PublishedWindow, windows_replaced_by
-from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)

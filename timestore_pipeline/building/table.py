@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, TableFeatures, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -48,6 +48,8 @@ _ARROW_TYPES = {
     "TIMESTAMP": pa.timestamp("us"),
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
 }
+_NO_WINDOW: list[tuple[str, str, Any]] = [(WINDOW_COLUMN, "=", "-")]
+_NAIVE_TIMES = "timestampNtz"
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,23 @@ def commit_fence(path: Path, build: Build, columns: Sequence[Column]) -> int:
     return _commit(path, build, [], [Transaction(_app_id(build.dataset), build.sequence)], "fence", columns)
 
 
+def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
+    """Make the table ready for columns of types that it was not created with: a commit that changes no row.
+
+    Raises:
+        TableError: the table cannot be used; try again.
+    """
+    if not any(column.type == "TIMESTAMP" for column in columns):
+        return
+    table = open_table(path, dataset)
+    if _NAIVE_TIMES in (table.protocol().reader_features or []):
+        return
+    with _translated(path, dataset):
+        table.alter.add_feature(TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True)
+    for version in range(table.version(), open_table(path, dataset).version() + 1):
+        _sync_log(path, version)
+
+
 def version_of_build(table: DeltaTable, build: Build) -> int:
     """Return the table version that published ``build``; the current one where the log no longer says."""
     for entry in table.history():
@@ -358,8 +377,15 @@ def _commit(
         max_commit_retries=None if held is None else 0,
     )
     try:
+        # delta-rs takes a new schema up only with an overwrite; of no window, so that it removes nothing by itself.
+        grows = action == "publish" and _types(table.schema()) != _types(Schema.from_arrow(arrow_schema(columns)))
         table.create_write_transaction(
-            actions, "append", arrow_schema(columns), [WINDOW_COLUMN], commit_properties=properties
+            actions,
+            "overwrite" if grows else "append",
+            arrow_schema(columns),
+            [WINDOW_COLUMN],
+            partition_filters=_NO_WINDOW if grows else None,
+            commit_properties=properties,
         )
     except CommitFailedError as error:
         if last_sequence(open_table(path, build.dataset), build.dataset) >= build.sequence:
@@ -371,6 +397,10 @@ def _commit(
     mine = _sync_commit(path, build, since=table.version())
     reach(CrashPoint.TABLE_SYNCED)
     return mine
+
+
+def _types(schema: Schema) -> dict[str, str]:
+    return {field.name: field.type.to_json() for field in schema.fields}
 
 
 def _sync_commit(path: Path, build: Build, since: int) -> int:

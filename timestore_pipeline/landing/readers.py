@@ -6,53 +6,37 @@ position and drops unknown JSON keys in silence; a dataset takes neither.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
 
-from timestore_pipeline.columns import BATCH_COLUMN, Column, check_name, glob_literal, inferred_type, literal, quote
+from timestore_pipeline.columns import BATCH_COLUMN, Column, glob_literal, literal
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.landing.casts import LossyCast, cast_sql, time_sql, type_in_text
+from timestore_pipeline.evolution import Schema, types_by_name
+from timestore_pipeline.landing.casts import type_in_text
+from timestore_pipeline.landing.fit import WrongColumns, select_rows, wrong_names
+from timestore_pipeline.landing.inference import brought_columns, columns_of_texts, grown_schema
+from timestore_pipeline.landing.shapes import (
+    Shape,
+    UnreadableFile,
+    arrow_shape,
+    compression,
+    csv_header,
+    file_format,
+    is_gzip,
+    parquet_shapes,
+    read_arrow,
+    readable_reason,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MAX_HEADER_CHARACTERS = 1 << 20
-_EXTENSIONS = {
-    ".csv": FileFormat.CSV,
-    ".tsv": FileFormat.CSV,
-    ".txt": FileFormat.CSV,
-    ".jsonl": FileFormat.JSON_LINES,
-    ".ndjson": FileFormat.JSON_LINES,
-    ".json": FileFormat.JSON_LINES,
-    ".parquet": FileFormat.PARQUET,
-    ".pq": FileFormat.PARQUET,
-    ".arrow": FileFormat.ARROW,
-    ".arrows": FileFormat.ARROW,
-    ".feather": FileFormat.ARROW,
-    ".ipc": FileFormat.ARROW,
-}
-
-
-class UnreadableFile(Exception):
-    """A file that cannot be staged as it is; the message is the reason."""
-
-
-class NoRowsToInferFrom(UnreadableFile):
-    """A text file without rows tells the names of columns, not their types."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "it has no rows to infer the dataset's columns from; let a file with rows come first or declare the columns"
-        )
+_TEXTS = (FileFormat.CSV, FileFormat.JSON_LINES)
 
 
 @dataclass(frozen=True)
@@ -68,54 +52,89 @@ class RowSource:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Columns that the dataset gets, and the file that brings them."""
+
+    columns: tuple[Column, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
 class ReadPlan:
-    """How to read files: the sources, the files by ordinal, and those whose shape is wrong with the reason."""
+    """How to read files: the sources, the files by ordinal, and those whose shape is wrong with the reason.
+
+    The sources select the columns of ``schema``, to which each of ``growth`` has added something.
+    """
 
     sources: tuple[RowSource, ...]
     order: tuple[Path, ...]
     refused: Mapping[Path, str]
+    schema: Schema
+    growth: tuple[Growth, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """What files must have in common to be read together: format, column names in order, and types if typed.
+class _Group:
+    """Files that are read together: of one shape, and of JSON lines with the same unknown keys."""
 
-    Arrow files must have the very same schema, which says more than DuckDB's names of its types do.
-    """
-
-    format: FileFormat
-    names: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    gzip: bool = False
-    schema: pa.Schema | None = None
-
-
-def file_format(spec: DatasetSpec, path: Path) -> FileFormat:
-    """Return the format of a landing file.
-
-    Raises:
-        UnreadableFile: the dataset says ``auto`` and the name does not tell.
-    """
-    if spec.landing.format is not FileFormat.AUTO:
-        return spec.landing.format
-    name = path.name.lower().removesuffix(".gz")
-    found = _EXTENSIONS.get(Path(name).suffix)
-    if found is None:
-        raise UnreadableFile(
-            f"its name does not tell its format (known endings: {', '.join(sorted(_EXTENSIONS))}); "
-            "rename the file or set landing.format of the dataset"
-        )
-    return found
+    shape: Shape
+    files: Sequence[Path]
+    unknown: tuple[str, ...] = ()
+    passed_over: frozenset[str] = frozenset()
 
 
 def plan_reads(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], files: Sequence[Path]
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    schema: Schema,
+    files: Sequence[Path],
+    wider: Mapping[Path, Sequence[Column]] | None = None,
 ) -> ReadPlan:
-    """Group ``files`` by shape into as few statements as possible; wrongly shaped ones are refused one by one."""
-    shapes: dict[_Shape, list[Path]] = defaultdict(list)
-    arrow_tables: dict[Path, pa.Table] = {}
-    arrow_shapes: dict[pa.Schema, _Shape] = {}
+    """Group ``files`` by shape into as few statements as possible; wrongly shaped ones are refused one by one.
+
+    Where the dataset evolves, what the files add to its columns or widen is taken up. ``wider`` has, for text files
+    whose values did not fit, the columns under which they would.
+    """
     refused: dict[Path, str] = {}
+    arrow_tables: dict[Path, pa.Table] = {}
+    shapes = _shapes(connection, spec, files, arrow_tables, refused)
+    groups: list[_Group] = []
+    growth: list[Growth] = []
+    before = schema
+    for group in _groups(connection, spec, schema, shapes, refused):
+        try:
+            later, passed_over = _grown(connection, spec, schema, group, wider or {})
+        except UnreadableFile as error:
+            refused.update(dict.fromkeys(group.files, str(error)))
+            continue
+        if later.columns != schema.columns:
+            growth.append(Growth(later.columns, group.files[0]))
+            schema = later
+        groups.append(_Group(group.shape, group.files, group.unknown, passed_over))
+    sources: list[RowSource] = []
+    order: list[Path] = []
+    for group in groups:
+        try:
+            sources.append(_source(spec, schema, group, len(order), arrow_tables))
+            order += group.files
+        except UnreadableFile as error:
+            refused.update(dict.fromkeys(group.files, str(error)))
+    if any(step.path in refused for step in growth):
+        # Nothing is taken up from a file that is not staged.
+        again = plan_reads(connection, spec, before, [path for path in files if path not in refused], wider)
+        return replace(again, refused={**refused, **again.refused})
+    return ReadPlan(tuple(sources), tuple(order), refused, schema, tuple(growth))
+
+
+def _shapes(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    files: Sequence[Path],
+    arrow_tables: dict[Path, pa.Table],
+    refused: dict[Path, str],
+) -> dict[Shape, list[Path]]:
+    shapes: dict[Shape, list[Path]] = defaultdict(list)
+    arrow_shapes: dict[pa.Schema, Shape] = {}
     parquet = []
     for path in files:
         try:
@@ -126,86 +145,123 @@ def plan_reads(
                 parquet.append(path)
                 continue
             if format_ is FileFormat.CSV:
-                shape = _Shape(format_, _csv_header(spec, path), gzip=_is_gzip(path))
+                shape = Shape(format_, csv_header(spec, path), gzip=is_gzip(path))
             elif format_ is FileFormat.ARROW:
-                arrow_tables[path] = _read_arrow(path)
-                shape = _arrow_shape(connection, arrow_tables[path].schema, arrow_shapes)
+                arrow_tables[path] = read_arrow(path)
+                shape = arrow_shape(connection, arrow_tables[path].schema, arrow_shapes)
             else:
-                shape = _Shape(format_, gzip=_is_gzip(path))
+                shape = Shape(format_, gzip=is_gzip(path))
             shapes[shape].append(path)
         except (UnreadableFile, OSError, EOFError) as error:
             refused[path] = _reason(error)
-    for path, shape in _parquet_shapes(connection, parquet, refused).items():
+    for path, shape in parquet_shapes(connection, parquet, refused).items():
         shapes[shape].append(path)
-    sources: list[RowSource] = []
-    order: list[Path] = []
+    return shapes
+
+
+def _groups(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    schema: Schema,
+    shapes: Mapping[Shape, list[Path]],
+    refused: dict[Path, str],
+) -> list[_Group]:
+    known = {column.name for column in schema.columns}.union(spec.landing.ignore_columns)
+    groups = []
     for shape, members in shapes.items():
-        try:
-            accepted = members
-            if shape.format is FileFormat.JSON_LINES:
-                accepted = _check_json_keys(connection, spec, columns, shape, members, refused)
-            if accepted:
-                sources.append(_source(spec, columns, shape, accepted, len(order), arrow_tables))
-                order += accepted
-        except UnreadableFile as error:
-            refused.update(dict.fromkeys(members, str(error)))
-    return ReadPlan(tuple(sources), tuple(order), refused)
-
-
-def infer_columns(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path) -> tuple[Column, ...]:
-    """Return the columns that a dataset gets when this file is its first batch.
-
-    Raises:
-        NoRowsToInferFrom: the file is text and has no rows.
-        UnreadableFile: the file cannot be read, or has a column that no dataset can hold.
-    """
-    try:
-        found = _describe_file(connection, spec, path)
-    except duckdb.Error as error:
-        raise UnreadableFile(readable_reason(error)) from error
-    return columns_of(spec, found)
-
-
-def columns_of(spec: DatasetSpec, found: Sequence[tuple[str, str]]) -> tuple[Column, ...]:
-    """Return the columns under which a first batch with columns ``found`` (name, DuckDB type) is kept.
-
-    Raises:
-        UnreadableFile: a name or type cannot be kept, or the time column is missing or no time.
-    """
-    columns = []
-    for name, type_ in found:
-        if name in spec.landing.ignore_columns:
+        if shape.format is not FileFormat.JSON_LINES:
+            unknown = tuple(name for name in shape.names if name not in known)
+            groups.append(_Group(shape, members, unknown))
             continue
-        try:
-            is_converted_time = name == spec.time.column and (spec.time.format or spec.time.unit)
-            kept = "TIMESTAMP" if is_converted_time else inferred_type(type_)
-            columns.append(Column(check_name(name), kept))
-        except ValueError as error:
-            raise UnreadableFile(f"column {name!r}: {error}") from error
-    by_name = {column.name: column.type for column in columns}
-    time_type = by_name.get(spec.time.column)
-    if time_type is None:
-        raise UnreadableFile(f"the time column {spec.time.column!r} is missing; the columns are {', '.join(by_name)}")
-    if time_type not in ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "DATE"):
-        raise UnreadableFile(
-            f"the time column {spec.time.column!r} has type {time_type}; "
-            "set time.format (for text) or time.unit (for integers) of the dataset"
+        by_keys: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+        for path, keys in _unknown_keys(connection, known, shape, members, refused).items():
+            by_keys[keys].append(path)
+        groups += [_Group(shape, paths, keys) for keys, paths in by_keys.items()]
+    return groups
+
+
+def _grown(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    schema: Schema,
+    group: _Group,
+    wider: Mapping[Path, Sequence[Column]],
+) -> tuple[Schema, frozenset[str]]:
+    """Return the schema with what a group of files brings, and those of its columns that tell no type yet."""
+    shape = group.shape
+    if not spec.evolves:
+        return schema, frozenset()
+    names = [*shape.names] or [*schema.required]
+    if shape.format not in _TEXTS:
+        found = list(zip(shape.names, shape.types, strict=True))
+    else:
+        found = [(column.name, column.type) for path in group.files for column in wider.get(path, ())]
+        if group.unknown:
+            texts = columns_of_texts(connection, spec, shape, group.files)
+            names = [name for name, _ in texts]
+            found += [(name, type_) for name, type_ in texts if name in group.unknown]
+    brought, without_type = brought_columns(spec, schema, found)
+    later = grown_schema(spec, schema, names, brought)
+    if shape.format is FileFormat.JSON_LINES and group.unknown:
+        problems = wrong_names(spec, later, names, without_type)
+        if problems:
+            raise WrongColumns(spec, schema.columns, problems)
+    return later, without_type
+
+
+def _source(
+    spec: DatasetSpec,
+    schema: Schema,
+    group: _Group,
+    first_ordinal: int,
+    arrow_tables: Mapping[Path, pa.Table],
+) -> RowSource:
+    shape, files = group.shape, group.files
+    paths = "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
+    ordinal = f"{first_ordinal} + file_index"
+    if shape.format is FileFormat.CSV:
+        found = [(name, _text_type(spec, schema, name)) for name in shape.names]
+        relation = _read_csv(spec, shape, found, paths)
+        return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
+    if shape.format is FileFormat.JSON_LINES:
+        problems = wrong_names(spec, schema, [*schema.required, *group.unknown], group.passed_over)
+        if problems:
+            raise WrongColumns(spec, schema.columns, problems)
+        found = [(column.name, _text_type(spec, schema, column.name)) for column in schema.columns]
+        relation = (
+            f"read_json({paths}, format = 'newline_delimited', columns = {_struct(found)}, "
+            f"compression = {compression(shape)})"
         )
-    return tuple(columns)
+        return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
+    found = list(zip(shape.names, shape.types, strict=True))
+    if shape.format is FileFormat.PARQUET:
+        relation = f"read_parquet({paths}, hive_partitioning = false)"
+        return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
+    name = f"arrow_{first_ordinal}"
+    table = with_ordinals([arrow_tables[path] for path in files], first_ordinal)
+    return RowSource(select_rows(spec, schema, found, name, BATCH_COLUMN, group.passed_over), {name: table})
 
 
-def select_rows(
-    spec: DatasetSpec, columns: Sequence[Column], found: Sequence[tuple[str, str]], relation: str, ordinal: str
-) -> str:
-    """Return SQL that casts ``relation``, whose columns are ``found`` (name, DuckDB type), to the dataset's columns.
+def _read_csv(spec: DatasetSpec, shape: Shape, found: Sequence[tuple[str, str]], paths: str) -> str:
+    options = spec.landing.csv
+    nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
+    return (
+        f"read_csv({paths}, columns = {_struct(found)}, auto_detect = false, "
+        f"header = {'false' if options.header else 'true'}, delim = {literal(options.delimiter)}, "
+        f"quote = {literal(options.quote)}, escape = {literal(options.escape)}, nullstr = {nulls}, "
+        f"compression = {compression(shape)})"
+    )
 
-    Raises:
-        UnreadableFile: columns are missing, unknown, or of a type that would lose something.
-    """
-    types = dict(found)
-    _compare_names(spec, columns, [name for name, _ in found])
-    expressions = [f"{_cast(spec, column, types[column.name])} AS {quote(column.name)}" for column in columns]
-    return f"SELECT {', '.join(expressions)}, CAST({ordinal} AS INTEGER) AS {BATCH_COLUMN} FROM {relation}"
+
+def _struct(found: Sequence[tuple[str, str]]) -> str:
+    return "{" + ", ".join(f"{literal(name)}: {literal(type_)}" for name, type_ in found) + "}"
+
+
+def _text_type(spec: DatasetSpec, schema: Schema, name: str) -> str:
+    """The type as which a column is parsed out of a text file."""
+    if name == spec.time.column and (spec.time.format or spec.time.unit):
+        return "VARCHAR"
+    return type_in_text(types_by_name(schema.columns).get(name, "VARCHAR"))
 
 
 def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> None:
@@ -220,177 +276,6 @@ def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> No
             connection.unregister(name)
 
 
-def readable_reason(error: BaseException) -> str:
-    """Return the part of a library's message that tells a producer what is wrong, on one line."""
-    lines = []
-    for line in str(error).splitlines():
-        text = line.strip()
-        if text.lower().startswith(
-            ("possible ", "* ", "try setting", "line 1:", "column ", "this type was", "file = ")
-        ):
-            break
-        if text:
-            lines.append(text)
-    return "; ".join(lines[:4])[:1_000] or type(error).__name__
-
-
-def _cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
-    try:
-        if column.name == spec.time.column:
-            return time_sql(column, spec.time, source_type)
-        return cast_sql(column, source_type)
-    except LossyCast as error:
-        raise UnreadableFile(str(error)) from error
-
-
-def _compare_names(spec: DatasetSpec, columns: Sequence[Column], names: Sequence[str]) -> None:
-    expected = [column.name for column in columns]
-    ignored = set(spec.landing.ignore_columns)
-    missing = [name for name in expected if name not in names]
-    unknown = [name for name in names if name not in expected and name not in ignored]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    problems = [
-        f"{label}: {', '.join(map(repr, found[:20]))}"
-        for label, found in (("missing columns", missing), ("unknown columns", unknown), ("repeated columns", twice))
-        if found
-    ]
-    if problems:
-        raise UnreadableFile(f"wrong columns; {'; '.join(problems)}. The dataset has {', '.join(expected)}")
-
-
-def _source(
-    spec: DatasetSpec,
-    columns: Sequence[Column],
-    shape: _Shape,
-    files: Sequence[Path],
-    first_ordinal: int,
-    arrow_tables: Mapping[Path, pa.Table],
-) -> RowSource:
-    paths = "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
-    ordinal = f"{first_ordinal} + file_index"
-    if shape.format is FileFormat.CSV:
-        _compare_names(spec, columns, shape.names)
-        found = [(name, _text_type(spec, columns, name)) for name in shape.names]
-        return RowSource(select_rows(spec, columns, found, _read_csv(spec, shape, found, paths), ordinal))
-    if shape.format is FileFormat.JSON_LINES:
-        found = [(column.name, _text_type(spec, columns, column.name)) for column in columns]
-        relation = (
-            f"read_json({paths}, format = 'newline_delimited', columns = {_struct(found)}, "
-            f"compression = {_compression(shape)})"
-        )
-        return RowSource(select_rows(spec, columns, found, relation, ordinal))
-    found = list(zip(shape.names, shape.types, strict=True))
-    if shape.format is FileFormat.PARQUET:
-        relation = f"read_parquet({paths}, hive_partitioning = false)"
-        return RowSource(select_rows(spec, columns, found, relation, ordinal))
-    name = f"arrow_{first_ordinal}"
-    table = with_ordinals([arrow_tables[path] for path in files], first_ordinal)
-    return RowSource(select_rows(spec, columns, found, name, BATCH_COLUMN), {name: table})
-
-
-def _read_csv(spec: DatasetSpec, shape: _Shape, found: Sequence[tuple[str, str]], paths: str) -> str:
-    options = spec.landing.csv
-    nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
-    return (
-        f"read_csv({paths}, columns = {_struct(found)}, auto_detect = false, "
-        f"header = {'false' if options.header else 'true'}, delim = {literal(options.delimiter)}, "
-        f"quote = {literal(options.quote)}, escape = {literal(options.escape)}, nullstr = {nulls}, "
-        f"compression = {_compression(shape)})"
-    )
-
-
-def _is_gzip(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
-
-
-def _compression(shape: _Shape) -> str:
-    """Said outright, because DuckDB's own look at the name is led astray by a question mark in it."""
-    return "'gzip'" if shape.gzip else "'none'"
-
-
-def _struct(found: Sequence[tuple[str, str]]) -> str:
-    return "{" + ", ".join(f"{literal(name)}: {literal(type_)}" for name, type_ in found) + "}"
-
-
-def _text_type(spec: DatasetSpec, columns: Sequence[Column], name: str) -> str:
-    """The type as which a column is parsed out of a text file."""
-    if name == spec.time.column and (spec.time.format or spec.time.unit):
-        return "VARCHAR"
-    kept = next((column.type for column in columns if column.name == name), "VARCHAR")
-    return type_in_text(kept)
-
-
-def _csv_header(spec: DatasetSpec, path: Path) -> tuple[str, ...]:
-    options = spec.landing.csv
-    if options.header:
-        return options.header
-    opener = gzip.open if _is_gzip(path) else open
-    try:
-        with opener(path, "rb") as stream:
-            start = stream.read(_MAX_HEADER_CHARACTERS).decode("utf-8-sig", errors="replace")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UnreadableFile(f"it is not a whole gzip file: {error}") from error
-    quoting = {"quotechar": options.quote, "doublequote": options.escape == options.quote}
-    if options.escape != options.quote:
-        quoting["escapechar"] = options.escape
-    try:
-        header = next(csv.reader(io.StringIO(start, newline=""), delimiter=options.delimiter, **quoting), None)
-    except csv.Error as error:
-        raise UnreadableFile(f"its header line cannot be read: {error}") from error
-    if not header:
-        raise UnreadableFile("it has no header line")
-    return tuple(header)
-
-
-def _read_arrow(path: Path) -> pa.Table:
-    import pyarrow as pa
-
-    try:
-        # Not mapped: a producer that cuts the file short would end this process, and one that writes to it could
-        # change what has been validated.
-        with pa.OSFile(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-            table = reader.read_all()
-        # Offsets in a damaged file may point anywhere; DuckDB would follow them.
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the file system; Arrow's own, for a file that is cut short, have no number
-        raise UnreadableFile(f"it is not a whole Arrow file: {readable_reason(error)}") from error
-    return table
-
-
-def _arrow_shape(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, known: dict[pa.Schema, _Shape]) -> _Shape:
-    if schema not in known:
-        found = describe_arrow(connection, schema)
-        names, types = tuple(name for name, _ in found), tuple(type_ for _, type_ in found)
-        known[schema] = _Shape(FileFormat.ARROW, names, types, schema=schema.remove_metadata())
-    return known[schema]
-
-
-def describe_arrow(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> list[tuple[str, str]]:
-    """Return (name, DuckDB type) of the columns of an Arrow schema.
-
-    Raises:
-        UnreadableFile: it has no columns, or one of a type that DuckDB does not know.
-    """
-    names = schema.names
-    if not names:
-        raise UnreadableFile("it has no columns")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UnreadableFile(f"wrong columns; repeated columns: {', '.join(map(repr, twice))}")
-    try:
-        connection.register("described", schema.empty_table())
-        return _describe(connection, "described")
-    except (duckdb.Error, NotImplementedError) as error:
-        raise UnreadableFile(readable_reason(error)) from error
-    finally:
-        connection.unregister("described")
-
-
 def with_ordinals(tables: Sequence[pa.Table], first_ordinal: int) -> pa.Table:
     """Return tables of one schema as one, with the column ``_batch``: the ordinal of each row's table."""
     import numpy as np
@@ -402,106 +287,34 @@ def with_ordinals(tables: Sequence[pa.Table], first_ordinal: int) -> pa.Table:
     return pa.concat_tables(tables).append_column(BATCH_COLUMN, pa.array(ordinals))
 
 
-def _parquet_shapes(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[Path], refused: dict[Path, str]
-) -> dict[Path, _Shape]:
-    shapes = _flat_parquet_shapes(connection, files)
-    for path in files:
-        if path in shapes:
-            continue
-        try:
-            found = _describe(connection, f"read_parquet({literal(glob_literal(path))}, hive_partitioning = false)")
-            names, types = tuple(name for name, _ in found), tuple(type_ for _, type_ in found)
-            shapes[path] = _Shape(FileFormat.PARQUET, names, types)
-        except duckdb.Error as error:
-            refused[path] = readable_reason(error)
-    return shapes
-
-
-def _flat_parquet_shapes(connection: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> dict[Path, _Shape]:
-    """Read all schemas in one statement; files with nested columns, and all of them if one is damaged, are left out."""
-    if not files:
-        return {}
-    paths = "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
-    try:
-        rows = connection.execute(
-            f"SELECT file_name, list(name ORDER BY column_id), list(duckdb_type ORDER BY column_id), "
-            f"FROM parquet_schema({paths}) WHERE num_children IS NULL AND file_name NOT IN ("
-            f"SELECT file_name FROM parquet_schema({paths}) WHERE num_children IS NOT NULL "
-            f"GROUP BY file_name HAVING count(*) > 1) GROUP BY file_name"
-        ).fetchall()
-    except duckdb.Error:
-        return {}
-    return {Path(name): _Shape(FileFormat.PARQUET, tuple(names), tuple(types)) for name, names, types in rows}
-
-
-def _check_json_keys(
+def _unknown_keys(
     connection: duckdb.DuckDBPyConnection,
-    spec: DatasetSpec,
-    columns: Sequence[Column],
-    shape: _Shape,
+    known: Collection[str],
+    shape: Shape,
     files: Sequence[Path],
     refused: dict[Path, str],
-) -> list[Path]:
-    """Return the JSON lines files whose keys are all known; the others are refused."""
-    known = ", ".join(literal(name) for name in (*(column.name for column in columns), *spec.landing.ignore_columns))
-    accepted = []
+) -> dict[Path, tuple[str, ...]]:
+    """Return the keys of JSON lines files that are no columns; files that cannot be read are refused and left out."""
+    names = ", ".join(map(literal, sorted(known)))
+    found: dict[Path, tuple[str, ...]] = {}
     for group in (files, *([path] for path in files)) if len(files) > 1 else (files,):
         paths = "[" + ", ".join(literal(glob_literal(path)) for path in group) + "]"
         try:
             rows = connection.execute(
                 f"SELECT file_index, list(DISTINCT key ORDER BY key) FROM ("
                 f"SELECT file_index, unnest(json_keys(json)) AS key "
-                f"FROM read_ndjson_objects({paths}, compression = {_compression(shape)})) "
-                f"WHERE key NOT IN ({known}) GROUP BY file_index"
+                f"FROM read_ndjson_objects({paths}, compression = {compression(shape)})) "
+                f"WHERE key NOT IN ({names}) GROUP BY file_index"
             ).fetchall()
         except duckdb.Error as error:
             if len(group) == 1:
                 refused[group[0]] = readable_reason(error)
             continue
-        unknown = {group[index]: names for index, names in rows}
-        for path in group:
-            if path in unknown:
-                names = ", ".join(map(repr, unknown[path][:20]))
-                expected = ", ".join(column.name for column in columns)
-                refused[path] = f"wrong columns; unknown columns: {names}. The dataset has {expected}"
-            else:
-                accepted.append(path)
+        unknown = {group[index]: tuple(keys) for index, keys in rows}
+        found.update({path: unknown.get(path, ()) for path in group})
         if len(group) > 1:
             break
-    return accepted
-
-
-def _describe_file(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path) -> list[tuple[str, str]]:
-    format_ = file_format(spec, path)
-    if path.stat().st_size == 0:
-        raise UnreadableFile("the file is empty (0 bytes)")
-    source = literal(glob_literal(path))
-    if format_ is FileFormat.ARROW:
-        return describe_arrow(connection, _read_arrow(path).schema)
-    if format_ is FileFormat.PARQUET:
-        return _describe(connection, f"read_parquet({source}, hive_partitioning = false)")
-    compression = _compression(_Shape(format_, gzip=_is_gzip(path)))
-    if format_ is FileFormat.JSON_LINES:
-        relation = f"read_json({source}, format = 'newline_delimited', sample_size = -1, compression = {compression})"
-    else:
-        names = _csv_header(spec, path)
-        options = spec.landing.csv
-        nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
-        relation = (
-            f"read_csv({source}, header = {'false' if options.header else 'true'}, sample_size = -1, "
-            f"delim = {literal(options.delimiter)}, quote = {literal(options.quote)}, "
-            f"escape = {literal(options.escape)}, nullstr = {nulls}, compression = {compression}, "
-            f"names = [{', '.join(literal(name) for name in names)}])"
-        )
-    if connection.execute(f"SELECT 1 FROM {relation} LIMIT 1").fetchone() is None:
-        raise NoRowsToInferFrom
-    return _describe(connection, relation)
-
-
-def _describe(connection: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str]]:
-    rows = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
-    return [(row[0], row[1]) for row in rows]
+    return found
 
 
 def _reason(error: BaseException) -> str:

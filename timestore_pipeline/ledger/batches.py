@@ -118,12 +118,20 @@ def acknowledge(
     batch_rows: Sequence[BatchRow],
     slice_rows: Sequence[SliceRow],
     now: int,
+    *,
+    schema_version: int,
 ) -> None:
     """Record a segment with its batches and slices; ``segment`` is None where no batch has a row to stage."""
     if segment is not None:
         tx.execute(
             insert(segments).values(
-                id=segment.id, dataset=dataset, path=segment.path, bytes=segment.bytes, rows=segment.rows, staged_at=now
+                id=segment.id,
+                dataset=dataset,
+                path=segment.path,
+                bytes=segment.bytes,
+                rows=segment.rows,
+                schema_version=schema_version,
+                staged_at=now,
             )
         )
         observe(tx, SEGMENT_BYTES, dataset, "", segment.bytes)

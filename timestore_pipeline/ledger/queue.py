@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Connection, FromClause, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, case, func, select
 
-from timestore_pipeline.ledger.schema import batches, segments, slices
+from timestore_pipeline.columns import Column
+from timestore_pipeline.ledger.schema import batches, schemas, segments, slices
+from timestore_pipeline.ledger.schemas import columns_from_text
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class QueueState:
 
 @dataclass(frozen=True)
 class Slice:
-    """The rows of one segment that fall in one window; ``path`` is relative to the staging directory."""
+    """The rows of one segment that fall in one window; ``path`` is relative to the staging directory.
+
+    ``columns`` are those that its segment has: of the dataset's columns later ones may be missing, and types narrower.
+    """
 
     dataset: str
     segment_id: str
@@ -47,6 +52,7 @@ class Slice:
     min_time: int
     max_time: int
     staged_at: int
+    columns: tuple[Column, ...] = field(compare=False)
 
 
 def slice_is_queued(table: FromClause = slices) -> ColumnElement[bool]:
@@ -116,25 +122,35 @@ _SLICE = select(
     slices.c.min_time,
     slices.c.max_time,
     slices.c.staged_at,
-).join(segments, segments.c.id == slices.c.segment_id)
+    schemas.c.columns,
+).select_from(
+    slices.join(segments, segments.c.id == slices.c.segment_id).join(
+        schemas, and_(schemas.c.dataset == segments.c.dataset, schemas.c.version == segments.c.schema_version)
+    )
+)
+
+
+def _slices(tx: Connection, query: Select) -> list[Slice]:
+    rows = tx.execute(query).mappings()
+    return [Slice(**{**row, "columns": columns_from_text(row["columns"])}) for row in rows]
 
 
 def unpublished_slices(tx: Connection) -> list[Slice]:
     """Return every slice in the queue, claimed or not, of all datasets: the staged side of a read."""
     query = _SLICE.where(slice_is_queued()).order_by(slices.c.dataset, slices.c.window_start)
-    return [Slice(**row) for row in tx.execute(query).mappings()]
+    return _slices(tx, query)
 
 
 def unclaimed_slices(tx: Connection, dataset: str) -> list[Slice]:
     """Return the slices of a dataset that are in the queue and in no build."""
     query = _SLICE.where(slice_is_queued(), slices.c.dataset == dataset, slices.c.build_id.is_(None))
-    return [Slice(**row) for row in tx.execute(query.order_by(slices.c.segment_id, slices.c.window_start)).mappings()]
+    return _slices(tx, query.order_by(slices.c.segment_id, slices.c.window_start))
 
 
 def quarantined_slices(tx: Connection, entry_id: int) -> list[Slice]:
     """Return the slices that were set aside under a quarantine entry, in time order."""
     query = _SLICE.where(slices.c.quarantine_id == entry_id).order_by(slices.c.window_start)
-    return [Slice(**row) for row in tx.execute(query).mappings()]
+    return _slices(tx, query)
 
 
 def slices_of_build(tx: Connection, build_id: int) -> list[Slice]:
@@ -142,4 +158,4 @@ def slices_of_build(tx: Connection, build_id: int) -> list[Slice]:
     query = _SLICE.where(slices.c.build_id == build_id).order_by(
         slices.c.window_start, slices.c.min_time, slices.c.segment_id
     )
-    return [Slice(**row) for row in tx.execute(query).mappings()]
+    return _slices(tx, query)

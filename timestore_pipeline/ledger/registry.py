@@ -1,24 +1,24 @@
-"""What the ledger knows of each dataset: its granularity, its fixed columns and its visible table version."""
+"""What the ledger knows of each dataset: its granularity and its visible table version."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import ColumnsChanged, LedgerError
+from timestore_pipeline.errors import LedgerError
 from timestore_pipeline.ledger.schema import datasets
+from timestore_pipeline.ledger.schemas import declared_steps, take_up
 
 
-def register(tx: Connection, specs: Iterable[DatasetSpec]) -> None:
-    """Give every dataset its ledger row.
+def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> None:
+    """Give every dataset its ledger row, and take up what its declaration adds to its columns or widens.
 
     Raises:
         LedgerError: a dataset's window granularity is not the one with which its rows were staged.
     """
+    specs = list(specs)
     known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
     for spec in specs:
         if spec.name not in known:
@@ -28,50 +28,22 @@ def register(tx: Connection, specs: Iterable[DatasetSpec]) -> None:
                 f"dataset {spec.name!r} has windows of one {known[spec.name]} in the ledger and of one {spec.window} "
                 "in datasets.yaml. They are fixed once a dataset exists: restore the old or declare a new dataset."
             )
+    for name in declared_steps(tx, specs):
+        lock_dataset(tx, name)
+    for name, (version, step) in declared_steps(tx, specs).items():  # again, now that nobody else can be first
+        take_up(tx, name, version, [step], now)
 
 
 def unregistered(tx: Connection, specs: Iterable[DatasetSpec]) -> bool:
     """Whether :func:`register` has anything to do or to complain about."""
+    specs = list(specs)
     known = set(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
-    return any((spec.name, spec.window.value) not in known for spec in specs)
+    return any((spec.name, spec.window.value) not in known for spec in specs) or bool(declared_steps(tx, specs))
 
 
 def lock_dataset(tx: Connection, dataset: str) -> None:
     """Make other writers of the dataset wait until the transaction ends (SQLite has one writer anyway)."""
     tx.execute(select(datasets.c.name).where(datasets.c.name == dataset).with_for_update())
-
-
-def dataset_columns(tx: Connection, spec: DatasetSpec) -> tuple[Column, ...] | None:
-    """Return the columns that the dataset's rows have, or None where they are still to be inferred.
-
-    Raises:
-        ColumnsChanged: the declared columns are not those with which rows were staged.
-    """
-    stored = tx.execute(select(datasets.c.columns).where(datasets.c.name == spec.name)).scalar()
-    if stored is None:
-        return spec.declared_columns
-    fixed = tuple(Column(name, type_) for name, type_ in json.loads(stored))
-    declared = spec.declared_columns
-    if declared is not None and set(declared) != set(fixed):
-        raise ColumnsChanged(spec.name, fixed, declared)
-    return fixed
-
-
-def fix_columns(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    """Fix the dataset's columns unless another process was first; return those that hold.
-
-    Raises:
-        ColumnsChanged: as :func:`dataset_columns`.
-    """
-    tx.execute(
-        update(datasets)
-        .where(datasets.c.name == spec.name, datasets.c.columns.is_(None))
-        .values(columns=json.dumps([[column.name, column.type] for column in columns]))
-    )
-    fixed = dataset_columns(tx, spec)
-    if fixed is None:
-        raise LedgerError(f"dataset {spec.name!r} is not in the ledger; open the timestore again to register it")
-    return fixed
 
 
 def table_versions(tx: Connection) -> dict[str, int | None]:

@@ -99,10 +99,21 @@ datasets = Table(
     metadata,
     Column("name", String(63), primary_key=True),
     Column("granularity", String(8), nullable=False),
-    Column("columns", Text, comment="JSON [[name, type], …]; null until they are known"),
     Column("next_sequence", BigInteger, nullable=False, server_default=text("1")),
     Column("table_version", BigInteger, comment="the Delta version that readers may see; null: no table yet"),
 )
+
+schemas = Table(
+    "schemas",
+    metadata,
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("version", Integer, nullable=False, comment="counts from 1; the highest one holds"),
+    Column("columns", Text, nullable=False, comment="JSON [[name, type], …]"),
+    Column("since", BigInteger, nullable=False),
+    Column("batch_id", String(255), comment="the batch that brought it; null: the datasets file declares it"),
+    Column("source", Text, nullable=False, comment="where that batch came from"),
+    PrimaryKeyConstraint("dataset", "version"),
+)  # fmt: skip
 
 segments = Table(
     "segments",
@@ -112,6 +123,7 @@ segments = Table(
     Column("path", Text, nullable=False, comment="relative to the staging directory"),
     Column("bytes", BigInteger, nullable=False),
     Column("rows", BigInteger, nullable=False),
+    Column("schema_version", Integer, nullable=False, comment="the columns that its rows have"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger, comment="when its last slice was published; retention counts from here"),
     Column("quarantined_at", BigInteger, comment="since when some of its slices are in quarantine, and its file too"),

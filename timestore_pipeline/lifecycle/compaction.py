@@ -29,8 +29,8 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
@@ -287,7 +287,7 @@ def _merged_source(
     paths = [folder / file.path for file in sorted(files, key=lambda file: file.path)]
     named = ", ".join(str(path) for path in paths[:3])
     return WindowSource(
-        relations=[parquet_relation(paths)],
+        relations=[parquet_relation(paths, columns)],
         rows=sum(file.rows for file in files),
         bytes=sum(file.bytes for file in files),
         one_after_the_other=True,

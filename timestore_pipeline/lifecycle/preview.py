@@ -9,8 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.columns import BATCH_COLUMN, literal
-from timestore_pipeline.landing.readers import glob_literal, readable_reason
+from timestore_pipeline.columns import BATCH_COLUMN, glob_literal, literal
+from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.schema import QuarantineKind

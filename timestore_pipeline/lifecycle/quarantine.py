@@ -17,11 +17,12 @@ import duckdb
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import BATCH_COLUMN, Column, column_list, literal
+from timestore_pipeline.columns import BATCH_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import BatchRejected, CommitUnknown, EntryNotOpen, EntryUnusable, UnknownEntry
-from timestore_pipeline.landing.readers import RowSource, glob_literal, readable_reason
+from timestore_pipeline.landing.readers import RowSource
+from timestore_pipeline.landing.shapes import describe, readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
 from timestore_pipeline.ledger.quarantine import (
@@ -33,12 +34,13 @@ from timestore_pipeline.ledger.quarantine import (
     resolve_entry,
 )
 from timestore_pipeline.ledger.queue import Slice, quarantined_slices
-from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
+from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.ingest import file_fingerprint, stage_file
 from timestore_pipeline.staging.receipts import (
     IncomingBatch,
+    SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
     duplicate_receipts,
@@ -189,14 +191,9 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     if not path.is_file():
         raise EntryUnusable(entry.id, path)
     with store.ledger.read() as tx:
-        columns = dataset_columns(tx, spec) or ()
         ordinal = ordinal_of_batch(tx, spec.name, entry.batch_id)
     content = hashlib.sha256(f"{file_fingerprint(path)}/{ordinal}".encode()).hexdigest()
     batch = IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)
-    rows = RowSource(
-        f"SELECT {column_list(columns)}, 0 AS {BATCH_COLUMN} FROM read_parquet({literal(glob_literal(path))}) "
-        f"WHERE {BATCH_COLUMN} = {ordinal}"
-    )
     while True:
         if duplicate_receipts(store, spec, [batch]):
             with store.ledger.write() as tx:
@@ -205,7 +202,7 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         limits = check_room(store, spec, 1)
         try:
             with turn(store, spec, limits):
-                return _stage_rows(store, spec, columns, entry, batch, rows, by)
+                return _stage_rows(store, spec, entry, batch, path, ordinal, by)
         except StagedMeanwhile:
             continue
 
@@ -213,15 +210,25 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
 def _stage_rows(
     store: Store,
     spec: DatasetSpec,
-    columns: Sequence[Column],
     entry: QuarantineEntry,
     batch: IncomingBatch,
-    rows: RowSource,
+    path: Path,
+    ordinal: int,
     by: str,
 ) -> Retried:
+    with store.ledger.read() as tx:
+        schema = dataset_schema(tx, spec)
+    if schema is None:
+        raise EntryUnusable(entry.id, path)  # rows of a dataset without columns cannot be
+    kept = f"read_parquet({literal(glob_literal(path))})"
     try:
         with store.writers.connection() as connection:
-            written = write_segment(store, connection, spec, columns, [rows], expected_bytes=entry.bytes)
+            stored = [Column(name, type_) for name, type_ in describe(connection, kept)]
+            rows = RowSource(
+                f"SELECT {select_as(schema.columns, stored)}, 0 AS {BATCH_COLUMN} FROM {kept} "
+                f"WHERE {BATCH_COLUMN} = {ordinal}"
+            )
+            written = write_segment(store, connection, spec, schema.columns, [rows], expected_bytes=entry.bytes)
     except duckdb.Error as error:
         reason = f"the rows cannot be read back: {readable_reason(error)}"
         with store.ledger.write() as tx:
@@ -238,7 +245,7 @@ def _stage_rows(
         acknowledged = acknowledge_segment(
             store,
             spec,
-            columns,
+            SegmentSchema(schema.version),
             written,
             [batch],
             together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
@@ -253,14 +260,13 @@ def _stage_rows(
 
 def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
     with store.ledger.read() as tx:
-        columns = dataset_columns(tx, spec) or ()
         pieces = quarantined_slices(tx, entry.id)
     staging = store.settings.staging_path
     kept = store.segment_path(entry.path)
     home = staging / spec.name / f"{entry.batch_id}.duckdb"
     # An operator puts a backup where the file was, or where its damaged copy is now.
     places = dict.fromkeys((kept, home, staging / QUARANTINE_FOLDER / spec.name / home.name))
-    found = {place: _damage_at(store, spec, columns, pieces, place) for place in places if place.is_file()}
+    found = {place: _damage_at(store, spec, pieces, place) for place in places if place.is_file()}
     if not found:
         raise EntryUnusable(entry.id, kept)
     best = min(found, key=lambda place: len(found[place]))
@@ -290,13 +296,11 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
     return Retried(_now(store, entry), rows if given_back else 0, left)
 
 
-def _damage_at(
-    store: Store, spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice], place: Path
-) -> dict[int, str]:
+def _damage_at(store: Store, spec: DatasetSpec, pieces: Sequence[Slice], place: Path) -> dict[int, str]:
     """Return window start → reason, for the slices that cannot be read from a file at ``place``."""
     relative = str(place.relative_to(store.settings.staging_path))
     there = [replace(piece, path=relative) for piece in pieces]
-    return {piece.window_start: reason for piece, reason in damaged_slices(store, spec, columns, there).items()}
+    return {piece.window_start: reason for piece, reason in damaged_slices(store, spec, there).items()}
 
 
 def _link(source: Path, target: Path) -> None:

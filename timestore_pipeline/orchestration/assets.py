@@ -20,7 +20,7 @@ from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.metadata import (

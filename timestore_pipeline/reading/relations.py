@@ -15,11 +15,12 @@ import pyarrow as pa
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.parquet import parquet_relation
 from timestore_pipeline.building.table import file_bounds, open_table
-from timestore_pipeline.columns import Column, column_list, quote
+from timestore_pipeline.columns import Column, column_list, quote, typed_nulls
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
-from timestore_pipeline.ledger.registry import dataset_columns, table_versions
+from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import select
 from timestore_pipeline.staging.slices import (
@@ -43,12 +44,16 @@ _SIGNS_OF_DAMAGE = ("Corrupt database file", "IO Error", "INTERNAL Error", "FATA
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where all rows of a dataset are at one moment: a table version, and the slices that it does not have yet."""
+    """Where all rows of a dataset are at one moment: a table version, and the slices that it does not have yet.
+
+    ``evolved`` says that files of the table may have fewer or narrower columns.
+    """
 
     spec: DatasetSpec
     columns: tuple[Column, ...] | None
     table_version: int | None
     slices: tuple[Slice, ...]
+    evolved: bool = False
 
 
 def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[Snapshot]:
@@ -65,8 +70,15 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
         for piece in unpublished_slices(tx):
             slices[piece.dataset].append(piece)
         return [
-            Snapshot(spec, dataset_columns(tx, spec), versions.get(spec.name), tuple(slices[spec.name]))
+            Snapshot(
+                spec,
+                schema.columns if schema else None,
+                versions.get(spec.name),
+                tuple(slices[spec.name]),
+                evolved=schema is not None and schema.version > 1,
+            )
             for spec in specs
+            for schema in [dataset_schema(tx, spec)]
         ]
 
 
@@ -181,7 +193,7 @@ def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Except
     for snapshot in snapshots:
         # One that is gone was published meanwhile; whoever has attached it can still read it.
         there = [piece for piece in snapshot.slices if store.segment_path(piece.path).exists()]
-        found = unreadable_slices(store, snapshot.spec, snapshot.columns or (), there)
+        found = unreadable_slices(store, snapshot.spec, there)
         for damaged in found.values():
             piece, reason = next(iter(damaged.items()))
             raise SegmentUnreadable(snapshot.spec.name, store.segment_path(piece.path), reason) from error
@@ -194,7 +206,7 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
     published = _published(store, connection, snapshot, columns, pruning)
     parts = [f"SELECT {column_list(columns)} FROM {relation}" for relation in published]
     parts += _staged(store, connection, snapshot, columns, pruning)
-    body = " UNION ALL ".join(parts) or f"SELECT {_nulls(columns)} WHERE false"
+    body = " UNION ALL ".join(parts) or f"SELECT {typed_nulls(columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
 
 
@@ -214,7 +226,8 @@ def _published(
     paths = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64())))["path"].to_pylist()
     if not paths:
         return []
-    return [parquet_relation(folder / path for path in paths)]
+    # Older files may have fewer or narrower columns.
+    return [parquet_relation([folder / path for path in paths], columns if snapshot.evolved else None)]
 
 
 def _wanted_slices(
@@ -249,7 +262,3 @@ def _staged(
     for pieces in groups.values():
         attach_segment(store, connection, pieces[0])
     return [select_slices(snapshot.spec, columns, pieces) for pieces in groups.values()]
-
-
-def _nulls(columns: Sequence[Column]) -> str:
-    return ", ".join(f"CAST(NULL AS {column.type}) AS {quote(column.name)}" for column in columns)

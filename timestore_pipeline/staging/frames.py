@@ -13,7 +13,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from timestore_pipeline.errors import BatchRejected, NoFrame
-from timestore_pipeline.landing.readers import readable_reason
+from timestore_pipeline.landing.shapes import readable_reason
 
 # A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
 _ROWS_PER_HASHED_CHUNK = 1 << 16

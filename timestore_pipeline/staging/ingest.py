@@ -36,22 +36,17 @@ from timestore_pipeline.errors import (
     StagingQueueFull,
     TooManyIngests,
 )
+from timestore_pipeline.evolution import Schema, grown
 from timestore_pipeline.landing.files import LandingFile
-from timestore_pipeline.landing.readers import (
-    NoRowsToInferFrom,
-    ReadPlan,
-    UnreadableFile,
-    infer_columns,
-    plan_reads,
-    read_through,
-    readable_reason,
-)
+from timestore_pipeline.landing.inference import infer_columns
+from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_through
+from timestore_pipeline.landing.shapes import NoRowsToInferFrom, UnreadableFile, readable_reason
 from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.readings import Readings, end_readings
-from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
@@ -59,6 +54,7 @@ from timestore_pipeline.staging.receipts import (
     Acknowledged,
     IncomingBatch,
     Receipt,
+    SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
     duplicate_receipts,
@@ -165,6 +161,8 @@ class _Files:
     skipped: list[str] = field(default_factory=list)
     seen: dict[Path, _Stamp] = field(default_factory=dict)
     through_links: bool = False
+    wider: dict[Path, Sequence[Column]] = field(default_factory=dict)
+    """Of text files whose values did not fit the columns: the types that their values look like."""
 
 
 @dataclass
@@ -422,8 +420,11 @@ def _stage_fresh(
     columns: tuple[Column, ...] = ()
     while state.fresh:
         with store.writers.connection(*folders) as connection:
-            columns = _columns(store, connection, spec, state)
-            plan = _plan(connection, spec, columns, state)
+            schema, first = _schema(store, connection, spec, state)
+            if schema is None:
+                break
+            plan = _plan(connection, spec, schema, state)
+            columns = plan.schema.columns
             if not state.fresh:
                 break
             order = [state.fresh[path] for path in plan.order]
@@ -431,7 +432,7 @@ def _stage_fresh(
             try:
                 written = write_segment(store, connection, spec, columns, plan.sources, expected_bytes=expected_bytes)
             except (duckdb.Error, OSError) as error:
-                if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, columns, state):
+                if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, schema, state):
                     out_of_memory = isinstance(error, duckdb.OutOfMemoryException)
                     raise SegmentNotWritten(spec.name, readable_reason(error), out_of_memory=out_of_memory) from error
                 continue
@@ -439,7 +440,12 @@ def _stage_fresh(
             written.discard(store)
             continue
         try:
-            return acknowledge_segment(store, spec, columns, written, order, together), written, columns
+            brought = [
+                SchemaStep(step.columns, state.fresh[step.path].batch_id, state.fresh[step.path].source)
+                for step in plan.growth
+            ]
+            segment_schema = SegmentSchema(schema.version, (*first, *brought))
+            return acknowledge_segment(store, spec, segment_schema, written, order, together), written, columns
         except StagedMeanwhile:
             written.discard(store)
             _set_duplicates_apart(store, spec, _take_all(state), state)
@@ -456,56 +462,83 @@ def _take_all(state: _Files) -> dict[Path, IncomingBatch]:
     return batches
 
 
-def _columns(
+def _schema(
     store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, state: _Files
-) -> tuple[Column, ...]:
+) -> tuple[Schema | None, list[SchemaStep]]:
+    """Return the dataset's columns with the step that enters them into the ledger, if they are not there.
+
+    None where no file tells them.
+    """
     with store.ledger.read() as tx:
-        columns = dataset_columns(tx, spec)
-    if columns is not None:
-        return columns
+        schema = dataset_schema(tx, spec)
+    if schema is not None:
+        return schema, [] if schema.version else [SchemaStep(schema.columns)]
     without_rows: dict[Path, str] = {}
     for path in list(state.fresh):
         try:
-            return infer_columns(connection, spec, path)
+            columns = infer_columns(connection, spec, path)
         except NoRowsToInferFrom as error:
             without_rows[path] = str(error)
         except (UnreadableFile, OSError) as error:
             state.refused[path] = str(error)
             del state.fresh[path]
+        else:
+            batch = state.fresh[path]
+            step = SchemaStep(columns, batch.batch_id, batch.source)
+            return Schema(0, columns, required_columns(spec, columns)), [step]
     state.refused.update(without_rows)
     state.fresh.clear()
-    return ()
+    return None, []
 
 
-def _plan(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], state: _Files
-) -> ReadPlan:
-    plan = plan_reads(connection, spec, columns, list(state.fresh))
+def _plan(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, state: _Files) -> ReadPlan:
+    plan = plan_reads(connection, spec, schema, list(state.fresh), state.wider)
     for path, reason in plan.refused.items():
         state.refused[path] = reason
         del state.fresh[path]
     return plan
 
 
-def _refuse_unreadable(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], state: _Files
-) -> bool:
-    """Find the files that made a segment fail, by reading alone; False where reading is not what failed."""
+def _refuse_unreadable(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, state: _Files) -> bool:
+    """Find the files that made a segment fail, by reading alone; False where reading is not what failed.
+
+    A text file of which the values ask for wider types is not refused: it is read again with these.
+    """
     try:
-        found = _unreadable(connection, spec, columns, list(state.fresh))
+        found = _unreadable(connection, spec, schema, list(state.fresh), state.wider)
     except duckdb.OutOfMemoryException:
         return False
     for path, reason in found.items():
+        if path.exists() and path not in state.wider and spec.evolves:
+            state.wider[path] = _types_of_values(connection, spec, schema, path)
+            if state.wider[path]:
+                continue
         del state.fresh[path]
         if path.exists():
             state.refused[path] = reason
     return bool(found)
 
 
+def _types_of_values(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, path: Path
+) -> Sequence[Column]:
+    """Return the columns that a file seems to have where the dataset's are too narrow for them, else nothing."""
+    known = {column.name for column in schema.columns}
+    try:
+        columns = [column for column in infer_columns(connection, spec, path) if column.name in known]
+        return columns if grown(schema.columns, columns) != schema.columns else ()
+    except (UnreadableFile, OSError, ValueError):
+        return ()
+
+
 def _unreadable(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], files: Sequence[Path]
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    schema: Schema,
+    files: Sequence[Path],
+    wider: Mapping[Path, Sequence[Column]],
 ) -> dict[Path, str]:
-    plan = plan_reads(connection, spec, columns, files)
+    plan = plan_reads(connection, spec, schema, files, wider)
     try:
         for source in plan.sources:
             read_through(connection, source)
@@ -516,8 +549,8 @@ def _unreadable(
             return {files[0]: readable_reason(error)}
         middle = len(files) // 2
         return {
-            **_unreadable(connection, spec, columns, files[:middle]),
-            **_unreadable(connection, spec, columns, files[middle:]),
+            **_unreadable(connection, spec, schema, files[:middle], wider),
+            **_unreadable(connection, spec, schema, files[middle:], wider),
         }
     return dict(plan.refused)
 

@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict
@@ -22,8 +21,9 @@ from timestore_pipeline.ledger.batches import (
 )
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, resolve_staged_files, set_aside
-from timestore_pipeline.ledger.registry import fix_columns, lock_dataset
+from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
 from timestore_pipeline.staging.room import (
     check_guardrails,
     check_pause,
@@ -67,12 +67,20 @@ class IncomingBatch:
 class StagedMeanwhile(Exception):
     """A segment was overtaken: write it again.
 
-    Another process was first with some of its batches or with the columns, or swept the file as an orphan.
+    Another process was first with some of its batches or with other columns, or swept the file as an orphan.
     """
 
     def __init__(self, batch_ids: frozenset[str]) -> None:
         self.batch_ids = batch_ids
         super().__init__(f"{len(batch_ids)} batches are staged already")
+
+
+@dataclass(frozen=True)
+class SegmentSchema:
+    """The columns of a new segment: those of version ``base`` in the ledger (0: none), and what is to be taken up."""
+
+    base: int
+    steps: tuple[SchemaStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Acknowledged:
 def acknowledge_segment(
     store: Store,
     spec: DatasetSpec,
-    columns: Sequence[Column],
+    schema: SegmentSchema,
     written: WrittenSegment,
     batches: Sequence[IncomingBatch],
     together: Callable[[Connection], object] | None = None,
@@ -99,7 +107,7 @@ def acknowledge_segment(
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
         BatchConflict: a batch id is there with other content; nothing was recorded.
         StagingQueueFull, GuardrailExceeded, IntakePaused: there is no room any more; nothing was recorded.
-        ColumnsChanged: the dataset's columns were fixed differently meanwhile; nothing was recorded.
+        ColumnsChanged: the declared columns contradict what was taken up meanwhile; nothing was recorded.
     """
     now = now_micros()
     refused_rows = {ordinal: sum(part.rows for part in parts) for ordinal, parts in written.refused.items()}
@@ -124,13 +132,15 @@ def acknowledge_segment(
             if known:
                 check_fingerprints(spec.name, known, batches)
                 raise StagedMeanwhile(frozenset(known))
-            if fix_columns(tx, spec, tuple(columns)) != tuple(columns):
-                raise StagedMeanwhile(frozenset())
+            now_there = dataset_schema(tx, spec)
+            if (now_there.version if now_there else 0) != schema.base:
+                raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
             check_pause(tx, spec.name)
+            version = take_up(tx, spec.name, schema.base, schema.steps, now)
             limits = store.limits(tx, spec)
             check_queue(tx, spec, limits, len(batches))
             check_guardrails(tx, store, spec, limits)
-            acknowledge(tx, spec.name, written.row, rows, written.slices, now)
+            acknowledge(tx, spec.name, written.row, rows, written.slices, now, schema_version=version)
             resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
             if together is not None:
                 together(tx)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 
 import duckdb
 
-from timestore_pipeline.columns import Column, column_definitions, column_list, literal, quote, time_range_sql
+from timestore_pipeline.columns import Column, column_definitions, literal, quote, select_as, time_range_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import SegmentUnreadable
-from timestore_pipeline.landing.readers import readable_reason
+from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.store import Store
@@ -47,6 +47,12 @@ def segment_table(segment_id: str) -> str:
     return f'"{segment_id}".{SEGMENT_TABLE}'
 
 
+def rows_of_segment(columns: Sequence[Column], piece: Slice) -> str:
+    """Return what follows FROM to read the segment of a slice as rows of ``columns``."""
+    table = segment_table(piece.segment_id)
+    return table if piece.columns == tuple(columns) else f"(SELECT {select_as(columns, piece.columns)} FROM {table})"
+
+
 def by_segment(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
     """Group slices by the id of their segment."""
     found: dict[str, list[Slice]] = defaultdict(list)
@@ -56,7 +62,10 @@ def by_segment(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
 
 
 def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> str:
-    """Return SQL for the rows of slices of one attached segment; neighbouring windows are read as one range."""
+    """Return SQL for the rows of slices of one attached segment, as rows of ``columns``.
+
+    Neighbouring windows are read as one range.
+    """
     ranges: list[list[int]] = []
     for piece in sorted(pieces, key=lambda item: item.window_start):
         window = spec.window_at(piece.window_start)
@@ -64,9 +73,11 @@ def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence
             ranges[-1][1] = window.end_micros
         else:
             ranges.append([window.start_micros, window.end_micros])
-    time = spec.time_column(columns)
+    stored = pieces[0].columns
+    time = spec.time_column(stored)
     condition = " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
-    return f"SELECT {column_list(columns)} FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
+    rows = f"SELECT * FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
+    return f"SELECT {select_as(columns, stored)} FROM ({rows})"
 
 
 def gather_slices(

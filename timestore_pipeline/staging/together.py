@@ -7,12 +7,12 @@ answered with a receipt is acknowledged (invariant 1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline.columns import BATCH_COLUMN, Column
+from timestore_pipeline.columns import BATCH_COLUMN
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
     BatchConflict,
@@ -21,21 +21,17 @@ from timestore_pipeline.errors import (
     StagingQueueFull,
     TimestoreError,
 )
-from timestore_pipeline.landing.readers import (
-    RowSource,
-    UnreadableFile,
-    columns_of,
-    describe_arrow,
-    read_through,
-    readable_reason,
-    select_rows,
-    with_ordinals,
-)
-from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.evolution import Schema
+from timestore_pipeline.landing.fit import select_rows
+from timestore_pipeline.landing.inference import brought_columns, columns_of, grown_schema
+from timestore_pipeline.landing.readers import RowSource, read_through, with_ordinals
+from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow, readable_reason
+from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.staging.frames import as_table, content_batch_id, table_fingerprint
 from timestore_pipeline.staging.receipts import (
     IncomingBatch,
     Receipt,
+    SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
     settle_known,
@@ -111,15 +107,18 @@ def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answ
 def _stage(store: Store, spec: DatasetSpec, group: _Group) -> dict[int, Answer]:
     answers: dict[int, Answer] = {}
     with store.writers.connection() as connection:
-        columns, order, sources = _plan(store, connection, spec, group, answers)
-        if not order:
+        plan = _plan(store, connection, spec, group, answers)
+        order = plan.order
+        if not order or plan.schema is None:
             return answers
         expected_bytes = sum(group[number].table.nbytes for number in order)
         try:
-            written = write_segment(store, connection, spec, columns, sources, expected_bytes=expected_bytes)
+            written = write_segment(
+                store, connection, spec, plan.schema.columns, plan.sources, expected_bytes=expected_bytes
+            )
         except (duckdb.Error, OSError) as error:
             if isinstance(error, duckdb.Error) and not isinstance(error, duckdb.OutOfMemoryException):
-                answers.update(_unreadable(connection, spec, columns, group, order))
+                answers.update(_unreadable(connection, spec, plan.schema, group, order))
             if answers:
                 return answers
             raise TimestoreError(
@@ -127,24 +126,43 @@ def _stage(store: Store, spec: DatasetSpec, group: _Group) -> dict[int, Answer]:
                 "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
             ) from error
     batches = [group[number].batch for number in order]
-    receipts = _acknowledge(store, spec, columns, written, batches)
+    receipts = _acknowledge(store, spec, SegmentSchema(plan.schema.version, tuple(plan.steps)), written, batches)
     return {**answers, **dict(zip(order, receipts, strict=True))}
 
 
 def _acknowledge(
     store: Store,
     spec: DatasetSpec,
-    columns: Sequence[Column],
+    schema: SegmentSchema,
     written: WrittenSegment,
     batches: Sequence[IncomingBatch],
 ) -> Sequence[Receipt]:
     try:
-        return acknowledge_segment(store, spec, columns, written, batches).receipts
+        return acknowledge_segment(store, spec, schema, written, batches).receipts
     except CommitUnknown:
         raise  # the ledger may have the segment; if not, it is swept
     except BaseException:
         written.discard(store)
         raise
+
+
+@dataclass
+class _Plan:
+    """The dataset's columns, what is to be taken up for them, and how to read the batches that fit, by ordinal."""
+
+    schema: Schema | None = None
+    steps: list[SchemaStep] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    sources: list[RowSource] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Batches of one Arrow schema, which are read in one statement, and those of its columns that tell no type yet."""
+
+    numbers: list[int]
+    found: list[tuple[str, str]]
+    passed_over: frozenset[str]
 
 
 def _plan(
@@ -153,43 +171,76 @@ def _plan(
     spec: DatasetSpec,
     group: _Group,
     answers: dict[int, Answer],
-) -> tuple[tuple[Column, ...], list[int], list[RowSource]]:
-    """Return the dataset's columns, the batches that have them, by ordinal, and how to read these.
-
-    Batches of one schema are read in one statement. Those that do not fit get their answer.
-    """
+) -> _Plan:
+    """Plan one segment: take up what the batches bring, and answer those that do not fit."""
     with store.ledger.read() as tx:
-        columns = dataset_columns(tx, spec)
-    shapes: dict[pa.Schema, list[int]] = {}
+        schema = dataset_schema(tx, spec)
+    plan = _Plan(schema, [SchemaStep(schema.columns)] if schema is not None and schema.version == 0 else [])
+    by_schema: dict[pa.Schema, list[int]] = {}
     for number, item in group.items():
-        shapes.setdefault(item.table.schema, []).append(number)
-    order: list[int] = []
-    sources: list[RowSource] = []
-    for schema, numbers in shapes.items():
-        first = len(order)
+        by_schema.setdefault(item.table.schema, []).append(number)
+    shapes: list[_Shape] = []
+    for arrow_schema, numbers in by_schema.items():
         try:
-            found = _described(connection, schema)
-            if columns is None:
-                columns = columns_of(spec, found)
-            name = f"incoming_{first}"
-            if len(numbers) == 1:
-                table = group[numbers[0]].table
-                sql = select_rows(spec, columns, found, name, str(first))
-            else:
-                table = with_ordinals([group[number].table for number in numbers], first)
-                sql = select_rows(spec, columns, found, name, BATCH_COLUMN)
+            shapes.append(_take_up(connection, spec, plan, group, arrow_schema, numbers))
         except UnreadableFile as error:
             answers.update({number: _rejected(spec, group[number], str(error), error) for number in numbers})
-            continue
-        sources.append(RowSource(sql, {name: table}))
-        order += numbers
-    return columns or (), order, sources
+    for shape in shapes:
+        _add_source(spec, plan, group, shape)
+    return plan
+
+
+def _take_up(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    plan: _Plan,
+    group: _Group,
+    arrow_schema: pa.Schema,
+    numbers: list[int],
+) -> _Shape:
+    """Let the plan's columns grow by those of a schema, unless its batches do not fit.
+
+    Raises:
+        UnreadableFile: they do not.
+    """
+    found = _described(connection, arrow_schema)
+    batch = group[numbers[0]].batch
+    steps: list[SchemaStep] = []
+    schema = plan.schema
+    if schema is None:
+        columns = columns_of(spec, found)
+        schema = Schema(0, columns, required_columns(spec, columns))
+        steps.append(SchemaStep(columns, batch.batch_id, batch.source))
+    passed_over: frozenset[str] = frozenset()
+    if spec.evolves:
+        brought, passed_over = brought_columns(spec, schema, found)
+        later = grown_schema(spec, schema, [name for name, _ in found], brought)
+        if later.columns != schema.columns:
+            steps.append(SchemaStep(later.columns, batch.batch_id, batch.source))
+            schema = later
+    select_rows(spec, schema, found, "incoming", "0", passed_over)
+    plan.schema, plan.steps = schema, [*plan.steps, *steps]
+    return _Shape(numbers, found, passed_over)
+
+
+def _add_source(spec: DatasetSpec, plan: _Plan, group: _Group, shape: _Shape) -> None:
+    """Read the batches of a shape as rows of the columns that all shapes together have."""
+    first = len(plan.order)
+    name = f"incoming_{first}"
+    if len(shape.numbers) == 1:
+        table, ordinal = group[shape.numbers[0]].table, str(first)
+    else:
+        table, ordinal = with_ordinals([group[number].table for number in shape.numbers], first), BATCH_COLUMN
+    assert plan.schema is not None
+    sql = select_rows(spec, plan.schema, shape.found, name, ordinal, shape.passed_over)
+    plan.sources.append(RowSource(sql, {name: table}))
+    plan.order += shape.numbers
 
 
 def _unreadable(
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
-    columns: tuple[Column, ...],
+    schema: Schema,
     group: _Group,
     order: Sequence[int],
 ) -> dict[int, Answer]:
@@ -197,7 +248,9 @@ def _unreadable(
     found: dict[int, Answer] = {}
     for number in order:
         table = group[number].table
-        sql = select_rows(spec, columns, _described(connection, table.schema), "alone", "0")
+        described = _described(connection, table.schema)
+        passed_over = {name for name, _ in described} - {column.name for column in schema.columns}
+        sql = select_rows(spec, schema, described, "alone", "0", passed_over)
         try:
             read_through(connection, RowSource(sql, {"alone": table}))
         except duckdb.OutOfMemoryException:

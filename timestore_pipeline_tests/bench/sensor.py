@@ -56,5 +56,6 @@ def _store(folder: Path, *, due: bool) -> Store:
                     [BatchRow(segment, "0" * 64, f"{segment}.csv", 30_000, ROWS_PER_BATCH, 0, 0)],
                     [SliceRow(start, ROWS_PER_BATCH, 45_056, start, start + 1, {0: ROWS_PER_BATCH})],
                     now,
+                    schema_version=1,
                 )
     return store

@@ -14,7 +14,7 @@ from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import claim_slices, latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV

@@ -23,8 +23,8 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import arrow_schema, live_files, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.errors import BuildInFlight
-from timestore_pipeline.ledger.registry import dataset_columns
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
+from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.quarantine import discard_entry
 from timestore_pipeline.lifecycle.retention import unlink_published_segments

@@ -458,9 +458,9 @@ def test_the_first_readable_file_decides_the_columns_and_they_stay(make_store: M
 
     assert {entry.source: entry.reason for entry in report.quarantined}.keys() == {"0.csv", "2.csv"}
     assert [row[1] for row in readable(store)] == [1]
-    drop(store, "weather", "3.csv", "ts,n,wind\n2026-01-01 00:00:00,1,2\n")
+    drop(store, "weather", "3.csv", "ts,wind\n2026-01-01 00:00:00,2\n")
     (entry,) = ingest(make_store(INFERRED))["weather"].quarantined
-    assert "unknown columns: 'wind'" in entry.reason
+    assert "missing columns: 'n'; unknown columns: 'wind'" in entry.reason
 
 
 @pytest.mark.parametrize(

@@ -158,12 +158,12 @@ def test_columns_of_the_first_batch_are_fixed_in_name_and_type(make_store: MakeS
 
     with pytest.raises(BatchRejected, match="which would lose digits"):
         stage(store, "weather", pa.table({"ts": [NEW_YEAR], "n": [1.5]}))
-    stage(make_store(inferred), "weather", pa.table({"ts": [NEW_YEAR], "n": pa.array([2], pa.int64())}))
+    stage(make_store(inferred), "weather", pa.table({"ts": [NEW_YEAR], "n": pa.array([2], pa.int16())}))
 
     assert readable(store) == [(NEW_YEAR, 1), (NEW_YEAR, 2)]
     with pytest.raises(ColumnsChanged):
         stage(
-            make_store("datasets: {weather: {time: ts, window: day, columns: {ts: timestamptz, n: bigint}}}"),
+            make_store("datasets: {weather: {time: ts, window: day, columns: {ts: timestamptz, n: smallint}}}"),
             "weather",
             hourly(1),
         )

@@ -29,12 +29,6 @@ def upgrade() -> None:
         "datasets",
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("granularity", sa.String(length=8), nullable=False),
-        sa.Column(
-            "columns",
-            sa.Text(),
-            nullable=True,
-            comment="JSON [[name, type], …]; null until they are known",
-        ),
         sa.Column("next_sequence", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
         sa.Column(
             "table_version",
@@ -242,12 +236,29 @@ def upgrade() -> None:
         comment="what became of published rows that can no longer be counted in the ledger or in the table",
     )
     op.create_table(
+        "schemas",
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False, comment="counts from 1; the highest one holds"),
+        sa.Column("columns", sa.Text(), nullable=False, comment="JSON [[name, type], …]"),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "batch_id",
+            sa.String(length=255),
+            nullable=True,
+            comment="the batch that brought it; null: the datasets file declares it",
+        ),
+        sa.Column("source", sa.Text(), nullable=False, comment="where that batch came from"),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_schemas_dataset_datasets")),
+        sa.PrimaryKeyConstraint("dataset", "version", name=op.f("pk_schemas")),
+    )
+    op.create_table(
         "segments",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("dataset", sa.String(length=63), nullable=False),
         sa.Column("path", sa.Text(), nullable=False, comment="relative to the staging directory"),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("schema_version", sa.Integer(), nullable=False, comment="the columns that its rows have"),
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
         sa.Column(
             "published_at",

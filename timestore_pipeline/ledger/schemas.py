@@ -1,0 +1,141 @@
+"""The columns of every dataset, now and since its beginning: what was added or widened, when, and by which batch.
+
+A version is never changed. Each segment names the version that it was written with, so that a build or a read knows
+what is in it without opening it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sqlalchemy import Connection, insert, select
+
+from timestore_pipeline.columns import Column
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import ColumnsChanged
+from timestore_pipeline.evolution import Schema, declared_growth
+from timestore_pipeline.ledger.schema import schemas
+
+DECLARED = "datasets.yaml"
+"""Source of a version that no batch brought."""
+
+
+@dataclass(frozen=True)
+class SchemaVersion:
+    """The columns of a dataset from ``since`` (microseconds since the epoch) on, and what brought them.
+
+    ``batch_id`` is None where the datasets file did; ``source`` names the file or the caller.
+    """
+
+    dataset: str
+    version: int
+    columns: tuple[Column, ...]
+    since: int
+    batch_id: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class SchemaStep:
+    """Columns that a dataset is to have next, and what brings them."""
+
+    columns: tuple[Column, ...]
+    batch_id: str | None = None
+    source: str = DECLARED
+
+
+def schema_history(tx: Connection, dataset: str) -> list[SchemaVersion]:
+    """Return the versions of a dataset's columns, oldest first."""
+    query = select(schemas).where(schemas.c.dataset == dataset).order_by(schemas.c.version)
+    return [
+        SchemaVersion(row.dataset, row.version, columns_from_text(row.columns), row.since, row.batch_id, row.source)
+        for row in tx.execute(query)
+    ]
+
+
+def dataset_schema(tx: Connection, spec: DatasetSpec) -> Schema | None:
+    """Return the columns that the dataset's rows have now, or None where they are still to be inferred.
+
+    Raises:
+        ColumnsChanged: the declared columns contradict those with which rows were staged.
+    """
+    history = schema_history(tx, spec.name)
+    declared = spec.declared_columns
+    if not history:
+        return None if declared is None else Schema(0, declared, required_columns(spec, declared))
+    versions = [version.columns for version in history]
+    if declared is not None and declared_growth(versions, declared) is None:
+        raise ColumnsChanged(spec.name, versions[-1], declared)
+    return Schema(history[-1].version, versions[-1], required_columns(spec, versions[0]))
+
+
+def dataset_columns(tx: Connection, spec: DatasetSpec) -> tuple[Column, ...] | None:
+    """Return the columns alone.
+
+    Raises:
+        ColumnsChanged: as :func:`dataset_schema`.
+    """
+    schema = dataset_schema(tx, spec)
+    return None if schema is None else schema.columns
+
+
+def required_columns(spec: DatasetSpec, first: Iterable[Column]) -> frozenset[str]:
+    """Return the columns that no batch may lack: those of the beginning, unless the dataset says otherwise.
+
+    Batches from before a column came lack it, so what came later is null where it is missing.
+    """
+    return frozenset(column.name for column in first) - set(spec.optional)
+
+
+def take_up(tx: Connection, dataset: str, base: int, steps: Sequence[SchemaStep], now: int) -> int:
+    """Add versions after the version ``base``, which must be the latest; return the last one's number.
+
+    The caller holds the dataset's lock.
+    """
+    for version, step in enumerate(steps, base + 1):
+        tx.execute(
+            insert(schemas).values(
+                dataset=dataset,
+                version=version,
+                columns=columns_to_text(step.columns),
+                since=now,
+                batch_id=step.batch_id,
+                source=step.source,
+            )
+        )
+    return base + len(steps)
+
+
+def declared_steps(tx: Connection, specs: Iterable[DatasetSpec]) -> dict[str, tuple[int, SchemaStep]]:
+    """Return dataset → its latest version and the step after it, where ``datasets.yaml`` declares more than it has.
+
+    A dataset without any version is left out, and so is one whose declaration contradicts its versions.
+    """
+    histories: dict[str, list[tuple[int, tuple[Column, ...]]]] = {}
+    query = select(schemas.c.dataset, schemas.c.version, schemas.c.columns).order_by(schemas.c.version)
+    for row in tx.execute(query):
+        histories.setdefault(row.dataset, []).append((row.version, columns_from_text(row.columns)))
+    found = {}
+    for spec in specs:
+        declared, history = spec.declared_columns, histories.get(spec.name)
+        if declared is None or not history:
+            continue
+        columns = declared_growth([columns for _, columns in history], declared)
+        version, latest = history[-1]
+        if columns is not None and columns != latest:
+            found[spec.name] = version, SchemaStep(columns)
+    return found
+
+
+def columns_to_text(columns: Iterable[Column]) -> str:
+    """Return columns as the ledger keeps them."""
+    return json.dumps([[column.name, column.type] for column in columns])
+
+
+@lru_cache(maxsize=1_024)
+def columns_from_text(text: str) -> tuple[Column, ...]:
+    """Return the columns that the ledger keeps as ``text``."""
+    return tuple(Column(name, type_) for name, type_ in json.loads(text))
