@@ -62,16 +62,32 @@ class SliceRow:
     """Batch ordinal → its rows in this window."""
 
 
+_KNOWN_BATCH = select(
+    batches.c.batch_id, batches.c.fingerprint, batches.c.rows, batches.c.quarantined_rows, batches.c.segment_id
+)
+
+
 def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, KnownBatch]:
     """Return those of ``batch_ids`` that the dataset already has, by id."""
     wanted = list(batch_ids)
     found: dict[str, KnownBatch] = {}
     for start in range(0, len(wanted), _IDS_PER_QUERY):
-        query = select(
-            batches.c.batch_id, batches.c.fingerprint, batches.c.rows, batches.c.quarantined_rows, batches.c.segment_id
-        ).where(batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY]))
+        query = _KNOWN_BATCH.where(
+            batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY])
+        )
         found.update({row["batch_id"]: KnownBatch(**row) for row in tx.execute(query).mappings()})
     return found
+
+
+def latest_batch(tx: Connection, dataset: str, prefix: str) -> KnownBatch | None:
+    """Return the batch that was staged last of those whose ids start with ``prefix``."""
+    query = (
+        _KNOWN_BATCH.where(batches.c.dataset == dataset, batches.c.batch_id.startswith(prefix, autoescape=True))
+        .order_by(batches.c.staged_at.desc(), batches.c.batch_id.desc())
+        .limit(1)
+    )
+    row = tx.execute(query).mappings().first()
+    return None if row is None else KnownBatch(**row)
 
 
 def windows_of_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, list[int]]:

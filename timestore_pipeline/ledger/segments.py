@@ -32,6 +32,11 @@ def published_before(tx: Connection, moment: int) -> list[SegmentFile]:
     return [SegmentFile(**row) for row in tx.execute(query).mappings()]
 
 
+def segment_bytes(tx: Connection, segment_id: str) -> int:
+    """Return the size of a segment's file as it was written."""
+    return tx.execute(select(segments.c.bytes).where(segments.c.id == segment_id)).scalar_one()
+
+
 def mark_unlinked(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
     """Record that segment files are gone, and count them; those that are recorded as gone already stay as they are."""
     wanted = set(segment_ids)

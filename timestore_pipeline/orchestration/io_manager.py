@@ -1,0 +1,320 @@
+"""The IO manager: assets of anyone's own code location that return frames to be staged, or take the rows of datasets.
+
+What an asset returns becomes one batch, whose id says which asset, which partition and which execution it is of: see
+:func:`batch_id_of`. What an asset takes are the rows of its time window, staged and published.
+"""
+
+# No `from __future__ import annotations`: Dagster reads the annotations of a resource as they stand.
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from blake3 import blake3
+from pydantic import Field
+
+from timestore_pipeline.datasets import DatasetSpec, load_datasets
+from timestore_pipeline.errors import BatchConflict
+from timestore_pipeline.ledger.batches import known_batches, latest_batch
+from timestore_pipeline.ledger.registry import dataset_columns
+from timestore_pipeline.ledger.segments import segment_bytes
+from timestore_pipeline.orchestration.assets import DATASET_TAG, partitions_key
+from timestore_pipeline.orchestration.metadata import column_schema, ingest_metadata
+from timestore_pipeline.orchestration.partitions import partitions_definition
+from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
+from timestore_pipeline.reading.rows import Rows, query_rows, range_query
+from timestore_pipeline.settings import Settings, load_settings
+from timestore_pipeline.staging.frames import as_table, table_fingerprint
+from timestore_pipeline.staging.ingest import IngestReport
+from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+DATASET_METADATA = DATASET_TAG
+"""Metadata of an asset or input: which dataset it is; by default the last part of the asset's key."""
+
+RANGE_METADATA = "timestore/range"
+"""Metadata of an input: ``all`` reads all rows, whatever the partitions of the asset that takes them."""
+
+COLUMNS_METADATA = "columns"
+"""Metadata of an input: the names of the columns that are wanted."""
+
+_LONGEST_BATCH_ID = 255
+_Range = tuple[datetime, datetime]
+
+
+class TimestoreIOManager(dg.ConfigurableIOManager):
+    """Stages what assets return, and reads what they take: pyarrow, pandas or Polars, as they are annotated.
+
+    Make one with :func:`timestore_io_manager`.
+    """
+
+    store: dg.ResourceDependency[StoreResource]
+    wait_seconds: float = Field(
+        default=60.0,
+        description="How long a frame is tried to be staged again, at growing intervals, while the staging queue has "
+        "no room. After that the step fails, and its retry policy says what comes next.",
+    )
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Stage a frame as one batch; nothing where the asset returned None."""
+        if obj is None:
+            context.log.info("%s returned nothing, so nothing is staged", context.asset_key.to_user_string())
+            return
+        store = self.store.opened
+        spec = store.datasets[_dataset(context.definition_metadata, context.asset_key)]
+        started = time.perf_counter()
+        try:
+            receipt = _stage(context, store, spec, obj, self.wait_seconds)
+        finally:
+            MetricsResource().push(store, context.log)
+        report = IngestReport(
+            spec.name,
+            receipts=(receipt,),
+            segment_id=receipt.segment_id,
+            segment_bytes=_segment_bytes(store, receipt),
+            duration_seconds=time.perf_counter() - started,
+        )
+        context.add_output_metadata({**ingest_metadata(report), "batch_id": receipt.batch_id, **_schema(store, spec)})
+        if context.has_asset_partitions:
+            _warn_of_other_windows(context, receipt)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Return the rows of the time window that the asset is run for, as what its parameter is annotated with."""
+        store = self.store.opened
+        metadata = {**_upstream_metadata(context), **context.definition_metadata}
+        spec = store.datasets[_dataset(metadata, context.asset_key)]
+        wanted = metadata.get(COLUMNS_METADATA)
+        with store.ledger.read() as tx:
+            known = dataset_columns(tx, spec)
+        if known is not None:
+            ranges = None if metadata.get(RANGE_METADATA) == "all" else _time_ranges(context)
+            columns = None if wanted is None else list(wanted)
+            sql = " UNION ALL ".join(
+                range_query(spec, known, start, end, columns, None)
+                for start, end in (ranges if ranges is not None else [(None, None)])
+            )
+            rows = query_rows(store, sql)
+            context.log.info("%s: reading %s", spec.name, _in_words(ranges))
+            return _as_annotated(rows, context)
+        raise dg.Failure(
+            f"dataset {spec.name!r} has no columns yet: its first batch says what they are", allow_retries=False
+        )
+
+
+def timestore_io_manager(settings: Settings | None = None, wait_seconds: float = 60.0) -> TimestoreIOManager:
+    """Return the IO manager of the installation that ``settings`` describe, by default the ``TIMESTORE_*`` variables.
+
+    Example:
+        >>> defs = dg.Definitions(assets=[...], resources={"io_manager": timestore_io_manager()})
+
+    Raises:
+        SettingsError, DatasetsFileError: the environment or the datasets file is not usable; says what to correct.
+    """
+    settings = settings or load_settings()
+    installation = Installation(settings, load_datasets(settings.datasets_path))
+    store = StoreResource(duckdb=duckdb_resource(settings), installation=installation)
+    return TimestoreIOManager(store=store, wait_seconds=wait_seconds)
+
+
+def published_asset(spec: DatasetSpec, io_manager_key: str = "io_manager") -> dg.AssetSpec:
+    """Return ``partitions/<dataset>`` for a code location that only reads it: with its windows, for partition mappings.
+
+    ``load_datasets`` of this package gives the spec. A location that does without may name the key alone, and reads
+    the windows of its own partitions.
+    """
+    return dg.AssetSpec(
+        partitions_key(spec.name),
+        partitions_def=partitions_definition(spec),
+        metadata={DATASET_METADATA: spec.name, "dagster/io_manager_key": io_manager_key},
+    )
+
+
+def batch_id_of(asset: dg.AssetKey, partition: str | None, execution: str) -> str:
+    """Return the id of the batch that one execution of an asset makes.
+
+    ``execution`` is the run in which it was first tried: a retry of the step, an automatic retry of the run and a
+    re-execution from failure all go on with what that run began, so they have the same id and stage nothing twice.
+    A new run, or the re-execution of a step that had succeeded, is an execution of its own.
+    """
+    name = f"{_prefix(asset, partition)}{execution}"
+    if len(name) <= _LONGEST_BATCH_ID:
+        return name
+    return f"asset:{blake3(_prefix(asset, partition).encode()).hexdigest()}:{execution}"
+
+
+def _prefix(asset: dg.AssetKey, partition: str | None) -> str:
+    return f"asset:{asset.to_user_string()}:{partition or '-'}:"
+
+
+def _stage(context: dg.OutputContext, store: Store, spec: DatasetSpec, obj: Any, wait_seconds: float) -> Receipt:
+    source = context.asset_key.to_user_string()
+    partition = _partition(context)
+    batch_id = batch_id_of(context.asset_key, partition, _first_tried_in(context))
+    table = as_table(spec.name, obj, source)
+    before = _last_time(store, spec, batch_id.rpartition(":")[0] + ":", source, table)
+    if before is not None:
+        context.log.info("%s: these rows are staged already, as batch %s", spec.name, before.batch_id)
+        return before
+    try:
+        return stage(store, spec.name, table, batch_id, source, wait_seconds)
+    except BatchConflict:
+        # An earlier attempt was acknowledged, and its process ended before Dagster heard of it.
+        context.log.warning(
+            "%s: an earlier attempt of this execution has staged other rows as batch %s. They stand, and those of this "
+            "attempt are not staged: materialize in a new run to stage them.",
+            spec.name,
+            batch_id,
+        )
+        with store.ledger.read() as tx:
+            known = known_batches(tx, spec.name, [batch_id])[batch_id]
+        return _receipt(store, spec, IncomingBatch(batch_id, known.fingerprint, source, 0))
+
+
+def _last_time(store: Store, spec: DatasetSpec, prefix: str, source: str, table: pa.Table) -> Receipt | None:
+    """Return the receipt of the asset's and partition's last batch if it had the very same rows.
+
+    So a materialization that brings nothing new doubles nothing. Only the last one counts: going back to what was
+    before the last one is a change.
+    """
+    with store.ledger.read() as tx:
+        last = latest_batch(tx, spec.name, prefix)
+    if last is None or last.fingerprint != table_fingerprint(table):
+        return None
+    return _receipt(store, spec, IncomingBatch(last.batch_id, last.fingerprint, source, table.nbytes))
+
+
+def _receipt(store: Store, spec: DatasetSpec, batch: IncomingBatch) -> Receipt:
+    answer = settle_known(store, spec, [batch])[batch.batch_id]
+    if isinstance(answer, BatchConflict):
+        raise answer
+    return answer
+
+
+def _segment_bytes(store: Store, receipt: Receipt) -> int:
+    """Return the size of the segment that a batch came into now, 0 where it came into none."""
+    if receipt.duplicate or receipt.segment_id is None:
+        return 0
+    with store.ledger.read() as tx:
+        return segment_bytes(tx, receipt.segment_id)
+
+
+def _first_tried_in(context: dg.OutputContext) -> str:
+    """Return the run in which this execution of the step was first tried: past runs whose step did not succeed."""
+    run, first = context.step_context.dagster_run, context.run_id
+    instance = context.step_context.instance
+    while run is not None and run.parent_run_id is not None:
+        run = instance.get_run_by_id(run.parent_run_id)
+        if run is None:
+            break
+        steps = instance.get_run_step_stats(run.run_id, [context.step_key])
+        if not steps or any(step.status is not None and step.status.value == "SUCCESS" for step in steps):
+            break
+        first = run.run_id
+    return first
+
+
+def _partition(context: dg.OutputContext) -> str | None:
+    if not context.has_asset_partitions:
+        return None
+    keys = context.asset_partition_key_range
+    return keys.start if keys.start == keys.end else f"{keys.start}...{keys.end}"
+
+
+def _dataset(metadata: Mapping[str, Any], asset: dg.AssetKey) -> str:
+    named = metadata.get(DATASET_METADATA)
+    return asset.path[-1] if named is None else str(getattr(named, "value", named))
+
+
+def _upstream_metadata(context: dg.InputContext) -> Mapping[str, Any]:
+    return context.upstream_output.definition_metadata if context.upstream_output else {}
+
+
+def _time_ranges(context: dg.InputContext) -> list[_Range] | None:
+    """Return the times that an input is to have rows of, None for all: after one another and apart.
+
+    Those of the partitions that the mapping gives where the input's asset has any, else those of the asset that
+    takes it.
+    """
+    if context.has_asset_partitions:
+        ranges = _windows(context.asset_partitions_def, context.asset_partition_keys)
+        if ranges is None:
+            raise dg.Failure(
+                f"{context.asset_key.to_user_string()} is partitioned, but not by time, so its partitions say nothing "
+                f"of which rows are wanted. Read all with metadata {{{RANGE_METADATA!r}: 'all'}} on the input.",
+                allow_retries=False,
+            )
+        return ranges
+    step = context.step_context
+    if not step.has_partitions or (definition := step.run_partitions_def) is None:
+        return None
+    return _windows(definition, definition.get_partition_keys_in_range(step.partition_key_range))
+
+
+def _windows(definition: dg.PartitionsDefinition, keys: Sequence[str]) -> list[_Range] | None:
+    """Return the times of partitions, after one another and apart; None where they are not of time."""
+    if not isinstance(definition, dg.TimeWindowPartitionsDefinition | dg.MultiPartitionsDefinition):
+        return None
+    if isinstance(definition, dg.MultiPartitionsDefinition) and not definition.has_time_window_dimension:
+        return None
+    merged: list[_Range] = []
+    for window in sorted({definition.time_window_for_partition_key(key) for key in keys}):
+        if merged and window.start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(window.end, merged[-1][1]))
+        else:
+            merged.append((window.start, window.end))
+    return merged
+
+
+def _in_words(ranges: list[_Range] | None) -> str:
+    if ranges is None:
+        return "all rows"
+    return "the rows of " + ", ".join(f"{start.isoformat()} … {end.isoformat()}" for start, end in ranges[:10])
+
+
+def _as_annotated(rows: Rows, context: dg.InputContext) -> Any:
+    """Return rows as what the parameter is annotated with; as a pyarrow table where it is not."""
+    wanted = context.dagster_type.typing_type
+    library, name = getattr(wanted, "__module__", "").partition(".")[0], getattr(wanted, "__name__", "")
+    if wanted in (Any, pa.Table, None):
+        return rows.to_arrow()
+    if wanted is pa.RecordBatchReader:
+        return rows.to_reader()
+    if wanted is Rows:
+        return rows
+    if library in ("duckdb", "_duckdb") and name == "DuckDBPyRelation":
+        return rows.relation
+    if library == "pandas" and name == "DataFrame":
+        return rows.to_pandas()
+    if library == "polars" and name in ("DataFrame", "LazyFrame"):
+        frame = rows.to_polars()
+        return frame.lazy() if name == "LazyFrame" else frame
+    raise dg.Failure(
+        f"the input {context.name!r} is annotated as {wanted}: annotate it as a pyarrow Table or RecordBatchReader, a "
+        "pandas DataFrame, a Polars DataFrame or LazyFrame, a DuckDB relation, or not at all (a pyarrow Table)",
+        allow_retries=False,
+    )
+
+
+def _schema(store: Store, spec: DatasetSpec) -> dict[str, Any]:
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    return {} if columns is None else {"dagster/column_schema": column_schema(columns)}
+
+
+def _warn_of_other_windows(context: dg.OutputContext, receipt: Receipt) -> None:
+    """Say where rows lie outside of the partition: they are staged, but who reads the partition does not get them."""
+    ranges = _windows(context.asset_partitions_def, context.asset_partition_keys)
+    if ranges is None:
+        return
+    outside: list[Window] = [
+        window
+        for window in receipt.windows
+        if not any(window.start < end and start < window.end for start, end in ranges)
+    ]
+    if outside:
+        keys = ", ".join(window.key for window in outside[:5]) + (" …" if len(outside) > 5 else "")
+        context.log.warning("%s: rows were staged in windows outside of the partition: %s", receipt.dataset, keys)
