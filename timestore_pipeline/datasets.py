@@ -30,6 +30,10 @@ DatasetName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Field(ge=0)]
 
 
+SCRATCH_PREFIX = "timestore_validation_"
+"""How the names of scratch datasets begin, which no declared one may take."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -301,6 +305,8 @@ class DatasetsFile(_Model):
     def _names_and_starts(cls, value: Any) -> Any:
         if not isinstance(value, Mapping) or not isinstance(value.get("datasets"), Mapping):
             return value
+        if reserved := [name for name in value["datasets"] if str(name).startswith(SCRATCH_PREFIX)]:
+            raise ValueError(f"datasets: {reserved[0]} has a name that is reserved for validations; take another")
         start = value.get("start", DEFAULT_START)
         specs = {
             name: {"start": start, **spec, "name": name} if isinstance(spec, Mapping) else spec

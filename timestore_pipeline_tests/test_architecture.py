@@ -39,7 +39,7 @@ LAYERS = [
     },
     {"ledger"},
     {"store"},
-    {"landing", "staging", "building", "lifecycle", "reading", "metrics"},
+    {"landing", "staging", "building", "lifecycle", "reading", "metrics", "validation"},
     {"timestore"},
     {"orchestration", "cli", "definitions", "demo", "reference", "dashboard"},
 ]

@@ -95,3 +95,38 @@ def _duration(text: str, option: str) -> float:
         return parse_duration(text).total_seconds()
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+@insight_app.command(short_help="Put a load through this installation and look whether it keeps its promises.")
+def validate(
+    rate: Annotated[float, typer.Option(min=0.01, metavar="N", help="Batches per second.")] = 2.0,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows per batch.")] = 500,
+    duration: Annotated[str, typer.Option(metavar="DURATION", help="How long the load lasts, such as 90s.")] = "60s",
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Take the window, thresholds and limits of this dataset."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a load through this installation in a scratch dataset, and look whether it keeps its promises.
+
+    Half of the batches are staged by code, half lie in a landing folder. Then the queue must become empty, flushes and
+    freshness must be within the service levels (TIMESTORE_SLO_...), and no row may be lost or doubled. The scratch
+    dataset has its own table, and is removed at the end; one whose command was killed, by the next validation.
+    """
+    from timestore_pipeline.cli import validate as shown
+    from timestore_pipeline.cli.exit_codes import ExitCode
+    from timestore_pipeline.cli.operator import terminated_like_interrupted
+    from timestore_pipeline.cli.output import print_json, warn
+    from timestore_pipeline.store import Store
+    from timestore_pipeline.validation.run import validate as run
+    from timestore_pipeline.validation.verdict import Load
+
+    load = Load(rate, rows, _duration(duration, "--duration"))
+    with Store.open() as store, terminated_like_interrupted():
+        found = run(store, load, like=like, progress=warn)
+    if as_json:
+        print_json(shown.as_json(found))
+    else:
+        shown.print_report(found)
+    raise typer.Exit(ExitCode.DONE if found.passed else ExitCode.FAILED)

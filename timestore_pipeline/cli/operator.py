@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _OWNER_PREFIX = f"cli:{socket.gethostname()}:"
 
@@ -35,3 +38,17 @@ def command_has_died(owner: str) -> bool:
     except PermissionError:
         return False
     return False
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end what is in the block as Ctrl-C does, so that it tidies up."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, func, select
 
 from timestore_pipeline.building.thresholds import effective_thresholds, service_levels
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
@@ -107,7 +108,9 @@ class _Found:
 
     @property
     def waiting(self) -> set[str]:
-        return {*self.queues, *self.in_flight, *self.quarantined}
+        found = {*self.queues, *self.in_flight, *self.quarantined}
+        # A load that somebody tries out is no concern of those on call.
+        return {name for name in found if not name.startswith(SCRATCH_PREFIX)}
 
 
 def _gauges(tx: Connection, found: _Found, datasets: Iterable[str], now: int) -> _Values:

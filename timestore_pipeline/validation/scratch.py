@@ -1,0 +1,170 @@
+"""The dataset of a validation: nobody else's, and gone without a trace afterwards, however the validation ended.
+
+It lives in the installation's own ledger, staging directory and tables, because these are what is put to the test. Its
+name is reserved. A lease says that its validation is alive; one without is removed by the next validation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from timestore_pipeline.building.thresholds import effective_thresholds
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.datasets import (
+    SCRATCH_PREFIX,
+    Datasets,
+    DatasetSpec,
+    FlushSpec,
+    LimitSpec,
+    TimeSpec,
+)
+from timestore_pipeline.ledger.forget import forget_dataset
+from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.ledger.limits import EffectiveLimits
+from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+from timestore_pipeline.windows import Granularity
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {"ts": "timestamptz", "source": "varchar", "batch": "bigint", "number": "bigint", "value": "double"}
+_LEASE_MICROS = 60_000_000
+_NAME = re.compile(rf"{SCRATCH_PREFIX}[0-9a-f]{{8}}")
+
+
+@contextmanager
+def scratch_store(store: Store, like: str | None) -> Iterator[Store]:
+    """Open the installation of ``store`` with a scratch dataset as its only one; it is removed at the end.
+
+    Args:
+        store: the installation.
+        like: a dataset whose window, thresholds and limits it gets; by default those of the environment.
+
+    Raises:
+        UnknownDataset: ``like`` is not declared.
+    """
+    spec = _spec(store, like)
+    remove_leftovers(store)
+    settings = store.settings.model_copy(
+        # Hidden, so that no sensor takes an interest; beside the real ones, so on the same disk.
+        update={
+            "landing_directory": store.settings.landing_path / f".{spec.name}",
+            "landing_archive_directory": store.settings.archive_path / f".{spec.name}",
+        }
+    )
+    extend_lease(store, spec.name)
+    try:
+        (settings.landing_path / spec.name).mkdir(parents=True)
+        with Store.open(settings, datasets=Datasets({spec.name: spec})) as opened:
+            yield opened
+    finally:
+        _remove(store, spec.name)
+
+
+def scratch_name(scratch: Store) -> str:
+    """Return the name of the scratch dataset that :func:`scratch_store` opened."""
+    return next(iter(scratch.datasets))
+
+
+def extend_lease(store: Store, name: str) -> None:
+    """Say that the validation is alive; to be called at least once a minute."""
+    now = now_micros()
+    with store.ledger.write() as tx:
+        take_lease(tx, _lease(name), _owner(), now=now, expires_at=now + _LEASE_MICROS)
+
+
+def remove_leftovers(store: Store) -> list[str]:
+    """Remove what validations left whose process was killed; return the names of their datasets."""
+    with store.ledger.read() as tx:
+        found = known_datasets(tx)
+    settings = store.settings
+    for folder in (settings.staging_path, settings.staging_path / QUARANTINE_FOLDER, settings.tables_path):
+        found |= _entries(folder)
+    for folder in (settings.landing_path, settings.archive_path):
+        found |= {name.removeprefix(".") for name in _entries(folder)}
+    # Declared datasets cannot be called so; should one be all the same, it is somebody's.
+    leftovers = sorted(name for name in found if _NAME.fullmatch(name) and name not in store.datasets)
+    removed = []
+    for name in leftovers:
+        now = now_micros()
+        with store.ledger.write() as tx:
+            dead = take_lease(tx, _lease(name), _owner(), now=now, expires_at=now + _LEASE_MICROS)
+        if dead:
+            log.warning("removing %s, which a validation left that did not end by itself", name)
+            _remove(store, name)
+            removed.append(name)
+    return removed
+
+
+def _spec(store: Store, like: str | None) -> DatasetSpec:
+    name = f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
+    described = {
+        "name": name,
+        "description": "Rows of a validation.",
+        "columns": COLUMNS,
+        "time": TimeSpec(column="ts"),
+    }
+    if like is None:
+        return DatasetSpec(**described, window=Granularity.HOUR)
+    model = store.datasets[like]
+    thresholds = effective_thresholds(store.settings, model)
+    with store.ledger.read() as tx:
+        limits: EffectiveLimits = store.limits(tx, model)
+    return DatasetSpec(
+        **described,
+        window=model.window,
+        flush=FlushSpec(max_rows=thresholds.max_rows, max_bytes=thresholds.max_bytes, max_age_ms=thresholds.max_age_ms),
+        limits=LimitSpec(
+            max_pending=limits.max_pending,
+            max_bytes=limits.max_bytes,
+            concurrent_ingests=limits.concurrent_ingests,
+        ),
+    )
+
+
+def _remove(store: Store, name: str) -> None:
+    """Remove all that there is of a scratch dataset; files last, as those that the ledger does not know harm nobody."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no scratch dataset")
+    with store.ledger.write() as tx:
+        lock_dataset(tx, name)
+        forget_dataset(tx, name)
+    for folder in _folders(store.settings, name):
+        shutil.rmtree(folder, ignore_errors=True)
+    with store.ledger.write() as tx:
+        release_lease(tx, _lease(name), _owner())
+
+
+def _folders(settings: Settings, name: str) -> list[Path]:
+    staging = settings.staging_path
+    return [
+        settings.landing_path / f".{name}",
+        settings.archive_path / f".{name}",
+        staging / name,
+        staging / QUARANTINE_FOLDER / name,
+        settings.tables_path / name,
+    ]
+
+
+def _entries(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in os.scandir(folder)}
+    except OSError:
+        return set()
+
+
+def _lease(name: str) -> str:
+    return f"validation:{name}"
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

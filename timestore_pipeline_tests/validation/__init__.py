@@ -1,0 +1,1 @@
+"""Tests of the validation of an installation under load."""
