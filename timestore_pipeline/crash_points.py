@@ -10,7 +10,7 @@ import signal
 from enum import StrEnum
 
 VARIABLE = "_TIMESTORE_SIGNAL_AT"
-"""``<point>=<signal>`` or ``<point>:<n>=<signal>``, the n-th time; for child processes of tests only."""
+"""``<point>=<signal>`` or ``<point>:<n>=<signal>``, the n-th time, or several with commas; for processes of tests."""
 
 
 class CrashPoint(StrEnum):
@@ -67,21 +67,21 @@ class _Plan:
         self.signal = signal.Signals[name]
 
 
-_plan: _Plan | None = None
+_plans: list[_Plan] = []
 
 
 def arm(plan: str | None) -> None:
     """Let this process signal itself as ``plan`` says (see :data:`VARIABLE`), or not any more."""
-    global _plan  # noqa: PLW0603 - the process has one fate
-    _plan = _Plan(plan) if plan else None
+    _plans[:] = [_Plan(part) for part in plan.split(",")] if plan else []
 
 
 def reach(point: CrashPoint) -> None:
     """Say that ``point`` is reached."""
-    if _plan is not None and _plan.point is point:
-        _plan.left -= 1
-        if _plan.left == 0:
-            os.kill(os.getpid(), _plan.signal)
+    for plan in _plans:
+        if plan.point is point:
+            plan.left -= 1
+            if plan.left == 0:
+                os.kill(os.getpid(), plan.signal)
 
 
 arm(os.environ.get(VARIABLE))

@@ -39,6 +39,7 @@ from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.ingest import file_fingerprint, stage_file
 from timestore_pipeline.staging.receipts import (
+    MAX_BATCH_ID,
     IncomingBatch,
     SegmentSchema,
     StagedMeanwhile,
@@ -52,7 +53,6 @@ from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
-_MAX_BATCH_ID = 255
 _RETRY_MARK = "/rows/"
 
 
@@ -181,7 +181,7 @@ def retry_batch_id(entry: QuarantineEntry) -> str:
     mark = f"{_RETRY_MARK}{entry.id}"
     # Rows that were impossible twice do not make the id longer each time.
     origin = entry.batch_id.partition(_RETRY_MARK)[0]
-    if len(origin) + len(mark) > _MAX_BATCH_ID:
+    if len(origin) + len(mark) > MAX_BATCH_ID:
         origin = f"batch-{hashlib.sha256(origin.encode()).hexdigest()}"
     return origin + mark
 

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urlsplit
@@ -22,11 +23,13 @@ from prometheus_client import push_to_gateway
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.metrics.projection import Picture, collect_metrics
-from timestore_pipeline.metrics.transport import gateway_handler
+from timestore_pipeline.metrics.transport import gateway_handler, secrets_sent
 from timestore_pipeline.settings import grouping_labels
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
+
+_QUOTED_CHARACTERS = 500
 
 _LEASE = "metrics_push"
 _RETRY_SECONDS = 0.05
@@ -111,12 +114,14 @@ def _push(store: Store, gateway: SplitResult, deadline: float) -> str | None:
     sender.join(left)
     if sender.is_alive():
         return f"no answer within {settings.pushgateway_timeout_seconds:g} s"
-    return _explain(failure[0]) if failure else None
+    return _explain(failure[0], secrets_sent(settings, gateway)) if failure else None
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: BaseException, secrets: Iterable[str] = ()) -> str:
     if isinstance(error, HTTPError):
-        body = error.read(500).decode(errors="replace").strip()
+        body = error.read(10 * _QUOTED_CHARACTERS).decode(errors="replace").strip()
+        repeated = any(secret in body for secret in secrets)
+        body = "its answer repeats the credentials and is not shown" if repeated else body[:_QUOTED_CHARACTERS]
         return f"HTTP {error.code} {error.reason}" + (f": {body}" if body else "")
     if isinstance(error, URLError):
         return str(error.reason)

@@ -81,6 +81,15 @@ class _Https(HTTPSHandler):
         return self.do_open(_SecureHearsOut, req, context=self._tls)
 
 
+def secrets_sent(settings: Settings, gateway: SplitResult) -> tuple[str, ...]:
+    """Return what a server is told and may repeat: the credentials, as they are sent and as they are set."""
+    scheme, _, sent = (_authorization(settings, gateway) or "").partition(" ")
+    if scheme != "Basic":
+        return (sent,) if sent else ()
+    password = base64.b64decode(sent).decode().partition(":")[2]
+    return tuple(text for text in (sent, password) if text)
+
+
 def _authorization(settings: Settings, gateway: SplitResult) -> str | None:
     token = _secret(settings, "pushgateway_bearer_token")
     if token is not None:

@@ -29,9 +29,11 @@ from timestore_pipeline.orchestration.metadata import (
     column_schema,
     ingest_metadata,
     lines_per_window,
+    published_totals,
     untouched_window_metadata,
 )
 from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
+from timestore_pipeline.orchestration.quarantine_check import quarantine_watched
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.table_checks import table_check_results, table_check_specs
 from timestore_pipeline.orchestration.tags import tag_run_of_a_person
@@ -136,7 +138,8 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
         touched: list[Window] | None = None
         try:
             if key in context.selected_asset_keys:
-                touched = yield from publish_staged(context, store.opened, spec, config)
+                with quarantine_watched(context, store.opened, spec):
+                    touched = yield from publish_staged(context, store.opened, spec, config)
         finally:
             # Failures are counted in the ledger too. (A run that is killed is seen by the next tick of metrics_sensor.)
             metrics.push(store.opened, context.log)
@@ -182,7 +185,10 @@ def stage_landed(
         if partitions_key(spec.name) in _assets_of_run(context):
             yield dg.MaterializeResult(metadata={"rows": 0, "bytes": 0, "batches": 0})
         return
+    started = now_micros()
     report = ingest_files(store, spec.name, files)
+    if not store.settings.staging_enabled:
+        _mark_published_since(context, store, spec, started)
     warnings = [f"{entry.source} was quarantined: {entry.reason}" for entry in report.quarantined]
     _warn(context, spec, [*warnings, *report.skipped])
     if not (report.receipts or report.quarantined) and partitions_key(spec.name) not in _assets_of_run(context):
@@ -246,6 +252,21 @@ def publish_staged(
             )
         )
     return list(windows)
+
+
+def _mark_published_since(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, moment: int) -> None:
+    """Record in Dagster the windows that an ingest straight to the table has published to."""
+    with store.ledger.read() as tx:
+        published = [totals for totals in window_totals(tx, spec.name) if totals.published_at >= moment]
+    definition = partitions_definition(spec)
+    for totals in published:
+        context.log_event(
+            dg.AssetMaterialization(
+                partitions_key(spec.name),
+                partition=partition_key(definition, spec.window_at(totals.window_start)),
+                metadata={"trigger": str(Trigger.DIRECT), **published_totals(totals)},
+            )
+        )
 
 
 def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, order: BuildOrder) -> list[Window]:

@@ -10,16 +10,12 @@ import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
-from timestore_pipeline.ledger.quarantine import QuarantineTotals, newest_entries, open_totals
-from timestore_pipeline.orchestration.assets import staging_key
-from timestore_pipeline.orchestration.metadata import table
+from timestore_pipeline.orchestration.keys import staging_key
+from timestore_pipeline.orchestration.quarantine_check import QUARANTINE_EMPTY, look_into_quarantine
 from timestore_pipeline.orchestration.resources import StoreResource
 from timestore_pipeline.store import Store
 
 GUARDRAILS = "guardrails"
-QUARANTINE_EMPTY = "quarantine_empty"
-
-_NEWEST = 10
 
 
 def dataset_checks(spec: DatasetSpec) -> list[dg.AssetChecksDefinition]:
@@ -77,20 +73,12 @@ def guardrails_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
 
 def quarantine_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
     """Warn where something of the dataset is in quarantine, and say why the newest of it is."""
-    with store.ledger.read() as tx:
-        totals = open_totals(tx).get(spec.name, QuarantineTotals(batches=0, rows=0))
-        newest = newest_entries(tx, spec.name, _NEWEST)
-    lines = [(str(entry.id), entry.kind.value, entry.source, entry.reason) for entry in newest]
+    found = look_into_quarantine(store, spec)
     return dg.AssetCheckResult(
         asset_key=staging_key(spec.name),
         check_name=QUARANTINE_EMPTY,
-        passed=not newest,
+        passed=found.passed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"`timestore quarantine list {spec.name}` shows it all" if newest else None,
-        metadata={
-            "batches": totals.batches,
-            "rows": totals.rows,
-            "segments": totals.segments,
-            **({"newest": table(("entry", "kind", "source", "reason"), lines, _NEWEST)} if lines else {}),
-        },
+        description=found.description,
+        metadata=found.metadata,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ MAX_LINES = 100
 # Over all windows of one build: each of them is an event of its own in Dagster's event log.
 _MAX_LINES_OF_BUILD = 5_000
 _MIN_LINES_OF_WINDOW = 5
+
+# A file's name is its producer's, and is not to become a link or a picture in the operator's browser.
+_MARKUP = re.compile(r"[\\`\[\]<>|]")
 
 Metadata = dict[str, Any]
 
@@ -128,4 +132,4 @@ def bullets(lines: Sequence[str], limit: int) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_MARKUP.sub(r"\\\g<0>", " ".join(cell.split())) for cell in cells) + " |"

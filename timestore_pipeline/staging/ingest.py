@@ -57,6 +57,7 @@ from timestore_pipeline.staging.receipts import (
     SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
+    check_texts,
     duplicate_receipts,
 )
 from timestore_pipeline.staging.retry import when_there_is_room
@@ -257,13 +258,18 @@ def stage_file(
 
 
 def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None) -> Receipt:
+    if not _is_utf8(path):
+        raise BatchRejected(spec.name, ascii(str(path)), "DuckDB and the ledger take UTF-8 names only; rename it")
     try:
         # A link that the caller names is the caller's choice.
         stamp, fingerprint = _stamp_and_hash(path, through_links=True)
     except OSError as error:
         raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
     state = _Files(through_links=True)
-    batch = IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, stamp.bytes)
+    batch = check_texts(
+        spec.name,
+        IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, stamp.bytes),
+    )
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
     if duplicate is not None:
         return duplicate
@@ -278,6 +284,14 @@ def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | Non
     if state.skipped:
         raise BatchRejected(spec.name, str(path), state.skipped[0])
     return acknowledged.receipts[0] if acknowledged.receipts else state.duplicates[path]
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def file_fingerprint(path: Path) -> str:

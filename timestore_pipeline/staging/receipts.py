@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict
+from timestore_pipeline.errors import BatchConflict, BatchRejected
 from timestore_pipeline.ledger.batches import (
     BatchRow,
     KnownBatch,
@@ -35,6 +35,11 @@ from timestore_pipeline.staging.room import (
 from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
+
+MAX_BATCH_ID = 255
+"""Most characters of a batch id."""
+
+_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,27 @@ class IncomingBatch:
     fingerprint: str
     source: str
     source_bytes: int
+
+
+def check_texts(dataset: str, batch: IncomingBatch) -> IncomingBatch:
+    """Return a batch whose id and source every ledger can hold, and a person read.
+
+    Raises:
+        BatchRejected: its id or source is no text, too long, or has characters that are none.
+    """
+    shown = repr(batch.source)[:_SHOWN]
+    for what, text in (("batch id", batch.batch_id), ("source", batch.source)):
+        if not isinstance(text, str):
+            raise BatchRejected(dataset, shown, f"its {what} is no text but {type(text).__name__}")
+        if "\0" in text or (not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)):
+            raise BatchRejected(
+                dataset, shown, f"its {what} {text[:_SHOWN]!r} has characters that are not UTF-8, or nulls"
+            )
+    if len(batch.batch_id) > MAX_BATCH_ID:
+        raise BatchRejected(
+            dataset, shown, f"its batch id has {len(batch.batch_id)} characters; {MAX_BATCH_ID} are the most"
+        )
+    return batch
 
 
 class StagedMeanwhile(Exception):

@@ -34,6 +34,7 @@ from timestore_pipeline.staging.receipts import (
     SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
+    check_texts,
     settle_known,
 )
 from timestore_pipeline.staging.room import room_for
@@ -54,11 +55,12 @@ class Incoming:
         """Return ``data`` as a batch, named after its content where it has no ``batch_id``.
 
         Raises:
-            NoFrame, BatchRejected: it has no rows that can be read as Arrow.
+            NoFrame, BatchRejected: it has no rows that can be read as Arrow, or an id that no ledger can hold.
         """
         table = as_table(dataset, data, source)
         fingerprint = table_fingerprint(table)
-        return cls(IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes), table)
+        batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes)
+        return cls(check_texts(dataset, batch), table)
 
 
 Answer = Receipt | TimestoreError

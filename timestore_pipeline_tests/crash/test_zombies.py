@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import timestore_pipeline.staging.ingest as ingesting
-import timestore_pipeline.staging.stage as staging
+import timestore_pipeline.staging.together as staging
 from timestore_pipeline.building import recovery
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds

@@ -8,17 +8,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 
+from timestore_pipeline import crash_points
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 
 ROOT = Path(__file__).parents[2]
+
+
+def processes_of(environment: Mapping[str, str]) -> list[psutil.Process]:
+    """All processes that serve the DAGSTER_HOME of an environment."""
+    return [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("DAGSTER_HOME") == environment["DAGSTER_HOME"]
+    ]
 
 
 @dataclass
@@ -41,6 +52,20 @@ class Deployment:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def kill_daemon(self) -> None:
+        """Kill the daemon alone; its code servers and runs learn of it by themselves."""
+        assert self.daemon
+        self.daemon.kill()
+        self.daemon.wait()
+
+    def stopped_run(self) -> psutil.Process | None:
+        """The process of a run that has stopped itself at a crash point."""
+        for process in processes_of(self.environment):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() == psutil.STATUS_STOPPED:
+                    return process
+        return None
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End the daemon and, once it had its chance, whatever it has started."""
@@ -78,7 +103,7 @@ def deploy(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> 
     """Makes deployments with settings of the test's own, to be started by it; stops them at its end."""
     made: list[Deployment] = []
 
-    def make(datasets_yaml: str = DATASETS_YAML, **settings: object) -> Deployment:
+    def make(datasets_yaml: str = DATASETS_YAML, signals: str = "", **settings: object) -> Deployment:
         environment = store_environment(
             datasets_yaml,
             **{"landing_sensor_interval_seconds": 1, "flush_sensor_interval_seconds": 1, **settings},
@@ -87,6 +112,8 @@ def deploy(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> 
         home.mkdir()
         (home / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
         environment |= {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        if signals:
+            environment[crash_points.VARIABLE] = signals
         deployment = Deployment(Store.open(), dg.DagsterInstance.from_config(str(home)), environment, tmp_path)
         made.append(deployment)
         return deployment
@@ -94,5 +121,7 @@ def deploy(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> 
     yield make
     for deployment in made:
         deployment.stop()
+        for process in processes_of(deployment.environment):
+            process.kill()
         deployment.instance.dispose()
         deployment.store.close()

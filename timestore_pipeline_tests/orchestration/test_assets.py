@@ -17,6 +17,7 @@ from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.orchestration import assets as assets_module
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import weather_csv
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location
 
@@ -386,3 +387,21 @@ class TestGuardrailsCheck:
         specs = {spec.key.to_user_string(): spec.metadata for spec in definitions.resolve_all_asset_specs()}
         assert specs["staging/weather"]["concurrent_ingests"] == 3
         assert specs["partitions/weather"]["concurrent_builds"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*straight to the table:DeprecationWarning")
+def test_an_ingest_straight_to_the_table_marks_the_windows_that_it_published(
+    make_store: MakeStore, drop: Drop, location: Callable[[Store], Location]
+):
+    store = make_store(staging_enabled=False)
+    drop(store, "weather", "a.csv", WEATHER_CSV)
+    here = location(store)
+
+    here.materialize("staging/weather")
+    drop(store, "weather", "b.csv", weather_csv("2026-01-02T05:00:00Z,LGA,1"))
+    here.materialize("staging/weather")
+
+    marked = [record.partition_key for record in here.materialized("partitions/weather")]
+    assert marked == ["2026-01-01", "2026-01-02", "2026-01-02"]
+    newest = here.metadata("partitions/weather")["2026-01-02"]
+    assert (newest["trigger"], newest["dagster/partition_row_count"]) == ("direct", 2)

@@ -211,3 +211,35 @@ def test_a_dataset_whose_builds_fail_again_and_again_fails_no_other_of_the_same_
     assert published(store, "climate") == readable(store, "climate") == rows_of(hourly(2, station="LGA"))
     with store.ledger.read() as tx:
         assert [(entry.dataset, entry.rows) for entry in open_entries(tx)] == [("climate", 24)]
+
+
+def test_a_build_that_sets_a_segment_aside_warns_and_one_that_does_not_says_nothing(
+    make_store: MakeStore, location: Callable[[Store], Location]
+):
+    store = make_store(build_max_attempts=1)
+    here = location(store)
+    key = dg.AssetCheckKey(dg.AssetKey(["staging", "weather"]), "quarantine_empty")
+
+    def evaluations() -> list[dg.AssetCheckEvaluation]:
+        records = here.instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+        return [
+            record.event.dagster_event.event_specific_data  # pyright: ignore[reportReturnType]
+            for record in records
+            if record.event and record.event.dagster_event
+        ]
+
+    stage(store, "weather", hourly(3))
+    here.materialize("partitions/weather")
+    assert evaluations() == []
+    broken = segment_file(store, stage(store, "weather", hourly(24, station="LGA")).segment_id)
+    broken.write_bytes(broken.read_bytes()[:-1])
+
+    here.materialize("partitions/weather", raise_on_error=False)
+
+    (evaluation,) = evaluations()
+    assert not evaluation.passed
+    assert evaluation.severity is dg.AssetCheckSeverity.WARN
+    assert evaluation.metadata["segments"].value == 1
+    assert evaluation.metadata["rows"].value == 24
+    here.materialize("partitions/weather")
+    assert len(evaluations()) == 1
