@@ -54,6 +54,8 @@ class CrashPoint(StrEnum):
     SEGMENT_UNLINKED = "retention.unlinked"
     RETENTION_COMMITTED = "retention.committed"
     ORPHAN_REMOVED = "sweep.removed"
+    VACUUM_REMOVED = "vacuum.removed"
+    LEDGER_PRUNED = "pruning.recorded-not-committed"
 
 
 class _Plan:

@@ -54,13 +54,6 @@ class LedgerError(TimestoreError):
     """The ledger cannot be opened, is locked for too long, or is of a newer version."""
 
 
-class LedgerInterrupted(LedgerError):
-    """The ledger ended a transaction before its commit: its server stops, or two waited for each other.
-
-    Nothing of it was written, and it may be done again.
-    """
-
-
 class CommitUnknown(LedgerError):
     """The ledger failed in the middle of a commit, so what the transaction wrote may be there or not."""
 
@@ -240,6 +233,19 @@ class BuildAborted(TimestoreError):
         super().__init__(
             f"dataset {dataset!r}: build {build_id} was fenced because its lease had run out; "
             "nothing of it was published, its slices are staged again and the next flush takes them."
+        )
+
+
+class RebuildRefused(TimestoreError):
+    """Windows cannot be derived again, because not all that was published in them is still there."""
+
+    def __init__(self, dataset: str, windows: str, missing: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.missing = tuple(missing)
+        listed = "; ".join(missing[:20]) + (f"; and {len(missing) - 20} more" if len(missing) > 20 else "")
+        super().__init__(
+            f"dataset {dataset!r}: {windows} cannot be rebuilt, nothing was changed. Missing: {listed}. "
+            "Choose windows that are still retained, or set retention.staging of the dataset higher for the future."
         )
 
 

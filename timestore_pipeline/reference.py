@@ -107,17 +107,7 @@ are plain text in columns and nothing is cut; `--json` and `--format` give what 
 """
 
 _SETTING_GROUPS = (
-    (
-        "Places",
-        (
-            "home",
-            "datasets_file",
-            "tables_url",
-            "ledger_url",
-            "ledger_busy_timeout_seconds",
-            "ledger_pool_size",
-        ),
-    ),
+    ("Places", ("home", "datasets_file", "tables_url", "ledger_url", "ledger_busy_timeout_seconds")),
     ("Landing", ("landing_",)),
     ("Staging", ("staging_enabled", "staging_directory", "staging_retention_seconds", "staging_max_future_ms")),
     ("When staged rows are flushed", ("staging_flush_", "flush_sensor_interval_seconds")),
@@ -132,7 +122,8 @@ _SETTING_GROUPS = (
             "build_concurrent_builds",
         ),
     ),
-    ("Building", ("build_", "compaction_", "table_retention_seconds")),
+    ("Building", ("build_", "compaction_")),
+    ("Maintenance", ("maintenance_", "table_retention_seconds", "vacuum_", "ledger_batch_", "ledger_build_")),
     ("Service levels", ("slo_", "freshness_seconds")),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),

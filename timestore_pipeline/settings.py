@@ -193,19 +193,41 @@ class Settings(BaseSettings):
         default=None, description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory."
     )
     ledger_busy_timeout_seconds: PositiveSeconds = Field(
-        default=30.0,
-        description="How long to wait for a ledger that another process is writing to, or whose server is away.",
-    )
-    ledger_pool_size: PositiveCount = Field(
-        default=5,
-        description="PostgreSQL only: connections to the ledger that a process keeps open once it needed them; at "
-        "moments it opens up to twice as many. See [scaling](scaling.md#connections).",
+        default=30.0, description="How long to wait for a ledger that another process is writing to."
     )
 
     table_retention_seconds: Seconds = Field(
         default=0.0,
         description="How long after its end a window stays in the table; then it is dropped with all its rows. "
         "0 keeps windows for ever.",
+    )
+
+    vacuum_grace_seconds: PositiveSeconds = Field(
+        default=3_600.0,
+        description="How long files that compaction, a rebuild or retention took out of the table stay on disk, for "
+        "readers that began before; no query may last longer.",
+    )
+    ledger_batch_retention_seconds: PositiveSeconds = Field(
+        default=2_592_000.0,
+        description="How long a batch is remembered after it is published, so that offering it again changes nothing; "
+        "later the ledger forgets it, and it would be staged again. Batches of segments that are kept are remembered.",
+    )
+    ledger_build_retention_seconds: PositiveSeconds = Field(
+        default=2_592_000.0, description="How long builds that ended are kept in the ledger, the last ones always."
+    )
+    maintenance_cron: str = Field(
+        default="*/10 * * * *",
+        pattern=r"^\S+( \S+){4}$",
+        description="When the `maintenance` job runs (five cron fields, UTC); it is passed over where there is nothing "
+        "to do.",
+    )
+    maintenance_max_removals: PositiveCount = Field(
+        default=10_000,
+        description="Most files that one maintenance run removes of each kind (segments, Parquet files, orphans, "
+        "Dagster runs), and most segments that it lets the ledger forget of a dataset.",
+    )
+    maintenance_max_compacted_bytes: PositiveCount = Field(
+        default=4_294_967_296, description="About as many bytes one maintenance run compacts, over all datasets."
     )
 
     build_target_file_bytes: Annotated[int, Field(ge=1 << 20)] = Field(

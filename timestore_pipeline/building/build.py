@@ -139,15 +139,13 @@ def _build_once(
     started = time.perf_counter()
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:
-        known = dataset_columns(tx, spec)
-    if known is None:
+        columns = dataset_columns(tx, spec)
+    if columns is None:
         return None  # nothing was ever staged
     path = store.table_path(dataset)
-    prepare_table(store, spec, known)
+    prepare_table(store, spec, columns)
     check_disk(store, path)
-    now = now_micros()
-
-    def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...], bool]:
+    with store.ledger.write() as tx:
         claim = claim_slices(
             tx,
             dataset,
@@ -156,17 +154,13 @@ def _build_once(
             first_window=first.start_micros if first else None,
             last_window=last.start_micros if last else None,
             lease_micros=lease_micros(store),
-            now=now,
+            now=now_micros(),
         )
         # Only now: what is claimed may have come with new columns since the first look.
-        found = _columns_now(tx, spec, known)
+        columns, evolved = columns_now(tx, spec, columns)
         reach(CrashPoint.SLICES_RECORDED)
-        return claim, *found
-
-    claim, columns, evolved = store.ledger.transact(claim_them)
     if claim is None:
         return None
-    reach(CrashPoint.SLICES_CLAIMED)
     publication = publish(
         store,
         claim.build,
@@ -175,13 +169,19 @@ def _build_once(
     )
     with store.ledger.read() as tx:
         contributing = batches_of_build(tx, claim.build.id)
-    return _report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)
+    return build_report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)
 
 
-def _columns_now(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], bool]:
+def columns_now(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], bool]:
     """Return the dataset's columns, and whether they are others than in its beginning."""
     schema = dataset_schema(tx, spec)
     return (columns, False) if schema is None else (schema.columns, schema.version > 1)
+
+
+def prepare_types(store: Store, spec: DatasetSpec, columns: Sequence[Column], *, evolved: bool) -> None:
+    """Make the table ready for the types that its columns have got since it was created."""
+    if evolved:
+        declare_types(store.table_path(spec.name), spec.name, columns)
 
 
 def _write(
@@ -193,14 +193,19 @@ def _write(
     *,
     evolved: bool,
 ) -> WrittenFiles:
-    if evolved:
-        declare_types(store.table_path(spec.name), spec.name, columns)
-    return WrittenFiles(_write_files(store, spec, columns, claim, target_file_bytes))
+    prepare_types(store, spec, columns, evolved=evolved)
+    return WrittenFiles(write_slices(store, spec, columns, claim, target_file_bytes))
 
 
-def _write_files(
+def write_slices(
     store: Store, spec: DatasetSpec, columns: Sequence[Column], claim: Claim, target_file_bytes: int | None
 ) -> list[ParquetFile]:
+    """Write the slices of a claim to files, window by window.
+
+    Raises:
+        SegmentUnreadable, DiskFull: as they say.
+        duckdb.Error: the files cannot be written.
+    """
     target = target_file_bytes or store.settings.build_target_file_bytes
     files: list[ParquetFile] = []
     with store.connect(store.table_path(spec.name), *store.segment_folders(spec.name)) as connection:
@@ -259,7 +264,7 @@ def _slices_by_window(claim: Claim) -> dict[int, list[Slice]]:
     return found
 
 
-def _report(
+def build_report(
     spec: DatasetSpec,
     columns: tuple[Column, ...],
     claim: Claim,
@@ -268,6 +273,7 @@ def _report(
     contributing: Sequence[WindowBatch],
     duration_seconds: float,
 ) -> BuildReport:
+    """Return the report of a build that published the slices of ``claim``."""
     published = published_windows(spec, publication.files)
     batches: dict[int, list[WindowBatch]] = defaultdict(list)
     for batch in contributing:

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import duckdb
-from sqlalchemy import Connection
 
 from timestore_pipeline.building.recovery import published_windows, settle_build
 from timestore_pipeline.building.table import ParquetFile, Replacement, SequenceTaken, commit_build
@@ -57,6 +56,7 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
         BuildAborted: the build was taken for dead and fenced meanwhile.
         TimestoreError: something else failed; the build published nothing and has given back what it had claimed.
     """
+    reach(CrashPoint.SLICES_CLAIMED)
     try:
         with _kept_alive(store, build):
             written = write()
@@ -73,8 +73,7 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
         raise
     spec = store.datasets[build.dataset]
     kept = written.replacement.kept if written.replacement else ()
-
-    def record(tx: Connection) -> None:
+    with store.ledger.write() as tx:
         mark_published(
             tx,
             build,
@@ -84,8 +83,6 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
             now=now_micros(),
         )
         reach(CrashPoint.PUBLICATION_RECORDED)
-
-    store.ledger.transact(record)
     reach(CrashPoint.PUBLICATION_COMMITTED)
     return Publication(version, written.files)
 

@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection
-
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.table import (
     ParquetFile,
@@ -125,8 +123,8 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
                     written.append(file)
                 elif file.window_key in replaced:
                     kept.append(file)
-            store.ledger.transact(
-                lambda tx: mark_published(
+            with store.ledger.write() as tx:
+                mark_published(
                     tx,
                     build,
                     table_version=version,
@@ -134,16 +132,12 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
                     kept=published_windows(spec, kept),
                     now=now_micros(),
                 )
-            )
             reach(CrashPoint.RECOVERY_PUBLISHED)
             return SettledBuild(build, version)
     reach(CrashPoint.RECOVERY_FENCED)
-
-    def abort(tx: Connection) -> Build:
+    with store.ledger.write() as tx:
         mark_aborted(tx, build, error=error, recovered=recovered, now=now_micros())
-        return get_build(tx, build.id)
-
-    ended = store.ledger.transact(abort)
+        ended = get_build(tx, build.id)
     reach(CrashPoint.RECOVERY_ABORTED)
     if ended.state is BuildState.PUBLISHED:
         # Another process settled it first, and later builds are in the table by now: its files are live.

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Schema, TableFeatures, Transaction
+from deltalake import (
+    CommitProperties,
+    DeltaTable,
+    PostCommitHookProperties,
+    Schema,
+    TableFeatures,
+    Transaction,
+)
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -222,7 +229,8 @@ def commit_build(
         )
         for file in files
     ]
-    if replacement is not None:
+    grows = not has_columns(replacement.table, columns) if replacement is not None else False
+    if replacement is not None and not grows:
         actions += [
             RemoveAction(
                 path=file.path,
@@ -237,7 +245,12 @@ def commit_build(
         Transaction(_app_id(build.dataset), build.sequence),
         Transaction(_published_app_id(build.dataset), build.sequence),
     ]
-    return _commit(path, build, actions, transactions, "publish", columns, replacement and replacement.table)
+    if replacement is not None and grows and replacement.kept:
+        raise TableError(
+            f"dataset {build.dataset!r}: its columns have changed, and only some files of a window would get the new "
+            "ones; try again after the next flush."
+        )
+    return _commit(path, build, actions, transactions, "publish", columns, replacement)
 
 
 def commit_fence(path: Path, build: Build, columns: Sequence[Column]) -> int:
@@ -327,6 +340,12 @@ def file_prefix(sequence: int) -> str:
     return f"{sequence:010d}-"
 
 
+def sequence_of_file(name: str) -> int | None:
+    """Return the sequence of the build that wrote a file of that name; None for files of other tools."""
+    number = name.partition("-")[0]
+    return int(number) if len(number) == len(file_prefix(0)) - 1 and number.isdecimal() else None
+
+
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     """Return the Arrow schema of a table with these columns and the partition column."""
     return pa.schema(
@@ -356,10 +375,10 @@ def _commit(
     transactions: list[Transaction],
     action: str,
     columns: Sequence[Column],
-    held: DeltaTable | None = None,
+    replacement: Replacement | None = None,
 ) -> int:
-    """Commit on a new handle, or on the one that was ``held`` since the files to be removed were looked up."""
-    table = held or open_table(path, build.dataset)
+    """Commit on a new handle, or on the one that is held since the files to be removed were looked up."""
+    table = replacement.table if replacement is not None else open_table(path, build.dataset)
     # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
     # handle and commit on this handle: no commit can come in between unnoticed.
     if last_sequence(table, build.dataset) >= build.sequence:
@@ -374,18 +393,22 @@ def _commit(
             "timestoreSequence": str(build.sequence),
             "timestoreOwner": build.owner,
         },
-        max_commit_retries=None if held is None else 0,
+        max_commit_retries=None if replacement is None else 0,
     )
     try:
-        # delta-rs takes a new schema up only with an overwrite; of no window, so that it removes nothing by itself.
-        grows = action == "publish" and _types(table.schema()) != _types(Schema.from_arrow(arrow_schema(columns)))
+        # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
+        # of those that are replaced, whose files it then removes instead of actions that it would not take.
+        grows = action == "publish" and not has_columns(table, columns)
+        windows = sorted({file.window_key for file in replacement.files}) if replacement is not None else []
         table.create_write_transaction(
             actions,
             "overwrite" if grows else "append",
             arrow_schema(columns),
             [WINDOW_COLUMN],
-            partition_filters=_NO_WINDOW if grows else None,
+            partition_filters=([(WINDOW_COLUMN, "in", windows)] if windows else _NO_WINDOW) if grows else None,
             commit_properties=properties,
+            # Maintenance does that, and leaves the versions that readers may hold.
+            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
         )
     except CommitFailedError as error:
         if last_sequence(open_table(path, build.dataset), build.dataset) >= build.sequence:
@@ -397,6 +420,11 @@ def _commit(
     mine = _sync_commit(path, build, since=table.version())
     reach(CrashPoint.TABLE_SYNCED)
     return mine
+
+
+def has_columns(table: DeltaTable, columns: Sequence[Column]) -> bool:
+    """Whether the table has just these columns at its version; those of the ledger may be ahead until a flush."""
+    return _types(table.schema()) == _types(Schema.from_arrow(arrow_schema(columns)))
 
 
 def _types(schema: Schema) -> dict[str, str]:

@@ -26,6 +26,7 @@ class Trigger(StrEnum):
     DRAIN = "drain"
     """An operator stopped intake and publishes all that is staged."""
     BACKFILL = "backfill"
+    MAINTENANCE = "maintenance"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from timestore_pipeline.building.build import BuildReport, build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.cli import wording
+from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import say, warn
-from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
@@ -27,7 +27,6 @@ from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
 
 
 def stage_files(
@@ -93,7 +92,7 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
         ValueError: a key names no window of a dataset.
     """
     specs = [store.datasets[name] for name in datasets or store.datasets]
-    ranges = [(spec, _window(spec, first), _window(spec, last)) for spec in specs]
+    ranges = [(spec, window_of(spec, first), window_of(spec, last)) for spec in specs]
     for settled in settle_dead_builds(store, command_has_died):
         outcome = "it had been published" if settled.published else "its rows are staged again"
         build = settled.build
@@ -146,10 +145,6 @@ def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
             ExitCode.TRY_LATER if report.skipped else ExitCode.DONE,
         ]
     )
-
-
-def _window(spec: DatasetSpec, key: str | None) -> Window | None:
-    return None if key is None else spec.window_from_key(key)
 
 
 def _receipt_in_words(receipt: Receipt) -> str:

@@ -47,6 +47,10 @@ class Panel:
     units_of_columns: dict[str, str] = field(default_factory=dict)
 
 
+def _increase(series: str) -> str:
+    return f"sum by (dataset) (increase({_of(series)}[$__rate_interval]))"
+
+
 def _of(series: str, *matchers: str) -> str:
     return f"{series}{{{','.join((_HERE, *matchers))}}}"
 
@@ -357,6 +361,45 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                         f"(increase({_of('timestore_retention_unlinked_segments_total')}[$__rate_interval]))"
                     ),
                 ),
+            ),
+            Panel(
+                "Small files merged",
+                (Query(_increase("timestore_compaction_merged_files_total")),),
+                description="By compaction. Files published grow, and this stays 0: is the maintenance job running?",
+            ),
+            Panel(
+                "Compaction time, p95",
+                (
+                    Query(
+                        "histogram_quantile(0.95, sum by (le, dataset) "
+                        f"(rate({_of('timestore_compaction_duration_seconds_bucket')}[$__rate_interval])))"
+                    ),
+                ),
+                "s",
+                description="A dataset is not flushed while it is compacted.",
+            ),
+            Panel(
+                "Disk freed by vacuum",
+                (Query(f"sum by (dataset) (rate({_of('timestore_vacuum_freed_bytes_total')}[$__rate_interval]))"),),
+                "Bps",
+            ),
+            Panel(
+                "Parquet files removed by vacuum",
+                (Query(_increase("timestore_vacuum_removed_files_total")),),
+            ),
+            Panel(
+                "Dropped by age",
+                (
+                    Query(
+                        _increase("timestore_expired_windows_total"),
+                        "{{dataset}} windows",
+                    ),
+                    Query(
+                        _increase("timestore_expired_rows_total"),
+                        "{{dataset}} rows",
+                    ),
+                ),
+                description="Windows that are older than the dataset keeps them, and their rows.",
             ),
             Panel("Ledger", (Query("max(timestore_ledger_bytes)", "ledger"),), "bytes"),
             Panel("Published rows", (Query(_of("timestore_published_rows")),)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 
 from timestore_pipeline.ledger.builds import Build, build_in_flight
+from timestore_pipeline.ledger.past import past_of_windows
 from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
 
@@ -21,6 +22,8 @@ class WindowAccount:
 
     ``staged`` is what batches brought when they were acknowledged. It is ``published``, ``quarantined`` with a segment
     that cannot be read, or still ``queued``. ``recorded`` is what builds have added to the window in the table.
+    ``pruned`` rows were published too, and the ledger has forgotten their batches. ``expired`` rows were published and
+    are dropped from the table by age.
     """
 
     window_start: int
@@ -29,6 +32,8 @@ class WindowAccount:
     quarantined: int = 0
     queued: int = 0
     recorded: int = 0
+    pruned: int = 0
+    expired: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def _accounts(
         .group_by(slices.c.window_start)
     )
     states = {row.window_start: row for row in by_state}
+    past = past_of_windows(tx, dataset, window_starts)
     acknowledged = tx.execute(
         select(batch_slices.c.window_start, func.sum(batch_slices.c.rows))
         .join(
@@ -102,6 +108,8 @@ def _accounts(
             quarantined=int(states[start].quarantined) if start in states else 0,
             queued=int(states[start].queued) if start in states else 0,
             recorded=recorded.get(start, 0),
+            pruned=past[start].pruned if start in past else 0,
+            expired=past[start].expired if start in past else 0,
         )
-        for start in sorted({*states, *staged, *recorded})
+        for start in sorted({*states, *staged, *recorded, *past})
     }

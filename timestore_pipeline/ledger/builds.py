@@ -105,7 +105,6 @@ def claim_slices(
     """Claim the dataset's staged slices in the windows ``first_window … last_window`` (starts; None is unbounded).
 
     ``replaces`` says that the build will commit the whole content of these windows, not what it adds to them.
-    Done again with the same ``owner`` and ``now``, it returns the claim that it made the first time.
 
     Returns:
         The claim, or None where nothing is staged there.
@@ -113,13 +112,8 @@ def claim_slices(
     Raises:
         BuildInFlight: another build of the dataset has not ended.
     """
-    lock_dataset(tx, dataset)
-    mine = build_in_flight(tx, dataset)
-    if mine is not None and (mine.owner, mine.claimed_at) == (owner, now):
-        return Claim(mine, tuple(slices_of_build(tx, mine.id)))
     refuse_second_build(tx, dataset)
-    free = _free_slices(dataset, first_window, last_window)
-    starts = set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
+    starts = staged_windows(tx, dataset, first_window, last_window)
     if not starts:
         return None
     replaced = starts if replaces else ()
@@ -127,6 +121,12 @@ def claim_slices(
         tx, dataset, BuildKind.FLUSH, starts, replaced, owner=owner, trigger=trigger, lease_micros=lease_micros, now=now
     )
     return add_slices(tx, build, first_window, last_window)
+
+
+def staged_windows(tx: Connection, dataset: str, first_window: int | None, last_window: int | None) -> set[int]:
+    """Return the starts of the windows in which anything can be claimed."""
+    free = _free_slices(dataset, first_window, last_window)
+    return set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
 
 
 def refuse_second_build(tx: Connection, dataset: str) -> None:
@@ -342,6 +342,22 @@ def failures_in_a_row(tx: Connection, dataset: str) -> int:
     ).scalar_one()
 
 
+def published_build_before(tx: Connection, dataset: str, moment: int) -> Build | None:
+    """Return the last build that had published at ``moment``: readers were then given its table version."""
+    row = tx.execute(
+        select(builds)
+        .where(
+            builds.c.dataset == dataset,
+            builds.c.state == BuildState.PUBLISHED.value,
+            builds.c.finished_at <= moment,
+            builds.c.table_version.is_not(None),
+        )
+        .order_by(builds.c.sequence.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else _build(row)
+
+
 def aborted_sequences(tx: Connection) -> dict[str, set[int]]:
     """Return per dataset the sequences of all builds that published nothing and never will."""
     found: dict[str, set[int]] = {}
@@ -371,6 +387,16 @@ def published_totals(tx: Connection) -> dict[str, tuple[int, int, int, int]]:
 
 def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:
     """Return which batches gave rows to which window of a build."""
+    return batches_of_slices(tx, slices.c.build_id == build_id)
+
+
+def batches_of_slice(tx: Connection, piece: Slice) -> list[WindowBatch]:
+    """Return which batches the rows of one slice came from."""
+    return batches_of_slices(tx, slices.c.segment_id == piece.segment_id, slices.c.window_start == piece.window_start)
+
+
+def batches_of_slices(tx: Connection, *conditions: ColumnElement[bool]) -> list[WindowBatch]:
+    """Return which batches gave rows to which window, in the slices that meet all of ``conditions``."""
     query = (
         select(batch_slices.c.window_start, batches.c.batch_id, batches.c.source, batch_slices.c.rows)
         .join(
@@ -381,7 +407,7 @@ def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:
             batches,
             (batches.c.segment_id == batch_slices.c.segment_id) & (batches.c.ordinal == batch_slices.c.ordinal),
         )
-        .where(slices.c.build_id == build_id)
+        .where(*conditions)
         .order_by(batch_slices.c.window_start, batches.c.staged_at, batch_slices.c.segment_id, batches.c.ordinal)
     )
     return [WindowBatch(**row) for row in tx.execute(query).mappings()]

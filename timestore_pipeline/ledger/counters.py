@@ -5,10 +5,9 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select, update
 
 from timestore_pipeline.ledger.schema import counters, histograms
-from timestore_pipeline.ledger.upserts import upsert
 
 DROPPED_BATCHES = "timestore_staging_dropped_batches_total"
 RETRIED_BATCHES = "timestore_staging_retried_batches_total"
@@ -24,6 +23,8 @@ RETENTION_BYTES = "timestore_retention_freed_bytes_total"
 COMPACTION_DURATION = "timestore_compaction_duration_seconds"
 COMPACTED_FILES = "timestore_compaction_merged_files_total"
 EXPIRED_ROWS = "timestore_expired_rows_total"
+VACUUMED_FILES = "timestore_vacuum_removed_files_total"
+VACUUMED_BYTES = "timestore_vacuum_freed_bytes_total"
 EXPIRED_WINDOWS = "timestore_expired_windows_total"
 
 FLUSH_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
@@ -49,23 +50,27 @@ def count(tx: Connection, metric: str, dataset: str, label: str, amount: float =
     """Add ``amount`` to a counter; ``label`` is the value of its one label besides ``dataset``."""
     if amount == 0:
         return
-    upsert(
-        tx,
-        counters,
-        {"metric": metric, "dataset": dataset, "label": label, "value": amount},
-        lambda new: {"value": counters.c.value + new.value},
-    )
+    here = (counters.c.metric == metric, counters.c.dataset == dataset, counters.c.label == label)
+    if tx.execute(update(counters).where(*here).values(value=counters.c.value + amount)).rowcount == 0:
+        tx.execute(insert(counters).values(metric=metric, dataset=dataset, label=label, value=amount))
 
 
 def observe(tx: Connection, metric: str, dataset: str, label: str, value: float) -> None:
     """Put one observation into the histogram ``metric``, whose bounds are those of :func:`bucket_bounds`."""
     bucket = bisect.bisect_left(bucket_bounds(metric), value)
-    upsert(
-        tx,
-        histograms,
-        {"metric": metric, "dataset": dataset, "label": label, "bucket": bucket, "count": 1, "sum": value},
-        lambda new: {"count": histograms.c.count + new.count, "sum": histograms.c.sum + new.sum},
+    here = (
+        histograms.c.metric == metric,
+        histograms.c.dataset == dataset,
+        histograms.c.label == label,
+        histograms.c.bucket == bucket,
     )
+    changed = tx.execute(
+        update(histograms).where(*here).values(count=histograms.c.count + 1, sum=histograms.c.sum + value)
+    )
+    if changed.rowcount == 0:
+        tx.execute(
+            insert(histograms).values(metric=metric, dataset=dataset, label=label, bucket=bucket, count=1, sum=value)
+        )
 
 
 def counter_values(tx: Connection) -> dict[tuple[str, str, str], float]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, exists, func, select, tuple_, update
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.registry import lock_dataset
-from timestore_pipeline.ledger.schema import batch_slices, batches, datasets, segments, slices, windows
+from timestore_pipeline.ledger.schema import batch_slices, batches, builds, datasets, segments, slices, windows
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
     )
     if forgotten.rowcount == 0:
         return None
+    # Versions of the table that is gone say nothing of the one to come.
+    tx.execute(update(builds).where(builds.c.dataset == dataset).values(table_version=None))
     published = tx.execute(select(func.sum(windows.c.rows)).where(windows.c.dataset == dataset)).scalar() or 0
     tx.execute(delete(windows).where(windows.c.dataset == dataset))
     on_disk = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_(None))

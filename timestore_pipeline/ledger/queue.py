@@ -155,7 +155,10 @@ def quarantined_slices(tx: Connection, entry_id: int) -> list[Slice]:
 
 def slices_of_build(tx: Connection, build_id: int) -> list[Slice]:
     """Return the slices that a build has claimed or published, in the order of their windows and times."""
-    query = _SLICE.where(slices.c.build_id == build_id).order_by(
-        slices.c.window_start, slices.c.min_time, slices.c.segment_id
-    )
+    return slices_where(tx, slices.c.build_id == build_id)
+
+
+def slices_where(tx: Connection, *conditions: ColumnElement[bool]) -> list[Slice]:
+    """Return the slices that meet all of ``conditions``, in the order of their windows and times."""
+    query = _SLICE.where(*conditions).order_by(slices.c.window_start, slices.c.min_time, slices.c.segment_id)
     return _slices(tx, query)

@@ -14,18 +14,19 @@ from timestore_pipeline.ledger.schema import segments
 
 @dataclass(frozen=True)
 class SegmentFile:
-    """A segment on disk; ``path`` is relative to the staging directory."""
+    """A published segment on disk; ``path`` is relative to the staging directory."""
 
     id: str
     dataset: str
     path: str
     bytes: int
+    published_at: int
 
 
 def published_before(tx: Connection, moment: int) -> list[SegmentFile]:
     """Return the segments on disk whose last slice was published at or before ``moment``."""
     query = (
-        select(segments.c.id, segments.c.dataset, segments.c.path, segments.c.bytes)
+        select(segments.c.id, segments.c.dataset, segments.c.path, segments.c.bytes, segments.c.published_at)
         .where(segments.c.unlinked_at.is_(None), segments.c.published_at <= moment)
         .order_by(segments.c.published_at)
     )

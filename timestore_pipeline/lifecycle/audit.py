@@ -121,8 +121,10 @@ def _ledger_problems(account: WindowAccount) -> list[str]:
             f"{account.staged:,} rows were staged, and {explained:,} are published ({account.published:,}), "
             f"in quarantine ({account.quarantined:,}) or queued ({account.queued:,})"
         )
-    if account.published != account.recorded:
-        found.append(f"{account.published:,} rows were published, {account.recorded:,} are recorded for the window")
+    published, accounted = account.published + account.pruned, account.recorded + account.expired
+    if published != accounted:
+        expired = f" and {account.expired:,} have expired" if account.expired else ""
+        found.append(f"{published:,} rows were published, {account.recorded:,} are recorded for the window{expired}")
     return found
 
 

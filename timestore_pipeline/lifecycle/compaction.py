@@ -17,6 +17,7 @@ from timestore_pipeline.building.publication import WrittenFiles, lease_micros, 
 from timestore_pipeline.building.table import (
     ParquetFile,
     TableFile,
+    has_columns,
     has_table,
     live_files,
     open_table,
@@ -172,6 +173,7 @@ def plan_compaction(
     open_from = spec.first_open_window(now)
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
+        columns = dataset_columns(tx, spec)
     closed = {}
     for total in totals:
         window = spec.window_at(total.window_start)
@@ -185,7 +187,10 @@ def plan_compaction(
     if not closed or not has_table(path):
         return {}
     by_window: dict[Window, list[TableFile]] = {window: [] for window in closed}
-    for file in live_files(open_table(path, spec.name)):
+    table = open_table(path, spec.name)
+    if columns is None or not has_columns(table, columns):
+        return {}  # they have changed, and the next flush gives the table the new ones
+    for file in live_files(table):
         window = spec.window_from_key(file.window_key)
         if window in by_window:
             by_window[window].append(file)

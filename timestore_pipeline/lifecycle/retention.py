@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from timestore_pipeline.building.table import LOG_FOLDER, file_prefix
@@ -16,8 +16,9 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.ledger.builds import aborted_sequences
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
-from timestore_pipeline.ledger.registry import lock_datasets
+from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
+from timestore_pipeline.lifecycle.freed import Freed
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 
 log = logging.getLogger(__name__)
@@ -26,25 +27,25 @@ ORPHAN_AGE_SECONDS = 3_600
 """An unknown file younger than this may belong to a process that is about to put it into the ledger."""
 
 
-@dataclass(frozen=True)
-class Freed:
-    """What was removed: files and their bytes."""
-
-    files: int
-    bytes: int
-
-
-def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
-    """Unlink the segments whose rows have all been published for longer than the retention.
+def unlink_published_segments(
+    store: Store, now: int | None = None, *, max_files: int | None = None, dry_run: bool = False
+) -> Freed:
+    """Unlink the segments whose rows have all been published for longer than their dataset's retention.
 
     Safe to be killed: a segment that is gone but not yet marked is marked the next time.
-    ``now`` is in microseconds since the epoch, by default the clock's.
+    ``now`` is in microseconds since the epoch, by default the clock's; at most ``max_files`` go, oldest first.
     """
     now = now_micros() if now is None else now
     with store.ledger.read() as tx:
-        expired = published_before(tx, now - int(store.settings.staging_retention_seconds * 1e6))
+        expired = [
+            segment
+            for segment in published_before(tx, now)
+            if segment.published_at <= now - staging_retention_micros(store, segment.dataset)
+        ][:max_files]
     if not expired:
-        return Freed(0, 0)
+        return Freed()
+    if dry_run:
+        return Freed(len(expired), sum(segment.bytes for segment in expired))
     gone = []
     for segment in expired:
         try:
@@ -60,29 +61,47 @@ def unlink_published_segments(store: Store, now: int | None = None) -> Freed:
     return Freed(len(gone), sum(segment.bytes for segment in gone))
 
 
-def sweep_orphans(store: Store, older_than_seconds: float = ORPHAN_AGE_SECONDS) -> Freed:
-    """Remove what crashed processes and aborted builds left, segments without a ledger row, discarded bytes."""
+def staging_retention_micros(store: Store, dataset: str) -> int:
+    """Return how long a segment of a dataset is kept after it is published; of one no longer declared, by default."""
+    own = store.datasets[dataset].retention.staging if dataset in store.datasets else None
+    return int(store.settings.staging_retention_seconds * 1e6) if own is None else own // timedelta(microseconds=1)
+
+
+def sweep_orphans(
+    store: Store,
+    older_than_seconds: float = ORPHAN_AGE_SECONDS,
+    *,
+    max_files: int | None = None,
+    dry_run: bool = False,
+) -> Freed:
+    """Remove what crashed processes and aborted builds left, segments without a ledger row, discarded bytes.
+
+    At most ``max_files`` go.
+    """
     before = time.time() - older_than_seconds
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
     if not candidates:
-        return Freed(0, 0)
+        return Freed()
     quarantine = store.settings.staging_path / QUARANTINE_FOLDER
     files = size = 0
     # In one transaction with the removal: a process that slept since it wrote its segment, and acknowledges it now,
     # does so before, and the file is known, or after, and finds it gone.
     with store.ledger.write() as tx:
-        lock_datasets(tx, store.datasets)
+        for dataset in store.datasets:
+            lock_dataset(tx, dataset)
         relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
         known = {store.segment_path(path) for path in relative}
         resolved = {store.segment_path(path) for path in resolved_paths(tx)}
         for path in candidates:
-            if path in known:
+            if path in known or (max_files is not None and files >= max_files):
                 continue
             if path.is_relative_to(quarantine) and not (path in resolved or _is_of_staging(path)):
                 continue
             files += 1
             size += path.stat().st_size if path.is_file() else 0
+            if dry_run:
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

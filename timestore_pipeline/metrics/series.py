@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from timestore_pipeline.ledger.counters import (
+    COMPACTED_FILES,
+    COMPACTION_DURATION,
     DIRECT_WRITE_BATCHES,
     DROPPED_BATCHES,
+    EXPIRED_ROWS,
+    EXPIRED_WINDOWS,
     FLUSH_BATCHES,
     FLUSH_DURATION,
     FLUSH_ROWS,
@@ -17,6 +21,8 @@ from timestore_pipeline.ledger.counters import (
     RETENTION_SEGMENTS,
     RETRIED_BATCHES,
     SEGMENT_BYTES,
+    VACUUMED_BYTES,
+    VACUUMED_FILES,
 )
 
 LANDING_FILES = "timestore_landing_backlog_files"
@@ -254,6 +260,19 @@ SERIES = (
         "Published segments that were unlinked after their retention had passed.",
     ),
     Series(RETENTION_BYTES, SeriesType.COUNTER, "bytes", "Bytes that unlinking them has freed."),
+    Series(
+        COMPACTION_DURATION,
+        SeriesType.HISTOGRAM,
+        "seconds",
+        "Time from the claim of a compaction to its end; the dataset is not flushed meanwhile.",
+        "result",
+        _RESULTS,
+    ),
+    Series(COMPACTED_FILES, SeriesType.COUNTER, "files", "Small files that were merged into larger ones."),
+    Series(EXPIRED_WINDOWS, SeriesType.COUNTER, "windows", "Windows that were dropped from the table by age."),
+    Series(EXPIRED_ROWS, SeriesType.COUNTER, "rows", "Rows that were dropped from the table with them."),
+    Series(VACUUMED_FILES, SeriesType.COUNTER, "files", "Parquet files that nobody could read any more, removed."),
+    Series(VACUUMED_BYTES, SeriesType.COUNTER, "bytes", "Bytes that removing them has freed."),
     Series(PUBLISHED_ROWS, SeriesType.GAUGE, "rows", "Rows in the published table."),
     Series(PUBLISHED_BYTES, SeriesType.GAUGE, "bytes", "Parquet bytes in the published table."),
     Series(PUBLISHED_FILES, SeriesType.GAUGE, "files", "Parquet files in the published table."),

@@ -13,7 +13,9 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.windows import Window
 
 When = Literal["always", "due"]
-TriggerName = Literal["rows", "bytes", "age", "pressure", "eager", "direct", "manual", "drain", "backfill"]
+TriggerName = Literal[
+    "rows", "bytes", "age", "pressure", "eager", "direct", "manual", "drain", "backfill", "maintenance"
+]
 
 
 class BuildConfig(dg.Config):

@@ -90,7 +90,8 @@ def recorded_reading(store: Store, dataset: str, group: ReadingGroup) -> Iterato
     A block that raises has ended as well. Only where it could not write the segment the record stays, so that the next
     attempt is made in a smaller group; a disk that is too full for a file alone leads to no verdict.
     """
-    store.ledger.transact(lambda tx: begin_readings(tx, dataset, group.batch_ids, now_micros()), repeatable=False)
+    with store.ledger.write() as tx:
+        begin_readings(tx, dataset, group.batch_ids, now_micros())
     reach(CrashPoint.READINGS_BEGUN)
     try:
         yield
@@ -108,6 +109,7 @@ def recorded_reading(store: Store, dataset: str, group: ReadingGroup) -> Iterato
 
 def _record(store: Store, dataset: str, change: Callable[[Connection], None]) -> None:
     try:
-        store.ledger.transact(change, repeatable=False)
+        with store.ledger.write() as tx:
+            change(tx)
     except LedgerError as error:
         log.warning("dataset %r: the end of a reading was not recorded: %s", dataset, error)

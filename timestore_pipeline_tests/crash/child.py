@@ -19,13 +19,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-
 from timestore_pipeline import crash_points
 from timestore_pipeline.building import build, publication
+from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
+from timestore_pipeline.lifecycle.compaction import compact_dataset
+from timestore_pipeline.lifecycle.maintenance import maintain
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.stage import stage
@@ -71,6 +74,12 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "slow build": lambda store: _build_slowly(store, seconds=1.2),
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),
     "retire": unlink_published_segments,
+    "rebuild": lambda store: rebuild_windows(store, "readings", owner="the child"),
+    "compact": lambda store: compact_dataset(
+        store, "readings", owner="the child", trigger=Trigger.MANUAL, thorough=True
+    ),
+    "vacuum": lambda store: vacuum_table(store, "readings", now=rows.far_in_the_future()),
+    "maintain": lambda store: maintain(store, owner="the child", now=rows.far_in_the_future()),
     "sweep": lambda store: sweep_orphans(store, 0),
     "stage others": lambda store: stage(store, "others", rows.batch("a")),
     "build and retire": lambda store: (JOBS["build"](store), JOBS["retire"](store)),
@@ -160,13 +169,8 @@ def environment(store: Store) -> dict[str, str]:
     root = Path(__file__).parents[2]
     home = store.settings.home
     fields: Mapping[str, Any] = store.settings.model_dump(exclude_unset=True)
-    plain = {name: _plain(value) for name, value in fields.items()}
-    settings = {f"TIMESTORE_{name.upper()}": value for name, value in plain.items()}
+    settings = {f"TIMESTORE_{name.upper()}": str(value) for name, value in fields.items()}
     return {**os.environ, **settings, "PYTHONPATH": str(root), "TIMESTORE_HOME": str(home)}
-
-
-def _plain(value: Any) -> str:
-    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def ending_of(finished: subprocess.CompletedProcess[str]) -> Ending:

@@ -10,6 +10,7 @@ import pytest
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest
@@ -22,9 +23,12 @@ Recover = Callable[[Store], list[SettledBuild]]
 
 @pytest.fixture
 def at_work(make_store: MakeStore, drop: Drop) -> Callable[..., Store]:
-    """Opens an installation: batch a published, b staged, c, d and a bad file in landing; e is to come."""
+    """Opens an installation: batch a published, b staged, c, d and a bad file in landing; e is to come.
 
-    def prepare(*, published: bool = True, **settings: object) -> Store:
+    ``flushed``: b is published too, in files of its own.
+    """
+
+    def prepare(*, published: bool = True, flushed: bool = False, **settings: object) -> Store:
         store = make_store(rows.DATASETS_YAML, staging_retention_seconds=0, **settings)
         copies = store.settings.home / "copies"
         copies.mkdir()
@@ -36,6 +40,8 @@ def at_work(make_store: MakeStore, drop: Drop) -> Callable[..., Store]:
         if published:
             build_windows(store, "readings", owner="the test")
         stage(store, "readings", rows.batch("b"), batch_id="b")
+        if flushed:
+            build_windows(store, "readings", owner="the test")
         return store
 
     return prepare
@@ -58,6 +64,7 @@ def recover() -> Recover:
         unlink_published_segments(store)
         rows.assert_acknowledged_rows_are_readable_once(store)
         sweep_orphans(store, older_than_seconds=0)
+        vacuum_table(store, "readings", now=rows.far_in_the_future())
         return settled
 
     return run

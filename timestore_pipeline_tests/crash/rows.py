@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from timestore_pipeline.building.table import live_files, open_table
+from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -39,6 +40,11 @@ TIMELESS = (90, 91)
 BAD_FILE = "bad.csv"
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def far_in_the_future() -> int:
+    """A moment after all graces and retentions."""
+    return now_micros() + 10**14
 
 
 def time_of(row_id: int) -> datetime:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.crash
 class Kill:
     """A job killed where it reaches a point for the ``times``-th time.
 
-    ``before`` lists jobs that are killed first; ``first`` has nothing published yet.
+    ``before`` lists jobs that are killed first; ``first`` has nothing published yet, ``flushed`` windows of two files.
     """
 
     job: str
@@ -35,6 +35,7 @@ class Kill:
     times: int = 1
     before: tuple[tuple[str, CrashPoint], ...] = ()
     first: bool = False
+    flushed: bool = False
     settings: tuple[tuple[str, object], ...] = ()
 
     def __str__(self) -> str:
@@ -46,6 +47,20 @@ class Kill:
 
 DEAD_BUILD = (("build", CrashPoint.PARQUET_IN_PLACE),)
 PUBLISHED_BUILD = (("build", CrashPoint.TABLE_COMMITTED),)
+DEAD_COMPACTION = (("compact", CrashPoint.PARQUET_IN_PLACE),)
+PUBLISHED_COMPACTION = (("compact", CrashPoint.TABLE_COMMITTED),)
+COMPACTED = (("compact", CrashPoint.PUBLICATION_COMMITTED),)
+REPLACING = [
+    (CrashPoint.SLICES_CLAIMED, 1),
+    (CrashPoint.PARQUET_WRITTEN, 1),
+    (CrashPoint.PARQUET_RENAMED, 1),
+    (CrashPoint.PARQUET_IN_PLACE, 2),
+    (CrashPoint.TABLE_CHECKED, 1),
+    (CrashPoint.TABLE_COMMITTED, 1),
+    (CrashPoint.TABLE_SYNCED, 1),
+    (CrashPoint.PUBLICATION_RECORDED, 1),
+    (CrashPoint.PUBLICATION_COMMITTED, 1),
+]
 
 KILLS = [
     *(Kill("stage", point, times) for point in (CrashPoint.FILE_SYNCED, CrashPoint.FILE_RENAMED) for times in (1, 2)),
@@ -103,12 +118,21 @@ KILLS = [
     Kill("retire", CrashPoint.RETENTION_COMMITTED),
     Kill("sweep", CrashPoint.ORPHAN_REMOVED, before=(("stage", CrashPoint.SEGMENT_IN_PLACE),)),
     Kill("sweep", CrashPoint.ORPHAN_REMOVED, before=(("build", CrashPoint.PARQUET_WRITTEN),)),
+    *(Kill("compact", point, times, flushed=True) for point, times in REPLACING),
+    *(Kill("rebuild", point, times) for point, times in REPLACING),
+    *(
+        Kill("settle", point, before=DEAD_COMPACTION, flushed=True)
+        for point in (CrashPoint.TABLE_COMMITTED, CrashPoint.RECOVERY_FENCED, CrashPoint.RECOVERY_ABORTED)
+    ),
+    Kill("settle", CrashPoint.RECOVERY_PUBLISHED, before=PUBLISHED_COMPACTION, flushed=True),
+    Kill("vacuum", CrashPoint.VACUUM_REMOVED, before=COMPACTED, flushed=True),
+    Kill("maintain", CrashPoint.LEDGER_PRUNED, flushed=True),
 ]
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
 def test_a_killed_process_loses_and_doubles_nothing(kill: Kill, at_work: Callable[..., Store], recover: Recover):
-    store = at_work(published=not kill.first, **dict(kill.settings))
+    store = at_work(published=not kill.first, flushed=kill.flushed, **dict(kill.settings))
     for job, point in kill.before:
         killed_at(store, job, point)
 

@@ -13,11 +13,13 @@ import timestore_pipeline.staging.together as staging
 from timestore_pipeline.building import recovery
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import BuildInFlight, LedgerError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, claim_slices
 from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -315,5 +317,50 @@ def test_files_that_another_ingest_took_while_they_were_read_are_not_bad(
 
     assert others == [0, 2]
     assert report.batches == 0
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+def builds_landed_files(store: Store) -> None:
+    """More rows are published, so that the windows have another file."""
+    ingest(store)
+    builds_once(store)
+
+
+def compacts(store: Store) -> None:
+    """Another compaction has merged the files that were the zombie's to merge."""
+    assert compact_dataset(store, "readings", owner="another", trigger=Trigger.MANUAL, thorough=True).merged_files
+
+
+@pytest.mark.parametrize("meanwhile", [nothing, builds_landed_files, compacts])
+@pytest.mark.parametrize(
+    ("job", "point"),
+    [
+        ("compact", CrashPoint.SLICES_CLAIMED),
+        ("compact", CrashPoint.PARQUET_IN_PLACE),
+        ("compact", CrashPoint.TABLE_CHECKED),
+        ("rebuild", CrashPoint.TABLE_CHECKED),
+    ],
+    ids=str,
+)
+def test_a_replacement_that_was_fenced_replaces_nothing(
+    job: str,
+    point: CrashPoint,
+    meanwhile: Callable[[Store], object],
+    at_work: Callable[..., Store],
+    stopped: Stopped,
+    recover: Recover,
+):
+    store = at_work(flushed=True)
+    zombie = stopped(store, job, point)
+    assert settle(store) == [False]
+    meanwhile(store)
+    before = published(store, "readings")
+
+    zombie.signal(signal.SIGCONT)
+
+    assert zombie.exit_code() == 1
+    assert zombie.ending().error in {"BuildAborted", "TimestoreError", "TableError"}
+    assert published(store, "readings") == before
     recover(store)
     rows.assert_all_is_well(store)

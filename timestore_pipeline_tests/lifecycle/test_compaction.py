@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
 
@@ -12,6 +14,7 @@ from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import TableFile, live_files, open_table
 from timestore_pipeline.building.thresholds import Trigger
@@ -233,6 +236,33 @@ def test_a_reader_keeps_its_rows_while_files_are_merged_under_it(store: Store):
 
         found = connection.execute("SELECT count(*) FROM weather").fetchone()
         assert found == (sum(table.num_rows for table in tables),)
+
+
+def test_readers_see_every_row_once_while_builds_and_compactions_go_on(make_store: MakeStore):
+    store, reading = make_store(), make_store()
+    tables = [hourly(48, station=f"S{number}") for number in range(12)]
+    for number, table in enumerate(tables):
+        stage(store, "weather", table, batch_id=f"b{number}")
+    done = threading.Event()
+
+    def work() -> None:
+        window = store.datasets["weather"].window_from_key
+        for key in ("2026-01-01", "2026-01-02"):
+            build(store, first=key, last=key)
+            for number in range(4):
+                stage(store, "weather", hourly(48, station="S0"), batch_id="b0")  # known, so it changes nothing
+                compact(store, thorough=True, target_file_bytes=1 << (21 - number % 2))
+                rebuild_windows(store, "weather", window(key), window(key), owner="the test")
+
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(work)
+        worker.add_done_callback(lambda _: done.set())
+        expected, looks = rows_of(*tables), 0
+        while not done.is_set():
+            assert readable(reading) == expected
+            looks += 1
+        worker.result()
+    assert looks > 3
 
 
 def test_files_have_the_target_size_only(make_store: MakeStore):

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,16 @@ from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.errors import BatchConflict, BuildInFlight
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import BatchConflict, BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import builds_in_flight, window_totals
 from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading import relations
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import slices as slices_module
@@ -34,7 +39,6 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
-from timestore_pipeline_tests.postgresql import LEDGERS, fresh_ledger
 
 DATASETS = """
 datasets:
@@ -67,14 +71,12 @@ def land(store: Store, name: str, table: pa.Table) -> None:
     (folder / name).write_bytes(parquet_bytes(table))
 
 
-@pytest.mark.parametrize("ledger", LEDGERS)
 @given(st.lists(st.tuples(st.lists(batches, min_size=1, max_size=4), st.booleans(), st.none() | ranges), max_size=5))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
-    ledger: str,
     groups: Sequence[tuple[list[pa.Table], bool, tuple[int | None, int | None] | None]],
 ):
-    with fresh_ledger(ledger), tempfile.TemporaryDirectory() as home, open_store(Path(home)) as store:
+    with tempfile.TemporaryDirectory() as home, open_store(Path(home)) as store:
         acked: list[pa.Table] = []
         for number, (tables, as_files, flush) in enumerate(groups):
             for index, table in enumerate(tables):
@@ -124,13 +126,9 @@ RECOVERY_STEPS = [
 class ExactlyOnce(RuleBasedStateMachine):
     """A store beside a model that is a multiset of acked rows, those that must be in the table, and batch ids."""
 
-    ledger = "sqlite"
-
     def __init__(self) -> None:
         super().__init__()
         self.home = Path(tempfile.mkdtemp())
-        self.resources = ExitStack()
-        self.resources.enter_context(fresh_ledger(self.ledger))
         self.store = open_store(self.home)
         self.acked: dict[str, pa.Table] = {}
         self.patched = pytest.MonkeyPatch()
@@ -148,7 +146,6 @@ class ExactlyOnce(RuleBasedStateMachine):
             assert queue_states(tx) == {}
             assert sum(total.rows for total in window_totals(tx, "weather")) == len(expected)
         self.store.close()
-        self.resources.close()
         self.patched.undo()
         shutil.rmtree(self.home)
 
@@ -230,9 +227,30 @@ class ExactlyOnce(RuleBasedStateMachine):
         assert not self.building()
 
     @rule()
+    def compact(self) -> None:
+        if not self.building():
+            compact_dataset(self.store, "weather", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+
+    @rule(step=st.sampled_from(STEPS[2:]))
+    def compact_and_die(self, step: tuple[Any, str, bool]) -> None:
+        if self.building():
+            return
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(publication_module, "settle_build", die)
+            self.dying(step, self.compact)
+
+    @rule(days=ranges)
+    def rebuild(self, days: tuple[int | None, int | None]) -> None:
+        first, last = (window(self.store, day) for day in days)
+        if not self.building():
+            with suppress(RebuildRefused):  # its segments may be gone
+                rebuild_windows(self.store, "weather", first, last, owner="the test")
+
+    @rule()
     def clean_up(self) -> None:
         unlink_published_segments(self.store)
         sweep_orphans(self.store)
+        vacuum_table(self.store, "weather", now=now_micros() + 10**13)
 
     @rule()
     def open_again(self) -> None:
@@ -249,15 +267,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         assert in_table <= Counter(rows_of(*self.acked.values()))
 
 
-class ExactlyOnceOnPostgresql(ExactlyOnce):
-    """The same with the ledger on PostgreSQL."""
-
-    ledger = "postgresql"
-
-
 ExactlyOnce.TestCase.settings = settings(
     max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-ExactlyOnceOnPostgresql.TestCase.settings = settings(ExactlyOnce.TestCase.settings, max_examples=8)
 TestExactlyOnce = ExactlyOnce.TestCase
-TestExactlyOnceOnPostgresql = ExactlyOnceOnPostgresql.TestCase

@@ -2,9 +2,7 @@
 
 from alembic import context
 
-from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
+from timestore_pipeline.ledger.schema import metadata
 
-context.configure(
-    connection=context.config.attributes["connection"], target_metadata=metadata, version_table=VERSION_TABLE
-)
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()

@@ -1,0 +1,152 @@
+"""Rebuilds: windows derived again from retained segments, and swapped in one commit.
+
+What is staged for them is published with it. A rebuild that could lose a row is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from timestore_pipeline.building.build import BuildReport, build_report, columns_now, prepare_types, write_slices
+from timestore_pipeline.building.damage import unreadable_slices
+from timestore_pipeline.building.lost_table import prepare_table
+from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
+from timestore_pipeline.building.table import read_for_replacement
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreError
+from timestore_pipeline.ledger.builds import (
+    Claim,
+    WindowBatch,
+    add_slices,
+    batches_of_slice,
+    new_build,
+    refuse_second_build,
+    staged_windows,
+)
+from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.retained import Coverage, published_batches, published_coverage
+from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.staging.room import check_disk
+from timestore_pipeline.store import Store
+from timestore_pipeline.windows import Window
+
+
+def rebuild_windows(
+    store: Store,
+    dataset: str,
+    first: Window | None = None,
+    last: Window | None = None,
+    *,
+    owner: str,
+    trigger: Trigger = Trigger.MANUAL,
+    target_file_bytes: int | None = None,
+) -> BuildReport | None:
+    """Derive the windows ``first … last`` (by default all) again from segments, and replace them in one commit.
+
+    Args are those of :func:`timestore_pipeline.building.build.build_windows`.
+
+    Returns:
+        What was published, or None where nothing was ever published or staged there.
+
+    Raises:
+        RebuildRefused: a segment with published rows of these windows is gone or damaged; names their batches.
+        BuildInFlight, BuildAborted, TableError, DiskFull, LedgerError: nothing was changed.
+    """
+    started = time.perf_counter()
+    spec = store.datasets[dataset]
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    if columns is None:
+        return None
+    prepare_table(store, spec, columns)
+    check_disk(store, store.table_path(dataset))
+    from_start, to_start = first.start_micros if first else None, last.start_micros if last else None
+    with store.ledger.write() as tx:
+        refuse_second_build(tx, dataset)
+        coverage = published_coverage(tx, dataset, from_start, to_start)
+        starts = coverage.windows | staged_windows(tx, dataset, from_start, to_start)
+        missing = _missing(spec, coverage)
+        if missing:
+            raise RebuildRefused(dataset, _named(spec, starts), missing)
+        if not starts:
+            return None
+        build = new_build(
+            tx,
+            dataset,
+            BuildKind.REBUILD,
+            starts,
+            starts,
+            owner=owner,
+            trigger=trigger,
+            lease_micros=lease_micros(store),
+            now=now_micros(),
+            rows=sum(piece.rows for piece in coverage.slices),
+        )
+        staged = add_slices(tx, build, from_start, to_start)
+        columns, evolved = columns_now(tx, spec, columns)
+    pieces = sorted(
+        (*coverage.slices, *staged.slices), key=lambda piece: (piece.window_start, piece.min_time, piece.segment_id)
+    )
+    claim = Claim(staged.build, tuple(pieces))
+
+    def write() -> WrittenFiles:
+        prepare_types(store, spec, columns, evolved=evolved)
+        keys = [spec.window_at(start).key for start in starts]
+        replacement = read_for_replacement(store.table_path(dataset), build, keys)
+        files = write_slices(store, spec, columns, claim, target_file_bytes) if claim.slices else []
+        return WrittenFiles(files, replacement)
+
+    try:
+        publication = publish(store, build, columns, write)
+    except BuildAborted:
+        raise
+    except TimestoreError as error:
+        damaged = _damaged(store, spec, coverage.slices)
+        if not damaged:
+            raise
+        raise RebuildRefused(dataset, _named(spec, starts), damaged) from error
+    with store.ledger.read() as tx:
+        contributing = published_batches(tx, dataset, from_start, to_start)
+    return build_report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)
+
+
+def _missing(spec: DatasetSpec, coverage: Coverage) -> list[str]:
+    return [
+        *(_batch_in_words(spec, batch, "its segment was unlinked after retention") for batch in coverage.missing),
+        *(
+            f"{rows:,} rows of window {spec.window_at(start).key}, of batches that the ledger has forgotten"
+            for start, rows in sorted(coverage.forgotten.items())
+        ),
+    ]
+
+
+def _damaged(store: Store, spec: DatasetSpec, slices: Iterable[Slice]) -> list[str]:
+    """Return the batches in published slices that cannot be read, in words."""
+    found = []
+    for damaged in unreadable_slices(store, spec, slices).values():
+        for piece, reason in damaged.items():
+            with store.ledger.read() as tx:
+                batches = batches_of_slice(tx, piece)
+            found += [
+                _batch_in_words(spec, batch, f"segment {store.segment_path(piece.path)} is damaged: {reason}")
+                for batch in batches
+            ]
+    return found
+
+
+def _batch_in_words(spec: DatasetSpec, batch: WindowBatch, why: str) -> str:
+    return (
+        f"batch {batch.batch_id} ({batch.source}) with {batch.rows:,} rows in window "
+        f"{spec.window_at(batch.window_start).key}: {why}"
+    )
+
+
+def _named(spec: DatasetSpec, starts: Iterable[int]) -> str:
+    keys = [spec.window_at(start).key for start in sorted(starts)]
+    if len(keys) == 1:
+        return f"window {keys[0]}"
+    return f"{len(keys):,} windows from {keys[0]} to {keys[-1]}"

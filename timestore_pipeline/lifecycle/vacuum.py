@@ -1,0 +1,104 @@
+"""Vacuum: Parquet files that no version of the table has which a reader may still hold, and old log entries.
+
+A reader takes the version that the ledger gives it and may go on with it for the grace period. So a file may go when
+it is in neither the version that readers were given when the grace period began, nor in any later one. File names
+begin with the sequence of their build, which says which are later. Files of aborted builds are swept as orphans.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from timestore_pipeline.building.table import LOG_FOLDER, has_table, live_files, open_table, sequence_of_file
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.ledger.builds import Build, published_build_before
+from timestore_pipeline.ledger.counters import VACUUMED_BYTES, VACUUMED_FILES, count
+from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.lifecycle.freed import Freed
+from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def vacuum_table(
+    store: Store, dataset: str, *, max_files: int | None = None, dry_run: bool = False, now: int | None = None
+) -> Freed:
+    """Remove the files of a dataset's table that nobody can read any more; at most ``max_files``.
+
+    Safe to be killed, and beside builds: no commit can refer to a file that goes.
+
+    Raises:
+        TableError: the table cannot be read; nothing was removed.
+    """
+    now = now_micros() if now is None else now
+    path = store.table_path(dataset)
+    if not has_table(path):
+        return Freed()
+    with store.ledger.read() as tx:
+        oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
+    freed = Freed()
+    for file in _unreferenced(path, dataset, oldest):
+        if max_files is not None and freed.files >= max_files:
+            break
+        try:
+            size = file.stat().st_size
+            if not dry_run:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: %s cannot be removed: %s", dataset, file, error.strerror or error)
+            continue
+        freed += Freed(1, size)
+        reach(CrashPoint.VACUUM_REMOVED)
+    if freed.files and not dry_run:
+        with store.ledger.write() as tx:
+            lock_dataset(tx, dataset)
+            count(tx, VACUUMED_FILES, dataset, "", freed.files)
+            count(tx, VACUUMED_BYTES, dataset, "", freed.bytes)
+    return freed
+
+
+def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
+    """Remove entries of the table's log that are older than its log retention and behind a checkpoint.
+
+    Only such as nobody needs to open a version that a reader may still hold.
+    """
+    now = now_micros() if now is None else now
+    path = store.table_path(dataset)
+    if not has_table(path):
+        return Freed()
+    with store.ledger.read() as tx:
+        oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
+    if oldest is None:
+        return Freed()
+    before = _log_sizes(path)
+    open_table(path, dataset, oldest.table_version).cleanup_metadata()
+    after = _log_sizes(path)
+    gone = [size for name, size in before.items() if name not in after]
+    return Freed(len(gone), sum(gone))
+
+
+def _unreferenced(path: Path, dataset: str, oldest: Build | None) -> Iterator[Path]:
+    """Yield the files of builds up to ``oldest`` that no version has from that build's on."""
+    if oldest is None:
+        return
+    # Listed before the table is opened: what is committed in between is not among them.
+    candidates = [
+        file
+        for file in sorted(path.glob(f"{WINDOW_COLUMN}=*/*.parquet"))
+        if (sequence := sequence_of_file(file.name)) is not None and sequence <= oldest.sequence
+    ]
+    if not candidates:
+        return
+    referenced = {file.path for file in live_files(open_table(path, dataset))}
+    referenced |= {file.path for file in live_files(open_table(path, dataset, oldest.table_version))}
+    for file in candidates:
+        if str(file.relative_to(path)) not in referenced:
+            yield file
+
+
+def _log_sizes(path: Path) -> dict[str, int]:
+    return {entry.name: entry.stat().st_size for entry in (path / LOG_FOLDER).iterdir() if entry.is_file()}
