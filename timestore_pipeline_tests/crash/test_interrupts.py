@@ -23,6 +23,7 @@ STEPS = [
     ("stage", CrashPoint.SEGMENT_IN_PLACE),
     ("stage", CrashPoint.BATCHES_RECORDED),
     ("stage", CrashPoint.BATCHES_ACKNOWLEDGED),
+    ("ingest", CrashPoint.READINGS_BEGUN),
     ("ingest", CrashPoint.BATCHES_RECORDED),
     ("ingest", CrashPoint.LANDING_FILE_CLEARED),
     ("build", CrashPoint.SLICES_RECORDED),
@@ -32,6 +33,7 @@ STEPS = [
     ("build", CrashPoint.TABLE_COMMITTED),
     ("build", CrashPoint.PUBLICATION_RECORDED),
     ("build", CrashPoint.PUBLICATION_COMMITTED),
+    ("retire", CrashPoint.SEGMENT_UNLINKED),
 ]
 
 
