@@ -54,6 +54,13 @@ class LedgerError(TimestoreError):
     """The ledger cannot be opened, is locked for too long, or is of a newer version."""
 
 
+class LedgerInterrupted(LedgerError):
+    """The ledger ended a transaction before its commit: its server stops, or two waited for each other.
+
+    Nothing of it was written, and it may be done again.
+    """
+
+
 class CommitUnknown(LedgerError):
     """The ledger failed in the middle of a commit, so what the transaction wrote may be there or not."""
 

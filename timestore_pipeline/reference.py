@@ -107,7 +107,17 @@ are plain text in columns and nothing is cut; `--json` and `--format` give what 
 """
 
 _SETTING_GROUPS = (
-    ("Places", ("home", "datasets_file", "tables_url", "ledger_url", "ledger_busy_timeout_seconds")),
+    (
+        "Places",
+        (
+            "home",
+            "datasets_file",
+            "tables_url",
+            "ledger_url",
+            "ledger_busy_timeout_seconds",
+            "ledger_pool_size",
+        ),
+    ),
     ("Landing", ("landing_",)),
     ("Staging", ("staging_enabled", "staging_directory", "staging_retention_seconds", "staging_max_future_ms")),
     ("When staged rows are flushed", ("staging_flush_", "flush_sensor_interval_seconds")),

@@ -193,7 +193,13 @@ class Settings(BaseSettings):
         default=None, description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory."
     )
     ledger_busy_timeout_seconds: PositiveSeconds = Field(
-        default=30.0, description="How long to wait for a ledger that another process is writing to."
+        default=30.0,
+        description="How long to wait for a ledger that another process is writing to, or whose server is away.",
+    )
+    ledger_pool_size: PositiveCount = Field(
+        default=5,
+        description="PostgreSQL only: connections to the ledger that a process keeps open once it needed them; at "
+        "moments it opens up to twice as many. See [scaling](scaling.md#connections).",
     )
 
     table_retention_seconds: Seconds = Field(

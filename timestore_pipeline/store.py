@@ -52,12 +52,15 @@ class Store:
         """
         settings = settings or load_settings()
         datasets = load_datasets(settings.datasets_path) if datasets is None else datasets
-        ledger = Ledger.open(settings.resolved_ledger_url, busy_timeout_seconds=settings.ledger_busy_timeout_seconds)
+        ledger = Ledger.open(
+            settings.resolved_ledger_url,
+            busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
+            pool_size=settings.ledger_pool_size,
+        )
         with ledger.read() as tx:
             incomplete = unregistered(tx, datasets.values())
         if incomplete:
-            with ledger.write() as tx:
-                register(tx, datasets.values(), now_micros())
+            ledger.transact(lambda tx: register(tx, datasets.values(), now_micros()))
         make_folder(settings.temp_path)
         connect = connect or connector(settings)
         return cls(

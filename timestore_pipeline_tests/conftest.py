@@ -67,8 +67,33 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+ON_BOTH_LEDGERS = ("ledger", "staging", "building", "reading", "lifecycle", "crash")
+"""Folders whose tests run on both SQLite and PostgreSQL, as far as they open an installation (``home``)."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what touches the ledger once on each database; ``@pytest.mark.only_on("sqlite")`` for what is of one only."""
+    folder = metafunc.definition.path.relative_to(Path(__file__).parent).parts[0]
+    if "ledger_kind" not in metafunc.fixturenames or folder not in ON_BOTH_LEDGERS:
+        return
+    only = metafunc.definition.get_closest_marker("only_on")
+    kinds = only.args if only else ("sqlite", "postgresql")
+    marks = {"sqlite": (), "postgresql": (pytest.mark.server,)}
+    metafunc.parametrize("ledger_kind", [pytest.param(kind, marks=marks[kind]) for kind in kinds], indirect=True)
+
+
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def ledger_kind(request: pytest.FixtureRequest, clean_environment: None) -> Iterator[str]:
+    """Puts the ledger of all that the test opens on the database that is returned: ``sqlite`` or ``postgresql``."""
+    from timestore_pipeline_tests.postgresql import fresh_ledger
+
+    kind = getattr(request, "param", "sqlite")
+    with fresh_ledger(kind):
+        yield kind
+
+
+@pytest.fixture
+def home(tmp_path: Path, ledger_kind: str) -> Path:
     """The folder of the installation under test; ``TIMESTORE_HOME`` of everything that the test starts."""
     folder = tmp_path / "home"
     folder.mkdir()

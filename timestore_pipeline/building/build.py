@@ -139,13 +139,15 @@ def _build_once(
     started = time.perf_counter()
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:
-        columns = dataset_columns(tx, spec)
-    if columns is None:
+        known = dataset_columns(tx, spec)
+    if known is None:
         return None  # nothing was ever staged
     path = store.table_path(dataset)
-    prepare_table(store, spec, columns)
+    prepare_table(store, spec, known)
     check_disk(store, path)
-    with store.ledger.write() as tx:
+    now = now_micros()
+
+    def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...], bool]:
         claim = claim_slices(
             tx,
             dataset,
@@ -154,11 +156,14 @@ def _build_once(
             first_window=first.start_micros if first else None,
             last_window=last.start_micros if last else None,
             lease_micros=lease_micros(store),
-            now=now_micros(),
+            now=now,
         )
         # Only now: what is claimed may have come with new columns since the first look.
-        columns, evolved = columns_now(tx, spec, columns)
+        found = columns_now(tx, spec, known)
         reach(CrashPoint.SLICES_RECORDED)
+        return claim, *found
+
+    claim, columns, evolved = store.ledger.transact(claim_them)
     if claim is None:
         return None
     publication = publish(

@@ -50,8 +50,7 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     _mark(store.settings.tables_path, spec, published=any(version is not None for version in versions.values()))
     if seen is not None:
         # Before the new table is there: a reader must not look for a version of the old one in it.
-        with store.ledger.write() as tx:
-            lost = forget_table(tx, spec.name, now_micros())
+        lost = store.ledger.transact(lambda tx: forget_table(tx, spec.name, now_micros()))
         if lost is not None:
             log.error(
                 "%s: the table at %s is gone with %s published rows. %s of them are still in segments and are staged "

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import duckdb
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.recovery import published_windows, settle_build
 from timestore_pipeline.building.table import ParquetFile, Replacement, SequenceTaken, commit_build
@@ -73,7 +74,8 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
         raise
     spec = store.datasets[build.dataset]
     kept = written.replacement.kept if written.replacement else ()
-    with store.ledger.write() as tx:
+
+    def record(tx: Connection) -> None:
         mark_published(
             tx,
             build,
@@ -83,6 +85,8 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
             now=now_micros(),
         )
         reach(CrashPoint.PUBLICATION_RECORDED)
+
+    store.ledger.transact(record)
     reach(CrashPoint.PUBLICATION_COMMITTED)
     return Publication(version, written.files)
 

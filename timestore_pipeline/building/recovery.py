@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
+
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.table import (
     ParquetFile,
@@ -123,8 +125,8 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
                     written.append(file)
                 elif file.window_key in replaced:
                     kept.append(file)
-            with store.ledger.write() as tx:
-                mark_published(
+            store.ledger.transact(
+                lambda tx: mark_published(
                     tx,
                     build,
                     table_version=version,
@@ -132,12 +134,16 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
                     kept=published_windows(spec, kept),
                     now=now_micros(),
                 )
+            )
             reach(CrashPoint.RECOVERY_PUBLISHED)
             return SettledBuild(build, version)
     reach(CrashPoint.RECOVERY_FENCED)
-    with store.ledger.write() as tx:
+
+    def abort(tx: Connection) -> Build:
         mark_aborted(tx, build, error=error, recovered=recovered, now=now_micros())
-        ended = get_build(tx, build.id)
+        return get_build(tx, build.id)
+
+    ended = store.ledger.transact(abort)
     reach(CrashPoint.RECOVERY_ABORTED)
     if ended.state is BuildState.PUBLISHED:
         # Another process settled it first, and later builds are in the table by now: its files are live.

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timestore_pipeline.ledger.schema import landing_backlog
+from timestore_pipeline.ledger.upserts import upsert
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,9 @@ def landing_backlogs(tx: Connection) -> dict[str, Backlog]:
 
 def put_backlogs(tx: Connection, datasets: Iterable[str], found: Mapping[str, Backlog]) -> None:
     """Record what was found for ``datasets``; those that are not in ``found`` have nothing waiting."""
-    # Two looks may end at the same moment; the later one counts.
-    upsert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
-    for dataset in datasets:
+    # Two looks may end at the same moment; the later one counts. In one order, lest they wait for each other.
+    for dataset in sorted(datasets):
         if dataset not in found:
             tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset == dataset))
             continue
-        values = asdict(found[dataset])
-        statement = upsert(landing_backlog).values(dataset=dataset, **values)
-        tx.execute(statement.on_conflict_do_update(index_elements=["dataset"], set_=values))
+        upsert(tx, landing_backlog, {"dataset": dataset, **asdict(found[dataset])})

@@ -105,6 +105,7 @@ def claim_slices(
     """Claim the dataset's staged slices in the windows ``first_window … last_window`` (starts; None is unbounded).
 
     ``replaces`` says that the build will commit the whole content of these windows, not what it adds to them.
+    Done again with the same ``owner`` and ``now``, it returns the claim that it made the first time.
 
     Returns:
         The claim, or None where nothing is staged there.
@@ -112,6 +113,10 @@ def claim_slices(
     Raises:
         BuildInFlight: another build of the dataset has not ended.
     """
+    lock_dataset(tx, dataset)
+    mine = build_in_flight(tx, dataset)
+    if mine is not None and (mine.owner, mine.claimed_at) == (owner, now):
+        return Claim(mine, tuple(slices_of_build(tx, mine.id)))
     refuse_second_build(tx, dataset)
     starts = staged_windows(tx, dataset, first_window, last_window)
     if not starts:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select
 
 from timestore_pipeline.ledger.schema import counters, histograms
+from timestore_pipeline.ledger.upserts import upsert
 
 DROPPED_BATCHES = "timestore_staging_dropped_batches_total"
 RETRIED_BATCHES = "timestore_staging_retried_batches_total"
@@ -50,27 +51,23 @@ def count(tx: Connection, metric: str, dataset: str, label: str, amount: float =
     """Add ``amount`` to a counter; ``label`` is the value of its one label besides ``dataset``."""
     if amount == 0:
         return
-    here = (counters.c.metric == metric, counters.c.dataset == dataset, counters.c.label == label)
-    if tx.execute(update(counters).where(*here).values(value=counters.c.value + amount)).rowcount == 0:
-        tx.execute(insert(counters).values(metric=metric, dataset=dataset, label=label, value=amount))
+    upsert(
+        tx,
+        counters,
+        {"metric": metric, "dataset": dataset, "label": label, "value": amount},
+        lambda new: {"value": counters.c.value + new.value},
+    )
 
 
 def observe(tx: Connection, metric: str, dataset: str, label: str, value: float) -> None:
     """Put one observation into the histogram ``metric``, whose bounds are those of :func:`bucket_bounds`."""
     bucket = bisect.bisect_left(bucket_bounds(metric), value)
-    here = (
-        histograms.c.metric == metric,
-        histograms.c.dataset == dataset,
-        histograms.c.label == label,
-        histograms.c.bucket == bucket,
+    upsert(
+        tx,
+        histograms,
+        {"metric": metric, "dataset": dataset, "label": label, "bucket": bucket, "count": 1, "sum": value},
+        lambda new: {"count": histograms.c.count + new.count, "sum": histograms.c.sum + new.sum},
     )
-    changed = tx.execute(
-        update(histograms).where(*here).values(count=histograms.c.count + 1, sum=histograms.c.sum + value)
-    )
-    if changed.rowcount == 0:
-        tx.execute(
-            insert(histograms).values(metric=metric, dataset=dataset, label=label, bucket=bucket, count=1, sum=value)
-        )
 
 
 def counter_values(tx: Connection) -> dict[tuple[str, str, str], float]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, inspect, text
 from sqlalchemy.exc import (
-    ArgumentError,
     DataError,
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
+    PendingRollbackError,
     ProgrammingError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from timestore_pipeline.durable_files import PRIVATE_FILE, make_folder
-from timestore_pipeline.errors import CommitUnknown, LedgerError
+from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrupted
+from timestore_pipeline.ledger.engines import ledger_engine, may_be_done_again, never_connected, parse_ledger_url
+from timestore_pipeline.ledger.schema import VERSION_TABLE
+
+T = TypeVar("T")
 
 HEAD_REVISION = "0001"
 """The Alembic revision that this code works with."""
@@ -27,43 +32,58 @@ HEAD_REVISION = "0001"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any constant; PostgreSQL processes that migrate at the same time queue up behind it.
 _MIGRATION_LOCK = 7_204_915_331
+_PAUSE_SECONDS = (0.02, 0.2)
 
 
 class Ledger:
     """An open ledger. Use :meth:`read` and :meth:`write` as ``with`` blocks; both give a transaction.
 
+    On SQLite there is one writer at a time. On PostgreSQL (READ COMMITTED) there are as many as there are datasets: a
+    transaction that looks and then writes takes ``lock_dataset`` first, and of several datasets in the order of their
+    names; nothing else that two transactions write is looked at before without an upsert or a conditional update.
+
     Example:
         >>> ledger = Ledger.open("sqlite:////tmp/ledger.sqlite")
-        >>> with ledger.write() as tx:
-        ...     claim_build(tx, ...)
+        >>> claim = ledger.transact(lambda tx: claim_slices(tx, ...))
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, busy_timeout_seconds: float = 30.0) -> None:
+        self._patience = busy_timeout_seconds
         self._engine = engine
+        if engine.dialect.name == "sqlite":
+            self._readers = engine.execution_options(sqlite_begin="BEGIN")
+            self._writers = engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+        else:
+            # PostgreSQL's default isolation would let two queries of one read see different moments.
+            self._readers = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            # Said here, because a server's or a role's default may be another one.
+            self._writers = engine.execution_options(isolation_level="READ COMMITTED")
 
     @classmethod
-    def open(cls, url: str, *, busy_timeout_seconds: float = 30.0) -> Ledger:
+    def open(cls, url: str, *, busy_timeout_seconds: float = 30.0, pool_size: int = 5) -> Ledger:
         """Open the ledger at the SQLAlchemy ``url``, creating or upgrading its tables where needed.
+
+        Args:
+            url: ``sqlite:///…`` or ``postgresql+psycopg://…``.
+            busy_timeout_seconds: how long to wait for another transaction, and for a server that is away.
+            pool_size: most connections to PostgreSQL that are kept; at moments up to twice as many are open.
 
         Raises:
             LedgerError: it cannot be reached or was written by a newer version.
         """
+        parsed = parse_ledger_url(url)
         try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise LedgerError(f"TIMESTORE_LEDGER_URL is not usable: {error}") from error
-        except ValueError:
-            # Its message has a part of the URL in it, and no one knows which.
-            raise LedgerError("TIMESTORE_LEDGER_URL is not usable: its port is no number") from None
-        if "@" in (parsed.host or ""):
-            raise LedgerError("TIMESTORE_LEDGER_URL is not usable: write an @ in the password as %40")
-        if parsed.drivername == "postgresql":
-            # The driver that Dagster's storage brings; which one a bare name means depends on SQLAlchemy's version.
-            parsed = parsed.set(drivername="postgresql+psycopg2")
-        try:
-            ledger = cls(_engine(parsed, busy_timeout_seconds))
+            engine = ledger_engine(parsed, busy_timeout_seconds=busy_timeout_seconds, pool_size=pool_size)
+            ledger = cls(engine, busy_timeout_seconds)
             ledger._upgrade()
-        except (NoSuchModuleError, ModuleNotFoundError) as error:
+        except ModuleNotFoundError as error:
+            if error.name == "psycopg":
+                raise LedgerError(
+                    "TIMESTORE_LEDGER_URL names PostgreSQL, and its driver is not installed: "
+                    "pip install 'timestore-pipeline[postgresql]'"
+                ) from error
+            raise LedgerError(f"TIMESTORE_LEDGER_URL is not usable: {error}") from error
+        except NoSuchModuleError as error:
             raise LedgerError(f"TIMESTORE_LEDGER_URL is not usable: {error}") from error
         except (OSError, DBAPIError) as error:
             raise LedgerError(f"the ledger {_without_secrets(parsed)} cannot be opened: {_cause(error)}") from error
@@ -81,7 +101,7 @@ class Ledger:
         Raises:
             LedgerError: the ledger cannot be read.
         """
-        with self._transaction("BEGIN") as tx:
+        with self._transaction(self._readers) as tx:
             yield tx
 
     @contextmanager
@@ -90,31 +110,76 @@ class Ledger:
 
         Raises:
             CommitUnknown: the ledger failed while it committed; look before doing it again.
+            LedgerInterrupted: the ledger ended the transaction, nothing was written; it may be done again.
             LedgerError: the ledger stays locked for longer than the busy timeout, or cannot be written.
         """
-        with self._transaction("BEGIN IMMEDIATE") as tx:
+        with self._transaction(self._writers) as tx:
             yield tx
+
+    def transact(self, work: Callable[[Connection], T], *, repeatable: bool = True) -> T:
+        """Return what ``work`` returns for a transaction that is committed then; do it again where that was cut short.
+
+        Args:
+            work: what to do in the transaction. It may be called several times, each time with a new one.
+            repeatable: whether doing it twice is the same as doing it once, so that it may be done again even when
+                nobody knows whether its commit arrived. Work that only counts is not.
+
+        Raises:
+            CommitUnknown: as :meth:`write`, where the work is not repeatable or the ledger stays away.
+            LedgerError: as :meth:`write`, or it was cut short for longer than the busy timeout.
+        """
+        deadline = time.monotonic() + self._patience
+        doubt: CommitUnknown | None = None
+        while True:
+            try:
+                with self.write() as tx:
+                    return work(tx)
+            except CommitUnknown as error:
+                if not repeatable or time.monotonic() >= deadline:
+                    raise
+                doubt = error
+            except LedgerInterrupted:
+                if time.monotonic() >= deadline:
+                    raise
+            except LedgerError as error:
+                # What could not be done again leaves the first commit as unknown as it was.
+                if doubt is not None:
+                    raise doubt from error
+                raise
+            time.sleep(random.uniform(*_PAUSE_SECONDS))
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[Connection]:
-        engine = self._engine.execution_options(sqlite_begin=begin)
-        if engine.dialect.name != "sqlite" and begin == "BEGIN":
-            # PostgreSQL's default isolation would let two queries of one read see different moments.
-            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
         committing = False
         try:
-            with engine.begin() as tx:
-                yield tx
-                committing = begin != "BEGIN"
+            with self._connect(engine) as connection, connection.begin():
+                yield connection
+                committing = engine is self._writers
         except (IntegrityError, ProgrammingError, DataError):
             raise
+        except (PoolTimeout, PendingRollbackError) as error:
+            raise LedgerError(f"the ledger {self.location} cannot be used: {_cause(error)}") from error
         except DBAPIError as error:
-            kind = CommitUnknown if committing else LedgerError
+            if may_be_done_again(error) and not (committing and error.connection_invalidated):
+                kind = LedgerInterrupted
+            else:
+                kind = CommitUnknown if committing else LedgerError
             raise kind(f"the ledger {self.location} cannot be used: {_cause(error)}") from error
+
+    def _connect(self, engine: Engine) -> Connection:
+        """Return a connection; wait for a server that is away, as long as for one that is busy."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return engine.connect()
+            except DBAPIError as error:
+                if engine.dialect.name == "sqlite" or not never_connected(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(random.uniform(*_PAUSE_SECONDS))
 
     def _upgrade(self) -> None:
         with self._engine.connect() as connection:
@@ -125,7 +190,7 @@ class Ledger:
         from alembic.config import Config
         from alembic.util.exc import CommandError
 
-        with self._transaction("BEGIN IMMEDIATE") as tx:
+        with self.write() as tx:
             if tx.dialect.name == "postgresql":
                 tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config = Config()
@@ -141,38 +206,14 @@ class Ledger:
 
 
 def _revision(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
+    if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
 
 
 def _without_secrets(url: URL) -> str:
     # A driver takes a password as a parameter too.
     return url.set(query={}).render_as_string(hide_password=True)
-
-
-def _engine(url: Any, busy_timeout_seconds: float) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    if url.database and url.database != ":memory:":
-        make_folder(Path(url.database).parent)
-        # Made here for the sake of its mode, which SQLite gives to the files beside it.
-        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
-    engine = create_engine(url, connect_args={"timeout": busy_timeout_seconds})
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        # The driver must not open transactions by itself: it would do so too late and without IMMEDIATE.
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
-
-    return engine
 
 
 def _cause(error: BaseException) -> str:

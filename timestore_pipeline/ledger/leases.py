@@ -8,10 +8,9 @@ from __future__ import annotations
 import secrets
 
 from sqlalchemy import Connection, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timestore_pipeline.ledger.schema import leases
+from timestore_pipeline.ledger.upserts import insert_unless_there
 
 
 def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: int) -> bool:
@@ -19,8 +18,7 @@ def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: i
 
     Times are microseconds since the epoch.
     """
-    insert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
-    tx.execute(insert(leases).values(name=name, owner=owner, expires_at=expires_at).on_conflict_do_nothing())
+    insert_unless_there(tx, leases, {"name": name, "owner": owner, "expires_at": expires_at})
     tx.execute(
         update(leases)
         .where(leases.c.name == name, (leases.c.expires_at <= now) | (leases.c.owner == owner))
@@ -39,12 +37,17 @@ def take_slot(
 ) -> str | None:
     """Take one of ``slots`` slots of ``resource``; return the name of its lease, or None where all are held.
 
+    An owner that has one gets the same again.
+
     The caller serializes takers of one resource (see ``lock_dataset``): slots are counted, then taken, so their number
     may change at any time. Times are microseconds since the epoch. No lease lasts for more than ``longest``; one that
     claims to is of a clock that has been set back since, and counts as expired.
     """
     mine = leases.c.name.startswith(f"{resource}/", autoescape=True)
     tx.execute(delete(leases).where(mine, (leases.c.expires_at <= now) | (leases.c.expires_at > now + longest)))
+    had = tx.execute(select(leases.c.name).where(mine, leases.c.owner == owner)).scalar()
+    if had is not None:
+        return had
     if slots_held(tx, resource, now) >= slots:
         return None
     name = f"{resource}/{secrets.token_hex(8)}"

@@ -6,15 +6,14 @@ An override is a row of the ledger, so it holds at once, in every process on eve
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.schema import limit_overrides
+from timestore_pipeline.ledger.upserts import upsert
 from timestore_pipeline.settings import Settings
 
 
@@ -85,10 +84,7 @@ def overrides(tx: Connection) -> list[Override]:
 
 def set_override(tx: Connection, override: Override) -> None:
     """Let a limit be what ``override`` says until it is cleared."""
-    values = {"value": override.value, "set_by": override.set_by, "set_at": override.set_at}
-    upsert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
-    statement = upsert(limit_overrides).values(dataset=override.dataset, name=override.name.value, **values)
-    tx.execute(statement.on_conflict_do_update(index_elements=["dataset", "name"], set_=values))
+    upsert(tx, limit_overrides, {**asdict(override), "name": override.name.value})
 
 
 def clear_override(tx: Connection, dataset: str, name: LimitName) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, select
 
+from timestore_pipeline.ledger.registry import known_datasets, lock_datasets
 from timestore_pipeline.ledger.schema import intake_pauses
+from timestore_pipeline.ledger.upserts import insert_unless_there
 
 EVERY_DATASET = "*"
 """The name under which all datasets are paused, those declared later too; no dataset can be called that."""
@@ -24,15 +26,9 @@ class Pause:
 
 def pause_intake(tx: Connection, pause: Pause) -> bool:
     """Stop intake; False where it is stopped already, which keeps its first reason."""
-    found = select(intake_pauses.c.dataset).where(intake_pauses.c.dataset == pause.dataset)
-    if tx.execute(found).first() is not None:
-        return False
-    tx.execute(
-        insert(intake_pauses).values(
-            dataset=pause.dataset, paused_by=pause.paused_by, paused_at=pause.paused_at, reason=pause.reason
-        )
-    )
-    return True
+    # Whoever acknowledges has the lock: those that saw no pause have ended then, and those that come later see it.
+    lock_datasets(tx, known_datasets(tx) if pause.dataset == EVERY_DATASET else [pause.dataset])
+    return insert_unless_there(tx, intake_pauses, asdict(pause))
 
 
 def resume_intake(tx: Connection, dataset: str) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, select, update
 
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
+from timestore_pipeline.ledger.upserts import insert_unless_there
 
 # Who ended the quarantine of a file that could be staged after all.
 _STAGING = "staging"
@@ -64,21 +65,19 @@ def set_aside(
         quarantine.c.batch_id == batch_id,
         quarantine.c.state == QuarantineState.OPEN.value,
     )
-    if tx.execute(select(quarantine.c.id).where(*same)).first() is None:
-        tx.execute(
-            insert(quarantine).values(
-                dataset=dataset,
-                kind=kind.value,
-                batch_id=batch_id,
-                source=source,
-                path=path,
-                reason=reason,
-                rows=rows,
-                bytes=size_bytes,
-                created_at=now,
-                state=QuarantineState.OPEN.value,
-            )
-        )
+    new = {
+        "dataset": dataset,
+        "kind": kind.value,
+        "batch_id": batch_id,
+        "source": source,
+        "path": path,
+        "reason": reason,
+        "rows": rows,
+        "bytes": size_bytes,
+        "created_at": now,
+        "state": QuarantineState.OPEN.value,
+    }
+    insert_unless_there(tx, quarantine, new)
     return _entry(tx.execute(select(quarantine).where(*same)).mappings().one())
 
 

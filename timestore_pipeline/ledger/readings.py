@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import readings
+from timestore_pipeline.ledger.upserts import upsert_all
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _IDS_PER_STATEMENT = 100
@@ -35,22 +35,23 @@ def unended_readings(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> 
 
 def begin_readings(tx: Connection, dataset: str, batch_ids: Iterable[str], now: int) -> None:
     """Record, before anything is parsed, that these batches are read now."""
+    # Two ingests may read the same batches in different orders; without the lock they could wait for each other.
+    lock_dataset(tx, dataset)
     tx.execute(delete(readings).where(readings.c.dataset == dataset, readings.c.last_at < now - _KEPT_MICROS))
     wanted = list(batch_ids)
     for start in range(0, len(wanted), _IDS_PER_STATEMENT):
         part = wanted[start : start + _IDS_PER_STATEMENT]
-        upsert = (sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert)(readings).values(
-            [{"dataset": dataset, "batch_id": batch_id, "begun": 1, "last_at": now} for batch_id in part]
-        )
-        tx.execute(
-            upsert.on_conflict_do_update(
-                index_elements=["dataset", "batch_id"], set_={"begun": readings.c.begun + 1, "last_at": now}
-            )
+        upsert_all(
+            tx,
+            readings,
+            [{"dataset": dataset, "batch_id": batch_id, "begun": 1, "last_at": now} for batch_id in part],
+            lambda new: {"begun": readings.c.begun + 1, "last_at": new.last_at},
         )
 
 
 def end_readings(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> None:
     """Forget the readings of batches: they came to an end, good or bad."""
+    lock_dataset(tx, dataset)
     wanted = list(batch_ids)
     for start in range(0, len(wanted), _IDS_PER_STATEMENT):
         part = wanted[start : start + _IDS_PER_STATEMENT]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LedgerError
 from timestore_pipeline.ledger.schema import datasets
 from timestore_pipeline.ledger.schemas import declared_steps, take_up
+from timestore_pipeline.ledger.upserts import insert_unless_there
 
 
 def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> None:
@@ -18,12 +19,14 @@ def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> None:
     Raises:
         LedgerError: a dataset's window granularity is not the one with which its rows were staged.
     """
-    specs = list(specs)
+    specs = sorted(specs, key=lambda spec: spec.name)
     known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
     for spec in specs:
         if spec.name not in known:
-            tx.execute(insert(datasets).values(name=spec.name, granularity=spec.window.value))
-        elif known[spec.name] != spec.window.value:
+            insert_unless_there(tx, datasets, {"name": spec.name, "granularity": spec.window.value})
+    known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
+    for spec in specs:
+        if known[spec.name] != spec.window.value:
             raise LedgerError(
                 f"dataset {spec.name!r} has windows of one {known[spec.name]} in the ledger and of one {spec.window} "
                 "in datasets.yaml. They are fixed once a dataset exists: restore the old or declare a new dataset."
@@ -43,7 +46,16 @@ def unregistered(tx: Connection, specs: Iterable[DatasetSpec]) -> bool:
 
 def lock_dataset(tx: Connection, dataset: str) -> None:
     """Make other writers of the dataset wait until the transaction ends (SQLite has one writer anyway)."""
-    tx.execute(select(datasets.c.name).where(datasets.c.name == dataset).with_for_update())
+    lock_datasets(tx, [dataset])
+
+
+def lock_datasets(tx: Connection, names: Iterable[str]) -> None:
+    """Make other writers of several datasets wait; always in the same order, so no two wait for each other."""
+    if tx.dialect.name == "sqlite":
+        return
+    query = select(datasets.c.name).where(datasets.c.name.in_(list(names))).order_by(datasets.c.name)
+    # Not the key itself: rows that only refer to a dataset can be inserted meanwhile.
+    tx.execute(query.with_for_update(key_share=True))
 
 
 def table_versions(tx: Connection) -> dict[str, int | None]:

@@ -41,6 +41,9 @@ from sqlalchemy import (
     text,
 )
 
+VERSION_TABLE = "timestore_version"
+"""Where Alembic keeps the schema's version: not under its usual name, which Dagster's tables in the database use."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

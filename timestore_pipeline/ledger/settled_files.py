@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, select
 
 from timestore_pipeline.ledger.schema import settled_files
+from timestore_pipeline.ledger.upserts import upsert
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,9 @@ class SettledFile:
 
 def remember_settled(tx: Connection, files: Iterable[SettledFile]) -> None:
     """Record files that the landing scan is to pass over from now on."""
-    for file in files:
-        tx.execute(
-            delete(settled_files).where(settled_files.c.dataset == file.dataset, settled_files.c.name == file.name)
-        )
-        tx.execute(
-            insert(settled_files).values(
-                dataset=file.dataset, name=file.name, bytes=file.bytes, modified_at=file.modified_at
-            )
-        )
+    # In one order, lest two that settle the same files wait for each other.
+    for file in sorted(files, key=lambda each: (each.dataset, each.name)):
+        upsert(tx, settled_files, asdict(file))
 
 
 def all_settled(tx: Connection) -> set[SettledFile]:

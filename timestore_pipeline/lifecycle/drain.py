@@ -90,7 +90,8 @@ def stop_intake(store: Store, datasets: Collection[str], by: str, reason: str) -
         UnknownDataset: a dataset is neither declared nor known to the ledger.
     """
     now = now_micros()
-    wanted = [Pause(name, by, now, reason) for name in (datasets or [EVERY_DATASET])]
+    # In one order, lest two that pause the same datasets wait for each other.
+    wanted = [Pause(name, by, now, reason) for name in (sorted(datasets) or [EVERY_DATASET])]
     with store.ledger.write() as tx:
         _check_known(store, datasets, known_datasets(tx))
         return [pause for pause in wanted if pause_intake(tx, pause)]

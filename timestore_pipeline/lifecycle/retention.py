@@ -16,7 +16,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.ledger.builds import aborted_sequences
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
-from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.lifecycle.freed import Freed
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
@@ -88,8 +88,7 @@ def sweep_orphans(
     # In one transaction with the removal: a process that slept since it wrote its segment, and acknowledges it now,
     # does so before, and the file is known, or after, and finds it gone.
     with store.ledger.write() as tx:
-        for dataset in store.datasets:
-            lock_dataset(tx, dataset)
+        lock_datasets(tx, store.datasets)
         relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
         known = {store.segment_path(path) for path in relative}
         resolved = {store.segment_path(path) for path in resolved_paths(tx)}

@@ -45,6 +45,7 @@ from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
 from timestore_pipeline.ledger.readings import Readings, end_readings
+from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
@@ -200,8 +201,8 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
             with turn(store, spec, limits):
                 _stage_in_groups(store, spec, state, done)
         except GuardrailExceeded as error:
-            with store.ledger.write() as tx:
-                count_breaches(tx, [error])
+            breach = error
+            store.ledger.transact(lambda tx: count_breaches(tx, [breach]), repeatable=False)
             raise
         except (StagingQueueFull, TooManyIngests, IntakePaused) as error:
             state.skipped.append(f"{len(state.fresh)} files wait: {error}")
@@ -366,8 +367,7 @@ def _settle_twins(
             state.duplicates[twin] = replace(state.duplicates[path], source=twin.name)
     repeats = sum(1 for twin in state.twins if twin in state.duplicates)
     if repeats:
-        with store.ledger.write() as tx:
-            count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats)
+        store.ledger.transact(lambda tx: count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats), repeatable=False)
 
 
 def _stage_in_groups(store: Store, spec: DatasetSpec, state: _Files, done: _Staged) -> None:
@@ -600,7 +600,10 @@ def _set_file_aside(
     None where the file was not bad: another ingest staged it, and cleared it away while it was read here.
     """
     relative = f"{QUARANTINE_FOLDER}/{spec.name}/{_unique_name(batch, path)}"
-    with store.ledger.write() as tx:
+
+    def record(tx: Connection) -> QuarantineEntry | None:
+        # Another ingest may stage it just now, and resolves what it finds in quarantine.
+        lock_dataset(tx, spec.name)
         if known_batches(tx, spec.name, [batch.batch_id]):
             return None
         entry = set_aside(
@@ -616,6 +619,11 @@ def _set_file_aside(
             now=now_micros(),
         )
         end_readings(tx, spec.name, [batch.batch_id])
+        return entry
+
+    entry = store.ledger.transact(record)
+    if entry is None:
+        return None
     reach(CrashPoint.BAD_FILE_RECORDED)
     target = store.segment_path(entry.path)
     try:
@@ -680,8 +688,6 @@ def _clear_away(
 
 def _remember(store: Store, spec: DatasetSpec, paths: Sequence[Path], seen: dict[Path, _Stamp]) -> None:
     if paths:
-        with store.ledger.write() as tx:
-            remember_settled(
-                tx, [SettledFile(spec.name, path.name, seen[path].bytes, seen[path].modified_at) for path in paths]
-            )
+        settled = [SettledFile(spec.name, path.name, seen[path].bytes, seen[path].modified_at) for path in paths]
+        store.ledger.transact(lambda tx: remember_settled(tx, settled))
         reach(CrashPoint.LANDING_REMEMBERED)

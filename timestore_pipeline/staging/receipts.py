@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict, BatchRejected
+from timestore_pipeline.errors import BatchConflict, BatchRejected, GuardrailExceeded
 from timestore_pipeline.ledger.batches import (
     BatchRow,
     KnownBatch,
@@ -20,7 +19,7 @@ from timestore_pipeline.ledger.batches import (
     windows_of_batches,
 )
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
-from timestore_pipeline.ledger.quarantine import QuarantineEntry, resolve_staged_files, set_aside
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, resolve_staged_files, set_aside
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
@@ -149,40 +148,46 @@ def acknowledge_segment(
         )
         for ordinal, batch in enumerate(batches)
     ]
-    try:
-        with store.ledger.write() as tx:
-            lock_dataset(tx, spec.name)
-            if not all(path.exists() for path in written.files(store)):
-                raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
-            known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
-            if known:
-                check_fingerprints(spec.name, known, batches)
-                raise StagedMeanwhile(frozenset(known))
-            now_there = dataset_schema(tx, spec)
-            if (now_there.version if now_there else 0) != schema.base:
-                raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
-            check_pause(tx, spec.name)
-            version = take_up(tx, spec.name, schema.base, schema.steps, now)
-            limits = store.limits(tx, spec)
-            check_queue(tx, spec, limits, len(batches))
-            check_guardrails(tx, store, spec, limits)
-            acknowledge(tx, spec.name, written.row, rows, written.slices, now, schema_version=version)
-            resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
-            if together is not None:
-                together(tx)
-            entries = [
-                _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
-                for ordinal, batch in enumerate(batches)
-                if ordinal in refused_rows
-            ]
-            if not store.settings.staging_enabled:
-                count(tx, DIRECT_WRITE_BATCHES, spec.name, "", len(batches))
-            breaches = guardrail_breaches(tx, store, spec, limits)
-            count_breaches(tx, breaches)
-            reach(CrashPoint.BATCHES_RECORDED)
-    except IntegrityError as error:
-        # Only where the ledger lets two writers run at once (PostgreSQL) can the other one win after our look.
-        raise StagedMeanwhile(frozenset(batch.batch_id for batch in batches)) from error
+
+    def refused_entries(tx: Connection) -> list[QuarantineEntry]:
+        return [
+            _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
+            for ordinal, batch in enumerate(batches)
+            if ordinal in refused_rows
+        ]
+
+    def record(tx: Connection) -> tuple[list[QuarantineEntry], list[GuardrailExceeded]]:
+        lock_dataset(tx, spec.name)
+        if not all(path.exists() for path in written.files(store)):
+            raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
+        known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
+        limits = store.limits(tx, spec)
+        if known and _is_recorded(tx, spec, written, known):
+            # The connection broke in the commit, and the ledger has it all the same.
+            return refused_entries(tx), guardrail_breaches(tx, store, spec, limits)
+        if known:
+            check_fingerprints(spec.name, known, batches)
+            raise StagedMeanwhile(frozenset(known))
+        now_there = dataset_schema(tx, spec)
+        if (now_there.version if now_there else 0) != schema.base:
+            raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
+        check_pause(tx, spec.name)
+        version = take_up(tx, spec.name, schema.base, schema.steps, now)
+        check_queue(tx, spec, limits, len(batches))
+        check_guardrails(tx, store, spec, limits)
+        acknowledge(tx, spec.name, written.row, rows, written.slices, now, schema_version=version)
+        resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
+        if together is not None:
+            together(tx)
+        entries = refused_entries(tx)
+        if not store.settings.staging_enabled:
+            count(tx, DIRECT_WRITE_BATCHES, spec.name, "", len(batches))
+        breaches = guardrail_breaches(tx, store, spec, limits)
+        count_breaches(tx, breaches)
+        reach(CrashPoint.BATCHES_RECORDED)
+        return entries, breaches
+
+    entries, breaches = store.ledger.transact(record)
     reach(CrashPoint.BATCHES_ACKNOWLEDGED)
     log_breaches(breaches)
     windows: dict[int, list[Window]] = {}
@@ -203,6 +208,15 @@ def acknowledge_segment(
         for row in rows
     )
     return Acknowledged(receipts, tuple(entries))
+
+
+def _is_recorded(tx: Connection, spec: DatasetSpec, written: WrittenSegment, known: Mapping[str, KnownBatch]) -> bool:
+    """Whether it is this very segment, or its file of refused rows, whose batches the ledger has."""
+    if written.row is not None:
+        return all(batch.segment_id == written.row.id for batch in known.values())
+    return written.refused_path is not None and any(
+        entry.path == written.refused_path for entry in open_entries(tx, spec.name)
+    )
 
 
 def check_fingerprints(dataset: str, known: Mapping[str, KnownBatch], batches: Sequence[IncomingBatch]) -> None:
@@ -259,8 +273,7 @@ def settle_known(
             segment_id=found.segment_id,
         )
     if repeats:
-        with store.ledger.write() as tx:
-            count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats)
+        store.ledger.transact(lambda tx: count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats), repeatable=False)
     return answers
 
 

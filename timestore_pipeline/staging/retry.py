@@ -13,6 +13,8 @@ from collections.abc import Callable
 from itertools import count as count_up
 from typing import TypeVar
 
+from sqlalchemy import Connection
+
 from timestore_pipeline.errors import (
     DiskFull,
     GuardrailExceeded,
@@ -74,11 +76,14 @@ def when_there_is_room(store: Store, dataset: str, attempt: Callable[[], T], wai
 
 def count_refusals(store: Store, dataset: str, error: TimestoreError, metric: str, batches: int = 1) -> None:
     """Count batches that were refused for the reason ``error``, under ``metric``: dropped or retried."""
+
+    def count_them(tx: Connection) -> None:
+        count(tx, metric, dataset, REFUSALS[type(error)], batches)
+        if isinstance(error, GuardrailExceeded):
+            count_breaches(tx, [error] * batches)
+
     try:
-        with store.ledger.write() as tx:
-            count(tx, metric, dataset, REFUSALS[type(error)], batches)
-            if isinstance(error, GuardrailExceeded):
-                count_breaches(tx, [error] * batches)
+        store.ledger.transact(count_them, repeatable=False)
     except LedgerError as second:
         # Where the disk is full the ledger is too; the caller is to learn of the first error.
         log.warning("dataset %r: a refused batch could not be counted: %s", dataset, second)

@@ -90,8 +90,7 @@ def recorded_reading(store: Store, dataset: str, group: ReadingGroup) -> Iterato
     A block that raises has ended as well. Only where it could not write the segment the record stays, so that the next
     attempt is made in a smaller group; a disk that is too full for a file alone leads to no verdict.
     """
-    with store.ledger.write() as tx:
-        begin_readings(tx, dataset, group.batch_ids, now_micros())
+    store.ledger.transact(lambda tx: begin_readings(tx, dataset, group.batch_ids, now_micros()), repeatable=False)
     reach(CrashPoint.READINGS_BEGUN)
     try:
         yield
@@ -109,7 +108,6 @@ def recorded_reading(store: Store, dataset: str, group: ReadingGroup) -> Iterato
 
 def _record(store: Store, dataset: str, change: Callable[[Connection], None]) -> None:
     try:
-        with store.ledger.write() as tx:
-            change(tx)
+        store.ledger.transact(change, repeatable=False)
     except LedgerError as error:
         log.warning("dataset %r: the end of a reading was not recorded: %s", dataset, error)

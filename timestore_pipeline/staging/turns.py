@@ -15,6 +15,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+
+from sqlalchemy import Connection
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
@@ -65,8 +68,7 @@ def turn(store: Store, spec: DatasetSpec, limits: EffectiveLimits) -> Iterator[N
         done.set()
         keeper.join()
         try:
-            with store.ledger.write() as tx:
-                release_lease(tx, lease, owner)
+            store.ledger.transact(lambda tx: release_lease(tx, lease, owner))
         except LedgerError as error:
             log.warning("dataset %r: a turn is held until its lease runs out: %s", spec.name, error)
 
@@ -81,23 +83,20 @@ def _wait(store: Store, spec: DatasetSpec, owner: str) -> str | None:
         if not limit:
             return None
         now = now_micros()
-        with store.ledger.write() as tx:
-            lock_dataset(tx, spec.name)
-            lease = take_slot(
-                tx,
-                turns_of(spec.name),
-                limit,
-                owner,
-                now=now,
-                expires_at=now + _LEASE_MICROS,
-                longest=2 * _LEASE_MICROS,
-            )
-            running = 0 if lease else slots_held(tx, turns_of(spec.name), now)
+        lease, running = store.ledger.transact(partial(_take_turn, spec.name, limit, owner, now))
         if lease:
             return lease
         if time.monotonic() >= deadline:
             raise TooManyIngests(spec.name, running, limit, timeout)
         time.sleep(random.uniform(*_POLL_SECONDS))
+
+
+def _take_turn(dataset: str, limit: int, owner: str, now: int, tx: Connection) -> tuple[str | None, int]:
+    """Return the lease that was taken, or None and how many are held."""
+    lock_dataset(tx, dataset)
+    name = turns_of(dataset)
+    lease = take_slot(tx, name, limit, owner, now=now, expires_at=now + _LEASE_MICROS, longest=2 * _LEASE_MICROS)
+    return lease, 0 if lease else slots_held(tx, name, now)
 
 
 def _keep(store: Store, lease: str, owner: str, done: threading.Event) -> None:

@@ -19,6 +19,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from timestore_pipeline import crash_points
 from timestore_pipeline.building import build, publication
 from timestore_pipeline.building.rebuild import rebuild_windows
@@ -170,8 +172,13 @@ def environment(store: Store) -> dict[str, str]:
     root = Path(__file__).parents[2]
     home = store.settings.home
     fields: Mapping[str, Any] = store.settings.model_dump(exclude_unset=True)
-    settings = {f"TIMESTORE_{name.upper()}": str(value) for name, value in fields.items()}
+    plain = {name: _plain(value) for name, value in fields.items()}
+    settings = {f"TIMESTORE_{name.upper()}": value for name, value in plain.items()}
     return {**os.environ, **settings, "PYTHONPATH": str(root), "TIMESTORE_HOME": str(home)}
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def ending_of(finished: subprocess.CompletedProcess[str]) -> Ending:

@@ -135,6 +135,7 @@ def test_a_log_folder_that_was_made_and_not_filled_is_no_table(make_store: MakeS
     assert len(published(store, "readings")) == len(rows.IDS["a"])
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("damage", [truncated, overwritten])
 def test_a_damaged_ledger_is_a_clear_error(damage: Damage, make_store: MakeStore):
     store = make_store(rows.DATASETS_YAML)
@@ -161,6 +162,7 @@ def lock() -> Callable[[Store], sqlite3.Connection]:
     return hold
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_ledger_that_is_locked_for_a_while_is_waited_for(
     at_work: Callable[..., Store], recover: Recover, lock: Callable[[Store], sqlite3.Connection]
 ):
@@ -188,6 +190,7 @@ def test_a_ledger_that_is_locked_for_a_while_is_waited_for(
     rows.assert_all_is_well(store)
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_ledger_that_stays_locked_is_a_clear_error_and_loses_nothing(
     at_work: Callable[..., Store], recover: Recover, lock: Callable[[Store], sqlite3.Connection]
 ):

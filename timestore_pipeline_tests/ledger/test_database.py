@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from timestore_pipeline.ledger.counters import FLUSH_DURATION, count, counter_va
 from timestore_pipeline.ledger.database import HEAD_REVISION
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.registry import known_datasets
-from timestore_pipeline.ledger.schema import metadata
+from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline_tests.builders import hourly, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.postgresql import URL_VARIABLE, shared_server
 
 
 @pytest.fixture
@@ -31,8 +33,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
+def url(path: Path, ledger_kind: str) -> str:
+    return f"sqlite:///{path}" if ledger_kind == "sqlite" else os.environ[URL_VARIABLE]
 
 
 @pytest.fixture
@@ -44,13 +46,15 @@ def ledger(url: str):
 
 def test_the_migrations_make_exactly_the_schema(ledger: Ledger, url: str):
     with create_engine(url).connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        options = {"compare_type": True, "compare_server_default": True, "version_table": VERSION_TABLE}
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == HEAD_REVISION
         made = {
             (table, index["name"], tuple(index["column_names"]), index["unique"])
             for table in metadata.tables
             for index in inspect(connection).get_indexes(table)
+            if "duplicates_constraint" not in index
         }
     declared = {
         (table.name, index.name, tuple(column.name for column in index.columns), int(index.unique))
@@ -60,6 +64,7 @@ def test_the_migrations_make_exactly_the_schema(ledger: Ledger, url: str):
     assert {(table, name, columns, int(unique or 0)) for table, name, columns, unique in made} == declared
 
 
+@pytest.mark.only_on("sqlite")
 def test_partial_indexes_are_as_the_schema_says(ledger: Ledger, path: Path, tmp_path: Path):
     def definitions(file: Path) -> set[str]:
         with sqlite3.connect(file) as connection:
@@ -71,6 +76,24 @@ def test_partial_indexes_are_as_the_schema_says(ledger: Ledger, path: Path, tmp_
     engine.dispose()
 
     assert definitions(path) == definitions(tmp_path / "declared.sqlite")
+
+
+@pytest.mark.only_on("postgresql")
+def test_indexes_are_as_the_schema_says_on_postgresql_too(ledger: Ledger):
+    def definitions(url: str) -> set[tuple[str, str]]:
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            found = connection.execute(text("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"))
+            indexes = {(row[0], row[1]) for row in found if VERSION_TABLE not in row[1]}
+        engine.dispose()
+        return indexes
+
+    declared = shared_server().url(shared_server().create_database())
+    engine = create_engine(declared)
+    metadata.create_all(engine)
+    engine.dispose()
+
+    assert definitions(os.environ[URL_VARIABLE]) == definitions(declared)
 
 
 def test_an_open_ledger_opens_again_and_keeps_what_it_has(ledger: Ledger, url: str):
@@ -86,12 +109,13 @@ def test_an_open_ledger_opens_again_and_keeps_what_it_has(ledger: Ledger, url: s
 
 def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, url: str):
     with ledger.write() as tx:
-        tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        tx.execute(text("UPDATE timestore_version SET version_num = '9999'"))
 
     with pytest.raises(LedgerError, match=r"was written by another version of timestore .*9999.*upgrade"):
         Ledger.open(url)
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_locked_ledger_is_waited_for_and_then_reported(ledger: Ledger, url: str):
     impatient = Ledger.open(url, busy_timeout_seconds=0.05)
 
@@ -111,9 +135,9 @@ def test_a_writer_waits_for_another(ledger: Ledger, url: str):
 
     def hold() -> None:
         with ledger.write() as tx:
+            count(tx, "a_metric", "weather", "x")
             held.set()
             tried.wait(10)
-            count(tx, "a_metric", "weather", "x")
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -183,6 +207,7 @@ def test_a_password_is_in_no_message():
     assert "127.0.0.1" in str(caught.value)
 
 
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("damage", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5_000])
 def test_a_file_that_is_no_ledger_is_refused(path: Path, url: str, damage: bytes):
     path.parent.mkdir()
@@ -192,6 +217,7 @@ def test_a_file_that_is_no_ledger_is_refused(path: Path, url: str, damage: bytes
         Ledger.open(url)
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_ledger_that_is_damaged_while_it_is_open_is_reported(make_store: MakeStore):
     store = make_store()
     stage(store, "weather", hourly(3))

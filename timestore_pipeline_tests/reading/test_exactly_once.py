@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
+from timestore_pipeline_tests.postgresql import LEDGERS, fresh_ledger
 
 DATASETS = """
 datasets:
@@ -71,12 +72,14 @@ def land(store: Store, name: str, table: pa.Table) -> None:
     (folder / name).write_bytes(parquet_bytes(table))
 
 
+@pytest.mark.parametrize("ledger", LEDGERS)
 @given(st.lists(st.tuples(st.lists(batches, min_size=1, max_size=4), st.booleans(), st.none() | ranges), max_size=5))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
+    ledger: str,
     groups: Sequence[tuple[list[pa.Table], bool, tuple[int | None, int | None] | None]],
 ):
-    with tempfile.TemporaryDirectory() as home, open_store(Path(home)) as store:
+    with fresh_ledger(ledger), tempfile.TemporaryDirectory() as home, open_store(Path(home)) as store:
         acked: list[pa.Table] = []
         for number, (tables, as_files, flush) in enumerate(groups):
             for index, table in enumerate(tables):
@@ -126,9 +129,13 @@ RECOVERY_STEPS = [
 class ExactlyOnce(RuleBasedStateMachine):
     """A store beside a model that is a multiset of acked rows, those that must be in the table, and batch ids."""
 
+    ledger = "sqlite"
+
     def __init__(self) -> None:
         super().__init__()
         self.home = Path(tempfile.mkdtemp())
+        self.resources = ExitStack()
+        self.resources.enter_context(fresh_ledger(self.ledger))
         self.store = open_store(self.home)
         self.acked: dict[str, pa.Table] = {}
         self.patched = pytest.MonkeyPatch()
@@ -146,6 +153,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             assert queue_states(tx) == {}
             assert sum(total.rows for total in window_totals(tx, "weather")) == len(expected)
         self.store.close()
+        self.resources.close()
         self.patched.undo()
         shutil.rmtree(self.home)
 
@@ -267,7 +275,15 @@ class ExactlyOnce(RuleBasedStateMachine):
         assert in_table <= Counter(rows_of(*self.acked.values()))
 
 
+class ExactlyOnceOnPostgresql(ExactlyOnce):
+    """The same with the ledger on PostgreSQL."""
+
+    ledger = "postgresql"
+
+
 ExactlyOnce.TestCase.settings = settings(
     max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+ExactlyOnceOnPostgresql.TestCase.settings = settings(ExactlyOnce.TestCase.settings, max_examples=8)
 TestExactlyOnce = ExactlyOnce.TestCase
+TestExactlyOnceOnPostgresql = ExactlyOnceOnPostgresql.TestCase

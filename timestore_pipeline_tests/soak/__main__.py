@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
 from pathlib import Path
 
+from timestore_pipeline_tests.postgresql import LEDGERS, URL_VARIABLE, fresh_ledger
 from timestore_pipeline_tests.soak.coordinator import run
 from timestore_pipeline_tests.soak.workers import Soak
 
@@ -19,12 +21,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--processes", type=int, default=6)
+    parser.add_argument("--ledger", choices=LEDGERS, default="sqlite", help="PostgreSQL is started for the soak")
     arguments = parser.parse_args()
     print(
         f"Soak of {arguments.seconds:g} s with seed {arguments.seed} (repeat it with SEED={arguments.seed})", flush=True
     )
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".soak-") as folder:
-        soak = Soak(Path(folder) / "home", arguments.seed, arguments.seconds, arguments.processes)
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".soak-") as folder, fresh_ledger(arguments.ledger):
+        url = os.environ.get(URL_VARIABLE)
+        soak = Soak(Path(folder) / "home", arguments.seed, arguments.seconds, arguments.processes, ledger_url=url)
         figures = run(soak, lambda line: print(line, flush=True))
     print(json.dumps(figures, indent=2))
     print("kills by place:", json.dumps(dict(soak.kills.most_common()), indent=2))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import SecretStr
 
 from timestore_pipeline import crash_points
 from timestore_pipeline.building.build import build_windows
@@ -76,6 +77,7 @@ class Soak:
     seed: int
     seconds: float
     processes: int = 6
+    ledger_url: str | None = None
     kills: Counter[str] = field(default_factory=Counter)
     stops: int = 0
     problems: list[str] = field(default_factory=list)
@@ -84,6 +86,7 @@ class Soak:
     def settings(self) -> Settings:
         return Settings(
             home=self.home,
+            ledger_url=SecretStr(self.ledger_url) if self.ledger_url else None,
             staging_retention_seconds=1,
             staging_min_free_disk_bytes=0,
             build_lease_seconds=LEASE_SECONDS,

@@ -2,7 +2,9 @@
 
 from alembic import context
 
-from timestore_pipeline.ledger.schema import metadata
+from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=metadata, version_table=VERSION_TABLE
+)
 context.run_migrations()

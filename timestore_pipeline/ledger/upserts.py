@@ -1,0 +1,49 @@
+"""Insert or update in one statement: two writers at one moment neither collide nor lose what the other wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnCollection, Connection, Table
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+
+def upsert(
+    tx: Connection,
+    table: Table,
+    row: Mapping[str, Any],
+    changes: Callable[[ColumnCollection[str, Any]], Mapping[str, Any]] | None = None,
+) -> None:
+    """Do what :func:`upsert_all` does with one row."""
+    upsert_all(tx, table, [row], changes)
+
+
+def upsert_all(
+    tx: Connection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    changes: Callable[[ColumnCollection[str, Any]], Mapping[str, Any]] | None = None,
+) -> None:
+    """Insert ``rows``; where the primary key of one is there already, change the row that has it.
+
+    Args:
+        tx: a transaction of the ledger.
+        table: one of its tables.
+        rows: column → value, the primary key among them; no key twice.
+        changes: given the row that was to be inserted, returns what becomes of the one that is there; by default it
+            becomes the new one.
+    """
+    insert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
+    statement = insert(table).values([dict(row) for row in rows])
+    key = [column.name for column in table.primary_key]
+    new = statement.excluded
+    values = changes(new) if changes else {name: new[name] for name in rows[0] if name not in key}
+    tx.execute(statement.on_conflict_do_update(index_elements=key, set_=values))
+
+
+def insert_unless_there(tx: Connection, table: Table, row: Mapping[str, Any]) -> bool:
+    """Insert ``row``; False where one with its primary key, or that a unique index forbids beside it, is there."""
+    insert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
+    return tx.execute(insert(table).values(row).on_conflict_do_nothing()).rowcount == 1
