@@ -57,6 +57,14 @@ class FileFormat(StrEnum):
     ARROW = "arrow"
 
 
+class LatePolicy(StrEnum):
+    """What becomes of a row whose window has closed."""
+
+    ACCEPT = "accept"
+    QUARANTINE = "quarantine"
+    DROP = "drop"
+
+
 class TimeSpec(_Model):
     """Which column is the time, and how to read it where it is text or an integer."""
 
@@ -130,6 +138,10 @@ class FlushSpec(_Model):
     max_rows: Limit | None = Field(default=None, description="Staged rows.")
     max_bytes: Limit | None = Field(default=None, description="Staged bytes.")
     max_age_ms: Limit | None = Field(default=None, description="Age of the oldest staged batch, milliseconds.")
+    late_max_age_ms: Limit | None = Field(
+        default=None,
+        description="The same for late rows, of windows that are closed and published already, milliseconds.",
+    )
 
 
 class LimitSpec(_Model):
@@ -197,6 +209,11 @@ class DatasetSpec(_Model):
         default=DEFAULT_LATENESS,
         json_schema_extra={"default": format_duration(DEFAULT_LATENESS)},
         description="How long after its end a window stays open, such as `90m`, `36h` or `7d`: then it is closed.",
+    )
+    late: LatePolicy = Field(
+        default=LatePolicy.ACCEPT,
+        description="What becomes of rows whose window is closed when they are staged: `accept` them (backfills of old "
+        "data need that), `quarantine` or `drop` them. They are counted by outcome.",
     )
     freshness: Duration | None = Field(
         default=None,

@@ -48,7 +48,7 @@ _NOT_IN_FOLDERS = re.compile(r"[\x00-\x1f\x7f?\\\ud800-\udfff]|%[0-9A-Fa-f]{2}")
 
 RESERVED_LABELS = frozenset(
     {
-        "job", "dataset", "le", "component", "guardrail", "limit", "metric", "reason", "result", "slo",
+        "job", "dataset", "le", "component", "guardrail", "limit", "metric", "outcome", "reason", "result", "slo",
         "threshold",
     }
 )  # fmt: skip
@@ -174,6 +174,12 @@ class Settings(BaseSettings):
         default=60_000,
         description="Flush trigger: age of the oldest staged batch of a dataset, in milliseconds; 0 switches it off. "
         "With all three triggers off a dataset is flushed whenever something is staged.",
+    )
+    staging_flush_late_max_age_ms: Count = Field(
+        default=600_000,
+        description="The same age for late rows, those of windows that were closed and published already when they "
+        "came: they wait longer, so that a trickle of them does not make a tiny file a minute. No less than the age of "
+        "the other rows; 0 is the same. See [late data](late-data.md).",
     )
     staging_retention_seconds: Seconds = Field(
         default=3_600.0,

@@ -10,7 +10,7 @@ from timestore_pipeline.building.thresholds import (
     FlushThresholds,
     Trigger,
     distance,
-    due_trigger,
+    due_windows,
     effective_thresholds,
 )
 from timestore_pipeline.clock import now_micros
@@ -22,7 +22,7 @@ from timestore_pipeline.windows import Granularity, Window
 
 @dataclass(frozen=True)
 class FlushRequest:
-    """A dataset that is due, why (in a word, and in words and numbers), and the range of its staged windows."""
+    """A dataset that is due, why (in a word, and in words and numbers), and the range of its windows that are."""
 
     dataset: str
     trigger: Trigger
@@ -74,13 +74,13 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
         if name in in_flight:
             waiting.append(f"{distance(state, thresholds, max_pending, now)}; {_describe(in_flight[name], now)}")
             continue
-        trigger = due_trigger(state, thresholds, max_pending, now)
-        if trigger is None or state.first_window is None or state.last_window is None:
+        due_now = due_windows(state, thresholds, max_pending, now)
+        if due_now is None:
             waiting.append(distance(state, thresholds, max_pending, now))
             continue
-        first, last = spec.window_at(state.first_window), spec.window_at(state.last_window)
+        first, last = spec.window_at(due_now.first_window), spec.window_at(due_now.last_window)
         why = distance(state, thresholds, max_pending, now)
-        due.append(FlushRequest(name, trigger, why, thresholds, spec.start, first, last))
+        due.append(FlushRequest(name, due_now.trigger, why, thresholds, spec.start, first, last))
     return FlushPlan(tuple(group_requests(due)), tuple(waiting))
 
 

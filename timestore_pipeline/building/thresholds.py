@@ -36,6 +36,13 @@ class FlushThresholds:
     max_rows: int
     max_bytes: int
     max_age_ms: int
+    late_max_age_ms: int = 0
+    """Of late rows; no less than ``max_age_ms``, and 0 is the same."""
+
+    @property
+    def late_age_ms(self) -> int:
+        """The age at which late rows are flushed; 0 where the age of rows does not matter."""
+        return max(self.max_age_ms, self.late_max_age_ms) if self.max_age_ms else 0
 
     @property
     def all_off(self) -> bool:
@@ -54,6 +61,9 @@ def effective_thresholds(settings: Settings, spec: DatasetSpec) -> FlushThreshol
         max_rows=settings.staging_flush_max_rows if spec.flush.max_rows is None else spec.flush.max_rows,
         max_bytes=settings.staging_flush_max_bytes if spec.flush.max_bytes is None else spec.flush.max_bytes,
         max_age_ms=settings.staging_flush_max_age_ms if spec.flush.max_age_ms is None else spec.flush.max_age_ms,
+        late_max_age_ms=(
+            settings.staging_flush_late_max_age_ms if spec.flush.late_max_age_ms is None else spec.flush.late_max_age_ms
+        ),
     )
 
 
@@ -78,8 +88,20 @@ def service_levels(settings: Settings, thresholds: FlushThresholds) -> ServiceLe
     return ServiceLevels(settings.slo_flush_seconds, settings.slo_publish_seconds or by_age)
 
 
-def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
-    """Return why the dataset is due, or None where it is not.
+@dataclass(frozen=True)
+class Due:
+    """Why a dataset is due, and the windows (their starts, inclusive) that are."""
+
+    trigger: Trigger
+    first_window: int
+    last_window: int
+
+
+def due_windows(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Due | None:
+    """Return what of the dataset is due, or None where nothing is.
+
+    By its age only that part is due which has reached it: late rows wait longer, and the others do not wait for them.
+    In all other cases everything is.
 
     Args:
         state: its queue; what a build in flight has claimed does not count.
@@ -89,22 +111,62 @@ def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int
     """
     if state.staged_rows == 0:
         return None
+    late = state.late
+    whole = (state.first_window, late.first_window, state.last_window, late.last_window)
     if thresholds.all_off:
-        return Trigger.EAGER
+        return _due(Trigger.EAGER, *whole)
     if thresholds.max_rows and state.staged_rows >= thresholds.max_rows:
-        return Trigger.ROWS
+        return _due(Trigger.ROWS, *whole)
     if thresholds.max_bytes and state.staged_bytes >= thresholds.max_bytes:
-        return Trigger.BYTES
-    if thresholds.max_age_ms and age_ms(state, now) >= thresholds.max_age_ms:
-        return Trigger.AGE
+        return _due(Trigger.BYTES, *whole)
+    parts = []
+    if thresholds.max_age_ms and _is_older(state.oldest_staged_at, thresholds.max_age_ms, now):
+        parts += [state.first_window, state.last_window]
+    if thresholds.max_age_ms and _is_older(late.oldest_staged_at, thresholds.late_age_ms, now):
+        parts += [late.first_window, late.last_window]
+    if parts:
+        return _due(Trigger.AGE, *parts)
     if max_pending and state.pending_batches * 2 >= max_pending:
-        return Trigger.PRESSURE
+        return _due(Trigger.PRESSURE, *whole)
     return None
 
 
+def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
+    """Return why the dataset is due, or None where it is not; as :func:`due_windows`."""
+    due = due_windows(state, thresholds, max_pending, now)
+    return due and due.trigger
+
+
 def age_ms(state: QueueState, now: int) -> int:
-    """Return the age of the oldest staged batch in milliseconds; 0 where nothing is staged or the clock went back."""
-    return 0 if state.oldest_staged_at is None else max(0, (now - state.oldest_staged_at) // 1_000)
+    """Return the age of the oldest staged batch in milliseconds, late ones aside; 0 where there is none.
+
+    And 0 where the clock went back.
+    """
+    return _age_ms(state.oldest_staged_at, now)
+
+
+def oldest_due_from(state: QueueState, thresholds: FlushThresholds) -> int | None:
+    """Return since when the oldest unpublished batch counts as staged, in microseconds; None where there is none.
+
+    Late rows, which may wait longer, count from so much later.
+    """
+    grace = (thresholds.late_age_ms - thresholds.max_age_ms) * 1_000 if thresholds.max_age_ms else 0
+    late_at = state.late.oldest_pending_at
+    late_from = None if late_at is None else late_at + grace
+    return min((at for at in (state.oldest_pending_at, late_from) if at is not None), default=None)
+
+
+def _due(trigger: Trigger, *windows: int | None) -> Due:
+    known = [window for window in windows if window is not None]
+    return Due(trigger, min(known), max(known))
+
+
+def _is_older(since: int | None, limit_ms: int, now: int) -> bool:
+    return since is not None and _age_ms(since, now) >= limit_ms
+
+
+def _age_ms(since: int | None, now: int) -> int:
+    return 0 if since is None else max(0, (now - since) // 1_000)
 
 
 def distance(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> str:
@@ -115,6 +177,11 @@ def distance(state: QueueState, thresholds: FlushThresholds, max_pending: int, n
         f"oldest {age_ms(state, now) / 1e3:,.0f}{_of(f'{thresholds.max_age_ms / 1e3:,.0f}', thresholds.max_age_ms)} s",
         f"{state.pending_batches:,}{_of(f'{max_pending // 2:,}', max_pending)} batches",
     ]
+    late = state.late
+    if late.rows:
+        limit = thresholds.late_age_ms
+        age = f"{_age_ms(late.oldest_staged_at, now) / 1e3:,.0f}{_of(f'{limit / 1e3:,.0f}', limit)} s"
+        parts.append(f"{late.rows:,} of the rows late, oldest {age}")
     return f"{state.dataset}: {', '.join(parts)}"
 
 

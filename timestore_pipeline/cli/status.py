@@ -51,6 +51,7 @@ class DatasetStatus:
     dataset: str
     queue: QueueState
     oldest_age_seconds: float
+    oldest_late_age_seconds: float
     thresholds: FlushThresholds
     limits: EffectiveLimits
     due: Trigger | None
@@ -84,13 +85,13 @@ def collect_status(
     statuses = []
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
-        oldest = moment if queue.oldest_pending_at is None else queue.oldest_pending_at
         thresholds = effective_thresholds(store.settings, spec)
         statuses.append(
             DatasetStatus(
                 dataset=spec.name,
                 queue=queue,
-                oldest_age_seconds=max(0, moment - oldest) / 1e6,
+                oldest_age_seconds=_age_seconds(queue.oldest_pending_at, moment),
+                oldest_late_age_seconds=_age_seconds(queue.late.oldest_pending_at, moment),
                 thresholds=thresholds,
                 limits=limits[spec.name],
                 due=due_trigger(queue, thresholds, limits[spec.name].max_pending, moment),
@@ -105,17 +106,22 @@ def collect_status(
     return statuses, scan.problems
 
 
+def _age_seconds(since: int | None, now: int) -> float:
+    return 0.0 if since is None else max(0, now - since) / 1e6
+
+
 def as_row(status: DatasetStatus) -> list[str]:
     """Return the cells of a status under :data:`HEADINGS`."""
     limits, max_pending = status.thresholds, status.limits.max_pending
     overridden = status.limits.source(LimitName.MAX_PENDING) is LimitSource.OVERRIDE
     queue = status.queue
     nothing = queue.oldest_pending_at is None
+    late = f" ({wording.number(queue.late.rows)} late)" if queue.late.rows else ""
     return [
         status.dataset,
         _of(wording.number(queue.pending_batches), wording.number(max_pending), max_pending)
         + (" (override)" if overridden else ""),
-        _of(wording.number(queue.pending_rows), wording.number(limits.max_rows), limits.max_rows),
+        _of(wording.number(queue.pending_rows), wording.number(limits.max_rows), limits.max_rows) + late,
         _of(wording.size(queue.pending_bytes), wording.size(limits.max_bytes), limits.max_bytes),
         _of(
             "-" if nothing else wording.duration(status.oldest_age_seconds),
@@ -142,12 +148,15 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
             "rows": queue.pending_rows,
             "bytes": queue.pending_bytes,
             "oldest_age_seconds": status.oldest_age_seconds,
+            "late_rows": queue.late.rows,
+            "oldest_late_age_seconds": status.oldest_late_age_seconds,
         },
         "limits": {
             **{name.value: status.limits.value(name) for name in LimitName},
             "flush_max_rows": status.thresholds.max_rows,
             "flush_max_bytes": status.thresholds.max_bytes,
             "flush_max_age_ms": status.thresholds.max_age_ms,
+            "flush_late_max_age_ms": status.thresholds.late_age_ms,
         },
         "limit_sources": {name.value: source.value for name, source in status.limits.sources},
         "due": status.due.value if status.due else None,

@@ -150,9 +150,10 @@ def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
 def _receipt_in_words(receipt: Receipt) -> str:
     what = "already staged" if receipt.duplicate else "staged"
     quarantined = f", {receipt.quarantined_rows:,} in quarantine" if receipt.quarantined_rows else ""
+    dropped = f", {receipt.dropped_rows:,} too late and dropped" if receipt.dropped_rows else ""
     windows = f" in {wording.counted(len(receipt.windows), 'window')}" if receipt.windows else ""
     return (
-        f"{receipt.source}: {what}, {wording.counted(receipt.rows, 'row')}{quarantined}{windows}, "
+        f"{receipt.source}: {what}, {wording.counted(receipt.rows, 'row')}{quarantined}{dropped}{windows}, "
         f"batch {receipt.batch_id}"
     )
 
@@ -166,6 +167,8 @@ def _ingest_in_words(report: IngestReport) -> str:
         parts.append(f"{wording.counted(report.duplicates, 'duplicate')}")
     if report.quarantined_rows:
         parts.append(f"{wording.counted(report.quarantined_rows, 'row')} in quarantine")
+    if report.dropped_rows:
+        parts.append(f"{wording.counted(report.dropped_rows, 'row')} too late and dropped")
     return f"{report.dataset}: {', '.join(parts)} ({wording.duration(report.duration_seconds)})"
 
 

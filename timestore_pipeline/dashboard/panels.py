@@ -246,6 +246,26 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "s",
             ),
             Panel(
+                "Late rows, by what became of them",
+                (
+                    Query(
+                        f"sum by (dataset, outcome) (increase({_of('timestore_late_rows_total')}[$__rate_interval]))",
+                        "{{dataset}} {{outcome}}",
+                    ),
+                ),
+                description="Rows offered after the end of their window; closed windows take what the dataset says.",
+            ),
+            Panel(
+                "Batches with late rows",
+                (
+                    Query(
+                        "sum by (dataset, outcome) "
+                        f"(increase({_of('timestore_late_batches_total')}[$__rate_interval]))",
+                        "{{dataset}} {{outcome}}",
+                    ),
+                ),
+            ),
+            Panel(
                 "Batches refused, by reason",
                 (Query(f"sum by (dataset, reason) (increase({_DROPS}[$__rate_interval]))", "{{dataset}} {{reason}}"),),
             ),

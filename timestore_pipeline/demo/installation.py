@@ -23,6 +23,8 @@ _MARKER = ".timestore-demo"
 _SETTINGS = {
     "staging_flush_max_rows": "40000",
     "staging_flush_max_age_ms": "15000",
+    # All of these rows are of 2013, so their windows are closed, and each is published more than once.
+    "staging_flush_late_max_age_ms": "15000",
     "staging_max_pending": "4000",
     "metrics_sensor_interval_seconds": "10",
 }

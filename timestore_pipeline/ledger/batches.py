@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, func, insert, select
+from sqlalchemy import Connection, and_, exists, func, insert, select, update
 
 from timestore_pipeline.ledger.counters import SEGMENT_BYTES, observe
 from timestore_pipeline.ledger.queue import batch_is_queued, slice_is_queued
-from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices
+from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices, windows
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _IDS_PER_QUERY = 500
@@ -26,6 +26,7 @@ class BatchRow:
     rows: int
     quarantined_rows: int
     ordinal: int
+    dropped_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class KnownBatch:
     rows: int
     quarantined_rows: int
     segment_id: str | None
+    dropped_rows: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class SliceRow:
 
 
 _KNOWN_BATCH = select(
-    batches.c.batch_id, batches.c.fingerprint, batches.c.rows, batches.c.quarantined_rows, batches.c.segment_id
+    batches.c.batch_id,
+    batches.c.fingerprint,
+    batches.c.rows,
+    batches.c.quarantined_rows,
+    batches.c.segment_id,
+    batches.c.dropped_rows,
 )
 
 
@@ -136,8 +143,12 @@ def acknowledge(
     now: int,
     *,
     schema_version: int,
+    first_open_window: int = 0,
 ) -> None:
-    """Record a segment with its batches and slices; ``segment`` is None where no batch has a row to stage."""
+    """Record a segment with its batches and slices; ``segment`` is None where no batch has a row to stage.
+
+    Slices of windows before ``first_open_window`` (a start) that the table has already are late.
+    """
     if segment is not None:
         tx.execute(
             insert(segments).values(
@@ -162,6 +173,7 @@ def acknowledge(
                 "source_bytes": batch.source_bytes,
                 "rows": batch.rows,
                 "quarantined_rows": batch.quarantined_rows,
+                "dropped_rows": batch.dropped_rows,
                 "segment_id": segment.id if segment else None,
                 "ordinal": batch.ordinal,
                 "staged_at": now,
@@ -184,9 +196,16 @@ def acknowledge(
                 "min_time": piece.min_time,
                 "max_time": piece.max_time,
                 "staged_at": now,
+                "late": False,
             }
             for piece in slice_rows
         ],
+    )
+    published = exists().where(windows.c.dataset == dataset, windows.c.window_start == slices.c.window_start)
+    tx.execute(
+        update(slices)
+        .where(slices.c.segment_id == segment.id, slices.c.window_start < first_open_window, published)
+        .values(late=True)
     )
     tx.execute(
         insert(batch_slices),

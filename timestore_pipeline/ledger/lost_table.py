@@ -43,7 +43,7 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
     lost = (slices.c.segment_id.in_(on_disk), slices.c.published_at.is_not(None))
     again = tx.execute(select(func.sum(slices.c.rows)).where(*lost)).scalar() or 0
     touched = tx.execute(select(slices.c.segment_id).where(*lost).distinct()).scalars().all()
-    tx.execute(update(slices).where(*lost).values(published_at=None, build_id=None))
+    tx.execute(update(slices).where(*lost).values(published_at=None, build_id=None, late=False))
     tx.execute(update(segments).where(segments.c.id.in_(touched)).values(published_at=None))
     tx.execute(
         update(batches)

@@ -12,11 +12,27 @@ from timestore_pipeline.ledger.schemas import columns_from_text
 
 
 @dataclass(frozen=True)
+class LateQueue:
+    """The late slices in the queue of one dataset: their windows were closed and published when they came.
+
+    Windows are starts, all times microseconds since the epoch. Only ``oldest_pending_at`` looks at what a build in
+    flight has claimed too.
+    """
+
+    rows: int = 0
+    oldest_pending_at: int | None = None
+    oldest_staged_at: int | None = None
+    first_window: int | None = None
+    last_window: int | None = None
+
+
+@dataclass(frozen=True)
 class QueueState:
-    """The queue of one dataset. Windows are starts in microseconds since the epoch, as is ``oldest_staged_at``.
+    """The queue of one dataset. Windows are starts in microseconds since the epoch, as are all times.
 
     ``pending_batches`` counts everything unpublished, and so do ``pending_rows`` and ``pending_bytes``; the
-    fields named ``staged_…`` leave out what a build in flight has claimed.
+    fields named ``staged_…`` leave out what a build in flight has claimed. Times and windows are those of the slices
+    that are not late; those of the others are in ``late``.
     """
 
     dataset: str
@@ -29,6 +45,12 @@ class QueueState:
     oldest_staged_at: int | None = None
     first_window: int | None = None
     last_window: int | None = None
+    late: LateQueue = LateQueue()
+
+    @property
+    def oldest_at(self) -> int | None:
+        """When the oldest of all that is unpublished was staged."""
+        return min((at for at in (self.oldest_pending_at, self.late.oldest_pending_at) if at is not None), default=None)
 
     @property
     def building(self) -> bool:
@@ -67,22 +89,33 @@ def batch_is_queued() -> ColumnElement[bool]:
 
 def queue_states(tx: Connection) -> dict[str, QueueState]:
     """Return the queue of every dataset that has anything unpublished: one indexed aggregate query."""
-    free = slices.c.build_id.is_(None)
+    free, late = slices.c.build_id.is_(None), slices.c.late.is_(True)
 
     def of_free(column):
         return case((free, column))
+
+    def of_free_late(column):
+        return case((and_(free, late), column))
+
+    def of_free_others(column):
+        return case((and_(free, ~late), column))
 
     queue = (
         select(
             slices.c.dataset,
             func.sum(slices.c.rows).label("rows"),
             func.sum(slices.c.bytes).label("bytes"),
-            func.min(slices.c.staged_at).label("oldest"),
+            func.min(case((~late, slices.c.staged_at))).label("oldest"),
+            func.min(case((late, slices.c.staged_at))).label("late_oldest"),
             func.coalesce(func.sum(of_free(slices.c.rows)), 0).label("free_rows"),
             func.coalesce(func.sum(of_free(slices.c.bytes)), 0).label("free_bytes"),
-            func.min(of_free(slices.c.staged_at)).label("free_oldest"),
-            func.min(of_free(slices.c.window_start)).label("first_window"),
-            func.max(of_free(slices.c.window_start)).label("last_window"),
+            func.min(of_free_others(slices.c.staged_at)).label("free_oldest"),
+            func.min(of_free_others(slices.c.window_start)).label("first_window"),
+            func.max(of_free_others(slices.c.window_start)).label("last_window"),
+            func.coalesce(func.sum(of_free_late(slices.c.rows)), 0).label("late_rows"),
+            func.min(of_free_late(slices.c.staged_at)).label("late_free_oldest"),
+            func.min(of_free_late(slices.c.window_start)).label("late_first_window"),
+            func.max(of_free_late(slices.c.window_start)).label("late_last_window"),
         )
         .where(slice_is_queued())
         .group_by(slices.c.dataset)
@@ -107,6 +140,13 @@ def queue_states(tx: Connection) -> dict[str, QueueState]:
             oldest_staged_at=row.free_oldest,
             first_window=row.first_window,
             last_window=row.last_window,
+            late=LateQueue(
+                rows=int(row.late_rows),
+                oldest_pending_at=row.late_oldest,
+                oldest_staged_at=row.late_free_oldest,
+                first_window=row.late_first_window,
+                last_window=row.late_last_window,
+            ),
         )
         for row in rows
     }

@@ -27,6 +27,7 @@ from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -145,6 +146,7 @@ batches = Table(
     Column("source_bytes", BigInteger, nullable=False),
     Column("rows", BigInteger, nullable=False, comment="staged rows, without the quarantined ones"),
     Column("quarantined_rows", BigInteger, nullable=False),
+    Column("dropped_rows", BigInteger, nullable=False, comment="too late, where the dataset drops such rows"),
     Column("segment_id", String(32), ForeignKey("segments.id"), comment="null: the batch had no row to stage"),
     Column("ordinal", Integer, nullable=False, comment="the batch's number within its segment"),
     Column("staged_at", BigInteger, nullable=False),
@@ -204,17 +206,20 @@ slices = Table(
     Column("min_time", BigInteger, nullable=False),
     Column("max_time", BigInteger, nullable=False),
     Column("staged_at", BigInteger, nullable=False),
+    Column("late", Boolean, nullable=False, comment="its window was closed and published when it was staged"),
     Column("build_id", _RowId, ForeignKey("builds.id")),
     Column("published_at", BigInteger),
     Column("quarantine_id", _RowId, ForeignKey("quarantine.id"), comment="the entry under which it was set aside"),
     PrimaryKeyConstraint("segment_id", "window_start"),
     # Covers the backlog query of all datasets, which so never touches the table itself.
-    Index("ix_slices_queued", "dataset", "build_id", "window_start", "staged_at", "rows", "bytes",
+    Index("ix_slices_queued", "dataset", "build_id", "window_start", "staged_at", "rows", "bytes", "late",
           sqlite_where=text("published_at IS NULL AND quarantine_id IS NULL"),
           postgresql_where=text("published_at IS NULL AND quarantine_id IS NULL")),
     Index("ix_slices_quarantine_id", "quarantine_id", sqlite_where=text("quarantine_id IS NOT NULL"),
           postgresql_where=text("quarantine_id IS NOT NULL")),
     Index("ix_slices_build_id", "build_id"),
+    # Where the rows of a window are, wherever they are.
+    Index("ix_slices_window", "dataset", "window_start"),
 )  # fmt: skip
 
 batch_slices = Table(

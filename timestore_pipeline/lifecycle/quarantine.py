@@ -91,7 +91,8 @@ def retry_entry(store: Store, entry_id: int, by: str) -> Retried:
     """Try once more what could not be done: nothing is lost if it fails again, and nothing doubled if repeated.
 
     A file goes through staging again. Rows are staged as a batch of their own; those that are still impossible stay
-    in quarantine. A segment is read again, from where it is kept or from its old place, and goes back to the queue.
+    in quarantine. A closed window takes them, because somebody wants them. A segment is read again, from where it is
+    kept or from its old place, and goes back to the queue.
 
     Raises:
         UnknownEntry, EntryNotOpen: as they say.
@@ -149,7 +150,7 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     if not path.is_file():
         raise EntryUnusable(entry.id, path)
     try:
-        receipt = stage_file(store, spec.name, path, source=entry.source)
+        receipt = stage_file(store, spec.name, path, source=entry.source, take_late=True)
     except BatchRejected as error:
         with store.ledger.write() as tx:
             change_reason(tx, entry.id, error.reason)
@@ -228,7 +229,9 @@ def _stage_rows(
                 f"SELECT {select_as(schema.columns, stored)}, 0 AS {BATCH_COLUMN} FROM {kept} "
                 f"WHERE {BATCH_COLUMN} = {ordinal}"
             )
-            written = write_segment(store, connection, spec, schema.columns, [rows], expected_bytes=entry.bytes)
+            written = write_segment(
+                store, connection, spec, schema.columns, [rows], expected_bytes=entry.bytes, take_late=True
+            )
     except duckdb.Error as error:
         reason = f"the rows cannot be read back: {readable_reason(error)}"
         with store.ledger.write() as tx:

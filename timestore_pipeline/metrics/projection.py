@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from sqlalchemy import Connection, func, select
 
-from timestore_pipeline.building.thresholds import effective_thresholds, service_levels
+from timestore_pipeline.building.thresholds import effective_thresholds, oldest_due_from, service_levels
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
@@ -55,7 +55,7 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
     with store.ledger.read() as tx:
         found = _Found.look(tx)
         datasets = sorted(found.waiting | set(store.datasets))
-        values: _Values = {**_gauges(tx, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
+        values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
     return [_family(each, datasets, values, histograms) for each in SERIES]
 
@@ -113,7 +113,7 @@ class _Found:
         return {name for name in found if not name.startswith(SCRATCH_PREFIX)}
 
 
-def _gauges(tx: Connection, found: _Found, datasets: Iterable[str], now: int) -> _Values:
+def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str], now: int) -> _Values:
     published = published_totals(tx)
     last_published = _last_published(tx)
     backlogs = landing_backlogs(tx)
@@ -124,6 +124,8 @@ def _gauges(tx: Connection, found: _Found, datasets: Iterable[str], now: int) ->
     }
     for name in datasets:
         queue = found.queues.get(name, QueueState(name))
+        spec = store.datasets.get(name)
+        oldest = oldest_due_from(queue, effective_thresholds(store.settings, spec)) if spec else queue.oldest_at
         build = found.in_flight.get(name)
         backlog = backlogs.get(name, Backlog(files=0, bytes=0, oldest_modified_at=now))
         totals = found.quarantined.get(name, QuarantineTotals(batches=0, rows=0))
@@ -136,8 +138,8 @@ def _gauges(tx: Connection, found: _Found, datasets: Iterable[str], now: int) ->
             (series.QUEUE_DEPTH, name, "batches"): queue.pending_batches,
             (series.QUEUE_DEPTH, name, "rows"): queue.pending_rows,
             (series.QUEUE_BYTES, name, ""): queue.pending_bytes,
-            (series.OLDEST_AGE, name, ""): _age(queue.oldest_pending_at, now),
-            (series.OLDEST_TIMESTAMP, name, ""): (queue.oldest_pending_at or 0) / 1e6,
+            (series.OLDEST_AGE, name, ""): _age(oldest, now),
+            (series.OLDEST_TIMESTAMP, name, ""): (oldest or 0) / 1e6,
             (series.INTAKE_PAUSED, name, ""): int(pause_of(pauses, name) is not None),
             (series.BUILDS_IN_FLIGHT, name, ""): int(build is not None),
             (series.BUILD_AGE, name, ""): _age(build and build.claimed_at, now),

@@ -16,6 +16,8 @@ from timestore_pipeline.ledger.counters import (
     FLUSH_DURATION,
     FLUSH_ROWS,
     GUARDRAIL_BREACHES,
+    LATE_BATCHES,
+    LATE_ROWS,
     LOST_ROWS,
     RETENTION_BYTES,
     RETENTION_SEGMENTS,
@@ -88,6 +90,7 @@ class Series:
 
 
 _RESULTS = ("success", "failure")
+_LATE_OUTCOMES = ("within_lateness", "accepted", "quarantined", "dropped")
 
 SERIES = (
     Series(
@@ -122,7 +125,8 @@ SERIES = (
         OLDEST_AGE,
         SeriesType.GAUGE,
         "seconds",
-        "Age of the oldest staged, unpublished batch; 0 when nothing is staged.",
+        "Age of the oldest staged, unpublished batch; 0 when nothing is staged. Late rows, which may wait longer, "
+        "count from so much later.",
     ),
     Series(
         OLDEST_TIMESTAMP,
@@ -252,6 +256,23 @@ SERIES = (
         SeriesType.COUNTER,
         "rows",
         "Published rows that are gone because somebody deleted the dataset's table, and no retained segment has them.",
+    ),
+    Series(
+        LATE_ROWS,
+        SeriesType.COUNTER,
+        "rows",
+        "Rows that were offered after the end of their window: the window was not closed yet (within_lateness), or it "
+        "was and they were staged all the same (accepted), set aside (quarantined), or dropped.",
+        "outcome",
+        _LATE_OUTCOMES,
+    ),
+    Series(
+        LATE_BATCHES,
+        SeriesType.COUNTER,
+        "batches",
+        "Batches with such rows; a batch counts under each outcome that its rows had.",
+        "outcome",
+        _LATE_OUTCOMES,
     ),
     Series(
         RETENTION_SEGMENTS,

@@ -55,6 +55,11 @@ class BuildConfig(dg.Config):
         description="With `due`: age in milliseconds of the oldest staged batch at which to flush. 0 switches it off; "
         "by default the dataset's or environment's.",
     )
+    flush_late_max_age_ms: int | None = Field(
+        default=None,
+        description="With `due`: the same age for late rows, of windows that were closed and published already when "
+        "they came. By default the dataset's or environment's.",
+    )
     target_file_bytes: int | None = Field(
         default=None,
         description="Size at which the next Parquet file of a window is started; by default "
@@ -84,7 +89,7 @@ def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -
         dagster.Failure: a value is not allowed; not retried, because it would fail again.
     """
     problems: list[str] = []
-    for name in ("flush_max_rows", "flush_max_bytes", "flush_max_age_ms"):
+    for name in ("flush_max_rows", "flush_max_bytes", "flush_max_age_ms", "flush_late_max_age_ms"):
         value = getattr(config, name)
         if value is not None and value < 0:
             problems.append(f"{name} is {value}: it must be 0 (off) or more")
@@ -104,6 +109,9 @@ def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -
             max_rows=defaults.max_rows if config.flush_max_rows is None else config.flush_max_rows,
             max_bytes=defaults.max_bytes if config.flush_max_bytes is None else config.flush_max_bytes,
             max_age_ms=defaults.max_age_ms if config.flush_max_age_ms is None else config.flush_max_age_ms,
+            late_max_age_ms=(
+                defaults.late_max_age_ms if config.flush_late_max_age_ms is None else config.flush_late_max_age_ms
+            ),
         ),
         target_file_bytes=config.target_file_bytes,
         trigger=Trigger(config.trigger),

@@ -56,6 +56,7 @@ def ingest_metadata(report: IngestReport) -> Metadata:
         "duplicates": len(report.receipts) - batches,
         "quarantined": len(report.quarantined),
         "quarantined_rows": report.quarantined_rows,
+        "dropped_late_rows": report.dropped_rows,
         "windows": window_range(report.windows),
         "window_count": len(report.windows),
         "duration_seconds": report.duration_seconds,

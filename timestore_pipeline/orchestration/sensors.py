@@ -206,6 +206,7 @@ def flush_request(ready: Sequence[FlushRequest], settings: Settings, job_name: s
             flush_max_rows=request.thresholds.max_rows,
             flush_max_bytes=request.thresholds.max_bytes,
             flush_max_age_ms=request.thresholds.max_age_ms,
+            flush_late_max_age_ms=request.thresholds.late_max_age_ms,
             target_file_bytes=settings.build_target_file_bytes,
             trigger=request.trigger.value,
         )

@@ -128,6 +128,11 @@ class IngestReport:
         return sum(receipt.quarantined_rows for receipt in self.staged)
 
     @property
+    def dropped_rows(self) -> int:
+        """How many rows of staged batches came too late for a dataset that drops such rows."""
+        return sum(receipt.dropped_rows for receipt in self.staged)
+
+    @property
     def windows(self) -> tuple[Window, ...]:
         """The windows that got rows, in time order."""
         return tuple(sorted({window for receipt in self.staged for window in receipt.windows}))
@@ -163,6 +168,7 @@ class _Files:
     skipped: list[str] = field(default_factory=list)
     seen: dict[Path, _Stamp] = field(default_factory=dict)
     through_links: bool = False
+    take_late: bool = False
     wider: dict[Path, Sequence[Column]] = field(default_factory=dict)
     """Of text files whose values did not fit the columns: the types that their values look like."""
 
@@ -235,11 +241,14 @@ def stage_file(
     batch_id: str | None = None,
     wait_seconds: float = 0.0,
     source: str | None = None,
+    *,
+    take_late: bool = False,
 ) -> Receipt:
     """Stage one file from anywhere as one batch; the file stays where it is.
 
     ``source`` is what it is called in lineage, by default its name. While there is no room it is tried again, at
-    growing intervals, for ``wait_seconds``.
+    growing intervals, for ``wait_seconds``. With ``take_late`` rows of closed windows are staged whatever the dataset
+    does with them.
 
     Raises:
         BatchRejected: it cannot be read or cast; nothing was staged or set aside.
@@ -252,13 +261,15 @@ def stage_file(
     absolute = path.absolute()
     warn_of_direct_write(store, dataset)
     receipt = when_there_is_room(
-        store, dataset, lambda: _stage_file(store, spec, absolute, batch_id, source), wait_seconds
+        store, dataset, lambda: _stage_file(store, spec, absolute, batch_id, source, take_late), wait_seconds
     )
     publish_if_direct(store, dataset)
     return receipt
 
 
-def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None) -> Receipt:
+def _stage_file(
+    store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None, take_late: bool
+) -> Receipt:
     if not _is_utf8(path):
         raise BatchRejected(spec.name, ascii(str(path)), "DuckDB and the ledger take UTF-8 names only; rename it")
     try:
@@ -266,7 +277,7 @@ def _stage_file(store: Store, spec: DatasetSpec, path: Path, batch_id: str | Non
         stamp, fingerprint = _stamp_and_hash(path, through_links=True)
     except OSError as error:
         raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
-    state = _Files(through_links=True)
+    state = _Files(through_links=True, take_late=take_late)
     batch = check_texts(
         spec.name,
         IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, stamp.bytes),
@@ -444,7 +455,15 @@ def _stage_fresh(
             order = [state.fresh[path] for path in plan.order]
             expected_bytes = sum(batch.source_bytes for batch in order)
             try:
-                written = write_segment(store, connection, spec, columns, plan.sources, expected_bytes=expected_bytes)
+                written = write_segment(
+                    store,
+                    connection,
+                    spec,
+                    columns,
+                    plan.sources,
+                    expected_bytes=expected_bytes,
+                    take_late=state.take_late,
+                )
             except (duckdb.Error, OSError) as error:
                 if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, schema, state):
                     out_of_memory = isinstance(error, duckdb.OutOfMemoryException)

@@ -25,8 +25,9 @@ from timestore_pipeline.columns import (
     utc_timestamp_sql,
 )
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.datasets import DatasetSpec, LatePolicy
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_in_place
+from timestore_pipeline.durations import format_duration
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
@@ -44,28 +45,32 @@ _LARGE_FROM_BYTES = 4 << 20
 # Later ones have no window with an end.
 _LAST_MOMENT = to_micros(datetime(9998, 12, 31, tzinfo=UTC))
 
+_LATE = "late"
 _PROBLEMS = {
     "null": "the time is null",
     "infinite": "the time is infinite",
     "early": "the time is before the dataset's start, {start:%Y-%m-%d}",
+    "late": "its window closed {lateness} after its end: the time is before {first_open:%Y-%m-%d %H:%M} UTC",
     "future": "the time is after {horizon:%Y-%m-%d %H:%M:%S} UTC, more than TIMESTORE_STAGING_MAX_FUTURE_MS ahead",
 }
 
 
 @dataclass(frozen=True)
 class RefusedRows:
-    """Rows of one batch that no window can hold, with the reason."""
+    """Rows of one batch that no window takes, with the reason; ``late`` where that is that its window is closed."""
 
     reason: str
     rows: int
+    late: bool = False
 
 
 @dataclass(frozen=True)
 class WrittenSegment:
     """What :func:`write_segment` made; nothing of it counts before the ledger has it.
 
-    ``row`` is None where no row could be staged. ``batch_rows`` and ``refused`` go by batch ordinal;
-    ``refused_path`` (relative to the staging directory) holds the refused rows of all batches.
+    ``row`` is None where no row could be staged. ``batch_rows``, ``refused`` and ``dropped`` (rows that came too late,
+    and are nowhere) go by batch ordinal; ``refused_path`` (relative to the staging directory) holds the refused rows
+    of all batches. ``judged_at`` is the moment by which they were late, in microseconds since the epoch.
     """
 
     row: SegmentRow | None
@@ -74,6 +79,8 @@ class WrittenSegment:
     refused: Mapping[int, Sequence[RefusedRows]] = field(default_factory=dict)
     refused_path: str | None = None
     refused_bytes: int = 0
+    dropped: Mapping[int, int] = field(default_factory=dict)
+    judged_at: int = 0
 
     def files(self, store: Store) -> list[Path]:
         """The files that an acknowledgement rests on."""
@@ -98,6 +105,7 @@ def write_segment(
     sources: Sequence[RowSource],
     *,
     expected_bytes: int,
+    take_late: bool = False,
 ) -> WrittenSegment:
     """Write the rows of ``sources`` into a new segment; returns once it is whole and durable on disk.
 
@@ -108,6 +116,7 @@ def write_segment(
         columns: its columns, which every source selects in this order.
         sources: the rows, each with the ordinal of its batch.
         expected_bytes: rough size of the input; chooses the segment's block size.
+        take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
 
     Raises:
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
@@ -118,9 +127,7 @@ def write_segment(
     final = folder / f"{segment_id}.duckdb"
     temporary = folder / f"{segment_id}.duckdb{TEMPORARY_SUFFIX}"
     try:
-        groups, refused_path, refused = _fill(
-            store, connection, spec, columns, sources, temporary, segment_id, expected_bytes
-        )
+        filled = _fill(store, connection, spec, columns, sources, temporary, segment_id, expected_bytes, take_late)
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
             with suppress(duckdb.Error):
@@ -134,18 +141,18 @@ def write_segment(
                 connection.unregister(name)
     try:
         reach(CrashPoint.SEGMENT_WRITTEN)
-        if not groups:
+        if not filled.groups:
             temporary.unlink()
-            return _written(None, spec, (), refused, refused_path, store)
+            return _written(store, None, filled)
         size = temporary.stat().st_size
         put_in_place(temporary, final)
         reach(CrashPoint.SEGMENT_IN_PLACE)
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
-    rows = sum(group.rows for group in groups)
+    rows = sum(group.rows for group in filled.groups)
     segment = SegmentRow(segment_id, str(final.relative_to(store.settings.staging_path)), size, rows)
-    return _written(segment, spec, groups, refused, refused_path, store)
+    return _written(store, segment, filled)
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,17 @@ class _Group:
     max_time: int
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """What is in a new segment, and what was not left in it."""
+
+    groups: Sequence[_Group]
+    refused: Mapping[int, Sequence[RefusedRows]]
+    refused_path: str | None
+    dropped: Mapping[int, int]
+    judged_at: int
+
+
 def _fill(
     store: Store,
     connection: duckdb.DuckDBPyConnection,
@@ -168,7 +186,8 @@ def _fill(
     path: Path,
     segment_id: str,
     expected_bytes: int,
-) -> tuple[list[_Group], str | None, dict[int, list[RefusedRows]]]:
+    take_late: bool,
+) -> _Filled:
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
     connection.execute(f"ATTACH {literal(str(path))} AS segment (BLOCK_SIZE {block})")
     connection.execute("BEGIN")
@@ -181,12 +200,18 @@ def _fill(
         connection.execute(f"INSERT INTO segment.{SEGMENT_TABLE} {source.sql}")
     time_column = spec.time_column(columns)
     time = utc_timestamp_sql(time_column)
-    horizon = from_micros(min(now_micros() + store.settings.staging_max_future_ms * 1_000, _LAST_MOMENT))
-    start = spec.first_window.start
+    now = now_micros()
+    horizon = from_micros(min(now + store.settings.staging_max_future_ms * 1_000, _LAST_MOMENT))
+    start, first_open = spec.first_window.start, spec.first_open_window(now).start
+    late = (
+        ""
+        if take_late or spec.late is LatePolicy.ACCEPT
+        else (f"WHEN {time} < make_timestamp({to_micros(first_open)}) THEN '{_LATE}' ")
+    )
     problem = (
         f"CASE WHEN {quote(time_column.name)} IS NULL THEN 'null' "
         f"WHEN NOT isfinite({quote(time_column.name)}) THEN 'infinite' "
-        f"WHEN {time} < make_timestamp({spec.first_window.start_micros}) THEN 'early' "
+        f"WHEN {time} < make_timestamp({spec.first_window.start_micros}) THEN 'early' {late}"
         f"WHEN {time} > TIMESTAMP '{horizon:%Y-%m-%d %H:%M:%S}' THEN 'future' END"
     )
     found = connection.execute(
@@ -198,11 +223,16 @@ def _fill(
         f"GROUP BY ALL"
     ).fetchall()
     refused: dict[int, list[RefusedRows]] = {}
+    dropped: dict[int, int] = {}
+    said = {"start": start, "horizon": horizon, "first_open": first_open, "lateness": format_duration(spec.lateness)}
     for ordinal, kind, _, rows, _, _ in found:
-        if kind is not None:
-            refused.setdefault(ordinal, []).append(
-                RefusedRows(_PROBLEMS[kind].format(start=start, horizon=horizon), rows)
-            )
+        if kind == _LATE and spec.late is LatePolicy.DROP:
+            dropped[ordinal] = rows
+        elif kind is not None:
+            reason = _PROBLEMS[kind].format(**said)
+            refused.setdefault(ordinal, []).append(RefusedRows(reason, rows, late=kind == _LATE))
+    if dropped:
+        connection.execute(f"DELETE FROM segment.{SEGMENT_TABLE} WHERE {problem} = '{_LATE}'")
     refused_path = None
     if refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
@@ -212,7 +242,7 @@ def _fill(
     groups = [
         _Group(ordinal, window, rows, low, high) for ordinal, kind, window, rows, low, high in found if kind is None
     ]
-    return groups, refused_path, refused
+    return _Filled(groups, refused, refused_path, dropped, now)
 
 
 def _set_rows_aside(
@@ -236,17 +266,10 @@ def _set_rows_aside(
     connection.execute(f"DELETE FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL")
 
 
-def _written(
-    segment: SegmentRow | None,
-    spec: DatasetSpec,
-    groups: Sequence[_Group],
-    refused: Mapping[int, Sequence[RefusedRows]],
-    refused_path: str | None,
-    store: Store,
-) -> WrittenSegment:
+def _written(store: Store, segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:
     by_window: dict[int, list[_Group]] = {}
     batch_rows: dict[int, int] = {}
-    for group in groups:
+    for group in filled.groups:
         by_window.setdefault(group.window_start, []).append(group)
         batch_rows[group.ordinal] = batch_rows.get(group.ordinal, 0) + group.rows
     slices = []
@@ -262,5 +285,14 @@ def _written(
                 batch_rows={group.ordinal: group.rows for group in members},
             )
         )
-    refused_bytes = store.segment_path(refused_path).stat().st_size if refused_path else 0
-    return WrittenSegment(segment, tuple(slices), batch_rows, refused, refused_path, refused_bytes)
+    refused_path = filled.refused_path
+    return WrittenSegment(
+        row=segment,
+        slices=tuple(slices),
+        batch_rows=batch_rows,
+        refused=filled.refused,
+        refused_path=refused_path,
+        refused_bytes=store.segment_path(refused_path).stat().st_size if refused_path else 0,
+        dropped=filled.dropped,
+        judged_at=filled.judged_at,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -11,17 +12,20 @@ from hypothesis import strategies as st
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import FlushRequest, group_requests, plan_flushes
 from timestore_pipeline.building.thresholds import (
+    Due,
     FlushThresholds,
     Trigger,
     age_ms,
     distance,
     due_trigger,
+    due_windows,
     effective_thresholds,
+    oldest_due_from,
     service_levels,
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import claim_slices
-from timestore_pipeline.ledger.queue import QueueState
+from timestore_pipeline.ledger.queue import LateQueue, QueueState
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -121,6 +125,56 @@ def test_a_dataset_that_is_due_stays_due_as_time_passes(
         assert due_trigger(state, thresholds, max_pending, NOW + later)
 
 
+def late_queue(age: int, late_age: int) -> QueueState:
+    """A queue with one row of window 100, and a late one of window 7; ages in milliseconds."""
+    late = LateQueue(1, NOW - late_age * 1_000, NOW - late_age * 1_000, 7, 7)
+    return dataclasses.replace(queue(rows=2, age=age), first_window=100, last_window=100, late=late)
+
+
+BY_AGE = FlushThresholds(0, 0, 10, 50)
+
+
+@pytest.mark.parametrize(
+    ("state", "thresholds", "expected"),
+    [
+        (late_queue(9, 49), BY_AGE, None),
+        (late_queue(10, 49), BY_AGE, Due(Trigger.AGE, 100, 100)),
+        (late_queue(9, 50), BY_AGE, Due(Trigger.AGE, 7, 7)),
+        (late_queue(10, 50), BY_AGE, Due(Trigger.AGE, 7, 100)),
+        (late_queue(0, 10), FlushThresholds(0, 0, 10), Due(Trigger.AGE, 7, 7)),
+        (late_queue(0, 9), FlushThresholds(0, 0, 10, 5), None),
+        (late_queue(0, 10**9), FlushThresholds(10, 0, 0, 50), None),
+        (late_queue(0, 0), FlushThresholds(2, 0, 10, 50), Due(Trigger.ROWS, 7, 100)),
+        (late_queue(0, 0), OFF, Due(Trigger.EAGER, 7, 100)),
+    ],
+)
+def test_late_rows_wait_longer_and_nothing_waits_for_them(
+    state: QueueState, thresholds: FlushThresholds, expected: Due | None
+):
+    assert due_windows(state, thresholds, 0, NOW) == expected
+
+
+def test_late_rows_alone_are_due_by_their_own_age():
+    alone = dataclasses.replace(late_queue(0, 50), oldest_staged_at=None, first_window=None, last_window=None)
+
+    assert due_windows(alone, BY_AGE, 0, NOW) == Due(Trigger.AGE, 7, 7)
+    assert due_windows(alone, BY_AGE, 0, NOW - 1_000) is None
+
+
+def test_late_rows_count_as_overdue_only_when_they_are():
+    state = dataclasses.replace(late_queue(3, 45), oldest_pending_at=NOW - 3_000)
+
+    assert oldest_due_from(state, BY_AGE) == NOW - 5_000
+    assert oldest_due_from(late_queue(0, 4), OFF) == NOW - 4_000
+    assert oldest_due_from(queue(rows=0), BY_AGE) is None
+
+
+def test_a_distance_says_how_long_late_rows_have_waited():
+    assert distance(late_queue(0, 42_000), FlushThresholds(0, 0, 60_000, 600_000), 0, NOW).endswith(
+        "1 batches, 1 of the rows late, oldest 42 of 600 s"
+    )
+
+
 @given(queues, limits)
 def test_an_age_is_never_negative_though_clocks_go_back(state: QueueState, back: int):
     assert age_ms(state, NOW - back * 1_000_000) >= 0
@@ -151,9 +205,10 @@ def test_thresholds_of_a_dataset_go_before_those_of_the_environment(make_store: 
         staging_flush_max_rows=1,
         staging_flush_max_bytes=2,
         staging_flush_max_age_ms=3,
+        staging_flush_late_max_age_ms=4,
     )
 
-    assert effective_thresholds(store.settings, store.datasets["weather"]) == FlushThresholds(7, 2, 0)
+    assert effective_thresholds(store.settings, store.datasets["weather"]) == FlushThresholds(7, 2, 0, 4)
     assert effective_thresholds(Settings(), store.datasets["weather"]).max_bytes == 134_217_728
 
 

@@ -194,6 +194,7 @@ class TestFlushSensor:
             "flush_max_rows": 1,
             "flush_max_bytes": 134_217_728,
             "flush_max_age_ms": 60_000,
+            "flush_late_max_age_ms": 600_000,
             "target_file_bytes": 134_217_728,
             "trigger": "rows",
         }

@@ -304,6 +304,12 @@ def upgrade() -> None:
         ),
         sa.Column("quarantined_rows", sa.BigInteger(), nullable=False),
         sa.Column(
+            "dropped_rows",
+            sa.BigInteger(),
+            nullable=False,
+            comment="too late, where the dataset drops such rows",
+        ),
+        sa.Column(
             "segment_id",
             sa.String(length=32),
             nullable=True,
@@ -346,6 +352,12 @@ def upgrade() -> None:
         sa.Column("min_time", sa.BigInteger(), nullable=False),
         sa.Column("max_time", sa.BigInteger(), nullable=False),
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "late",
+            sa.Boolean(),
+            nullable=False,
+            comment="its window was closed and published when it was staged",
+        ),
         sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("published_at", sa.BigInteger(), nullable=True),
         sa.Column(
@@ -361,6 +373,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("segment_id", "window_start", name=op.f("pk_slices")),
     )
     op.create_index("ix_slices_build_id", "slices", ["build_id"], unique=False)
+    op.create_index("ix_slices_window", "slices", ["dataset", "window_start"], unique=False)
     op.create_index(
         "ix_slices_quarantine_id",
         "slices",
@@ -372,7 +385,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_slices_queued",
         "slices",
-        ["dataset", "build_id", "window_start", "staged_at", "rows", "bytes"],
+        ["dataset", "build_id", "window_start", "staged_at", "rows", "bytes", "late"],
         unique=False,
         sqlite_where=sa.text("published_at IS NULL AND quarantine_id IS NULL"),
         postgresql_where=sa.text("published_at IS NULL AND quarantine_id IS NULL"),
