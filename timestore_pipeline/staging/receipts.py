@@ -152,7 +152,6 @@ def acknowledge_segment(
         )
         for ordinal, batch in enumerate(batches)
     ]
-<<<<<<< HEAD
 
     def refused_entries(tx: Connection) -> list[QuarantineEntry]:
         return [
@@ -180,7 +179,18 @@ def acknowledge_segment(
         version = take_up(tx, spec.name, schema.base, schema.steps, now)
         check_queue(tx, spec, limits, len(batches))
         check_guardrails(tx, store, spec, limits)
-        acknowledge(tx, spec.name, written.row, rows, written.slices, now, schema_version=version)
+        first_open = spec.first_open_window(written.judged_at).start_micros
+        acknowledge(
+            tx,
+            spec.name,
+            written.row,
+            rows,
+            written.slices,
+            now,
+            schema_version=version,
+            first_open_window=first_open,
+        )
+        count_late_rows(tx, spec, written)
         resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
         if together is not None:
             together(tx)
@@ -193,53 +203,6 @@ def acknowledge_segment(
         return entries, breaches
 
     entries, breaches = store.ledger.transact(record)
-=======
-    try:
-        with store.ledger.write() as tx:
-            lock_dataset(tx, spec.name)
-            if not all(path.exists() for path in written.files(store)):
-                raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
-            known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
-            if known:
-                check_fingerprints(spec.name, known, batches)
-                raise StagedMeanwhile(frozenset(known))
-            now_there = dataset_schema(tx, spec)
-            if (now_there.version if now_there else 0) != schema.base:
-                raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
-            check_pause(tx, spec.name)
-            version = take_up(tx, spec.name, schema.base, schema.steps, now)
-            limits = store.limits(tx, spec)
-            check_queue(tx, spec, limits, len(batches))
-            check_guardrails(tx, store, spec, limits)
-            first_open = spec.first_open_window(written.judged_at).start_micros
-            acknowledge(
-                tx,
-                spec.name,
-                written.row,
-                rows,
-                written.slices,
-                now,
-                schema_version=version,
-                first_open_window=first_open,
-            )
-            count_late_rows(tx, spec, written)
-            resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
-            if together is not None:
-                together(tx)
-            entries = [
-                _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
-                for ordinal, batch in enumerate(batches)
-                if ordinal in refused_rows
-            ]
-            if not store.settings.staging_enabled:
-                count(tx, DIRECT_WRITE_BATCHES, spec.name, "", len(batches))
-            breaches = guardrail_breaches(tx, store, spec, limits)
-            count_breaches(tx, breaches)
-            reach(CrashPoint.BATCHES_RECORDED)
-    except IntegrityError as error:
-        # Only where the ledger lets two writers run at once (PostgreSQL) can the other one win after our look.
-        raise StagedMeanwhile(frozenset(batch.batch_id for batch in batches)) from error
->>>>>>> 787780e (Late data: accepted within a dataset's lateness, then accepted, set aside or dropped as it says, counted by outcome, flushed at a pace of its own)
     reach(CrashPoint.BATCHES_ACKNOWLEDGED)
     log_breaches(breaches)
     windows: dict[int, list[Window]] = {}
