@@ -98,10 +98,24 @@ class Due:
 
 
 def due_windows(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Due | None:
-    """Return what of the dataset is due, or None where nothing is.
+    """Return what of the dataset is due, or None where nothing is; as :func:`due_trigger`.
 
     By its age only that part is due which has reached it: late rows wait longer, and the others do not wait for them.
     In all other cases everything is.
+    """
+    trigger = due_trigger(state, thresholds, max_pending, now)
+    if trigger is None:
+        return None
+    on_time, late = (state.first_window, state.last_window), (state.late.first_window, state.late.last_window)
+    if trigger is Trigger.AGE:
+        on_time = on_time if _is_older(state.oldest_staged_at, thresholds.max_age_ms, now) else ()
+        late = late if _is_older(state.late.oldest_staged_at, thresholds.late_age_ms, now) else ()
+    windows = [window for window in (*on_time, *late) if window is not None]
+    return Due(trigger, min(windows), max(windows))
+
+
+def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
+    """Return why the dataset is due, or None where it is not.
 
     Args:
         state: its queue; what a build in flight has claimed does not count.
@@ -111,30 +125,20 @@ def due_windows(state: QueueState, thresholds: FlushThresholds, max_pending: int
     """
     if state.staged_rows == 0:
         return None
-    late = state.late
-    whole = (state.first_window, late.first_window, state.last_window, late.last_window)
     if thresholds.all_off:
-        return _due(Trigger.EAGER, *whole)
+        return Trigger.EAGER
     if thresholds.max_rows and state.staged_rows >= thresholds.max_rows:
-        return _due(Trigger.ROWS, *whole)
+        return Trigger.ROWS
     if thresholds.max_bytes and state.staged_bytes >= thresholds.max_bytes:
-        return _due(Trigger.BYTES, *whole)
-    parts = []
-    if thresholds.max_age_ms and _is_older(state.oldest_staged_at, thresholds.max_age_ms, now):
-        parts += [state.first_window, state.last_window]
-    if thresholds.max_age_ms and _is_older(late.oldest_staged_at, thresholds.late_age_ms, now):
-        parts += [late.first_window, late.last_window]
-    if parts:
-        return _due(Trigger.AGE, *parts)
+        return Trigger.BYTES
+    if thresholds.max_age_ms and (
+        _is_older(state.oldest_staged_at, thresholds.max_age_ms, now)
+        or _is_older(state.late.oldest_staged_at, thresholds.late_age_ms, now)
+    ):
+        return Trigger.AGE
     if max_pending and state.pending_batches * 2 >= max_pending:
-        return _due(Trigger.PRESSURE, *whole)
+        return Trigger.PRESSURE
     return None
-
-
-def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
-    """Return why the dataset is due, or None where it is not; as :func:`due_windows`."""
-    due = due_windows(state, thresholds, max_pending, now)
-    return due and due.trigger
 
 
 def age_ms(state: QueueState, now: int) -> int:
@@ -154,11 +158,6 @@ def oldest_due_from(state: QueueState, thresholds: FlushThresholds) -> int | Non
     late_at = state.late.oldest_pending_at
     late_from = None if late_at is None else late_at + grace
     return min((at for at in (state.oldest_pending_at, late_from) if at is not None), default=None)
-
-
-def _due(trigger: Trigger, *windows: int | None) -> Due:
-    known = [window for window in windows if window is not None]
-    return Due(trigger, min(known), max(known))
 
 
 def _is_older(since: int | None, limit_ms: int, now: int) -> bool:
