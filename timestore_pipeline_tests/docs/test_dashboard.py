@@ -28,8 +28,8 @@ NOT_SHOWN = {OLDEST_AGE, BUILD_AGE, BUILDS_IN_FLIGHT, LANDING_AGE}
 EMPTY_WHILE_ALL_IS_WELL = ("ALERTS{", "timestore_builds_in_flight", "timestore_landing_backlog_oldest_timestamp")
 
 
-def as_prometheus_gets_it(query: str) -> str:
-    return query.replace("$__rate_interval", "1m").replace("$dataset", "weather|flights")
+def as_prometheus_gets_it(query: str, datasets: str = "weather|flights") -> str:
+    return query.replace("$__rate_interval", "1m").replace("$dataset", datasets)
 
 
 @pytest.mark.server

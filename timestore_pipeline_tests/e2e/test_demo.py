@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
+from timestore_pipeline.dashboard import queries
+from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.docs.test_dashboard import EMPTY_WHILE_ALL_IS_WELL, as_prometheus_gets_it
 from timestore_pipeline_tests.e2e.conftest import ROOT
+from timestore_pipeline_tests.metrics.promql import RULES, RULES_FOLDER
+from timestore_pipeline_tests.metrics.servers import query, running, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -52,13 +59,32 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for_line(process: subprocess.Popen[str], start: str) -> None:
+@contextmanager
+def prometheus_of(folder: Path, program: str, gateway: str) -> Iterator[str]:
+    """A Prometheus with our rules that scrapes a gateway every second; gives its URL."""
+    config = yaml.safe_load((RULES_FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(RULES)]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [gateway]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{unused_port()}"
+    with running(
+        f"http://{address}",
+        program,
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address={address}",
+    ):
+        yield f"http://{address}"
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
     assert process.stdout
     said = []
     for line in process.stdout:
         said.append(line)
         if line.startswith(start):
-            return
+            return line
     pytest.fail(f"no line begins with {start!r}:\n{''.join(said)}")
 
 
@@ -74,6 +100,37 @@ def test_the_demo_accounts_for_every_row(tmp_path: Path):
     assert "Every row is accounted for" in said
     assert "none failed" in said
     assert not left
+
+
+@pytest.mark.server
+@pytest.mark.timeout(300)
+def test_the_demo_raises_no_alert_but_for_its_bad_files_and_fills_the_dashboard(
+    tmp_path: Path, program: Callable[[str], str]
+):
+    program("prometheus-pushgateway")
+    prometheus = program("prometheus")
+
+    with demo(tmp_path / "demo", "--seconds", "20") as process:
+        started = wait_for_line(process, "Started a Dagster daemon")
+        gateway = re.search(r"http://(127\.0\.0\.1:\d+)", started)
+        assert gateway, started
+        with prometheus_of(tmp_path, prometheus, gateway[1]) as url:
+            wait_for_line(process, "Every row is accounted for")
+            # The demo's gateway ends with it, and what Prometheus had of it is over then.
+            until(lambda: query(url, "count(last_over_time(timestore_published_rows[15m])) > 0"), "rows are scraped")
+            fired = query(url, "count by (alertname, alertstate) (count_over_time(ALERTS[15m]))")
+            asked = {each: query(url, over_the_demo(each)) for each in dict.fromkeys(queries())}
+
+    alerts = {(each["metric"]["alertname"], each["metric"]["alertstate"]) for each in fired}
+    # Before the first push there is nothing yet, and the demo delivers files that nobody can read, on purpose.
+    assert alerts - {("TimestoreMetricsAbsent", "pending")} == {("TimestoreQuarantineNotEmpty", "firing")}, alerts
+    unanswered = {each for each, answer in asked.items() if not answer}
+    assert {each for each in unanswered if not any(words in each for words in EMPTY_WHILE_ALL_IS_WELL)} == set()
+
+
+def over_the_demo(expression: str) -> str:
+    """Ask about the last ten minutes, whose end may be over already."""
+    return f"last_over_time(({as_prometheus_gets_it(expression, '.*')})[10m:1s])"
 
 
 @pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
@@ -104,10 +104,19 @@ def running(url: str, *command: str) -> Iterator[None]:
         process.wait(30)
 
 
-def ask(prometheus: str, query: str) -> dict[tuple[str, ...], float]:
+def query(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    """The answer to a query as Prometheus gives it; one that cannot be parsed or asked is an error."""
+    asked = Request(f"{prometheus}/api/v1/query", data=urlencode({"query": expression}).encode())
+    try:
+        with urlopen(asked, timeout=60) as response:
+            return json.load(response)["data"]["result"]
+    except HTTPError as error:
+        raise AssertionError(f"{expression}: {error.read().decode()}") from error
+
+
+def ask(prometheus: str, expression: str) -> dict[tuple[str, ...], float]:
     """The answer to a query: (metric, dataset, value of the third label) → value."""
-    with urlopen(f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=10) as response:
-        results = json.load(response)["data"]["result"]
+    results = query(prometheus, expression)
     seconds = {each.label for each in SERIES if each.label}
     return {
         (
