@@ -14,14 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from timestore_pipeline.dashboard import queries
-from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.docs.test_dashboard import EMPTY_WHILE_ALL_IS_WELL, as_prometheus_gets_it
 from timestore_pipeline_tests.e2e.conftest import ROOT
-from timestore_pipeline_tests.metrics.promql import RULES, RULES_FOLDER
-from timestore_pipeline_tests.metrics.servers import query, running, until
+from timestore_pipeline_tests.metrics.servers import prometheus_scraping, query, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -59,25 +56,6 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-@contextmanager
-def prometheus_of(folder: Path, program: str, gateway: str) -> Iterator[str]:
-    """A Prometheus with our rules that scrapes a gateway every second; gives its URL."""
-    config = yaml.safe_load((RULES_FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(RULES)]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [gateway]}]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    address = f"127.0.0.1:{unused_port()}"
-    with running(
-        f"http://{address}",
-        program,
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'tsdb'}",
-        f"--web.listen-address={address}",
-    ):
-        yield f"http://{address}"
-
-
 def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
     assert process.stdout
     said = []
@@ -108,13 +86,13 @@ def test_the_demo_raises_no_alert_but_for_its_bad_files_and_fills_the_dashboard(
     tmp_path: Path, program: Callable[[str], str]
 ):
     program("prometheus-pushgateway")
-    prometheus = program("prometheus")
+    program("prometheus")
 
     with demo(tmp_path / "demo", "--seconds", "20") as process:
         started = wait_for_line(process, "Started a Dagster daemon")
         gateway = re.search(r"http://(127\.0\.0\.1:\d+)", started)
         assert gateway, started
-        with prometheus_of(tmp_path, prometheus, gateway[1]) as url:
+        with prometheus_scraping(program, tmp_path, gateway[1]) as url:
             wait_for_line(process, "Every row is accounted for")
             # The demo's gateway ends with it, and what Prometheus had of it is over then.
             until(lambda: query(url, "count(last_over_time(timestore_published_rows[15m])) > 0"), "rows are scraped")

@@ -8,15 +8,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.metrics.promql import RULES, RULES_FOLDER
 
 DEADLINE_SECONDS = 60
 
@@ -102,6 +105,27 @@ def running(url: str, *command: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@contextmanager
+def prometheus_scraping(
+    program: Callable[[str], str], folder: Path, target: str, job: str = "pushgateway"
+) -> Iterator[str]:
+    """A Prometheus with the rules and the configuration of the docs, every second; what it has stays in ``folder``."""
+    config = yaml.safe_load((RULES_FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(RULES)]
+    config["scrape_configs"][0] |= {"job_name": job, "static_configs": [{"targets": [target]}]}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    address = f"127.0.0.1:{unused_port()}"
+    with running(
+        f"http://{address}",
+        program("prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address={address}",
+    ):
+        yield f"http://{address}"
 
 
 def query(prometheus: str, expression: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,6 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-import yaml
 
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
 from timestore_pipeline.metrics import series as names
@@ -24,7 +24,8 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly
 from timestore_pipeline_tests.cli.conftest import Finished, timestore  # noqa: F401
 from timestore_pipeline_tests.conftest import DATASETS_YAML, unused_port
-from timestore_pipeline_tests.metrics.servers import ask, running, until
+from timestore_pipeline_tests.metrics.servers import ask, prometheus_scraping, until
+from timestore_pipeline_tests.metrics.work import audit, let_work
 
 Run = Callable[..., Finished]
 PutEnvironment = Callable[..., dict[str, str]]
@@ -150,74 +151,31 @@ def test_the_command_writes_the_file(store_environment: PutEnvironment, timestor
     assert "a.prom cannot be written: No such file or directory" in refused.err
 
 
-# Stages, drops, repeats and flushes, as one of many short processes does; nobody pushes.
-CHILD = """
-import sys
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.errors import BuildInFlight, StagingQueueFull
-from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import hourly
-
-number = int(sys.argv[1])
-with Store.open() as store:
-    for name in (f"own {number}", f"own {number}", f"more {number}"):
-        try:
-            stage(store, "weather", hourly(5, station=name), batch_id=name)
-        except StagingQueueFull:
-            pass
-    if number % 2:
-        try:
-            build_windows(store, "weather", owner=f"process {number}")
-        except BuildInFlight:
-            pass
-"""
-
-
 @pytest.mark.server
 @pytest.mark.timeout(240)
 def test_a_prometheus_that_scrapes_has_the_counters_of_the_ledger_and_never_sees_one_go_down(
     store_environment: PutEnvironment, program: Callable[[str], str], tmp_path: Path
 ):
-    environment = {**store_environment(staging_max_pending=3), "PYTHONPATH": ":".join(sys.path)}
-    port, prometheus = unused_port(), f"http://127.0.0.1:{unused_port()}"
-    config = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "timestore", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}],
-    }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    start_prometheus = (
-        program("prometheus"),
-        f"--config.file={tmp_path / 'prometheus.yml'}",
-        f"--storage.tsdb.path={tmp_path / 'tsdb'}",
-        f"--web.listen-address={prometheus.removeprefix('http://')}",
-    )
+    environment = {**store_environment(staging_max_pending=4), "PYTHONPATH": ":".join(sys.path)}
+    port = unused_port()
     Store.open().close()
-    counters = (DROPPED_BATCHES, "timestore_staging_retried_batches_total", "timestore_staging_flush_rows_total")
+    told: Counter[str] = Counter()
 
     for numbers in (range(4), range(4, 8)):
-        with serving(environment, "--port", str(port)), running(prometheus, *start_prometheus):
-            for number in numbers:
-                subprocess.run([sys.executable, "-c", CHILD, str(number)], env=environment, check=True)
+        with (
+            serving(environment, "--port", str(port)),
+            prometheus_scraping(program, tmp_path, f"127.0.0.1:{port}", job="timestore") as prometheus,
+        ):
+            told += let_work(environment, numbers)
             with Store.open() as store:
-                audit = audited(store)
-            until(lambda audit=audit: scraped(prometheus, counters) == audit, f"Prometheus has {audit}")
-            resets = {ask(prometheus, f"sum(resets({name}[1h]))")["", "", ""] for name in counters}
+                expected = audit(store, told)
+            names = "|".join(sorted({name for name, _, _ in expected}))
+
+            def scraped(prometheus: str = prometheus, names: str = names) -> dict[tuple[str, ...], float]:
+                found = ask(prometheus, f'{{__name__=~"{names}",job="timestore"}}')
+                return {key: found.get(key, 0) for key in expected}  # noqa: B023
+
+            until(lambda: scraped() == expected, f"Prometheus has {expected}")  # noqa: B023
+            resets = {ask(prometheus, f"sum(resets({name}[1h]))")["", "", ""] for name, _, _ in expected}
             assert resets == {0}
-    assert all(value > 0 for value in audit.values()), audit
-
-
-def audited(store: Store) -> dict[str, float]:
-    """The counters as the ledger has them, summed over their labels."""
-    from timestore_pipeline.ledger.counters import counter_values
-
-    with store.ledger.read() as tx:
-        values = counter_values(tx)
-    return {
-        name: sum(value for (metric, _, _), value in values.items() if metric == name)
-        for name in (DROPPED_BATCHES, "timestore_staging_retried_batches_total", "timestore_staging_flush_rows_total")
-    }
-
-
-def scraped(prometheus: str, counters: tuple[str, ...]) -> dict[str, float]:
-    return {name: sum(ask(prometheus, name).values()) for name in counters}
+    assert all(expected.values()), expected
