@@ -84,19 +84,8 @@ once the dataset exists, and its columns once rows are staged: to change either,
 one granularity should share one `start`, because only then can Dagster build them in one run.
 """
 
-_METRICS_INTRO = """\
-# Metrics
-
-Every series is a projection of the ledger: it is counted in the same transaction as what it counts, and every push
-carries the whole, absolute picture. So the numbers are right whichever process pushes, and stay right across
-restarts. Every label value is exported as 0 from the first push on, so that `increase()` sees the first event.
-
-Set `TIMESTORE_PUSHGATEWAY_URL` to push them; without it metrics are off. They are pushed after every run and every
-`TIMESTORE_METRICS_SENSOR_INTERVAL_SECONDS`, to one group, `{job="timestore"}`. Scrape the gateway with
-`honor_labels: true`. `timestore metrics` prints them at any time, and `timestore metrics --serve` lets Prometheus fetch
-them. A dataset that is taken out of `datasets.yaml` disappears with the next push, unless something of it still waits:
-staged rows, a build in flight or an entry in quarantine.
-"""
+_SERIES_BEGIN = "<!-- Made by `make docs` from timestore_pipeline/metrics/series.py, up to the end of the table. -->\n"
+_SERIES_END = "\n<!-- End of the table. -->\n"
 
 _CLI_INTRO = """\
 # The `timestore` command
@@ -145,7 +134,7 @@ def pages() -> dict[str, str]:
     return {
         "configuration.md": _configuration_page(),
         "datasets.schema.json": json.dumps(datasets_schema(), indent=2, ensure_ascii=False) + "\n",
-        "metrics.md": _metrics_page(),
+        "timestore-observability.md": _observability_page(),
         "cli.md": _cli_page(),
         "observability/grafana/timestore-dashboard.json": json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n",
     }
@@ -253,14 +242,21 @@ def _configuration_page() -> str:
     return _page(parts)
 
 
-def _metrics_page() -> str:
+def _observability_page() -> str:
+    """Return the page that people wrote, with the table of all series in its place."""
+    page = (DOCS / "timestore-observability.md").read_text(encoding="utf-8")
+    before, begin, rest = page.partition(_SERIES_BEGIN)
+    _, end, after = rest.partition(_SERIES_END)
+    if not (begin and end):
+        raise ValueError("timestore-observability.md has no place for the table of series any more; put it back")
     rows = []
     for each in SERIES:
         labels = "`dataset`" if each.per_dataset else "–"
         if each.label:
             labels += f", `{each.label}` = " + " \\| ".join(f"`{value}`" for value in each.values)
         rows.append((f"`{each.name}`", each.type.value, labels, each.unit, each.help))
-    return _page([_METRICS_INTRO, _table(("Series", "Type", "Labels", "Unit", "Meaning"), rows)])
+    table = _table(("Series", "Type", "Labels", "Unit", "Meaning"), rows)
+    return f"{before}{begin}\n{table}{end}{after}"
 
 
 def _cli_page() -> str:

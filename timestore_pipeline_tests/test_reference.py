@@ -42,8 +42,22 @@ def test_a_page_that_is_written_is_current_until_it_is_changed(tmp_path: Path):
     reference.write(folder)
     assert reference.outdated(folder) == []
 
-    (folder / "metrics.md").write_text("other")
-    assert reference.outdated(folder) == [folder / "metrics.md"]
+    (folder / "cli.md").write_text("other")
+    assert reference.outdated(folder) == [folder / "cli.md"]
+
+
+def test_the_table_of_series_is_made_anew_within_a_page_that_people_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = reference.pages()["timestore-observability.md"]
+    page = tmp_path / "timestore-observability.md"
+    monkeypatch.setattr(reference, "DOCS", tmp_path)
+    page.write_text(made.replace("| `timestore_ledger_bytes` | gauge |", "| an old row |"), encoding="utf-8")
+    assert reference.pages()["timestore-observability.md"] == made
+
+    page.write_text("What people wrote, without a place for the table.", encoding="utf-8")
+    with pytest.raises(ValueError, match="no place for the table"):
+        reference.pages()
 
 
 def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
@@ -66,11 +80,11 @@ def test_every_setting_is_on_its_page(field: str):
 
 
 def test_every_series_and_counter_is_on_its_page():
-    page = reference.pages()["metrics.md"]
+    page = reference.pages()["timestore-observability.md"]
     counted = {counters.DROPPED_BATCHES, counters.RETRIED_BATCHES, counters.FLUSH_BATCHES, counters.FLUSH_ROWS}
 
     assert counted | {counters.FLUSH_DURATION} <= {each.name for each in SERIES}
-    assert all(page.count(f"| `{each.name}` |") == 1 for each in SERIES)
+    assert all(page.count(f"\n| `{each.name}` |") == 1 for each in SERIES)
 
 
 def test_every_exit_code_is_on_its_page():

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from timestore_pipeline.building.thresholds import FlushThresholds, Trigger, due_trigger
+from timestore_pipeline.building.thresholds import Due, FlushThresholds, Trigger, due_windows
 from timestore_pipeline.ledger.history import Arrival
-from timestore_pipeline.ledger.queue import QueueState
+from timestore_pipeline.ledger.queue import LateQueue, QueueState
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Flush:
 class Replay:
     """What thresholds would have done: flushes, sizes of files, and how long each arrival waited to be published.
 
-    ``waits`` are (seconds, batches) per arrival; what no flush took has waited until the end, and is ``left``.
+    ``waits`` are (seconds, batches) per arrival that was not late, as late rows may wait longer; what no flush took has
+    waited until the end, and is ``left``.
     """
 
     thresholds: FlushThresholds
@@ -65,6 +66,10 @@ class Replay:
         return Counter(flush.trigger for flush in self.flushes)
 
 
+# Late rows are in windows before those of the others: one for each is enough to say which of them are due.
+_LATE, _ON_TIME = 0, 1
+
+
 @dataclass
 class _Queue:
     """What is staged in the replay and in no build."""
@@ -73,28 +78,43 @@ class _Queue:
     batches: int = 0
     rows: int = 0
     bytes: int = 0
+    first: dict[bool, int] = field(default_factory=dict)
 
     def add(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
+        self.first.setdefault(arrival.late, arrival.staged_at)
         self.batches += arrival.batches
         self.rows += arrival.rows
         self.bytes += arrival.bytes
 
-    @property
-    def oldest(self) -> int | None:
-        return self.arrivals[0].staged_at if self.arrivals else None
+    def oldest(self, *, late: bool) -> int | None:
+        return self.first.get(late)
 
     def state(self) -> QueueState:
+        on_time, late = self.oldest(late=False), self.oldest(late=True)
+        window, late_window = (None if each is None else key for each, key in ((on_time, _ON_TIME), (late, _LATE)))
         return QueueState(
             dataset="",
             pending_batches=self.batches,
             pending_rows=self.rows,
             pending_bytes=self.bytes,
-            oldest_pending_at=self.oldest,
+            oldest_pending_at=on_time,
             staged_rows=self.rows,
             staged_bytes=self.bytes,
-            oldest_staged_at=self.oldest,
+            oldest_staged_at=on_time,
+            first_window=window,
+            last_window=window,
+            late=LateQueue(0 if late is None else 1, late, late, late_window, late_window),
         )
+
+    def take(self, due: Due) -> _Queue:
+        """Take out what is due: late rows wait longer, and the others do not wait for them."""
+        taken, kept = _Queue(), _Queue()
+        for arrival in self.arrivals:
+            window = _LATE if arrival.late else _ON_TIME
+            (taken if due.first_window <= window <= due.last_window else kept).add(arrival)
+        vars(self).update(vars(kept))
+        return taken
 
 
 def replay(arrivals: Sequence[Arrival], thresholds: FlushThresholds, machine: Machine, until: int) -> Replay:
@@ -123,18 +143,18 @@ def replay(arrivals: Sequence[Arrival], thresholds: FlushThresholds, machine: Ma
         if now > until:
             break
         take_in(now)
-        trigger = due_trigger(queue.state(), thresholds, machine.max_pending, now) if now >= free_at else None
-        if trigger is None:
+        due = due_windows(queue.state(), thresholds, machine.max_pending, now) if now >= free_at else None
+        if due is None:
             continue
         claimed_at = now + machine.run_start
         take_in(min(claimed_at, until))
         free_at = claimed_at + machine.flush
-        flushes.append(Flush(trigger, claimed_at, free_at, queue.batches, queue.rows))
-        files += _file_sizes(queue.arrivals, machine)
-        waits += [((free_at - arrival.staged_at) / 1e6, arrival.batches) for arrival in queue.arrivals]
-        queue = _Queue()
+        taken = queue.take(due)
+        flushes.append(Flush(due.trigger, claimed_at, free_at, taken.batches, taken.rows))
+        files += _file_sizes(taken.arrivals, machine)
+        waits += _waits(taken, free_at)
     take_in(until)
-    waits += [(max(0, until - arrival.staged_at) / 1e6, arrival.batches) for arrival in queue.arrivals]
+    waits += _waits(queue, until)
     return Replay(thresholds, tuple(flushes), tuple(files), tuple(waits), queue.batches, most)
 
 
@@ -149,13 +169,19 @@ def _next_look(
 ) -> int:
     """The next tick at which the decision can be another one; far away where there is none."""
     moments = [arrivals[position].staged_at] if position < len(arrivals) else []
-    if queue.oldest is not None:
-        if free_at > now:
-            moments.append(free_at)
-        if thresholds.max_age_ms:
-            moments.append(queue.oldest + thresholds.max_age_ms * 1_000)
+    if queue.arrivals and free_at > now:
+        moments.append(free_at)
+    for late, age_ms in ((False, thresholds.max_age_ms), (True, thresholds.late_age_ms)):
+        oldest = queue.oldest(late=late)
+        if oldest is not None and age_ms:
+            moments.append(oldest + age_ms * 1_000)
     later = [_tick_at(max(moment, now + 1, free_at), machine.tick) for moment in moments]
     return min(later, default=2**63)
+
+
+def _waits(queue: _Queue, until: int) -> list[tuple[float, int]]:
+    on_time = (arrival for arrival in queue.arrivals if not arrival.late)
+    return [(max(0, until - arrival.staged_at) / 1e6, arrival.batches) for arrival in on_time]
 
 
 def _tick_at(moment: int, tick: int) -> int:

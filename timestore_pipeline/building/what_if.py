@@ -90,6 +90,7 @@ def simulate(
         max_rows=own.max_rows if max_rows is None else max_rows,
         max_bytes=own.max_bytes if max_bytes is None else max_bytes,
         max_age_ms=own.max_age_ms if max_age_ms is None else max_age_ms,
+        late_max_age_ms=own.late_max_age_ms,
     )
     per_row, per_file = _parquet_size(past, flushed)
     machine = Machine(
@@ -101,7 +102,11 @@ def simulate(
         bytes_per_row=per_row,
         bytes_per_file=per_file,
     )
-    waits = tuple(((each.published_at - each.staged_at) / 1e6, each.batches) for each in past if each.published_at)
+    waits = tuple(
+        ((each.published_at - each.staged_at) / 1e6, each.batches)
+        for each in past
+        if each.published_at and not each.late
+    )
     return WhatIf(
         dataset=dataset,
         since=past[0].staged_at,

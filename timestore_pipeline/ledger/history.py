@@ -12,7 +12,7 @@ from timestore_pipeline.ledger.schema import BuildKind, BuildState, batches, bui
 
 @dataclass(frozen=True)
 class Arrival:
-    """A segment that was staged, or a write past staging: when (microseconds), and what it held.
+    """A segment that was staged, or its late rows: when (microseconds), and what it held.
 
     ``window_rows`` says how many of its rows fall in each window (by its start). ``published_at`` is when the last of
     them was published, None while any is not.
@@ -24,6 +24,7 @@ class Arrival:
     bytes: int
     window_rows: tuple[tuple[int, int], ...]
     published_at: int | None
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,25 @@ def arrivals(tx: Connection, dataset: str, since: int) -> list[Arrival]:
             slices.c.rows,
             slices.c.bytes,
             slices.c.published_at,
+            slices.c.late,
         )
         .where(slices.c.dataset == dataset, slices.c.staged_at >= since)
-        .order_by(slices.c.staged_at, slices.c.segment_id, slices.c.window_start)
+        .order_by(slices.c.staged_at, slices.c.segment_id, slices.c.late, slices.c.window_start)
     )
     found = []
-    for segment_id, pieces in groupby(tx.execute(query), key=lambda row: row.segment_id):
+    for (segment_id, late), pieces in groupby(tx.execute(query), key=lambda row: (row.segment_id, bool(row.late))):
         shares = list(pieces)
         published = [share.published_at for share in shares]
         found.append(
             Arrival(
                 staged_at=shares[0].staged_at,
-                batches=batches_of.get(segment_id, 1),
+                # Those of a segment are counted once, with its rows that are not late if it has any.
+                batches=batches_of.pop(segment_id, 0),
                 rows=sum(share.rows for share in shares),
                 bytes=sum(share.bytes for share in shares),
                 window_rows=tuple((share.window_start, share.rows) for share in shares),
                 published_at=None if None in published else max(published),
+                late=late,
             )
         )
     return found

@@ -122,7 +122,12 @@ def _spec(store: Store, like: str | None) -> DatasetSpec:
     return DatasetSpec(
         **described,
         window=model.window,
-        flush=FlushSpec(max_rows=thresholds.max_rows, max_bytes=thresholds.max_bytes, max_age_ms=thresholds.max_age_ms),
+        flush=FlushSpec(
+            max_rows=thresholds.max_rows,
+            max_bytes=thresholds.max_bytes,
+            max_age_ms=thresholds.max_age_ms,
+            late_max_age_ms=thresholds.late_max_age_ms,
+        ),
         limits=LimitSpec(
             max_pending=limits.max_pending,
             max_bytes=limits.max_bytes,
