@@ -40,9 +40,12 @@ class CrashPoint(StrEnum):
     PARQUET_SYNCED = "parquet.synced"
     PARQUET_RENAMED = "parquet.renamed"
     PARQUET_IN_PLACE = "parquet.in-place"
+    MANIFEST_WRITTEN = "manifest.written"
     TABLE_CHECKED = "table.checked"
     TABLE_COMMITTED = "table.committed"
     TABLE_SYNCED = "table.synced"
+    MANIFEST_KEPT = "manifest.kept"
+    MANIFESTS_MERGED = "manifest.merged"
     PUBLICATION_RECORDED = "publication.recorded-not-committed"
     PUBLICATION_COMMITTED = "publication.committed"
 
@@ -50,6 +53,8 @@ class CrashPoint(StrEnum):
     RECOVERY_ABORTED = "recovery.aborted"
     RECOVERY_CLEANED = "recovery.cleaned"
     RECOVERY_PUBLISHED = "recovery.published"
+
+    LEDGER_REBUILT = "rebuild.recorded-not-committed"
 
     SEGMENT_UNLINKED = "retention.unlinked"
     RETENTION_COMMITTED = "retention.committed"

@@ -61,8 +61,48 @@ class LedgerInterrupted(LedgerError):
     """
 
 
+class LedgerLost(LedgerError):
+    """The ledger does not know a dataset of which there are staged or published rows."""
+
+    def __init__(self, location: str, found: Sequence[str]) -> None:
+        self.location = location
+        self.found = tuple(found)
+        listed = ", ".join(self.found[:5]) + (f" and {len(self.found) - 5} more" if len(self.found) > 5 else "")
+        super().__init__(
+            f"the ledger {location} knows nothing of {listed}. It is new, or another one: if the ledger was lost, run "
+            "'timestore ledger rebuild'; if this is the wrong one, correct TIMESTORE_LEDGER_URL or "
+            "TIMESTORE_STAGING_DIRECTORY; if these are no longer wanted, move them away. Nothing was changed."
+        )
+
+
+class LedgerInUse(LedgerError):
+    """There is a ledger with batches in it, so none is made in its place."""
+
+    def __init__(self, location: str, batches: int) -> None:
+        self.location = location
+        self.batches = batches
+        super().__init__(
+            f"the ledger {location} is there and knows {batches:,} batches, so it was not rebuilt. "
+            "To put one made from segments and tables in its place, stop the service and give --replace."
+        )
+
+
 class CommitUnknown(LedgerError):
     """The ledger failed in the middle of a commit, so what the transaction wrote may be there or not."""
+
+
+class LedgerReplaced(CommitUnknown):
+    """The file of the ledger was removed or replaced: what is written to it is seen by nobody.
+
+    Unknown rather than refused, because a ledger that was rebuilt meanwhile may rest on the caller's files.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        super().__init__(
+            f"the ledger {location} was removed or replaced while it was in use; nothing was written to it. "
+            "Start this process again; if the ledger is lost, run 'timestore ledger rebuild' first."
+        )
 
 
 class ColumnsChanged(TimestoreError):
@@ -296,6 +336,36 @@ class EntryUnusable(TimestoreError):
         super().__init__(
             f"quarantine entry {entry_id}: there is no file {path}. Restore it from a backup and retry, "
             f"or give it up with 'timestore quarantine discard {entry_id}'."
+        )
+
+
+class StagingNotEmpty(TimestoreError):
+    """Staging holds something that is nowhere else, so it is cleared only by somebody who says how much of it."""
+
+    def __init__(self, rows: int, files: int, said_rows: int, said_files: int) -> None:
+        self.rows = rows
+        self.files = files
+        if rows or files:
+            there = f"{rows:,} unpublished rows and {files:,} quarantined files are in staging and nowhere else"
+            wanted = f"--lose-rows {rows}" + (f" --lose-files {files}" if files else "")
+            then = f"Publish them ('timestore drain'), or give '{wanted}' to lose them for good."
+        else:
+            there = "nothing unpublished is in staging"
+            then = "Leave --lose-rows and --lose-files out."
+        said = f", not {said_rows:,} and {said_files:,}" if said_rows or said_files else ""
+        super().__init__(f"{there}{said}; nothing was cleared. {then}")
+
+
+class NotRestored(TimestoreError):
+    """A segment could not be read when the ledger was rebuilt, so the ledger does not know its rows."""
+
+    def __init__(self, entry_id: int, path: object) -> None:
+        self.entry_id = entry_id
+        self.path = str(path)
+        super().__init__(
+            f"quarantine entry {entry_id}: the ledger was rebuilt without {path}, which could not be read. Restore the "
+            "file from a backup and run 'timestore ledger rebuild --replace', or give it up with "
+            f"'timestore quarantine discard {entry_id}'."
         )
 
 

@@ -5,6 +5,7 @@ The parts (landing, staging, building, …) are functions that take a :class:`St
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,10 +16,14 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.durable_files import make_folder
+from timestore_pipeline.errors import LedgerLost
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
-from timestore_pipeline.ledger.registry import register, unregistered
+from timestore_pipeline.ledger.registry import known_datasets, register, unregistered
 from timestore_pipeline.settings import Settings, load_settings
+
+TABLE_LOG = "_delta_log"
+"""Folder in that of a table; with an entry in it there is a table."""
 
 QUARANTINE_FOLDER = "_quarantine"
 """Folder in the staging directory for what was set aside; no dataset can be called that."""
@@ -60,7 +65,19 @@ class Store:
         with ledger.read() as tx:
             incomplete = unregistered(tx, datasets.values())
         if incomplete:
-            ledger.transact(lambda tx: register(tx, datasets.values(), now_micros()))
+
+            def enter(tx: Connection) -> None:
+                # In here, because the first process to open a new installation may have rows staged by now.
+                found = files_of_unknown(settings, set(datasets) - known_datasets(tx))
+                if found:
+                    raise LedgerLost(ledger.location, found)
+                register(tx, datasets.values(), now_micros())
+
+            try:
+                ledger.transact(enter)
+            except BaseException:
+                ledger.close()
+                raise
         make_folder(settings.temp_path)
         connect = connect or connector(settings)
         return cls(
@@ -98,3 +115,18 @@ class Store:
     def table_path(self, dataset: str) -> Path:
         """The folder of a dataset's Delta table."""
         return self.settings.tables_path / dataset
+
+
+def files_of_unknown(settings: Settings, datasets: Iterable[str]) -> list[str]:
+    """Return where there are segments or tables of datasets that the ledger does not know: it is not their ledger.
+
+    Without it these segments would be swept as orphans, and published rows published again.
+    """
+    found = []
+    for name in sorted(datasets):
+        staged, table = settings.staging_path / name, settings.tables_path / name
+        if any(staged.glob("*.duckdb")):
+            found.append(f"the segments in {staged}")
+        if any((table / TABLE_LOG).glob("*.json")):
+            found.append(f"the table {table}")
+    return found

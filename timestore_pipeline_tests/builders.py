@@ -140,6 +140,27 @@ def flip_row(store: Store, path: Path, row: int, column: str = "temp") -> None:
     flip_byte(path, SEGMENT_HEADER_BYTES + found[0] * SMALL_BLOCK_BYTES + 1_000)
 
 
+def lose_ledger(store: Store) -> None:
+    """Close the store and do away with its ledger: the files of SQLite, all tables of PostgreSQL."""
+    from sqlalchemy import create_engine, text
+
+    from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
+    from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
+
+    store.close()
+    url = parse_ledger_url(store.settings.resolved_ledger_url)
+    file = sqlite_file(url)
+    if file is not None:
+        for path in file.parent.glob(f"{file.name}*"):
+            path.unlink()
+        return
+    engine = create_engine(url)
+    metadata.drop_all(engine)
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
+    engine.dispose()
+
+
 def counted(store: Store, metric: str, dataset: str = "weather") -> Mapping[str, float]:
     """The values of a counter of one dataset, by its label."""
     from timestore_pipeline.ledger.counters import counter_values

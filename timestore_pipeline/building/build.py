@@ -35,8 +35,8 @@ from timestore_pipeline.ledger.builds import (
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.schemas import dataset_columns, dataset_schema
+from timestore_pipeline.staging.description import SEGMENT_TABLE
 from timestore_pipeline.staging.room import check_disk
-from timestore_pipeline.staging.segment import SEGMENT_TABLE
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
     attach_segment,

@@ -23,9 +23,9 @@ from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.queue import Slice, unclaimed_slices
-from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, SEGMENT_TABLE
+from timestore_pipeline.staging.description import SEGMENT_TABLE
 from timestore_pipeline.staging.slices import by_segment
-from timestore_pipeline.store import Store
+from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,11 @@ table: there the build fails, and goes on when it is back.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from timestore_pipeline.building.manifests import MANIFEST_FOLDER
 from timestore_pipeline.building.table import LOG_FOLDER, ensure_table, file_prefix, has_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN, Column
@@ -49,6 +51,8 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
         return ensure_table(path, spec.name, columns, seen)
     _mark(store.settings.tables_path, spec, published=any(version is not None for version in versions.values()))
     if seen is not None:
+        # Its manifests say of rows that are gone that they are published.
+        shutil.rmtree(path / MANIFEST_FOLDER, ignore_errors=True)
         # Before the new table is there: a reader must not look for a version of the old one in it.
         lost = store.ledger.transact(lambda tx: forget_table(tx, spec.name, now_micros()))
         if lost is not None:

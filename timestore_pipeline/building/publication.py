@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import duckdb
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.manifests import keep_manifest, merge_manifests, write_manifest
 from timestore_pipeline.building.recovery import published_windows, settle_build
 from timestore_pipeline.building.table import ParquetFile, Replacement, SequenceTaken, commit_build
 from timestore_pipeline.clock import now_micros
@@ -21,6 +22,8 @@ from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import Build, extend_lease, mark_published
+from timestore_pipeline.ledger.contributions import contributions_of_build
+from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -61,7 +64,14 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
     try:
         with _kept_alive(store, build):
             written = write()
-            version = commit_build(store.table_path(build.dataset), build, columns, written.files, written.replacement)
+            table = store.table_path(build.dataset)
+            with store.ledger.read() as tx:
+                contributions = contributions_of_build(tx, build.id)
+                versions = [version.columns for version in schema_history(tx, build.dataset)]
+            write_manifest(table, build.sequence, contributions, versions, now_micros())
+            version = commit_build(table, build, columns, written.files, written.replacement)
+            keep_manifest(table, build.sequence)
+            merge_manifests(table)
     except SequenceTaken:
         # Fenced by a recovery; or this very commit is in the table, and only its answer was lost.
         return Publication(_settle_own(store, build, BuildAborted(build.dataset, build.id)), ())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.lost_table import prepare_table
+from timestore_pipeline.building.manifests import drop_manifest, keep_manifest
 from timestore_pipeline.building.table import (
     ParquetFile,
     SequenceTaken,
@@ -125,6 +126,7 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
                     written.append(file)
                 elif file.window_key in replaced:
                     kept.append(file)
+            keep_manifest(path, build.sequence)
             store.ledger.transact(
                 lambda tx: mark_published(
                     tx,
@@ -157,6 +159,7 @@ def _remove_files(store: Store, build: Build) -> None:
     """Remove what a fenced build wrote; no commit can refer to it any more. What is missed, the sweep finds."""
     prefix = file_prefix(build.sequence)
     table = store.table_path(build.dataset)
+    drop_manifest(table, build.sequence)
     for file in table.glob(f"{WINDOW_COLUMN}=*/{prefix}*.parquet"):
         file.unlink(missing_ok=True)
     for folder in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}"):

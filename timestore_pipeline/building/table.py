@@ -280,6 +280,69 @@ def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
         _sync_log(path, version)
 
 
+def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
+    """Make sure that no build up to ``sequence``, which nobody knows of any more, can be published; return the table.
+
+    Raises:
+        SequenceTaken: a later one is in the table.
+        TableError: the commit failed; nothing is fenced.
+    """
+    table = open_table(path, dataset)
+    if last_sequence(table, dataset) >= sequence:
+        raise SequenceTaken
+    try:
+        table.create_write_transaction(
+            [],
+            "append",
+            pa.schema(table.schema().to_arrow()),
+            [WINDOW_COLUMN],
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(_app_id(dataset), sequence)],
+                custom_metadata={"timestoreAction": "fence", "timestoreSequence": str(sequence)},
+            ),
+        )
+    except CommitFailedError as error:
+        if last_sequence(open_table(path, dataset), dataset) >= sequence:
+            raise SequenceTaken from error
+        raise TableError(f"dataset {dataset!r}: commit to {path} failed: {error}") from error
+    except (DeltaError, OSError) as error:
+        raise TableError(f"dataset {dataset!r}: commit to {path} failed: {error}") from error
+    fenced = open_table(path, dataset)
+    for version in range(max(0, table.version() - 1), fenced.version() + 1):
+        _sync_log(path, version)
+    return fenced
+
+
+def published_sequences(table: DeltaTable, dataset: str) -> set[int]:
+    """Return the sequences of builds of which the table still says that it has them: not those of long ago."""
+    found = {last_published_sequence(table, dataset)}
+    for entry in table.history():
+        if entry.get("timestoreAction") == "publish":
+            found.add(int(entry["timestoreSequence"]))
+    names = (file.path.rpartition("/")[2].partition("-")[0] for file in live_files(table))
+    return (found | {int(name) for name in names if name.isdecimal()}) - {0}
+
+
+def table_columns(table: DeltaTable) -> tuple[Column, ...]:
+    """Return the columns of a dataset's table, without the partition column.
+
+    Raises:
+        ValueError: one has a type that no dataset can hold.
+    """
+    types = {arrow: name for name, arrow in _ARROW_TYPES.items()}
+    found = []
+    for field in pa.schema(table.schema().to_arrow()):
+        if field.name == WINDOW_COLUMN:
+            continue
+        if pa.types.is_decimal(field.type):
+            found.append(Column(field.name, f"DECIMAL({field.type.precision},{field.type.scale})"))
+        elif field.type in types:
+            found.append(Column(field.name, types[field.type]))
+        else:
+            raise ValueError(f"column {field.name!r} of the table has the type {field.type}")
+    return tuple(found)
+
+
 def version_of_build(table: DeltaTable, build: Build) -> int:
     """Return the table version that published ``build``; the current one where the log no longer says."""
     for entry in table.history():

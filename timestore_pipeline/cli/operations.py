@@ -1,8 +1,10 @@
-"""``timestore drain`` and ``resume``: what they print, and how they end."""
+"""``timestore drain``, ``resume`` and ``ledger``: what they print, and how they end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from timestore_pipeline.cli import wording
@@ -12,6 +14,7 @@ from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.errors import UnknownDataset
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses
 from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.lifecycle.clearing import clear_staging
 from timestore_pipeline.lifecycle.drain import Drained, Remainder, drain, let_in
 from timestore_pipeline.store import Store
 
@@ -71,6 +74,83 @@ def resume_datasets(store: Store, datasets: Sequence[str], *, as_json: bool) -> 
     if still_paused:
         warn("all datasets are paused together: 'timestore resume --all' ends that")
         return ExitCode.FAILED
+    return ExitCode.DONE
+
+
+def clear_staging_directory(
+    store: Store, datasets: Sequence[str], *, lose_rows: int, lose_files: int, as_json: bool
+) -> ExitCode:
+    """Clear the staging directory of datasets (none: of all that the ledger knows).
+
+    Raises:
+        StagingNotEmpty, BuildInFlight, UnknownDataset: nothing was done.
+    """
+    cleared = clear_staging(store, datasets, by=operator(), lose_rows=lose_rows, lose_files=lose_files)
+    if as_json:
+        print_json(asdict(cleared))
+    else:
+        say(f"{wording.counted(cleared.files, 'file')} of {wording.size(cleared.bytes)} removed")
+        if cleared.lost_rows or cleared.lost_files:
+            say(
+                f"{wording.counted(cleared.lost_rows, 'row')} and {wording.counted(cleared.lost_files, 'file')} "
+                "given up; 'timestore quarantine list --all' says by whom"
+            )
+    for problem in cleared.problems:
+        warn(problem)
+    return ExitCode.FAILED if cleared.problems else ExitCode.DONE
+
+
+def rebuild_the_ledger(*, replace_existing: bool, as_json: bool) -> ExitCode:
+    """Make the ledger again; what could not be restored is said on stderr and fails the command.
+
+    Raises:
+        LedgerInUse, LedgerError, TableError, SettingsError, DatasetsFileError: as they say.
+    """
+    from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
+
+    rebuilt = rebuild_ledger(by=operator(), replace_existing=replace_existing)
+    if as_json:
+        print_json(
+            {
+                "ledger": rebuilt.location,
+                "moved_aside": rebuilt.moved_aside and str(rebuilt.moved_aside),
+                "complete": rebuilt.complete,
+                "datasets": [asdict(each) for each in rebuilt.datasets],
+            }
+        )
+    for each in rebuilt.datasets:
+        if not as_json:
+            say(
+                f"{each.dataset}: {wording.counted(each.batches, 'batch', 'batches')}, "
+                f"{wording.counted(each.staged_rows, 'row')} staged in {wording.counted(each.segments, 'segment')}, "
+                f"{wording.counted(each.published_rows, 'row')} published in "
+                f"{wording.counted(each.windows, 'window')}, "
+                f"{wording.counted(each.quarantined, 'entry', 'entries')} in quarantine"
+            )
+        for sentence in (*each.notes, *each.problems):
+            warn(sentence)
+    if not as_json and not rebuilt.datasets:
+        say("there was nothing to restore; the ledger is empty")
+    if rebuilt.moved_aside:
+        warn(f"the ledger before is {rebuilt.moved_aside}")
+    return ExitCode.DONE if rebuilt.complete else ExitCode.FAILED
+
+
+def back_up_the_ledger(target: Path, *, as_json: bool) -> ExitCode:
+    """Copy the ledger to ``target``.
+
+    Raises:
+        LedgerError: it is no SQLite file, cannot be read, or the copy cannot be written.
+        SettingsError: as it says.
+    """
+    from timestore_pipeline.lifecycle.backup import back_up_ledger
+    from timestore_pipeline.settings import load_settings
+
+    size = back_up_ledger(load_settings(), target)
+    if as_json:
+        print_json({"file": str(target.absolute()), "bytes": size})
+    else:
+        say(f"{target}: {wording.size(size)}, checked")
     return ExitCode.DONE
 
 

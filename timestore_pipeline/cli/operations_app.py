@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 operations_app = typer.Typer(rich_markup_mode=None)
+ledger_app = typer.Typer(
+    help="The ledger itself: back it up, make a lost one again.", no_args_is_help=True, rich_markup_mode=None
+)
+operations_app.add_typer(ledger_app, name="ledger")
 
 Named = Annotated[list[str] | None, typer.Argument(metavar="DATASET", help="The datasets.")]
 Every = Annotated[bool, typer.Option("--all", help="Every dataset.")]
@@ -90,6 +95,78 @@ def maintain(
     with Store.open() as store:
         code = maintain_once(store, dry_run=dry_run, as_json=as_json)
     raise typer.Exit(code)
+
+
+@operations_app.command("clear-staging", short_help="Remove what the staging directory need not keep.")
+def clear(
+    datasets: Named = None,
+    all_datasets: Every = False,
+    lose_rows: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Give up this many unpublished rows: all that there are.")
+    ] = 0,
+    lose_files: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Give up this many quarantined files: all that there are.")
+    ] = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before rows or files are given up.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove published segments, orphaned and temporary files, whatever their age.
+
+    While anything is unpublished it refuses, unless told exactly how much is to be lost. Batches whose rows are given
+    up stay known: send them again under other ids.
+    """
+    from timestore_pipeline.cli.operations import clear_staging_directory
+    from timestore_pipeline.store import Store
+
+    names = _chosen(datasets, all_datasets)
+    if (lose_rows or lose_files) and not yes:
+        _ask(f"{lose_rows:,} unpublished rows and {lose_files:,} quarantined files are lost for good. Go on?")
+    with Store.open() as store:
+        code = clear_staging_directory(store, names, lose_rows=lose_rows, lose_files=lose_files, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@ledger_app.command("rebuild", short_help="Make a lost ledger again.")
+def rebuild(
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also where there is one: it is moved aside. Only for SQLite.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a ledger is replaced.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a lost ledger again from segments, tables, manifests and quarantine. Stop the service before.
+
+    Every acknowledged row is readable once afterwards. Counters start from 0, limits and pauses set at run time are
+    gone, and the history of builds is one entry per dataset.
+    """
+    from timestore_pipeline.cli.operations import rebuild_the_ledger
+
+    if replace and not yes:
+        _ask("The ledger is moved aside and made again from files, with counters from 0. Is the service stopped?")
+    raise typer.Exit(rebuild_the_ledger(replace_existing=replace, as_json=as_json))
+
+
+@ledger_app.command("backup", short_help="Copy the ledger, while it is in use.")
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; must not exist yet.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a SQLite ledger as it stands at one moment, also while it is in use.
+
+    To be put back only where nothing was staged or published since; else rebuild the ledger.
+    """
+    from timestore_pipeline.cli.operations import back_up_the_ledger
+
+    raise typer.Exit(back_up_the_ledger(target, as_json=as_json))
+
+
+def _ask(question: str) -> None:
+    from timestore_pipeline.cli.quarantined import can_ask
+
+    if not can_ask():
+        raise typer.BadParameter("nobody can be asked here; give --yes")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
 
 
 def _chosen(datasets: list[str] | None, all_datasets: bool) -> list[str]:

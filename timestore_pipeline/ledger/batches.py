@@ -162,26 +162,25 @@ def acknowledge(
             )
         )
         observe(tx, SEGMENT_BYTES, dataset, "", segment.bytes)
-    tx.execute(
-        insert(batches),
-        [
-            {
-                "dataset": dataset,
-                "batch_id": batch.batch_id,
-                "fingerprint": batch.fingerprint,
-                "source": batch.source,
-                "source_bytes": batch.source_bytes,
-                "rows": batch.rows,
-                "quarantined_rows": batch.quarantined_rows,
-                "dropped_rows": batch.dropped_rows,
-                "segment_id": segment.id if segment else None,
-                "ordinal": batch.ordinal,
-                "staged_at": now,
-                "published_at": None if batch.rows else now,
-            }
-            for batch in batch_rows
-        ],
-    )
+    listed = [
+        {
+            "dataset": dataset,
+            "batch_id": batch.batch_id,
+            "fingerprint": batch.fingerprint,
+            "source": batch.source,
+            "source_bytes": batch.source_bytes,
+            "rows": batch.rows,
+            "quarantined_rows": batch.quarantined_rows,
+            "dropped_rows": batch.dropped_rows,
+            "segment_id": segment.id if segment else None,
+            "ordinal": batch.ordinal,
+            "staged_at": now,
+            "published_at": None if batch.rows else now,
+        }
+        for batch in batch_rows
+    ]
+    if listed:
+        tx.execute(insert(batches), listed)
     if segment is None or not slice_rows:
         return
     tx.execute(

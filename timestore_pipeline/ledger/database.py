@@ -20,8 +20,14 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrupted
-from timestore_pipeline.ledger.engines import ledger_engine, may_be_done_again, never_connected, parse_ledger_url
+from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrupted, LedgerReplaced
+from timestore_pipeline.ledger.engines import (
+    ledger_engine,
+    may_be_done_again,
+    never_connected,
+    parse_ledger_url,
+    sqlite_file,
+)
 from timestore_pipeline.ledger.schema import VERSION_TABLE
 
 T = TypeVar("T")
@@ -50,6 +56,8 @@ class Ledger:
     def __init__(self, engine: Engine, busy_timeout_seconds: float = 30.0) -> None:
         self._patience = busy_timeout_seconds
         self._engine = engine
+        self._file = sqlite_file(engine.url)
+        self._identity = _identity(self._file)
         if engine.dialect.name == "sqlite":
             self._readers = engine.execution_options(sqlite_begin="BEGIN")
             self._writers = engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
@@ -134,6 +142,8 @@ class Ledger:
             try:
                 with self.write() as tx:
                     return work(tx)
+            except LedgerReplaced:
+                raise
             except CommitUnknown as error:
                 if not repeatable or time.monotonic() >= deadline:
                     raise
@@ -157,8 +167,11 @@ class Ledger:
         committing = False
         try:
             with self._connect(engine) as connection, connection.begin():
+                self._refuse_if_replaced()
                 yield connection
-                committing = engine is self._writers
+                if engine is self._writers:
+                    self._refuse_if_replaced()
+                    committing = True
         except (IntegrityError, ProgrammingError, DataError):
             raise
         except (PoolTimeout, PendingRollbackError) as error:
@@ -180,6 +193,10 @@ class Ledger:
                 if engine.dialect.name == "sqlite" or not never_connected(error) or time.monotonic() >= deadline:
                     raise
             time.sleep(random.uniform(*_PAUSE_SECONDS))
+
+    def _refuse_if_replaced(self) -> None:
+        if _identity(self._file) != self._identity:
+            raise LedgerReplaced(self.location)
 
     def _upgrade(self) -> None:
         with self._engine.connect() as connection:
@@ -214,6 +231,15 @@ def _revision(connection: Connection) -> str | None:
 def _without_secrets(url: URL) -> str:
     # A driver takes a password as a parameter too.
     return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """Return what tells a file from another one that takes its name; None where there is none."""
+    try:
+        status = file.stat() if file else None
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status else None
 
 
 def _cause(error: BaseException) -> str:

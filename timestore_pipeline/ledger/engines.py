@@ -45,6 +45,12 @@ def parse_ledger_url(url: str) -> URL:
     return parsed
 
 
+def sqlite_file(url: URL) -> Path | None:
+    """Return the file of a SQLite database; None for one in memory, and for another kind of database."""
+    on_disk = url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:"
+    return Path(url.database).absolute() if on_disk and url.database else None
+
+
 def ledger_engine(url: URL, *, busy_timeout_seconds: float, pool_size: int) -> Engine:
     """Return an engine for the ledger at ``url``; nothing is connected yet.
 
@@ -73,10 +79,11 @@ def never_connected(error: DBAPIError) -> bool:
 
 
 def _sqlite_engine(url: URL, busy_timeout_seconds: float) -> Engine:
-    if url.database and url.database != ":memory:":
-        make_folder(Path(url.database).parent)
+    file = sqlite_file(url)
+    if file is not None:
+        make_folder(file.parent)
         # Made here for the sake of its mode, which SQLite gives to the files beside it.
-        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
     engine = create_engine(url, connect_args={"timeout": busy_timeout_seconds})
 
     @event.listens_for(engine, "connect")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from sqlalchemy import Connection
+
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
@@ -19,7 +21,7 @@ from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_intake, resume_intake
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
 from timestore_pipeline.store import Store
 
 _POLL_SECONDS = 0.2
@@ -92,15 +94,23 @@ def stop_intake(store: Store, datasets: Collection[str], by: str, reason: str) -
     now = now_micros()
     # In one order, lest two that pause the same datasets wait for each other.
     wanted = [Pause(name, by, now, reason) for name in (sorted(datasets) or [EVERY_DATASET])]
-    with store.ledger.write() as tx:
-        _check_known(store, datasets, known_datasets(tx))
+
+    def pause_all(tx: Connection) -> list[Pause]:
+        known = known_datasets(tx)
+        _check_known(store, datasets, known)
+        # Whoever acknowledges just now ends before: after this returns, nobody does any more.
+        for name in sorted(datasets or known):
+            lock_dataset(tx, name)
         return [pause for pause in wanted if pause_intake(tx, pause)]
+
+    return store.ledger.transact(pause_all)
 
 
 def let_in(store: Store, datasets: Collection[str]) -> list[str]:
     """End the pauses of datasets (none: every pause there is); return those that were paused."""
-    with store.ledger.write() as tx:
-        return [name for name in (datasets or sorted(all_pauses(tx))) if resume_intake(tx, name)]
+    return store.ledger.transact(
+        lambda tx: [name for name in sorted(datasets or all_pauses(tx)) if resume_intake(tx, name)]
+    )
 
 
 def drain(

@@ -15,7 +15,7 @@ from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.lifecycle.quarantine import kept_file
-from timestore_pipeline.staging.segment import SEGMENT_TABLE
+from timestore_pipeline.staging.description import SEGMENT_TABLE
 from timestore_pipeline.store import Store
 
 PREVIEWED = 10

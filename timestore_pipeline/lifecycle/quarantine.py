@@ -20,7 +20,14 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
-from timestore_pipeline.errors import BatchRejected, CommitUnknown, EntryNotOpen, EntryUnusable, UnknownEntry
+from timestore_pipeline.errors import (
+    BatchRejected,
+    CommitUnknown,
+    EntryNotOpen,
+    EntryUnusable,
+    NotRestored,
+    UnknownEntry,
+)
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.landing.shapes import describe, readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
@@ -37,23 +44,27 @@ from timestore_pipeline.ledger.queue import Slice, quarantined_slices
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.ingest import file_fingerprint, stage_file
 from timestore_pipeline.staging.receipts import (
     MAX_BATCH_ID,
-    IncomingBatch,
     SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
     duplicate_receipts,
 )
 from timestore_pipeline.staging.room import check_room
-from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, write_segment
+from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, reason_in_words, write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
-_RETRY_MARK = "/rows/"
+DECIDED_SUFFIX = ".resolved"
+"""Ends the names of empty files beside refused rows: the rows of one of their batches were retried or discarded."""
+
+RETRY_MARK = "/rows/"
+"""Stands in the ids of batches that came out of quarantine, before the id of their entry."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,25 @@ def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
             unneeded = entry.path not in {other.path for other in open_entries(tx)}
     if unneeded:
         store.segment_path(entry.path).unlink(missing_ok=True)
+    _mark_decided(store, entry)
     return _now(store, entry)
+
+
+def _mark_decided(store: Store, entry: QuarantineEntry) -> None:
+    """Leave a sign beside a file that other batches need still: without the ledger nobody could tell what is decided.
+
+    It is swept after the file.
+    """
+    path = store.segment_path(entry.path)
+    if entry.kind is not QuarantineKind.ROWS or not path.exists():
+        return
+    with store.ledger.read() as tx:
+        ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
+    try:
+        path.with_name(f"{path.name}.{ordinal}{DECIDED_SUFFIX}").touch()
+        fsync_path(path.parent)
+    except OSError as error:
+        log.warning("%s: that entry %s is decided is known to the ledger alone: %s", entry.dataset, entry.id, error)
 
 
 def kept_file(store: Store, entry: QuarantineEntry) -> Path:
@@ -179,12 +208,18 @@ def _clear_away(store: Store, spec: DatasetSpec, path: Path) -> None:
 
 def retry_batch_id(entry: QuarantineEntry) -> str:
     """Return the batch id under which the rows of an entry are staged again; the same each time."""
-    mark = f"{_RETRY_MARK}{entry.id}"
-    # Rows that were impossible twice do not make the id longer each time.
-    origin = entry.batch_id.partition(_RETRY_MARK)[0]
-    if len(origin) + len(mark) > MAX_BATCH_ID:
-        origin = f"batch-{hashlib.sha256(origin.encode()).hexdigest()}"
-    return origin + mark
+    mark = f"{RETRY_MARK}{entry.id}"
+    short, hashed = origins_of_retry(entry.batch_id)
+    return (short if len(short) + len(mark) <= MAX_BATCH_ID else hashed) + mark
+
+
+def origins_of_retry(batch_id: str) -> tuple[str, str]:
+    """Return with what the ids of retried rows of a batch begin: its own id, or where that is too long its hash.
+
+    Rows that were impossible twice do not make the id longer each time.
+    """
+    origin = batch_id.partition(RETRY_MARK)[0]
+    return origin, f"batch-{hashlib.sha256(origin.encode()).hexdigest()}"
 
 
 def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
@@ -230,14 +265,21 @@ def _stage_rows(
                 f"WHERE {BATCH_COLUMN} = {ordinal}"
             )
             written = write_segment(
-                store, connection, spec, schema.columns, [rows], expected_bytes=entry.bytes, take_late=True
+                store,
+                connection,
+                spec,
+                schema.columns,
+                [rows],
+                batches=[batch],
+                expected_bytes=entry.bytes,
+                take_late=True,
             )
     except duckdb.Error as error:
         reason = f"the rows cannot be read back: {readable_reason(error)}"
         with store.ledger.write() as tx:
             change_reason(tx, entry.id, reason)
         return Retried(_now(store, entry), 0, reason)
-    left = "; ".join(f"{part.rows} rows: {part.reason}" for part in written.refused.get(0, ())) or None
+    left = reason_in_words(written.refused.get(0, ())) or None
     if written.row is None:
         written.discard(store)
         with store.ledger.write() as tx:
@@ -258,12 +300,15 @@ def _stage_rows(
     except Exception:
         written.discard(store)
         raise
+    _mark_decided(store, entry)
     return Retried(_now(store, entry), acknowledged.receipts[0].rows, left)
 
 
 def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
     with store.ledger.read() as tx:
         pieces = quarantined_slices(tx, entry.id)
+    if not pieces:
+        raise NotRestored(entry.id, store.segment_path(entry.path))
     staging = store.settings.staging_path
     kept = store.segment_path(entry.path)
     home = staging / spec.name / f"{entry.batch_id}.duckdb"

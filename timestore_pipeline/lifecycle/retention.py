@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from timestore_pipeline.building.manifests import pending_manifest, pending_manifests
 from timestore_pipeline.building.table import LOG_FOLDER, file_prefix
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
@@ -19,6 +20,7 @@ from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.lifecycle.freed import Freed
+from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 
 log = logging.getLogger(__name__)
@@ -28,9 +30,17 @@ ORPHAN_AGE_SECONDS = 3_600
 
 
 def unlink_published_segments(
-    store: Store, now: int | None = None, *, max_files: int | None = None, dry_run: bool = False
+    store: Store,
+    now: int | None = None,
+    *,
+    max_files: int | None = None,
+    dry_run: bool = False,
+    datasets: Collection[str] | None = None,
+    retention_micros: int | None = None,
 ) -> Freed:
     """Unlink the segments whose rows have all been published for longer than their dataset's retention.
+
+    Of ``datasets``, by default of all; ``retention_micros`` goes before the retention that each has.
 
     Safe to be killed: a segment that is gone but not yet marked is marked the next time.
     ``now`` is in microseconds since the epoch, by default the clock's; at most ``max_files`` go, oldest first.
@@ -40,7 +50,10 @@ def unlink_published_segments(
         expired = [
             segment
             for segment in published_before(tx, now)
-            if segment.published_at <= now - staging_retention_micros(store, segment.dataset)
+            if (datasets is None or segment.dataset in datasets)
+            and segment.published_at
+            <= now
+            - (staging_retention_micros(store, segment.dataset) if retention_micros is None else retention_micros)
         ][:max_files]
     if not expired:
         return Freed()
@@ -61,6 +74,10 @@ def unlink_published_segments(
     return Freed(len(gone), sum(segment.bytes for segment in gone))
 
 
+def _retention(store: Store, dataset: str, override: int | None) -> int:
+    return staging_retention_micros(store, dataset) if override is None else override
+
+
 def staging_retention_micros(store: Store, dataset: str) -> int:
     """Return how long a segment of a dataset is kept after it is published; of one no longer declared, by default."""
     own = store.datasets[dataset].retention.staging if dataset in store.datasets else None
@@ -73,14 +90,16 @@ def sweep_orphans(
     *,
     max_files: int | None = None,
     dry_run: bool = False,
+    datasets: Collection[str] | None = None,
 ) -> Freed:
     """Remove what crashed processes and aborted builds left, segments without a ledger row, discarded bytes.
 
-    At most ``max_files`` go.
+    Of ``datasets``, by default of all that are declared. At most ``max_files`` go.
     """
+    names = [name for name in store.datasets if datasets is None or name in datasets]
     before = time.time() - older_than_seconds
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
-    candidates = [path for path in _possible_orphans(store) if _modified_at(path) < before]
+    candidates = [path for path in _possible_orphans(store, names) if _modified_at(path) < before]
     if not candidates:
         return Freed()
     quarantine = store.settings.staging_path / QUARANTINE_FOLDER
@@ -109,16 +128,18 @@ def sweep_orphans(
     return Freed(files, size)
 
 
-def _possible_orphans(store: Store) -> Iterator[Path]:
+def _possible_orphans(store: Store, datasets: Iterable[str]) -> Iterator[Path]:
     staging = store.settings.staging_path
     with store.ledger.read() as tx:
         aborted = aborted_sequences(tx)
-    for dataset in store.datasets:
+    for dataset in datasets:
         yield from (staging / dataset).glob("*.duckdb*")
         yield from (staging / QUARANTINE_FOLDER / dataset).glob("*")
         yield from store.settings.temp_path.glob(f"{dataset}-*.duckdb{TEMPORARY_SUFFIX}*")
         yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
         yield from (store.table_path(dataset) / LOG_FOLDER).glob("*.json#*")
+        for sequence in set(pending_manifests(store.table_path(dataset))) & aborted.get(dataset, set()):
+            yield pending_manifest(store.table_path(dataset), sequence)
         prefixes = {file_prefix(sequence) for sequence in aborted.get(dataset, ())}
         for path in store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/*.parquet") if prefixes else ():
             if path.name.startswith(tuple(prefixes)):
@@ -127,6 +148,8 @@ def _possible_orphans(store: Store) -> Iterator[Path]:
 
 def _is_of_staging(path: Path) -> bool:
     """Whether the name is one that staging or building gives; what else lies in quarantine is somebody's file."""
+    if path.suffix == DECIDED_SUFFIX:
+        return not path.with_suffix("").with_suffix("").exists()
     return path.suffix == TEMPORARY_SUFFIX or ".duckdb" in path.suffixes or path.name.endswith(".rows.parquet")
 
 

@@ -50,10 +50,10 @@ from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
-    IncomingBatch,
     Receipt,
     SegmentSchema,
     StagedMeanwhile,
@@ -461,6 +461,7 @@ def _stage_fresh(
                     spec,
                     columns,
                     plan.sources,
+                    batches=order,
                     expected_bytes=expected_bytes,
                     take_late=state.take_late,
                 )

@@ -23,6 +23,7 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, 
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
+from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.lateness import count_late_rows
 from timestore_pipeline.staging.room import (
     check_guardrails,
@@ -32,7 +33,7 @@ from timestore_pipeline.staging.room import (
     guardrail_breaches,
     log_breaches,
 )
-from timestore_pipeline.staging.segment import WrittenSegment
+from timestore_pipeline.staging.segment import WrittenSegment, reason_in_words
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -59,16 +60,6 @@ class Receipt:
     windows: tuple[Window, ...]
     segment_id: str | None
     dropped_rows: int = 0
-
-
-@dataclass(frozen=True)
-class IncomingBatch:
-    """A batch on its way in: identity, content hash, and where it comes from."""
-
-    batch_id: str
-    fingerprint: str
-    source: str
-    source_bytes: int
 
 
 def check_texts(dataset: str, batch: IncomingBatch) -> IncomingBatch:
@@ -311,7 +302,7 @@ def _set_rows_aside(
         batch_id=batch.batch_id,
         source=batch.source,
         path=written.refused_path or "",
-        reason="; ".join(f"{part.rows} rows: {part.reason}" for part in written.refused[ordinal]),
+        reason=reason_in_words(written.refused[ordinal]),
         rows=rows,
         size_bytes=written.refused_bytes * rows // all_refused,
         now=now,

@@ -30,11 +30,17 @@ from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_
 from timestore_pipeline.durations import format_duration
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
+from timestore_pipeline.staging.description import (
+    METADATA_KEY,
+    SEGMENT_TABLE,
+    DescribedGroup,
+    Description,
+    IncomingBatch,
+    describe_segment,
+    described_batches,
+)
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 from timestore_pipeline.windows import from_micros, to_micros
-
-SEGMENT_TABLE = "rows"
-"""Name of the one table in every segment."""
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
 # for 1,000 rows; large blocks make large segments a third smaller and faster to write.
@@ -104,6 +110,7 @@ def write_segment(
     columns: Sequence[Column],
     sources: Sequence[RowSource],
     *,
+    batches: Sequence[IncomingBatch],
     expected_bytes: int,
     take_late: bool = False,
 ) -> WrittenSegment:
@@ -115,6 +122,7 @@ def write_segment(
         spec: the dataset.
         columns: its columns, which every source selects in this order.
         sources: the rows, each with the ordinal of its batch.
+        batches: what the batches are, by ordinal; the segment says so of itself.
         expected_bytes: rough size of the input; chooses the segment's block size.
         take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
 
@@ -127,7 +135,9 @@ def write_segment(
     final = folder / f"{segment_id}.duckdb"
     temporary = folder / f"{segment_id}.duckdb{TEMPORARY_SUFFIX}"
     try:
-        filled = _fill(store, connection, spec, columns, sources, temporary, segment_id, expected_bytes, take_late)
+        filled = _fill(
+            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, take_late
+        )
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
             with suppress(duckdb.Error):
@@ -156,21 +166,10 @@ def write_segment(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Rows of one batch in one window."""
-
-    ordinal: int
-    window_start: int
-    rows: int
-    min_time: int
-    max_time: int
-
-
-@dataclass(frozen=True)
 class _Filled:
     """What is in a new segment, and what was not left in it."""
 
-    groups: Sequence[_Group]
+    groups: Sequence[DescribedGroup]
     refused: Mapping[int, Sequence[RefusedRows]]
     refused_path: str | None
     dropped: Mapping[int, int]
@@ -183,6 +182,7 @@ def _fill(
     spec: DatasetSpec,
     columns: Sequence[Column],
     sources: Iterable[RowSource],
+    batches: Sequence[IncomingBatch],
     path: Path,
     segment_id: str,
     expected_bytes: int,
@@ -233,16 +233,43 @@ def _fill(
             refused.setdefault(ordinal, []).append(RefusedRows(reason, rows, late=kind == _LATE))
     if dropped:
         connection.execute(f"DELETE FROM segment.{SEGMENT_TABLE} WHERE {problem} = '{_LATE}'")
+    groups = tuple(
+        DescribedGroup(ordinal, window, rows, low, high)
+        for ordinal, kind, window, rows, low, high in found
+        if kind is None
+    )
+    description = Description(
+        spec.name,
+        spec.window.value,
+        described_batches(
+            batches,
+            _rows_by_ordinal(groups),
+            {ordinal: sum(part.rows for part in parts) for ordinal, parts in refused.items()},
+            {ordinal: reason_in_words(parts) for ordinal, parts in refused.items()},
+            dropped,
+        ),
+        groups,
+    )
     refused_path = None
     if refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
-        _set_rows_aside(store, connection, columns, problem, refused_path)
+        _set_rows_aside(store, connection, columns, problem, refused_path, description)
+    describe_segment(connection, "segment", description)
     connection.execute("COMMIT")
     connection.execute("DETACH segment")
-    groups = [
-        _Group(ordinal, window, rows, low, high) for ordinal, kind, window, rows, low, high in found if kind is None
-    ]
     return _Filled(groups, refused, refused_path, dropped, now)
+
+
+def reason_in_words(parts: Iterable[RefusedRows]) -> str:
+    """Return why rows of one batch were refused."""
+    return "; ".join(f"{part.rows} rows: {part.reason}" for part in parts)
+
+
+def _rows_by_ordinal(groups: Iterable[DescribedGroup]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for group in groups:
+        found[group.ordinal] = found.get(group.ordinal, 0) + group.rows
+    return found
 
 
 def _set_rows_aside(
@@ -251,6 +278,7 @@ def _set_rows_aside(
     columns: Sequence[Column],
     problem: str,
     relative: str,
+    description: Description,
 ) -> None:
     final = store.segment_path(relative)
     make_folder(final.parent)
@@ -258,7 +286,8 @@ def _set_rows_aside(
     connection.execute(
         f"COPY (SELECT {column_list(columns)}, {BATCH_COLUMN}, {problem} AS _problem "
         f"FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL) "
-        f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd)"
+        f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
+        f"KV_METADATA {{{METADATA_KEY}: {literal(description.as_text())}}})"
     )
     reach(CrashPoint.REFUSED_ROWS_WRITTEN)
     put_in_place(temporary, final)
@@ -267,11 +296,24 @@ def _set_rows_aside(
 
 
 def _written(store: Store, segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:
-    by_window: dict[int, list[_Group]] = {}
-    batch_rows: dict[int, int] = {}
-    for group in filled.groups:
+    refused_path = filled.refused_path
+    return WrittenSegment(
+        row=segment,
+        slices=slices_of(filled.groups, segment) if segment else (),
+        batch_rows=_rows_by_ordinal(filled.groups),
+        refused=filled.refused,
+        refused_path=refused_path,
+        refused_bytes=store.segment_path(refused_path).stat().st_size if refused_path else 0,
+        dropped=filled.dropped,
+        judged_at=filled.judged_at,
+    )
+
+
+def slices_of(groups: Iterable[DescribedGroup], segment: SegmentRow) -> tuple[SliceRow, ...]:
+    """Return the slices of a segment, in time order."""
+    by_window: dict[int, list[DescribedGroup]] = {}
+    for group in groups:
         by_window.setdefault(group.window_start, []).append(group)
-        batch_rows[group.ordinal] = batch_rows.get(group.ordinal, 0) + group.rows
     slices = []
     for window_start, members in sorted(by_window.items()):
         rows = sum(group.rows for group in members)
@@ -279,20 +321,10 @@ def _written(store: Store, segment: SegmentRow | None, filled: _Filled) -> Writt
             SliceRow(
                 window_start=window_start,
                 rows=rows,
-                bytes=segment.bytes * rows // segment.rows if segment else 0,
+                bytes=segment.bytes * rows // segment.rows,
                 min_time=min(group.min_time for group in members),
                 max_time=max(group.max_time for group in members),
                 batch_rows={group.ordinal: group.rows for group in members},
             )
         )
-    refused_path = filled.refused_path
-    return WrittenSegment(
-        row=segment,
-        slices=tuple(slices),
-        batch_rows=batch_rows,
-        refused=filled.refused,
-        refused_path=refused_path,
-        refused_bytes=store.segment_path(refused_path).stat().st_size if refused_path else 0,
-        dropped=filled.dropped,
-        judged_at=filled.judged_at,
-    )
+    return tuple(slices)

@@ -27,9 +27,9 @@ from timestore_pipeline.landing.inference import brought_columns, columns_of, gr
 from timestore_pipeline.landing.readers import RowSource, read_through, with_ordinals
 from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow, readable_reason
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
+from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.frames import as_table, content_batch_id, table_fingerprint
 from timestore_pipeline.staging.receipts import (
-    IncomingBatch,
     Receipt,
     SegmentSchema,
     StagedMeanwhile,
@@ -113,10 +113,17 @@ def _stage(store: Store, spec: DatasetSpec, group: _Group) -> dict[int, Answer]:
         order = plan.order
         if not order or plan.schema is None:
             return answers
+        batches = [group[number].batch for number in order]
         expected_bytes = sum(group[number].table.nbytes for number in order)
         try:
             written = write_segment(
-                store, connection, spec, plan.schema.columns, plan.sources, expected_bytes=expected_bytes
+                store,
+                connection,
+                spec,
+                plan.schema.columns,
+                plan.sources,
+                batches=batches,
+                expected_bytes=expected_bytes,
             )
         except (duckdb.Error, OSError) as error:
             if isinstance(error, duckdb.Error) and not isinstance(error, duckdb.OutOfMemoryException):
@@ -127,7 +134,6 @@ def _stage(store: Store, spec: DatasetSpec, group: _Group) -> dict[int, Answer]:
                 f"dataset {spec.name!r}: {_named(group)} could not be written to a segment: {readable_reason(error)}. "
                 "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
             ) from error
-    batches = [group[number].batch for number in order]
     receipts = _acknowledge(store, spec, SegmentSchema(plan.schema.version, tuple(plan.steps)), written, batches)
     return {**answers, **dict(zip(order, receipts, strict=True))}
 

@@ -1,15 +1,16 @@
-"""``timestore drain`` and ``resume`` as an operator and a script see them."""
+"""``timestore drain``, ``resume``, ``clear-staging`` and ``ledger`` as an operator and a script see them."""
 
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import hourly, published
+from timestore_pipeline_tests.builders import build, hourly, published, readable
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 
@@ -85,3 +86,61 @@ def test_drain_and_resume_want_datasets_or_all(timestore: Run, installation: Ins
         assert timestore(command).code is ExitCode.USAGE
         assert timestore(command, "weather", "--all").code is ExitCode.USAGE
         assert timestore(command, "whether").code is ExitCode.USAGE
+
+
+def test_clear_staging_refuses_and_says_what_would_be_lost(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(3))
+
+    refused = timestore("clear-staging", "--all")
+    assert refused.code is ExitCode.FAILED
+    assert "'--lose-rows 3' to lose them for good" in refused.err
+    assert timestore("clear-staging", "--all", "--lose-rows", 3).code is ExitCode.USAGE
+    assert len(readable(store)) == 3
+
+    cleared = timestore("clear-staging", "--all", "--lose-rows", 3, "--yes", "--json")
+    assert cleared.code is ExitCode.DONE
+    assert json.loads(cleared.out)["lost_rows"] == 3
+    assert readable(store) == []
+
+
+def test_a_lost_ledger_is_said_rebuilt_and_used(timestore: Run, installation: Install, home: Path):
+    store = installation()
+    stage(store, "weather", hourly(3))
+    build(store)
+    stage(store, "weather", hourly(2, station="LGA"))
+    store.close()
+    for path in (home / "data/staging").glob("ledger.sqlite*"):
+        path.unlink()
+
+    lost = timestore("status")
+    assert lost.code is ExitCode.MISCONFIGURED
+    assert "timestore ledger rebuild" in lost.err
+
+    rebuilt = timestore("ledger", "rebuild")
+    assert rebuilt.code is ExitCode.DONE
+    assert rebuilt.out == (
+        "weather: 2 batches, 2 rows staged in 2 segments, 3 rows published in 1 window, 0 entries in quarantine\n"
+    )
+    assert "5" in timestore("sql", "select count(*) from weather").out
+    again = timestore("ledger", "rebuild")
+    assert again.code is ExitCode.MISCONFIGURED
+    assert "--replace" in again.err
+    assert timestore("ledger", "rebuild", "--replace").code is ExitCode.USAGE
+    replaced = timestore("ledger", "rebuild", "--replace", "--yes", "--json")
+    assert replaced.code is ExitCode.DONE
+    assert Path(json.loads(replaced.out)["moved_aside"]).is_file()
+
+
+def test_a_backup_is_a_ledger_and_never_overwrites(timestore: Run, installation: Install, tmp_path: Path):
+    store = installation()
+    stage(store, "weather", hourly(3))
+    copy = tmp_path / "copy.sqlite"
+
+    assert timestore("ledger", "backup", copy).code is ExitCode.DONE
+
+    with sqlite3.connect(copy) as connection:
+        assert connection.execute("SELECT count(*) FROM batches").fetchone() == (1,)
+    refused = timestore("ledger", "backup", copy)
+    assert refused.code is ExitCode.MISCONFIGURED
+    assert "is there already" in refused.err

@@ -29,6 +29,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.maintenance import maintain
+from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.settings import Settings
@@ -88,6 +89,10 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "build and retire": lambda store: (JOBS["build"](store), JOBS["retire"](store)),
 }
 """What a child can be told to do; the names are those of the parts of a run."""
+
+
+REBUILD = "rebuild ledger"
+"""A job that needs no store, for there is none."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +201,18 @@ def _interrupt(number: int, _frame: object) -> None:
 
 
 def _run(fields: dict[str, Any], job: str, plan: str | None, interruptible: bool, result: Path) -> None:
+    # Of the test during which the server of these processes was started.
+    os.environ.pop("TIMESTORE_LEDGER_URL", None)
     if interruptible:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with Store.open(Settings(**fields)) as store:
+        if job == REBUILD:
             crash_points.arm(plan)
-            JOBS[job](store)
+            rebuild_ledger(Settings(**fields), by="the child")
+        else:
+            with Store.open(Settings(**fields)) as store:
+                crash_points.arm(plan)
+                JOBS[job](store)
     except BaseException as error:
         traceback.print_exc()
         result.write_text(json.dumps({"error": type(error).__name__, "message": str(error)}), encoding="utf-8")

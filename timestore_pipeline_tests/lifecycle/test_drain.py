@@ -102,7 +102,7 @@ def test_a_sender_that_may_wait_gets_in_after_the_pause(store: Store, make_store
 
 
 def test_a_pause_that_comes_while_a_segment_is_written_holds_for_it(store: Store, monkeypatch: pytest.MonkeyPatch):
-    from timestore_pipeline.staging import stage as staging
+    from timestore_pipeline.staging import together as staging
 
     write = staging.write_segment
 

@@ -1,0 +1,271 @@
+"""Putting into an empty ledger what files say: datasets, segments, batches, totals, quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, insert, select, text, update
+
+from timestore_pipeline.columns import Column
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
+from timestore_pipeline.ledger.completion import complete
+from timestore_pipeline.ledger.published import PublishedWindow
+from timestore_pipeline.ledger.schema import (
+    BuildKind,
+    BuildState,
+    QuarantineKind,
+    QuarantineState,
+    batches,
+    builds,
+    datasets,
+    past_rows,
+    quarantine,
+    segments,
+    slices,
+    windows,
+)
+from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+
+REBUILD_TRIGGER = "ledger-rebuild"
+"""The trigger of the one build that stands for all that a rebuilt ledger knows as published."""
+
+# Any constant; PostgreSQL processes that rebuild at the same time queue up behind it.
+_REBUILD_LOCK = 7_204_915_332
+
+
+@dataclass(frozen=True)
+class RestoredSegment:
+    """A segment as files say it was. ``published`` maps windows to when; times in microseconds since the epoch.
+
+    ``columns`` None: its file is gone, and nobody reads it any more.
+    """
+
+    row: SegmentRow
+    batches: tuple[BatchRow, ...]
+    slices: tuple[SliceRow, ...]
+    staged_at: int
+    published: Mapping[int, int]
+    on_disk: bool
+    columns: tuple[Column, ...] | None
+
+
+@dataclass(frozen=True)
+class RestoredEntry:
+    """Something in quarantine as its file says; ``windows`` are those of the damaged slices of a segment."""
+
+    kind: QuarantineKind
+    batch_id: str
+    source: str
+    path: str
+    reason: str
+    rows: int | None
+    bytes: int
+    created_at: int
+    resolved: bool = False
+    windows: tuple[int, ...] = ()
+
+
+def lock_ledger(tx: Connection) -> int:
+    """Let one process at a time rebuild; return how many batches and segments there are already."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _REBUILD_LOCK})
+    return sum(tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (batches, segments))
+
+
+def restore_dataset(
+    tx: Connection,
+    dataset: str,
+    granularity: str,
+    versions: Sequence[tuple[Column, ...]],
+    *,
+    next_sequence: int,
+    table_version: int | None,
+    now: int,
+) -> None:
+    """Enter a dataset with the columns that it has had, oldest first; none where they are still to be inferred."""
+    values = {
+        "granularity": granularity,
+        "next_sequence": next_sequence,
+        "table_version": table_version,
+    }
+    if tx.execute(update(datasets).where(datasets.c.name == dataset).values(**values)).rowcount == 0:
+        tx.execute(insert(datasets).values(name=dataset, **values))
+    take_up(tx, dataset, 0, [SchemaStep(columns, source=REBUILD_TRIGGER) for columns in versions], now)
+
+
+def restore_publication(
+    tx: Connection,
+    dataset: str,
+    sequence: int,
+    table_version: int,
+    totals: Mapping[int, PublishedWindow],
+    published_at: Mapping[int, int],
+    *,
+    owner: str,
+    batch_count: int,
+    now: int,
+) -> int | None:
+    """Enter one build for all that is in the table, and the totals of its windows; return it, None for no window."""
+    starts = set(totals) | set(published_at)
+    if not starts:
+        return None
+    build_id = tx.execute(
+        insert(builds)
+        .values(
+            dataset=dataset,
+            sequence=sequence,
+            owner=owner,
+            kind=BuildKind.FLUSH.value,
+            trigger=REBUILD_TRIGGER,
+            state=BuildState.PUBLISHED.value,
+            claimed_at=now,
+            lease_expires_at=now,
+            finished_at=now,
+            first_window=min(starts),
+            last_window=max(starts),
+            batches=batch_count,
+            rows=sum(window.rows for window in totals.values()),
+            bytes=sum(window.bytes for window in totals.values()),
+            files=sum(window.files for window in totals.values()),
+            table_version=table_version,
+        )
+        .returning(builds.c.id)
+    ).scalar_one()
+    if totals:
+        tx.execute(
+            insert(windows),
+            [
+                {
+                    "dataset": dataset,
+                    "window_start": window.window_start,
+                    "rows": window.rows,
+                    "bytes": window.bytes,
+                    "files": window.files,
+                    "published_at": published_at.get(window.window_start, now),
+                    "build_id": build_id,
+                }
+                for window in totals.values()
+            ],
+        )
+    return build_id
+
+
+def restore_dead_builds(tx: Connection, dataset: str, sequences: Iterable[int], *, owner: str, now: int) -> None:
+    """Enter builds that published nothing, so that what one of them still writes is known as left behind."""
+    for sequence in sequences:
+        tx.execute(
+            insert(builds).values(
+                dataset=dataset,
+                sequence=sequence,
+                owner=owner,
+                kind=BuildKind.FLUSH.value,
+                trigger=REBUILD_TRIGGER,
+                state=BuildState.ABORTED.value,
+                claimed_at=now,
+                lease_expires_at=now,
+                finished_at=now,
+                first_window=0,
+                last_window=0,
+                batches=0,
+                rows=0,
+                error="the ledger was lost while it may have run; it is fenced",
+            )
+        )
+
+
+def restore_segment(
+    tx: Connection,
+    dataset: str,
+    restored: RestoredSegment,
+    build_id: int | None,
+    versions: Sequence[tuple[Column, ...]],
+    now: int,
+) -> None:
+    """Enter a segment with its batches and slices, each slice published or staged as it was."""
+    acknowledge(
+        tx,
+        dataset,
+        restored.row,
+        restored.batches,
+        restored.slices,
+        restored.staged_at,
+        schema_version=len(versions) if restored.columns is None else versions.index(restored.columns) + 1,
+    )
+    here = slices.c.segment_id == restored.row.id
+    for window_start, published_at in restored.published.items():
+        tx.execute(
+            update(slices)
+            .where(here, slices.c.window_start == window_start)
+            .values(build_id=build_id, published_at=published_at)
+        )
+    if not restored.on_disk:
+        tx.execute(update(segments).where(segments.c.id == restored.row.id).values(unlinked_at=now))
+
+
+def restore_batches_without_rows(tx: Connection, dataset: str, rows: Sequence[BatchRow], staged_at: int) -> None:
+    """Enter batches of which every row was refused."""
+    acknowledge(tx, dataset, None, rows, (), staged_at, schema_version=0)
+
+
+def restore_entries(
+    tx: Connection, dataset: str, entries: Iterable[RestoredEntry], *, first_id: int, by: str, now: int
+) -> int:
+    """Enter what is in quarantine under ids from ``first_id`` on; return the next free one."""
+    entry_id = first_id
+    for entry in entries:
+        state = QuarantineState.RETRIED if entry.resolved else QuarantineState.OPEN
+        tx.execute(
+            insert(quarantine).values(
+                id=entry_id,
+                dataset=dataset,
+                kind=entry.kind.value,
+                batch_id=entry.batch_id,
+                source=entry.source,
+                path=entry.path,
+                reason=entry.reason,
+                rows=entry.rows,
+                bytes=entry.bytes,
+                created_at=entry.created_at,
+                state=state.value,
+                resolved_at=now if entry.resolved else None,
+                resolved_by=by if entry.resolved else None,
+            )
+        )
+        if entry.windows:
+            here = (slices.c.segment_id == entry.batch_id, slices.c.window_start.in_(entry.windows))
+            tx.execute(update(slices).where(*here).values(quarantine_id=entry_id))
+            tx.execute(update(segments).where(segments.c.id == entry.batch_id).values(quarantined_at=now))
+        entry_id += 1
+    return entry_id
+
+
+def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
+    """Enter the difference between what was published into each window and what the table has of it now."""
+    ever = dict(
+        tx.execute(
+            select(slices.c.window_start, func.sum(slices.c.rows))
+            .where(slices.c.dataset == dataset, slices.c.published_at.is_not(None))
+            .group_by(slices.c.window_start)
+        ).all()
+    )
+    live = dict(tx.execute(select(windows.c.window_start, windows.c.rows).where(windows.c.dataset == dataset)).all())
+    for start in ever.keys() | live.keys():
+        more = int(ever.get(start, 0)) - int(live.get(start, 0))
+        if more:
+            tx.execute(
+                insert(past_rows).values(
+                    dataset=dataset,
+                    window_start=start,
+                    pruned_rows=max(0, -more),
+                    expired_rows=max(0, more),
+                    expired_at=now if more > 0 else None,
+                )
+            )
+
+
+def finish_restoring(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
+    """Bring the states of segments and batches in line with their slices, once all is entered."""
+    complete(tx, segment_ids, now)
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT setval(pg_get_serial_sequence('quarantine', 'id'), (SELECT max(id) FROM quarantine))"))

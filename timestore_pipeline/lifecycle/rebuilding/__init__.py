@@ -1,0 +1,1 @@
+"""Making a lost ledger again from the files of an installation."""

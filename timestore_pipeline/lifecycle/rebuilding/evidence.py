@@ -1,0 +1,257 @@
+"""What the files of a dataset say, read without a ledger: segments, quarantine, the table and its manifests.
+
+The table is fenced before it is looked at: a build that still runs from the time before can then not publish rows any
+more that are about to be taken for staged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from timestore_pipeline.building.manifests import (
+    MANIFEST_FOLDER,
+    Published,
+    drop_manifest,
+    keep_manifest,
+    last_manifest_sequence,
+    pending_manifests,
+    read_manifests,
+    read_versions,
+)
+from timestore_pipeline.building.table import (
+    SequenceTaken,
+    TableFile,
+    fence_all,
+    file_prefix,
+    has_table,
+    last_sequence,
+    live_files,
+    open_table,
+    published_sequences,
+    table_columns,
+)
+from timestore_pipeline.columns import BATCH_COLUMN, WINDOW_COLUMN, Column, literal
+from timestore_pipeline.datasets import NAME_PATTERN
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
+from timestore_pipeline.staging.description import (
+    SEGMENT_TABLE,
+    Description,
+    NotDescribed,
+    describe_segment,
+    read_refused_rows,
+    read_segment,
+)
+from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+
+T = TypeVar("T")
+
+REFUSED_SUFFIX = ".rows.parquet"
+
+# One build of a dataset is in flight at a time, so its sequence can only be the next one. More costs nothing.
+_SEQUENCES_AHEAD = 1_000
+
+
+@dataclass(frozen=True)
+class FoundSegment:
+    """A segment that says what it holds; ``set_aside`` where it lies in quarantine because part of it is damaged."""
+
+    id: str
+    path: Path
+    bytes: int
+    description: Description
+    columns: tuple[Column, ...]
+    set_aside: bool
+
+
+@dataclass(frozen=True)
+class UnreadableFile:
+    """A segment or a file of refused rows that does not say what it holds, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class TableEvidence:
+    """The table as it stands behind the fence with the sequence ``fenced``, and what its manifests say.
+
+    ``columns`` are those of the table, ``versions`` those that the dataset had had when it was last published.
+    ``dead`` are sequences that a build may have had, and that can never be published any more.
+    """
+
+    version: int
+    fenced: int
+    dead: tuple[int, ...]
+    columns: tuple[Column, ...]
+    versions: tuple[tuple[Column, ...], ...]
+    files: tuple[TableFile, ...]
+    published: tuple[Published, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is found of one dataset; ``resolved`` are (file of refused rows, ordinal) that are decided."""
+
+    dataset: str
+    segments: tuple[FoundSegment, ...] = ()
+    unreadable: tuple[UnreadableFile, ...] = ()
+    refused: tuple[tuple[Path, Description], ...] = ()
+    resolved: frozenset[tuple[str, int]] = frozenset()
+    bad_files: tuple[Path, ...] = ()
+    table: TableEvidence | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def datasets_with_files(store: Store) -> set[str]:
+    """Return the names of all datasets, declared or not, that have segments, quarantined files or a table."""
+    staging, tables = store.settings.staging_path, store.settings.tables_path
+    found = {path.parent.name for path in staging.glob("*/*.duckdb")}
+    found |= {path.parent.name for path in (staging / QUARANTINE_FOLDER).glob("*/*")}
+    found |= {name for name in store.datasets if has_table(tables / name)}
+    # Other tables may lie there too; a manifest says that it is one of timestore's.
+    found |= {path.parent.name for path in tables.glob(f"*/{MANIFEST_FOLDER}")}
+    return {name for name in found if re.match(NAME_PATTERN, name)}
+
+
+def gather(store: Store, dataset: str, *, fence: bool = True) -> Evidence:
+    """Fence the dataset's table and read all that its files say; without ``fence`` nothing is changed.
+
+    Raises:
+        TableError: the table cannot be read, so nobody can say what is published.
+        TimestoreError: a file must not be read by this user.
+    """
+    notes: list[str] = []
+    table = _table_evidence(store, dataset, notes, fence)
+    segments: list[FoundSegment] = []
+    unreadable: list[UnreadableFile] = []
+    home = store.settings.staging_path / dataset
+    aside = store.settings.staging_path / QUARANTINE_FOLDER / dataset
+    refused: list[tuple[Path, Description]] = []
+    bad_files: list[Path] = []
+    resolved: set[tuple[str, int]] = set()
+    with store.connect(*store.segment_folders(dataset)) as connection:
+        for path in sorted([*home.glob("*.duckdb"), *aside.glob("*.duckdb")]):
+            found = _try(lambda each: read_segment(connection, each), path, unreadable)
+            if found is not None:
+                segments.append(FoundSegment(path.stem, path, path.stat().st_size, *found, path.parent == aside))
+        for path in _files(aside):
+            if path.name.endswith(REFUSED_SUFFIX):
+                described = _try(lambda each: read_refused_rows(connection, each), path, unreadable)
+                if described is not None:
+                    refused.append((path, described))
+            elif path.suffix == DECIDED_SUFFIX:
+                name, _, ordinal = path.name.removesuffix(DECIDED_SUFFIX).rpartition(".")
+                resolved.add((name, int(ordinal)))
+            elif path.suffix != TEMPORARY_SUFFIX and ".duckdb" not in path.suffixes:
+                bad_files.append(path)
+    return Evidence(
+        dataset,
+        tuple(segments),
+        tuple(unreadable),
+        tuple(refused),
+        frozenset(resolved),
+        tuple(bad_files),
+        table,
+        tuple(notes),
+    )
+
+
+def _try(read: Callable[[Path], T], path: Path, unreadable: list[UnreadableFile]) -> T | None:
+    if not os.access(path, os.R_OK):
+        raise TimestoreError(f"{path} must not be read by this user; run this as the user of the service")
+    try:
+        return read(path)
+    except NotDescribed as error:
+        unreadable.append(UnreadableFile(path, str(error)))
+        return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.glob("*")) if path.is_file() and not path.is_symlink())
+
+
+def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -> TableEvidence | None:
+    path = store.table_path(dataset)
+    if not has_table(path):
+        if any(path.glob(f"{WINDOW_COLUMN}=*/*.parquet")):
+            raise TableError(
+                f"dataset {dataset!r}: {path} has Parquet files and no log, so nobody can say what is published. "
+                "Restore its _delta_log; or move the folder away, then what segments still have is published again"
+            )
+        return None
+    while True:
+        table = open_table(path, dataset)
+        last = last_sequence(table, dataset)
+        fenced = max(last, last_manifest_sequence(path), *_sequences_of_files(path)) + _SEQUENCES_AHEAD
+        try:
+            table = fence_all(path, dataset, fenced) if fence else table
+            break
+        except SequenceTaken:
+            continue  # a build that was alive came in between; the next fence is above it
+    files = tuple(live_files(table))
+    have = published_sequences(table, dataset)
+    pending = pending_manifests(path)
+    # The next one too: a build that had claimed its slices may not have written anything yet.
+    newest = max(have, default=0)
+    dead = sorted(each for each in {last + 1, *pending, *_sequences_of_files(path)} if each > newest)
+    if fence:
+        for sequence in pending:
+            if sequence in have:
+                keep_manifest(path, sequence)
+                notes.append(f"{dataset}: build sequence {sequence} had reached the table before its end was recorded")
+            else:
+                notes.append(f"{dataset}: build sequence {sequence} had not reached the table, its rows are staged")
+        for sequence in {*dead, *(set(pending) - have)}:
+            _remove(path, sequence)
+    try:
+        published = tuple(read_manifests(path))
+        versions = tuple(read_versions(path))
+        columns = table_columns(table)
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise TableError(
+            f"dataset {dataset!r}: a manifest or the schema of {path} cannot be read, so nobody can say what is "
+            f"published: {error}. Restore it from a backup"
+        ) from error
+    return TableEvidence(table.version(), fenced, tuple(dead), columns, versions, files, published)
+
+
+def _sequences_of_files(path: Path) -> set[int]:
+    """The sequences in the names of Parquet files, and 0: of builds too that died before their manifests."""
+    names = (file.name.lstrip(".").partition("-")[0] for file in path.glob(f"{WINDOW_COLUMN}=*/*"))
+    return {0, *(int(name) for name in names if name.isdecimal())}
+
+
+def _remove(path: Path, sequence: int) -> None:
+    """Remove what a build left that never was in the table and never will be."""
+    drop_manifest(path, sequence)
+    for file in path.glob(f"{WINDOW_COLUMN}=*/{file_prefix(sequence)}*.parquet"):
+        file.unlink(missing_ok=True)
+
+
+def carve(connection: duckdb.DuckDBPyConnection, source: Path, target: Path, description: Description) -> None:
+    """Write a segment with the batches of ``description`` alone, taken from one that has more; not synced yet.
+
+    Raises:
+        duckdb.Error: it cannot be read or written.
+    """
+    ordinals = ", ".join(str(each.ordinal) for each in description.batches)
+    connection.execute(f"ATTACH {literal(str(source))} AS whole (READ_ONLY)")
+    connection.execute(f"ATTACH {literal(str(target))} AS part (BLOCK_SIZE 16384)")
+    connection.execute("BEGIN")
+    connection.execute(
+        f"CREATE TABLE part.{SEGMENT_TABLE} AS FROM whole.{SEGMENT_TABLE} WHERE {BATCH_COLUMN} IN ({ordinals})"
+    )
+    describe_segment(connection, "part", description)
+    connection.execute("COMMIT")
+    connection.execute("DETACH part")
+    connection.execute("DETACH whole")
