@@ -104,6 +104,8 @@ _ACTIONS = """\
 | a long queue | [queue filling](${runbook}#timestorequeuefilling) | `timestore flush DATASET` |
 | little room on disk | [disk filling](${runbook}#timestorediskfilling) | `timestore flush --all` |
 | something in quarantine | [poison batch](${runbook}#poison-batch) | `timestore quarantine list DATASET` |
+| a promise that is hard to keep | thresholds, replayed | `timestore simulate DATASET --max-age 10m` |
+| rows of unknown origin | lineage of a window | `timestore lineage DATASET WINDOW` |
 | an old picture | [metrics stale](${runbook}#timestoremetricsstale) | `timestore metrics` |
 
 `timestore flush DATASET` publishes what is staged now and is safe at any time. Never delete files in the staging
