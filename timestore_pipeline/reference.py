@@ -122,7 +122,10 @@ _SETTING_GROUPS = (
         ),
     ),
     ("Building", ("build_", "compaction_")),
-    ("Maintenance", ("maintenance_", "table_retention_seconds", "vacuum_", "ledger_batch_", "ledger_build_")),
+    (
+        "Maintenance",
+        ("maintenance_", "table_retention_seconds", "vacuum_", "ledger_batch_", "ledger_build_", "dagster_"),
+    ),
     ("Service levels", ("slo_", "freshness_seconds")),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),

@@ -238,6 +238,14 @@ class Settings(BaseSettings):
         description="Most files that one maintenance run removes of each kind (segments, Parquet files, orphans, "
         "Dagster runs), and most segments that it lets the ledger forget of a dataset.",
     )
+    dagster_run_retention_seconds: Seconds = Field(
+        default=604_800.0,
+        description="How long runs that sensors and schedules asked for are kept after their end; 0 keeps them by "
+        "number only. The run of the latest materialization of any partition is always kept.",
+    )
+    dagster_keep_runs: Count = Field(
+        default=1_000, description="Most runs of sensors and schedules that are kept; 0 is no limit."
+    )
     maintenance_max_compacted_bytes: PositiveCount = Field(
         default=4_294_967_296, description="About as many bytes one maintenance run compacts, over all datasets."
     )

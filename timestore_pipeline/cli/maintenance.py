@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from timestore_pipeline.building.build import BuildReport, build_windows
-from timestore_pipeline.building.rebuild import rebuild_windows
+from timestore_pipeline.building.build import BuildReport
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.lifecycle.compaction import CompactionReport, compact_dataset
+from timestore_pipeline.lifecycle.backfill import materialize_windows
+from timestore_pipeline.lifecycle.compaction import CompactionReport
 from timestore_pipeline.lifecycle.maintenance import in_words, maintain
 from timestore_pipeline.store import Store
 
@@ -34,11 +33,10 @@ def build_datasets(
     settle_dead_builds(store, command_has_died)
     codes = []
     for spec, first_window, last_window in ranges:
-        options = (store, spec.name, first_window, last_window)
-        act = rebuild_windows if rebuild else build_windows
         try:
-            report = act(*options, owner=this_command(), trigger=Trigger.MANUAL)
-            merged = compact_dataset(*options, owner=this_command(), trigger=Trigger.MANUAL, thorough=True)
+            report, merged = materialize_windows(
+                store, spec.name, first_window, last_window, owner=this_command(), rebuild=rebuild
+            )
             say(_in_words(spec.name, report, merged, rebuild=rebuild))
         except TimestoreError as error:
             warn(str(error))

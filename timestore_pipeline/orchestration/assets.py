@@ -8,7 +8,7 @@ loads whatever state the installation is in. A step is one dataset's; its failur
 import warnings
 from collections.abc import Generator, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -16,7 +16,7 @@ from timestore_pipeline.building.thresholds import Trigger, distance, due_trigge
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.durations import SHORTEST_FRESHNESS
-from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import QueueState, queue_states
@@ -218,17 +218,20 @@ def publish_staged(
     first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
     # Brings deltalake: code locations that only load definitions do without.
     from timestore_pipeline.building.build import build_windows
+    from timestore_pipeline.lifecycle.backfill import materialize_windows
 
+    options: dict[str, Any] = {
+        "owner": context.run.run_id,
+        "trigger": trigger,
+        "target_file_bytes": order.target_file_bytes,
+    }
     try:
-        report = build_windows(
-            store,
-            spec.name,
-            first,
-            last,
-            owner=context.run.run_id,
-            trigger=trigger,
-            target_file_bytes=order.target_file_bytes,
-        )
+        if order.only_if_due:
+            report, merged = build_windows(store, spec.name, first, last, **options), None
+        else:
+            report, merged = materialize_windows(store, spec.name, first, last, rebuild=order.rebuild, **options)
+    except RebuildRefused as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
     except BuildInFlight as error:
         if order.only_if_due:
             context.log.info("%s flush_sensor asks again if anything is left.", error)
@@ -238,6 +241,9 @@ def publish_staged(
         raise dg.RetryRequested(max_retries=_IN_FLIGHT_RETRIES, seconds_to_wait=wait) from error
     windows = _windows_metadata(store, spec, report, requested)
     context.log.info("%s: %s", spec.name, _summary(report))
+    if merged is not None and (merged.files or merged.stopped):
+        into = f"{merged.files:,} small files were merged into {merged.merged_files:,}"
+        context.log.info("%s: %s", spec.name, merged.stopped if merged.stopped and not merged.files else into)
     tag_run_of_a_person(context, datasets, trigger.value, windows)
     if requested:
         for window, metadata in windows.items():

@@ -60,6 +60,11 @@ class BuildConfig(dg.Config):
         description="With `due`: the same age for late rows, of windows that were closed and published already when "
         "they came. By default the dataset's or environment's.",
     )
+    rebuild: bool = Field(
+        default=False,
+        description="Derive the windows again from the segments that are retained, and swap them in one commit. "
+        "Refused where a segment of theirs is gone or damaged. Not with `due`.",
+    )
     target_file_bytes: int | None = Field(
         default=None,
         description="Size at which the next Parquet file of a window is started; by default "
@@ -80,6 +85,7 @@ class BuildOrder:
     thresholds: FlushThresholds
     target_file_bytes: int | None
     trigger: Trigger
+    rebuild: bool = False
 
 
 def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -> BuildOrder:
@@ -99,6 +105,8 @@ def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -
     last = _window("last_window", config.last_window, spec, problems)
     if first and last and last < first:
         problems.append(f"last_window {last.key} is before first_window {first.key}")
+    if config.rebuild and config.when == "due":
+        problems.append("rebuild is set and when is 'due': a rebuild is not a matter of thresholds")
     if problems:
         raise dg.Failure(f"run config of partitions/{spec.name}: {'; '.join(problems)}", allow_retries=False)
     return BuildOrder(
@@ -115,6 +123,7 @@ def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -
         ),
         target_file_bytes=config.target_file_bytes,
         trigger=Trigger(config.trigger),
+        rebuild=config.rebuild,
     )
 
 

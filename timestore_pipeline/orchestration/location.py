@@ -8,6 +8,7 @@ from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.orchestration.assets import dataset_assets
 from timestore_pipeline.orchestration.checks import dataset_checks
 from timestore_pipeline.orchestration.jobs import build_jobs, ingest_job
+from timestore_pipeline.orchestration.maintenance import maintenance, maintenance_schedule
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
 from timestore_pipeline.orchestration.sensors import flush_sensor, housekeeping_sensor, landing_sensor, metrics_sensor
 from timestore_pipeline.settings import Settings
@@ -24,7 +25,8 @@ def build_definitions(settings: Settings, datasets: Datasets) -> dg.Definitions:
     return dg.Definitions(
         assets=[asset for spec in datasets.values() for asset in dataset_assets(spec, settings)],
         asset_checks=[check for spec in datasets.values() for check in dataset_checks(spec)],
-        jobs=jobs,
+        jobs=[*jobs, maintenance],
+        schedules=[maintenance_schedule(settings)],
         sensors=[*looking, metrics_sensor(settings), housekeeping_sensor()],
         resources={
             "duckdb": duckdb,

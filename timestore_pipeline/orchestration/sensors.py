@@ -45,7 +45,6 @@ HOUSEKEEPING_SENSOR = "housekeeping_sensor"
 _NEVER_RETRIED = {"dagster/max_retries": "0"}
 
 _HOUSEKEEPING_SECONDS = 60
-_SWEEP_SECONDS = 3_600
 _FAILURES_COUNT_FOR = timedelta(hours=1)
 _MAX_LINES = 40
 
@@ -150,32 +149,20 @@ def metrics_sensor(settings: Settings) -> dg.SensorDefinition:
 
 
 def housekeeping_sensor() -> dg.SensorDefinition:
-    """Return the sensor that tidies up by the clock: frees disk, and ends runs that only look as if they went on.
-
-    Retention counts from publishing, so it is not the builds that could do it: the last one comes too early.
-    """
+    """Return the sensor that ends runs which only look as if they went on; all else is the maintenance job's."""
 
     @dg.sensor(
         name=HOUSEKEEPING_SENSOR,
         minimum_interval_seconds=_HOUSEKEEPING_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Unlinks published segments after retention, sweeps orphaned files, ends runs without a process.",
+        description="Ends runs whose process is gone, so that they hold no place of another.",
     )
-    def tidy_up(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.SkipReason:
-        from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
-
+    def tidy_up(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         said = [
             f"ended run {run_id[:8]}, whose process is gone"
             for run_id in end_runs_without_process(context.instance, (LANDING_SENSOR, FLUSH_SENSOR))
         ]
-        unlinked = unlink_published_segments(store.opened)
-        said.append(f"unlinked {unlinked.files:,} published segments of {unlinked.bytes:,} bytes")
-        now = time.time()
-        if now - float(context.cursor or 0) >= _SWEEP_SECONDS:
-            context.update_cursor(str(now))
-            swept = sweep_orphans(store.opened)
-            said.append(f"swept {swept.files:,} orphaned files of {swept.bytes:,} bytes")
-        return dg.SkipReason(bounded(said))
+        return dg.SkipReason(bounded(said) or "every run that goes on has a process")
 
     return tidy_up
 

@@ -12,9 +12,9 @@ import deltalake
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline_tests.bench import building, sensor, staging
+from timestore_pipeline_tests.bench import building, quality, sensor, staging
 
-_SUITES = {"staging": staging.run, "building": building.run, "sensor": sensor.run}
+_SUITES = {"staging": staging.run, "building": building.run, "sensor": sensor.run, "quality": quality.run}
 
 
 def main() -> None:

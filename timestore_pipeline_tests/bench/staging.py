@@ -50,9 +50,9 @@ def ticks(rows: int, *, seed: int = 0, start_micros: int = START_MICROS, step_mi
     )
 
 
-def open_store(folder: Path, **settings: object) -> Store:
+def open_store(folder: Path, datasets: str = DATASETS, **settings: object) -> Store:
     """Open a store with the benchmark's dataset in an empty folder."""
-    (folder / "datasets.yaml").write_text(DATASETS)
+    (folder / "datasets.yaml").write_text(datasets)
     unlimited = {"staging_max_pending": 0, "staging_max_dataset_bytes": 0}
     return Store.open(Settings.model_validate({"home": folder, **unlimited, **settings}))
 

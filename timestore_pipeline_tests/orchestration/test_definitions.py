@@ -47,6 +47,7 @@ def test_datasets_of_all_granularities_and_starts_load_together(make_settings: C
     assert jobs == {
         "ingest",
         "partition_build_hour_20200101",
+        "maintenance",
         "partition_build_hour_20130101",
         "partition_build_day",
         "partition_build_month",

@@ -341,23 +341,6 @@ class TestMetricsSensor:
 
 
 class TestHousekeepingSensor:
-    def test_published_segments_are_unlinked_after_retention(self, make_store: MakeStore, location: Locate, drop: Drop):
-        here = location(make_store(staging_retention_seconds=0))
-        stage(here, drop)
-        here.materialize("partitions/weather")
-
-        words = words_of(here.tick("housekeeping_sensor"))
-
-        assert "unlinked 1 published segments" in words
-        assert list((here.store.settings.staging_path / "weather").glob("*.duckdb")) == []
-
-    def test_orphans_are_swept_once_an_hour(self, here: Location):
-        context, first = here.tick("housekeeping_sensor")
-        again = here.tick("housekeeping_sensor", cursor=context.cursor)
-
-        assert "swept" in (first.skip_message or "")
-        assert "swept" not in words_of(again)
-
     def test_a_run_without_a_process_is_ended(self, here: Location, drop: Drop, tmp_path: Path):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
         (request,) = requests_of(here.tick("landing_sensor"))

@@ -1,0 +1,149 @@
+"""The ``maintenance`` job and its schedule: one run keeps disk, table, ledger and Dagster's storage small."""
+
+# No `from __future__ import annotations`: Dagster reads the annotations of a context and of resources as they stand.
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.orchestration.checks import GUARDRAILS, QUARANTINE_EMPTY
+from timestore_pipeline.orchestration.keys import partitions_key, staging_key
+from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
+from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, prune_runs
+from timestore_pipeline.orchestration.runs import owner_is_gone
+from timestore_pipeline.orchestration.table_checks import FILE_SIZES, ROW_AUDIT
+from timestore_pipeline.orchestration.tags import TRIGGER_TAG
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.store import Store
+
+if TYPE_CHECKING:
+    from timestore_pipeline.lifecycle.maintenance import MaintenanceReport
+
+MAINTENANCE_JOB = "maintenance"
+MAINTENANCE_SCHEDULE = "maintenance_schedule"
+
+
+class MaintenanceConfig(dg.Config):
+    """How to maintain."""
+
+    dry_run: bool = False
+    """Say in the log and in the metadata what would be done, and change nothing."""
+
+
+@dg.op(name="maintain", out=dg.Out(dg.Nothing))
+def maintain_installation(
+    context: dg.OpExecutionContext, config: MaintenanceConfig, store: StoreResource, metrics: MetricsResource
+) -> Iterator[dg.Output]:
+    """Compact, drop what has had its time, and free its disk; what cannot be done fails the run at its end."""
+    # Brings deltalake: code locations that only load definitions do without.
+    from timestore_pipeline.lifecycle.maintenance import in_words, maintain
+
+    opened = store.opened
+    try:
+        report = maintain(
+            opened,
+            owner=context.run_id,
+            owner_is_gone=lambda owner: owner_is_gone(context.instance, owner),
+            dry_run=config.dry_run,
+        )
+        runs = prune_dagster_runs(context.instance, opened, dry_run=config.dry_run)
+    finally:
+        metrics.push(opened, context.log)
+    for line in [*in_words(report), *_runs_in_words(runs, dry_run=config.dry_run)]:
+        context.log.info("%s", line)
+    yield dg.Output(None, metadata=maintenance_metadata(report, runs))
+    if report.problems:
+        raise dg.Failure("; ".join(report.problems), allow_retries=False)
+
+
+@dg.job(
+    name=MAINTENANCE_JOB,
+    description="Merges small files, drops windows, segments, files, batches and runs that have had their time. "
+    "Bounded per run, and safe to kill. With `dry_run` it says what it would do.",
+)
+def maintenance():
+    """One step does it all: a run costs more than most of what it finds to do."""
+    maintain_installation()
+
+
+def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
+    """Return the schedule of the maintenance job; it starts switched on, and asks for no run where nothing is to do."""
+
+    @dg.schedule(
+        name=MAINTENANCE_SCHEDULE,
+        job_name=MAINTENANCE_JOB,
+        cron_schedule=settings.maintenance_cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Asks for a maintenance run where there is anything to do.",
+    )
+    def ask_for_maintenance(
+        context: dg.ScheduleEvaluationContext, store: StoreResource
+    ) -> dg.RunRequest | dg.SkipReason:
+        from timestore_pipeline.lifecycle.maintenance import in_words, maintain
+
+        report = maintain(store.opened, owner="a look", dry_run=True)
+        runs = prune_dagster_runs(context.instance, store.opened, dry_run=True)
+        lines = [*in_words(report), *_runs_in_words(runs, dry_run=True), *report.problems]
+        if not lines:
+            return dg.SkipReason("there is nothing to do")
+        context.log.info("%s", "\n".join(lines))
+        return dg.RunRequest(tags={TRIGGER_TAG: Trigger.MAINTENANCE.value})
+
+    return ask_for_maintenance
+
+
+def prune_dagster_runs(instance: dg.DagsterInstance, store: Store, *, dry_run: bool) -> PrunedRuns:
+    """Delete old automatic runs as the settings say, but none that the UI needs."""
+    settings = store.settings
+    retention = RunRetention(timedelta(seconds=settings.dagster_run_retention_seconds), settings.dagster_keep_runs)
+    if not (retention.age or retention.number):
+        return PrunedRuns()
+    return prune_runs(
+        instance, retention, _check_keys(store.datasets), most=settings.maintenance_max_removals, dry_run=dry_run
+    )
+
+
+def maintenance_metadata(report: "MaintenanceReport", runs: PrunedRuns) -> Mapping[str, int]:
+    """Return what a pass did, as numbers."""
+    each = report.datasets
+    return {
+        "files_merged": sum(one.compaction.files for one in each),
+        "files_merged_into": sum(one.compaction.merged_files for one in each),
+        "bytes_merged": sum(one.compaction.bytes for one in each),
+        "windows_dropped": sum(one.expired.windows for one in each),
+        "rows_dropped": sum(one.expired.rows for one in each),
+        "batches_forgotten": sum(one.pruned.batches for one in each),
+        "builds_forgotten": sum(one.pruned.builds for one in each),
+        "segments_unlinked": report.segments.files,
+        "orphans_swept": report.orphans.files,
+        "runs_deleted": runs.runs,
+        "runs_kept": runs.kept,
+        "files_removed": report.freed.files + runs.freed.files,
+        "bytes_freed": report.freed.bytes + runs.freed.bytes,
+    }
+
+
+def _runs_in_words(runs: PrunedRuns, *, dry_run: bool) -> Iterable[str]:
+    would = "would be " if dry_run else ""
+    if runs.runs or runs.freed.files:
+        yield (
+            f"{runs.runs:,} old runs of Dagster {would}deleted, {runs.freed.files:,} files of "
+            f"{runs.freed.bytes:,} bytes with them; {runs.kept:,} as old are still shown"
+        )
+
+
+def _check_keys(datasets: Mapping[str, DatasetSpec]) -> list[dg.AssetCheckKey]:
+    return [
+        dg.AssetCheckKey(key, name)
+        for dataset in datasets
+        for key, name in (
+            (staging_key(dataset), GUARDRAILS),
+            (staging_key(dataset), QUARANTINE_EMPTY),
+            (partitions_key(dataset), ROW_AUDIT),
+            (partitions_key(dataset), FILE_SIZES),
+        )
+    ]

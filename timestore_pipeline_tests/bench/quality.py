@@ -1,0 +1,93 @@
+"""Table quality: a day of flushes every minute, then the window closes, against one Parquet file per batch.
+
+The batches are the same. The clock is simulated: maintenance comes by every ten minutes, and once after the end.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.table import TableFile, live_files, open_table
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.columns import glob_literal, literal
+from timestore_pipeline.connections import connection_config
+from timestore_pipeline.lifecycle.compaction import compact_dataset
+from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.bench.measure import timed
+from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
+
+MINUTES = 24 * 60
+ROWS_PER_BATCH = 1_000
+MAINTENANCE_EVERY = 10
+_MINUTE_MICROS = 60_000_000
+_QUERY = "SELECT tag, count(*), sum(a), max(time) FROM {rows} GROUP BY tag"
+
+
+def run(repeats: int, workspace: Path) -> list[str]:
+    """Return the lines of the report."""
+    direct = workspace / "direct"
+    direct.mkdir()
+    written = 0
+    (workspace / "store").mkdir()
+    with open_store(workspace / "store", DATASETS.replace("window: hour", "window: day")) as store:
+        for minute in range(MINUTES):
+            start = START_MICROS + minute * _MINUTE_MICROS
+            batch = ticks(ROWS_PER_BATCH, seed=minute, start_micros=start, step_micros=_MINUTE_MICROS // ROWS_PER_BATCH)
+            _write_directly(batch, direct / f"{minute:04d}.parquet")
+            stage(store, "ticks", batch)
+            build_windows(store, "ticks", owner="bench", trigger=Trigger.AGE)
+            if minute % MAINTENANCE_EVERY == MAINTENANCE_EVERY - 1:
+                written += _maintain(store, start)
+        lines = ["| the day as | files | bytes | query, median | times the query of a file per batch |"]
+        lines.append("|---|---|---|---|---|")
+        baseline = _median(repeats, lambda: _query_directly(store, direct))
+        files = [path.stat().st_size for path in direct.iterdir()]
+        lines.append(_line("one Parquet file per batch, written directly", files, baseline, baseline))
+        lines.append(_line("open window, at the end of the day", *_ours(store, repeats), baseline))
+        written += _maintain(store, START_MICROS + 10 * MINUTES * _MINUTE_MICROS)
+        lines.append(_line("closed window", *_ours(store, repeats), baseline))
+        size = sum(file.bytes for file in _live(store))
+        lines += ["", f"{MINUTES:,} flushes; compaction wrote {written / size:.1f} times the bytes of the day."]
+    return lines
+
+
+def _write_directly(batch: pa.Table, path: Path) -> None:
+    pq.write_table(batch, path, compression="zstd")
+
+
+def _query_directly(store: Store, folder: Path) -> None:
+    with duckdb.connect(":memory:", config=connection_config(store.settings)) as connection:
+        rows = f"read_parquet({literal(glob_literal(folder))} || '/*.parquet')"
+        connection.execute(_QUERY.format(rows=rows)).fetchall()
+
+
+def _maintain(store: Store, now: int) -> int:
+    return compact_dataset(store, "ticks", owner="bench", trigger=Trigger.MAINTENANCE, now=now).merged_bytes
+
+
+def _live(store: Store) -> list[TableFile]:
+    return live_files(open_table(store.table_path("ticks"), "ticks"))
+
+
+def _ours(store: Store, repeats: int) -> tuple[list[int], float]:
+    seconds = _median(repeats, lambda: run_query(store, _QUERY.format(rows="ticks")))
+    return [file.bytes for file in _live(store)], seconds
+
+
+def _median(repeats: int, action: Callable[[], object]) -> float:
+    action()
+    return statistics.median(timed(action) for _ in range(repeats))
+
+
+def _line(name: str, sizes: list[int], seconds: float, baseline: float) -> str:
+    ratio = f"**{baseline / seconds:.1f}**" if seconds != baseline else "1"
+    return f"| {name} | {len(sizes):,} | {sum(sizes):,} | {seconds * 1e3:,.0f} ms | {ratio} |"
