@@ -88,6 +88,7 @@ class _Tally:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     offered_rows: int = 0
+    last_began: float = 0.0
     acknowledged: dict[int, int] = field(default_factory=dict)
     in_files: dict[str, int] = field(default_factory=dict)
     refused: int = 0
@@ -137,10 +138,12 @@ class _Run:
                     time.sleep(_LOOK_SECONDS)
             finally:
                 self._stop.set()
-        loaded = time.monotonic() - started
+        # Until the last batch had its turn: what this process did meanwhile in place of the sensors is no load.
+        loaded = self._tally.last_began - started + 1 / self._load.batches_per_second
+        ended = time.monotonic()
         self._take_files()
         self._settle(started)
-        settled = time.monotonic() - started - loaded
+        settled = time.monotonic() - ended
         with self._store.ledger.read() as tx:
             past, flushed = arrivals(tx, self._name, 0), flushes(tx, self._name, 0)
         return Measurements(
@@ -169,6 +172,7 @@ class _Run:
         table = _rows(number, self._load.rows_per_batch)
         with self._tally.lock:
             self._tally.offered_rows += table.num_rows
+            self._tally.last_began = time.monotonic()
         try:
             if number % 2:
                 self._drop_file(number, table)

@@ -42,7 +42,7 @@ QUICK: dict[str, Any] = {
     "slo_publish_seconds": 120,
     "slo_flush_seconds": 60,
 }
-SHORT = ("--rate", 8, "--rows", 20, "--duration", "1s")
+SHORT = ("--rate", 4, "--rows", 20, "--duration", "2s")
 COMMAND = [sys.executable, "-m", "timestore_pipeline.cli", "validate"]
 
 
@@ -266,7 +266,7 @@ def measured(**fields: Any) -> Measurements:
     [
         ({}, []),
         ({"acknowledged": {1: 3}}, ["load", "rows at the end"]),
-        ({"loaded_seconds": 2.0}, ["load"]),
+        ({"loaded_seconds": 3.0}, ["load"]),
         ({"refused": 1}, ["refusals and errors"]),
         ({"errors": ["no"]}, ["refusals and errors"]),
         ({"pending_batches": 1}, ["queue settles"]),
