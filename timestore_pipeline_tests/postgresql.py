@@ -65,6 +65,7 @@ class PostgresqlServer:
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.port = unused_port()
+        self.stops = 0
         self._folder = folder
         self._data = folder / "data"
         self._programs = require()
@@ -85,7 +86,7 @@ class PostgresqlServer:
             stream.writelines(f"{name} = {value}\n" for name, value in lines.items())
 
     def start(self) -> None:
-        """Start it and wait until it takes connections."""
+        """Start it and wait until it takes connections. It ends with the thread that calls this."""
         with self._log.open("ab") as log:
             process = self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", str(self._data), "-p", str(self.port)],
@@ -109,6 +110,7 @@ class PostgresqlServer:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
             self._process.wait(_DEADLINE_SECONDS)
+            self.stops += 1
 
     def url(self, database: str, *, user: str = "timestore", socket: bool = True) -> str:
         """Return the SQLAlchemy URL of a database, through the socket or through TCP."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any constant; PostgreSQL processes that migrate at the same time queue up behind it.
 _MIGRATION_LOCK = 7_204_915_331
 _PAUSE_SECONDS = (0.02, 0.2)
+# A server that restarts is back by then; one that was never there is not waited for any longer.
+_OPENING_SECONDS = 5.0
 
 
 class Ledger:
@@ -183,9 +186,9 @@ class Ledger:
                 kind = CommitUnknown if committing else LedgerError
             raise kind(f"the ledger {self.location} cannot be used: {_cause(error)}") from error
 
-    def _connect(self, engine: Engine) -> Connection:
-        """Return a connection; wait for a server that is away, as long as for one that is busy."""
-        deadline = time.monotonic() + self._patience
+    def _connect(self, engine: Engine, patience: float = math.inf) -> Connection:
+        """Return a connection; wait for a server that is away, as long as for one that is busy, or for ``patience``."""
+        deadline = time.monotonic() + min(patience, self._patience)
         while True:
             try:
                 return engine.connect()
@@ -199,27 +202,29 @@ class Ledger:
             raise LedgerReplaced(self.location)
 
     def _upgrade(self) -> None:
-        with self._engine.connect() as connection:
+        with self._connect(self._engine, _OPENING_SECONDS) as connection:
             if _revision(connection) == HEAD_REVISION:
                 return
+        self.transact(self._migrate)
+
+    def _migrate(self, tx: Connection) -> None:
         # Imported here because Alembic costs every process half a second and only the first one needs it.
         from alembic import command
         from alembic.config import Config
         from alembic.util.exc import CommandError
 
-        with self.write() as tx:
-            if tx.dialect.name == "postgresql":
-                tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            config = Config()
-            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-            config.attributes["connection"] = tx
-            try:
-                command.upgrade(config, "head")
-            except CommandError as error:
-                raise LedgerError(
-                    f"the ledger {self.location} was written by another version of timestore ({error}); "
-                    "upgrade this installation, or point TIMESTORE_LEDGER_URL elsewhere"
-                ) from error
+        if tx.dialect.name == "postgresql":
+            tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = tx
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise LedgerError(
+                f"the ledger {self.location} was written by another version of timestore ({error}); "
+                "upgrade this installation, or point TIMESTORE_LEDGER_URL elsewhere"
+            ) from error
 
 
 def _revision(connection: Connection) -> str | None:

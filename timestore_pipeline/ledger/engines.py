@@ -12,11 +12,17 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from timestore_pipeline.durable_files import PRIVATE_FILE, make_folder
 from timestore_pipeline.errors import LedgerError
 
-# A process that stops in the middle of a transaction must not hold its locks for ever.
-_IDLE_IN_TRANSACTION_SECONDS = 300
 # Firewalls forget connections that are silent for long; a host that is gone must be noticed.
 _NETWORK = {"connect_timeout": 10, "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 3}
 _RECYCLE_SECONDS = 1_800
+# What is set on a connection. A process that stops in the middle of a transaction, or whose host is cut off, must not
+# hold its locks for ever.
+_SESSION = {
+    "idle_in_transaction_session_timeout": "60s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
 
 # A deadlock or a conflict of two transactions: PostgreSQL ended one of them, and whoever does it again succeeds.
 _CONFLICTS = frozenset({"40001", "40P01"})
@@ -117,19 +123,18 @@ def _postgresql_engine(url: URL, busy_timeout_seconds: float, pool_size: int) ->
         pool_timeout=busy_timeout_seconds,
         use_native_hstore=False,
     )
-    lock_timeout = f"{max(1, int(busy_timeout_seconds * 1000))}ms"
+    session = {**_SESSION, "lock_timeout": f"{max(1, int(busy_timeout_seconds * 1000))}ms"}
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
         before = connection.autocommit
         connection.autocommit = True
         connection.execute(
-            "SELECT set_config('lock_timeout', %s, false),"
-            " set_config('idle_in_transaction_session_timeout', %s, false),"
+            f"SELECT {', '.join(['set_config(%s, %s, false)'] * len(session))},"
             # Acknowledged means on disk, whatever the server's default is; stricter settings stay as they are.
             " CASE WHEN current_setting('synchronous_commit') = 'off'"
             " THEN set_config('synchronous_commit', 'on', false) END",
-            (lock_timeout, f"{_IDLE_IN_TRANSACTION_SECONDS}s"),
+            [part for setting in session.items() for part in setting],
         )
         connection.autocommit = before
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from timestore_pipeline_tests.postgresql import URL_VARIABLE
+from timestore_pipeline_tests.postgresql import URL_VARIABLE, running_server
 from timestore_pipeline_tests.soak.coordinator import run
-from timestore_pipeline_tests.soak.workers import Soak
+from timestore_pipeline_tests.soak.workers import Soak, noted
 
 
 @pytest.mark.crash
@@ -27,4 +29,33 @@ def test_random_kills_lose_and_double_nothing(tmp_path: Path):
     print(figures, dict(soak.kills))
     assert soak.problems == []
     assert figures["kills"] >= 5
+    assert figures["rows audited"] > 0
+
+
+@pytest.mark.crash
+@pytest.mark.server
+@pytest.mark.xdist_group("soak")
+def test_random_kills_and_crashes_of_the_ledgers_server_lose_and_double_nothing(tmp_path: Path):
+    """The server, with PostgreSQL's own durability, is dropped in mid-commit again and again, or restarted."""
+    seed = random.SystemRandom().randrange(1_000_000)
+    print(f"seed {seed}")
+    dice = random.Random(f"{seed} server")
+    with running_server() as server:
+        url = server.url(server.create_database())
+        soak = Soak(tmp_path / "soak", seed, seconds=150, processes=4, ledger_url=url)
+        # By this thread, which outlives the soak: a server ends with the thread that started it.
+        with ThreadPoolExecutor(1) as pool:
+            soaking = pool.submit(run, soak)
+            for mode in ("immediate", "fast", "immediate", "immediate"):
+                acked = len(noted(soak, "acked"))
+                while len(noted(soak, "acked")) <= acked and not soaking.done():
+                    time.sleep(dice.uniform(0.1, 1))
+                server.stop(mode)
+                time.sleep(dice.uniform(0, 0.5))
+                server.start()
+            soak.seconds = 0  # it has gone on after each; the audit is left in peace
+            figures = soaking.result(200)
+
+    print(figures, dict(soak.kills))
+    assert soak.problems == []
     assert figures["rows audited"] > 0

@@ -201,7 +201,7 @@ def test_a_url_that_is_no_ledger_is_refused(url: str, reason: str):
 
 def test_a_password_is_in_no_message():
     with pytest.raises(LedgerError) as caught:
-        Ledger.open("postgresql://me:s3cr3t@127.0.0.1:1/ledger")
+        Ledger.open("postgresql://me:s3cr3t@127.0.0.1:1/ledger", busy_timeout_seconds=0.1)
 
     assert "s3cr3t" not in str(caught.value)
     assert "127.0.0.1" in str(caught.value)

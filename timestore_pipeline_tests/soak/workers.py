@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from timestore_pipeline import crash_points
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.reading.relations import open_reader
@@ -222,10 +222,18 @@ def _started_at(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
+def _opened(soak: Soak) -> Store:
+    while True:
+        try:
+            return Store.open(soak.settings)
+        except LedgerError:
+            time.sleep(0.05)  # its server is away just now; a sensor would start the next run
+
+
 def live(soak: Soak, serial: int, role: str, plan: str | None) -> None:
     name = f"worker-{serial}-{os.getpid()}-{_started_at(os.getpid())}"
     step = 100_000  # no worker makes as many batches
-    with Store.open(soak.settings) as store:
+    with _opened(soak) as store:
         work = Work(
             soak, store, random.Random(f"{soak.seed} {serial} work"), iter(range(serial * step, (serial + 1) * step)),
             soak.journal(name), name,
