@@ -12,9 +12,15 @@ import deltalake
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline_tests.bench import building, quality, sensor, staging
+from timestore_pipeline_tests.bench import building, ledger, quality, sensor, staging
 
-_SUITES = {"staging": staging.run, "building": building.run, "sensor": sensor.run, "quality": quality.run}
+_SUITES = {
+    "staging": staging.run,
+    "building": building.run,
+    "sensor": sensor.run,
+    "ledger": ledger.run,
+    "quality": quality.run,
+}
 
 
 def main() -> None:

@@ -21,11 +21,11 @@ _HOUR_MICROS = 3_600_000_000
 
 def run(repeats: int, workspace: Path) -> list[str]:
     """Return the lines of the report: the worst case, every batch in a segment and slice of its own."""
-    with _store(workspace / "sensor", due=True) as store:
+    with filled_store(workspace / "sensor", due=True) as store:
         due = [timed(lambda: plan_flushes(store)) * 1_000 for _ in range(repeats + 2)][2:]
         plan = plan_flushes(store)
     assert sum(len(group.requests) for group in plan.groups) == DATASETS
-    with _store(workspace / "idle", due=False) as store:
+    with filled_store(workspace / "idle", due=False) as store:
         idle = [timed(lambda: plan_flushes(store)) * 1_000 for _ in range(repeats + 2)][2:]
         assert len(plan_flushes(store).waiting) == DATASETS
     return [
@@ -36,7 +36,7 @@ def run(repeats: int, workspace: Path) -> list[str]:
     ]
 
 
-def _store(folder: Path, *, due: bool) -> Store:
+def filled_store(folder: Path, *, due: bool) -> Store:
     folder.mkdir()
     names = [f"dataset_{number:04d}" for number in range(DATASETS)]
     declared = "\n".join(f"  {name}: {{time: time, window: hour, start: 2026-01-01}}" for name in names)
