@@ -50,6 +50,7 @@ datasets:
       pattern: "*.csv"
       csv: {null: ["", NA]}
     flush: {max_age_ms: 300000}      # at most 5 minutes in staging
+    retention: {staging: 7d, table: 1095d}   # rebuilt for a week, dropped after three years
 
   clicks:                            # columns are taken from the first file and then fixed
     time: {column: at, unit: ms}     # an integer: milliseconds since 1970
