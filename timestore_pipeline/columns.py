@@ -17,7 +17,13 @@ BATCH_COLUMN = "_batch"
 WINDOW_COLUMN = "window_key"
 """Partition column of a published table; holds the window's key."""
 
-RESERVED_NAMES = frozenset({BATCH_COLUMN, WINDOW_COLUMN, "file_index"})
+ROW_COLUMN = "_row"
+"""Column of a segment of a dataset with a key: the row's number within the segment, in the order of arrival."""
+
+POSITION_COLUMN = "_position"
+"""Column of a table with a key: where the row stood among all that the dataset ever acknowledged."""
+
+RESERVED_NAMES = frozenset({BATCH_COLUMN, WINDOW_COLUMN, ROW_COLUMN, POSITION_COLUMN, "file_index"})
 """Names that no column may have; ``file_index`` is what DuckDB calls the number of the file that a row is from."""
 
 TIME_TYPES = frozenset({"TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "DATE"})

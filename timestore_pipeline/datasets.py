@@ -17,7 +17,14 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from timestore_pipeline.columns import RESERVED_NAMES, TIME_TYPES, Column, canonical_type, columns_from_mapping
+from timestore_pipeline.columns import (
+    POSITION_COLUMN,
+    RESERVED_NAMES,
+    TIME_TYPES,
+    Column,
+    canonical_type,
+    columns_from_mapping,
+)
 from timestore_pipeline.durations import SHORTEST_FRESHNESS, Duration, format_duration
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
 from timestore_pipeline.windows import Granularity, Window, from_micros
@@ -95,6 +102,37 @@ class CsvOptions(_Model):
     header: tuple[str, ...] | None = Field(
         default=None, description="Column names in file order, for files without a header line."
     )
+
+
+class KeySpec(_Model):
+    """What names a row: a window holds one row per key."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Columns that together name a row. A row in which one of them is null is quarantined."
+    )
+    version: str | None = Field(
+        default=None,
+        description="Column of which the highest value wins, null being the lowest; left out, and among equal values, "
+        "the row wins that was staged last.",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a column stands in it twice")
+        return names
+
+    @model_validator(mode="after")
+    def _version_is_no_name(self) -> Self:
+        if self.version in self.columns:
+            raise ValueError(f"version: column {self.version!r} is in the key, so rows of one key cannot differ in it")
+        return self
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that every batch must have."""
+        return self.columns if self.version is None else (*self.columns, self.version)
 
 
 class LandingSpec(_Model):
@@ -192,6 +230,10 @@ class DatasetSpec(_Model):
         default=None, description="Column name → type; left out, they are inferred from the first batch."
     )
     time: TimeSpec = Field(description="The time column: its name, or a mapping with column, format and unit.")
+    key: KeySpec | None = Field(
+        default=None,
+        description="The primary key: a window holds one row per key; left out, rows are appended as they are.",
+    )
     evolve: bool | None = Field(
         default=None,
         description="Whether batches may bring new columns and wider types, which are then taken up; left out: yes "
@@ -275,6 +317,19 @@ class DatasetSpec(_Model):
             if self.columns is not None and name not in self.columns and not self.evolves:
                 raise ValueError(f"optional: column {name!r} is not among the columns")
         return self
+
+    @model_validator(mode="after")
+    def _key_columns_exist(self) -> Self:
+        for name in self.key.needed if self.key else ():
+            if name in self.optional:
+                raise ValueError(f"key: column {name!r} is optional, and every row must have it")
+            if self.columns is not None and name not in self.columns:
+                raise ValueError(f"key: column {name!r} is not among the columns")
+        return self
+
+    def table_columns(self, columns: Iterable[Column]) -> tuple[Column, ...]:
+        """Return the columns that the dataset's table has for these: with a key the position of each row too."""
+        return (*columns, Column(POSITION_COLUMN, "BIGINT")) if self.key else tuple(columns)
 
     @property
     def evolves(self) -> bool:

@@ -31,6 +31,7 @@ LAYERS = [
         "columns",
         "errors",
         "evolution",
+        "keyed",
         "clock",
         "connections",
         "crash_points",

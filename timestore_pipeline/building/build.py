@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,8 @@ from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.parquet import slices_as_source, write_window
 from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.recovery import published_windows
-from timestore_pipeline.building.table import ParquetFile, declare_types
+from timestore_pipeline.building.rewriting import narrow_windows, rewritten_source
+from timestore_pipeline.building.table import ParquetFile, declare_types, open_table, read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
@@ -31,6 +33,7 @@ from timestore_pipeline.ledger.builds import (
     WindowBatch,
     batches_of_build,
     claim_slices,
+    replace_also,
 )
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
@@ -47,10 +50,15 @@ from timestore_pipeline.staging.slices import (
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window, from_micros
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class BuiltWindow:
-    """What a build added to one window: rows, Parquet bytes and files, their time range, and where they came from."""
+    """What a build brought into one window: rows, their time range and where they came from; Parquet bytes and files.
+
+    Where the window was written anew, bytes and files are those of the whole window.
+    """
 
     window: Window
     rows: int
@@ -157,6 +165,7 @@ def _build_once(
             last_window=last.start_micros if last else None,
             lease_micros=lease_micros(store),
             now=now,
+            replaces=spec.key is not None,
         )
         # Only now: what is claimed may have come with new columns since the first look.
         found = columns_now(tx, spec, known)
@@ -169,8 +178,8 @@ def _build_once(
     publication = publish(
         store,
         claim.build,
-        columns,
-        lambda: _write(store, spec, columns, claim, target_file_bytes, evolved=evolved),
+        spec.table_columns(columns),
+        lambda: write_claim(store, spec, spec.table_columns(columns), claim, target_file_bytes, evolved=evolved),
     )
     with store.ledger.read() as tx:
         contributing = batches_of_build(tx, claim.build.id)
@@ -183,13 +192,7 @@ def columns_now(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) 
     return (columns, False) if schema is None else (schema.columns, schema.version > 1)
 
 
-def prepare_types(store: Store, spec: DatasetSpec, columns: Sequence[Column], *, evolved: bool) -> None:
-    """Make the table ready for the types that its columns have got since it was created."""
-    if evolved:
-        declare_types(store.table_path(spec.name), spec.name, columns)
-
-
-def _write(
+def write_claim(
     store: Store,
     spec: DatasetSpec,
     columns: Sequence[Column],
@@ -197,29 +200,64 @@ def _write(
     target_file_bytes: int | None,
     *,
     evolved: bool,
+    rebuilt: Collection[Window] = (),
 ) -> WrittenFiles:
-    prepare_types(store, spec, columns, evolved=evolved)
-    return WrittenFiles(write_slices(store, spec, columns, claim, target_file_bytes))
+    """Write the files of all claimed windows, and of those that the commit has to replace besides.
 
-
-def write_slices(
-    store: Store, spec: DatasetSpec, columns: Sequence[Column], claim: Claim, target_file_bytes: int | None
-) -> list[ParquetFile]:
-    """Write the slices of a claim to files, window by window.
+    Args:
+        store: the installation.
+        spec: the dataset.
+        columns: those of its table.
+        claim: the slices that are published.
+        target_file_bytes: see :func:`build_windows`.
+        evolved: whether the columns are others than in the dataset's beginning.
+        rebuilt: windows of which all rows are in the claim, so that nothing is taken over from their files.
 
     Raises:
-        SegmentUnreadable, DiskFull: as they say.
+        SegmentUnreadable, TableError, DiskFull: as they say.
         duckdb.Error: the files cannot be written.
     """
+    path = store.table_path(spec.name)
     target = target_file_bytes or store.settings.build_target_file_bytes
+    claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
+    replaced = claimed.union(rebuilt) if spec.key else set(rebuilt)
     files: list[ParquetFile] = []
-    with store.connect(store.table_path(spec.name), *store.segment_folders(spec.name)) as connection:
-        for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
-            check_disk(store, store.table_path(spec.name))
-            files += write_window(
-                store, connection, spec, columns, claim.build, window, slices_as_source(store, pieces, tables), target
-            )
-    return files
+    with store.connect(path, *store.segment_folders(spec.name)) as connection:
+        if evolved:
+            declare_types(path, spec.name, columns)
+            replaced |= _narrow_windows(store, connection, spec, columns, claim)
+        replacement = None
+        if replaced:
+            replacement = read_for_replacement(path, claim.build, [window.key for window in replaced])
+
+        def write(window: Window, pieces: Sequence[Slice], tables: Sequence[str]) -> None:
+            check_disk(store, path)
+            if replacement is not None and window in replaced:
+                live = [file for file in replacement.files if file.window_key == window.key and window not in rebuilt]
+                source = rewritten_source(store, connection, spec, columns, window, pieces, tables, live)
+            else:
+                source = slices_as_source(store, pieces, tables)
+            files.extend(write_window(store, connection, spec, columns, claim.build, window, source, target))
+
+        if claim.slices:
+            for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
+                write(window, pieces, tables)
+        for window in sorted(replaced - claimed - set(rebuilt)):
+            write(window, (), ())
+    return WrittenFiles(files, replacement)
+
+
+def _narrow_windows(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], claim: Claim
+) -> set[Window]:
+    """Return the windows whose files must be written anew because a column is wider now; the ledger knows of them."""
+    table = open_table(store.table_path(spec.name), spec.name)
+    found = {spec.window_from_key(key) for key in narrow_windows(store, connection, spec, columns, table)}
+    if found:
+        log.warning("%s: a column has a wider type now; %d windows are written anew for it", spec.name, len(found))
+        with store.ledger.write() as tx:
+            replace_also(tx, claim.build, [window.start_micros for window in found])
+    return found
 
 
 def _windows_with_tables(
@@ -285,11 +323,11 @@ def build_report(
         batches[batch.window_start].append(batch)
     windows = []
     for start, pieces in _slices_by_window(claim).items():
-        window = published.get(start, PublishedWindow(start, sum(piece.rows for piece in pieces), 0, 0))
+        window = published.get(start, PublishedWindow(start, 0, 0, 0))
         windows.append(
             BuiltWindow(
                 window=spec.window_at(start),
-                rows=window.rows,
+                rows=sum(piece.rows for piece in pieces),
                 bytes=window.bytes,
                 files=window.files,
                 min_time=from_micros(min(piece.min_time for piece in pieces)),

@@ -41,6 +41,7 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
         LedgerError: the ledger cannot be used.
     """
     path = store.table_path(spec.name)
+    columns = spec.table_columns(columns)
     with store.ledger.read() as tx:
         versions = table_versions(tx)
         fenced = last_claimed_sequence(tx, spec.name)

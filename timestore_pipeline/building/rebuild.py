@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from timestore_pipeline.building.build import BuildReport, build_report, columns_now, prepare_types, write_slices
+from timestore_pipeline.building.build import BuildReport, build_report, columns_now, write_claim
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.table import read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
@@ -93,15 +92,14 @@ def rebuild_windows(
     )
     claim = Claim(staged.build, tuple(pieces))
 
+    stored = spec.table_columns(columns)
+    windows = [spec.window_at(start) for start in starts]
+
     def write() -> WrittenFiles:
-        prepare_types(store, spec, columns, evolved=evolved)
-        keys = [spec.window_at(start).key for start in starts]
-        replacement = read_for_replacement(store.table_path(dataset), build, keys)
-        files = write_slices(store, spec, columns, claim, target_file_bytes) if claim.slices else []
-        return WrittenFiles(files, replacement)
+        return write_claim(store, spec, stored, claim, target_file_bytes, evolved=evolved, rebuilt=windows)
 
     try:
-        publication = publish(store, build, columns, write)
+        publication = publish(store, build, stored, write)
     except BuildAborted:
         raise
     except TimestoreError as error:

@@ -112,7 +112,7 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
     # Where somebody has deleted the table, there is a new one to put the fence into.
     prepare_table(store, spec, columns)
     try:
-        commit_fence(path, build, columns)
+        commit_fence(path, build, spec.table_columns(columns))
     except SequenceTaken:
         table = open_table(path, build.dataset)
         sync_found(path, table)

@@ -31,10 +31,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN, Column
+from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.ledger.schema import BuildKind
 
 if TYPE_CHECKING:
     from timestore_pipeline.ledger.builds import Build
@@ -55,7 +56,8 @@ _ARROW_TYPES = {
     "TIMESTAMP": pa.timestamp("us"),
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
 }
-_NO_WINDOW: list[tuple[str, str, Any]] = [(WINDOW_COLUMN, "=", "-")]
+_NO_WINDOW = "-"
+_PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 _NAIVE_TIMES = "timestampNtz"
 
 
@@ -229,7 +231,7 @@ def commit_build(
         )
         for file in files
     ]
-    grows = not has_columns(replacement.table, columns) if replacement is not None else False
+    grows = replacement is not None and _grows(build, replacement.table, columns)
     if replacement is not None and not grows:
         actions += [
             RemoveAction(
@@ -324,7 +326,7 @@ def published_sequences(table: DeltaTable, dataset: str) -> set[int]:
 
 
 def table_columns(table: DeltaTable) -> tuple[Column, ...]:
-    """Return the columns of a dataset's table, without the partition column.
+    """Return the columns of a dataset's table, without the partition column and the position of a row.
 
     Raises:
         ValueError: one has a type that no dataset can hold.
@@ -332,7 +334,7 @@ def table_columns(table: DeltaTable) -> tuple[Column, ...]:
     types = {arrow: name for name, arrow in _ARROW_TYPES.items()}
     found = []
     for field in pa.schema(table.schema().to_arrow()):
-        if field.name == WINDOW_COLUMN:
+        if field.name in (WINDOW_COLUMN, POSITION_COLUMN):
             continue
         if pa.types.is_decimal(field.type):
             found.append(Column(field.name, f"DECIMAL({field.type.precision},{field.type.scale})"))
@@ -461,14 +463,14 @@ def _commit(
     try:
         # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
         # of those that are replaced, whose files it then removes instead of actions that it would not take.
-        grows = action == "publish" and not has_columns(table, columns)
+        grows = action == "publish" and _grows(build, table, columns)
         windows = sorted({file.window_key for file in replacement.files}) if replacement is not None else []
         table.create_write_transaction(
             actions,
             "overwrite" if grows else "append",
             arrow_schema(columns),
             [WINDOW_COLUMN],
-            partition_filters=([(WINDOW_COLUMN, "in", windows)] if windows else _NO_WINDOW) if grows else None,
+            partition_filters=[(WINDOW_COLUMN, "in", windows or [_NO_WINDOW])] if grows else None,
             commit_properties=properties,
             # Maintenance does that, and leaves the versions that readers may hold.
             post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
@@ -488,6 +490,18 @@ def _commit(
 def has_columns(table: DeltaTable, columns: Sequence[Column]) -> bool:
     """Whether the table has just these columns at its version; those of the ledger may be ahead until a flush."""
     return _types(table.schema()) == _types(Schema.from_arrow(arrow_schema(columns)))
+
+
+def types_that_differ(table: DeltaTable, columns: Sequence[Column]) -> set[str]:
+    """Return the names of those columns that the table has with another type."""
+    had = _types(table.schema())
+    wanted = _types(Schema.from_arrow(arrow_schema(columns)))
+    return {name for name, type_ in wanted.items() if had.get(name, type_) != type_}
+
+
+def _grows(build: Build, table: DeltaTable, columns: Sequence[Column]) -> bool:
+    """Whether the commit gives the table new columns or wider types: only builds that publish slices do."""
+    return build.kind in _PUBLISHING and not has_columns(table, columns)
 
 
 def _types(schema: Schema) -> dict[str, str]:

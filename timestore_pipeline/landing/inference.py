@@ -68,6 +68,9 @@ def columns_of(spec: DatasetSpec, found: Sequence[tuple[str, str]]) -> tuple[Col
             f"the time column {spec.time.column!r} has type {time_type}; "
             "set time.format (for text) or time.unit (for integers) of the dataset"
         )
+    for name in spec.key.needed if spec.key else ():
+        if name not in by_name:
+            raise UnreadableFile(f"the key's column {name!r} is missing; the columns are {', '.join(by_name)}")
     return tuple(columns)
 
 

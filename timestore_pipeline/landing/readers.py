@@ -44,11 +44,13 @@ class RowSource:
     """Rows of one or more batches that DuckDB reads in one statement.
 
     ``sql`` selects the dataset's columns in order and then ``_batch``, the ordinal of each row's batch;
-    ``tables`` are to be registered under their names first.
+    ``tables`` are to be registered under their names first. ``numbered`` says that ``_row`` comes last: rows that had
+    their numbers before.
     """
 
     sql: str
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def plan_reads(
         groups.append(_Group(group.shape, group.files, group.unknown, passed_over))
     sources: list[RowSource] = []
     order: list[Path] = []
-    for group in groups:
+    for group in _in_file_order(groups, files) if spec.key else groups:
         try:
             sources.append(_source(spec, schema, group, len(order), arrow_tables))
             order += group.files
@@ -124,6 +126,21 @@ def plan_reads(
         again = plan_reads(connection, spec, before, [path for path in files if path not in refused], wider)
         return replace(again, refused={**refused, **again.refused})
     return ReadPlan(tuple(sources), tuple(order), refused, schema, tuple(growth))
+
+
+def _in_file_order(groups: Sequence[_Group], files: Sequence[Path]) -> list[_Group]:
+    """Split groups so that their files follow one another as in ``files``: with a key the later file wins."""
+    group_of = {path: group for group in groups for path in group.files}
+    found: list[_Group] = []
+    for path in files:
+        group = group_of.get(path)
+        if group is None:
+            continue
+        if found and found[-1].shape == group.shape and found[-1].unknown == group.unknown:
+            found[-1] = replace(found[-1], files=[*found[-1].files, path])
+        else:
+            found.append(replace(group, files=[path]))
+    return found
 
 
 def _shapes(

@@ -21,9 +21,9 @@ class WindowAccount:
     """The rows of one window in the ledger; ``window_start`` in microseconds since the epoch.
 
     ``staged`` is what batches brought when they were acknowledged. It is ``published``, ``quarantined`` with a segment
-    that cannot be read, or still ``queued``. ``recorded`` is what builds have added to the window in the table.
-    ``pruned`` rows were published too, and the ledger has forgotten their batches. ``expired`` rows were published and
-    are dropped from the table by age.
+    that cannot be read, or still ``queued``. ``recorded`` is what builds have put into the window in the table, and
+    ``superseded`` how many rows a later one of the same key has taken the place of. ``pruned`` rows were published too,
+    and the ledger has forgotten their batches. ``expired`` rows were published and are dropped from the table by age.
     """
 
     window_start: int
@@ -34,6 +34,7 @@ class WindowAccount:
     recorded: int = 0
     pruned: int = 0
     expired: int = 0
+    superseded: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,32 @@ def window_accounts(
 ) -> dict[int, WindowAccount]:
     """Return the accounts of some windows by their start, by default of all that ever had a row."""
     recorded = recorded_rows(tx, dataset)
+    superseded = _superseded_rows(tx, dataset)
     if window_starts is None:
-        return _accounts(tx, dataset, None, recorded)
+        return _accounts(tx, dataset, None, recorded, superseded)
     wanted = sorted(set(window_starts))
     found: dict[int, WindowAccount] = {}
     for number in range(0, len(wanted), _WINDOWS_PER_QUERY):
         some = wanted[number : number + _WINDOWS_PER_QUERY]
-        found.update(_accounts(tx, dataset, some, {start: recorded[start] for start in some if start in recorded}))
+        found.update(
+            _accounts(tx, dataset, some, {start: recorded[start] for start in some if start in recorded}, superseded)
+        )
     return found
 
 
+def _superseded_rows(tx: Connection, dataset: str) -> dict[int, int]:
+    query = select(windows.c.window_start, windows.c.superseded).where(
+        windows.c.dataset == dataset, windows.c.superseded != 0
+    )
+    return {start: int(rows) for start, rows in tx.execute(query)}
+
+
 def _accounts(
-    tx: Connection, dataset: str, window_starts: list[int] | None, recorded: dict[int, int]
+    tx: Connection,
+    dataset: str,
+    window_starts: list[int] | None,
+    recorded: dict[int, int],
+    superseded: dict[int, int],
 ) -> dict[int, WindowAccount]:
     here = [slices.c.dataset == dataset]
     if window_starts is not None:
@@ -110,6 +125,7 @@ def _accounts(
             recorded=recorded.get(start, 0),
             pruned=past[start].pruned if start in past else 0,
             expired=past[start].expired if start in past else 0,
+            superseded=superseded.get(start, 0),
         )
         for start in sorted({*states, *staged, *recorded, *past})
     }

@@ -123,6 +123,13 @@ def ordinal_of_batch(tx: Connection, dataset: str, batch_id: str) -> int:
     ).scalar_one()
 
 
+def position_of_batch(tx: Connection, dataset: str, batch_id: str) -> int | None:
+    """Return the position of row number 0 of a known batch's segment; None where the dataset has no key."""
+    return tx.execute(
+        select(batches.c.position).where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
+    ).scalar_one()
+
+
 def pending_batches(tx: Connection, dataset: str) -> int:
     """Return how many batches of the dataset are staged and neither published nor in quarantine."""
     return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
@@ -144,10 +151,12 @@ def acknowledge(
     *,
     schema_version: int,
     first_open_window: int = 0,
+    position: int | None = None,
 ) -> None:
     """Record a segment with its batches and slices; ``segment`` is None where no batch has a row to stage.
 
-    Slices of windows before ``first_open_window`` (a start) that the table has already are late.
+    Slices of windows before ``first_open_window`` (a start) that the table has already are late. ``position`` is that
+    of the segment's row number 0, of a dataset with a key.
     """
     if segment is not None:
         tx.execute(
@@ -158,6 +167,7 @@ def acknowledge(
                 bytes=segment.bytes,
                 rows=segment.rows,
                 schema_version=schema_version,
+                position=position,
                 staged_at=now,
             )
         )
@@ -174,6 +184,7 @@ def acknowledge(
             "dropped_rows": batch.dropped_rows,
             "segment_id": segment.id if segment else None,
             "ordinal": batch.ordinal,
+            "position": position,
             "staged_at": now,
             "published_at": None if batch.rows else now,
         }

@@ -190,6 +190,16 @@ def new_build(
     return get_build(tx, build_id)
 
 
+def replace_also(tx: Connection, build: Build, window_starts: Iterable[int]) -> None:
+    """Let a build in flight replace the files of more windows, before it commits."""
+    known = set(
+        tx.execute(select(replaced_windows.c.window_start).where(replaced_windows.c.build_id == build.id)).scalars()
+    )
+    more = [{"build_id": build.id, "window_start": start} for start in sorted(set(window_starts) - known)]
+    if more:
+        tx.execute(insert(replaced_windows), more)
+
+
 def add_slices(tx: Connection, build: Build, first_window: int | None, last_window: int | None) -> Claim:
     """Give a new build the staged slices of these windows; its rows become theirs and those that it had."""
     tx.execute(update(slices).where(*_free_slices(build.dataset, first_window, last_window)).values(build_id=build.id))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from timestore_pipeline.ledger.past import forget_expired, note_expired
-from timestore_pipeline.ledger.schema import BuildKind, replaced_windows, windows
+from timestore_pipeline.ledger.schema import BuildKind, datasets, replaced_windows, slices, windows
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,15 @@ def move_windows(
     replaced files.
     """
     replaced = windows_replaced_by(tx, build_id)
+    keyed = tx.execute(select(datasets.c.key).where(datasets.c.name == dataset)).scalar_one() is not None
     taken = Taken()
     for start in replaced | written.keys():
         here = (windows.c.dataset == dataset, windows.c.window_start == start)
-        had = tx.execute(select(windows.c.rows, windows.c.bytes, windows.c.files).where(*here)).first()
-        before = PublishedWindow(start, *had) if had else PublishedWindow(start, 0, 0, 0)
+        had = tx.execute(
+            select(windows.c.rows, windows.c.bytes, windows.c.files, windows.c.superseded).where(*here)
+        ).first()
+        before = PublishedWindow(start, *had[:3]) if had else PublishedWindow(start, 0, 0, 0)
+        superseded = had[3] if had else 0
         rest = kept.get(start, PublishedWindow(start, 0, 0, 0)) if start in replaced else before
         new = written.get(start, PublishedWindow(start, 0, 0, 0))
         taken = Taken(
@@ -66,9 +70,13 @@ def move_windows(
             taken.files + before.files - rest.files,
         )
         if kind is BuildKind.EXPIRY:
-            note_expired(tx, dataset, start, before.rows - rest.rows, now)
+            note_expired(tx, dataset, start, before.rows - rest.rows + (0 if rest.files else superseded), now)
         elif kind is BuildKind.REBUILD:
             forget_expired(tx, dataset, start)
+            # All that was ever published there has just been built again.
+            superseded = _rows(tx, dataset, start, slices.c.published_at.is_not(None)) - new.rows if keyed else 0
+        elif kind is BuildKind.FLUSH and keyed and start in replaced:
+            superseded += before.rows + _rows(tx, dataset, start, slices.c.build_id == build_id) - rest.rows - new.rows
         if not new.files + rest.files:
             tx.execute(delete(windows).where(*here))
             continue
@@ -76,6 +84,7 @@ def move_windows(
             "rows": rest.rows + new.rows,
             "bytes": rest.bytes + new.bytes,
             "files": rest.files + new.files,
+            "superseded": superseded,
             "build_id": build_id,
         }
         # A compaction publishes nothing: neither freshness nor "last published" may move with it.
@@ -85,3 +94,9 @@ def move_windows(
         else:
             tx.execute(insert(windows).values(dataset=dataset, window_start=start, published_at=now, **totals))
     return taken
+
+
+def _rows(tx: Connection, dataset: str, window_start: int, which: ColumnElement[bool]) -> int:
+    """Return how many staged rows of a window are in some of its slices."""
+    here = (slices.c.dataset == dataset, slices.c.window_start == window_start)
+    return int(tx.execute(select(func.sum(slices.c.rows)).where(*here, which)).scalar() or 0)

@@ -63,6 +63,7 @@ class Slice:
     """The rows of one segment that fall in one window; ``path`` is relative to the staging directory.
 
     ``columns`` are those that its segment has: of the dataset's columns later ones may be missing, and types narrower.
+    ``position`` is that of the segment's row number 0, where the dataset has a key.
     """
 
     dataset: str
@@ -75,6 +76,7 @@ class Slice:
     max_time: int
     staged_at: int
     columns: tuple[Column, ...] = field(compare=False)
+    position: int | None = None
 
 
 def slice_is_queued(table: FromClause = slices) -> ColumnElement[bool]:
@@ -163,6 +165,7 @@ _SLICE = select(
     slices.c.max_time,
     slices.c.staged_at,
     schemas.c.columns,
+    segments.c.position,
 ).select_from(
     slices.join(segments, segments.c.id == slices.c.segment_id).join(
         schemas, and_(schemas.c.dataset == segments.c.dataset, schemas.c.version == segments.c.schema_version)

@@ -11,6 +11,7 @@ from timestore_pipeline.columns import Column
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.published import PublishedWindow
+from timestore_pipeline.ledger.registry import take_positions
 from timestore_pipeline.ledger.schema import (
     BuildKind,
     BuildState,
@@ -88,6 +89,8 @@ def restore_dataset(
         "granularity": granularity,
         "next_sequence": next_sequence,
         "table_version": table_version,
+        # Beyond every position in the table, as no dataset gets more rows than microseconds pass.
+        "next_position": now,
     }
     if tx.execute(update(datasets).where(datasets.c.name == dataset).values(**values)).rowcount == 0:
         tx.execute(insert(datasets).values(name=dataset, **values))
@@ -183,6 +186,7 @@ def restore_segment(
     now: int,
 ) -> None:
     """Enter a segment with its batches and slices, each slice published or staged as it was."""
+    numbers = sum(batch.rows + batch.quarantined_rows + batch.dropped_rows for batch in restored.batches)
     acknowledge(
         tx,
         dataset,
@@ -190,6 +194,7 @@ def restore_segment(
         restored.batches,
         restored.slices,
         restored.staged_at,
+        position=take_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None,
         schema_version=len(versions) if restored.columns is None else versions.index(restored.columns) + 1,
     )
     here = slices.c.segment_id == restored.row.id
@@ -250,8 +255,13 @@ def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
         ).all()
     )
     live = dict(tx.execute(select(windows.c.window_start, windows.c.rows).where(windows.c.dataset == dataset)).all())
+    keyed = _has_key(tx, dataset)
     for start in ever.keys() | live.keys():
         more = int(ever.get(start, 0)) - int(live.get(start, 0))
+        if keyed and start in live and more > 0:
+            here = (windows.c.dataset == dataset, windows.c.window_start == start)
+            tx.execute(update(windows).where(*here).values(superseded=more))
+            continue
         if more:
             tx.execute(
                 insert(past_rows).values(
@@ -262,6 +272,10 @@ def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
                     expired_at=now if more > 0 else None,
                 )
             )
+
+
+def _has_key(tx: Connection, dataset: str) -> bool:
+    return tx.execute(select(datasets.c.key).where(datasets.c.name == dataset)).scalar() is not None
 
 
 def finish_restoring(tx: Connection, segment_ids: Iterable[str], now: int) -> None:

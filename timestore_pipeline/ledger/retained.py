@@ -32,7 +32,9 @@ def published_coverage(tx: Connection, dataset: str, first_window: int | None, l
     recorded = {
         start: int(rows)
         for start, rows in tx.execute(
-            select(windows.c.window_start, windows.c.rows).where(*_range(windows, dataset, first_window, last_window))
+            select(windows.c.window_start, windows.c.rows + windows.c.superseded).where(
+                *_range(windows, dataset, first_window, last_window)
+            )
         )
     }
     known = {

@@ -103,9 +103,12 @@ datasets = Table(
     metadata,
     Column("name", String(63), primary_key=True),
     Column("granularity", String(8), nullable=False),
+    Column("key", Text, comment="JSON {columns, version}; null: rows are appended as they are"),
     Column("next_sequence", BigInteger, nullable=False, server_default=text("1")),
+    Column("next_position", BigInteger, nullable=False, server_default=text("0"),
+           comment="of the next row that is acknowledged, where there is a key"),
     Column("table_version", BigInteger, comment="the Delta version that readers may see; null: no table yet"),
-)
+)  # fmt: skip
 
 schemas = Table(
     "schemas",
@@ -128,6 +131,7 @@ segments = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("schema_version", Integer, nullable=False, comment="the columns that its rows have"),
+    Column("position", BigInteger, comment="of its row number 0, where the dataset has a key"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger, comment="when its last slice was published; retention counts from here"),
     Column("quarantined_at", BigInteger, comment="since when some of its slices are in quarantine, and its file too"),
@@ -149,6 +153,7 @@ batches = Table(
     Column("dropped_rows", BigInteger, nullable=False, comment="too late, where the dataset drops such rows"),
     Column("segment_id", String(32), ForeignKey("segments.id"), comment="null: the batch had no row to stage"),
     Column("ordinal", Integer, nullable=False, comment="the batch's number within its segment"),
+    Column("position", BigInteger, comment="as of its segment; also where no row of it could be staged"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger),
     Column("quarantined_at", BigInteger, comment="when all of its slices had left the queue, one of them unread"),
@@ -240,10 +245,12 @@ windows = Table(
     Column("rows", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("files", BigInteger, nullable=False),
+    Column("superseded", BigInteger, nullable=False, server_default=text("0"),
+           comment="published rows that a later one of the same key has taken the place of"),
     Column("published_at", BigInteger, nullable=False),
     Column("build_id", _RowId, ForeignKey("builds.id"), nullable=False),
     PrimaryKeyConstraint("dataset", "window_start"),
-)
+)  # fmt: skip
 
 past_rows = Table(
     "past_rows",

@@ -87,7 +87,8 @@ def required_columns(spec: DatasetSpec, first: Iterable[Column]) -> frozenset[st
 
     Batches from before a column came lack it, so what came later is null where it is missing.
     """
-    return frozenset(column.name for column in first) - set(spec.optional)
+    needed = spec.key.needed if spec.key else ()
+    return frozenset(column.name for column in first).union(needed) - set(spec.optional)
 
 
 def take_up(tx: Connection, dataset: str, base: int, steps: Sequence[SchemaStep], now: int) -> int:

@@ -1,7 +1,8 @@
 """Exactly once, proved: the rows of each window by the ledger, held against the table's own counts (invariant 2).
 
 For every window, rows staged = rows published + in quarantine + still queued, and rows published = rows recorded for
-the window = rows in the table's files. What the files hold is taken from their footers, not from what the log says.
+the window and in the table's files + rows superseded by their key. What the files hold is taken from their footers, not
+from what the log says.
 """
 
 from __future__ import annotations
@@ -121,10 +122,12 @@ def _ledger_problems(account: WindowAccount) -> list[str]:
             f"{account.staged:,} rows were staged, and {explained:,} are published ({account.published:,}), "
             f"in quarantine ({account.quarantined:,}) or queued ({account.queued:,})"
         )
-    published, accounted = account.published + account.pruned, account.recorded + account.expired
-    if published != accounted:
-        expired = f" and {account.expired:,} have expired" if account.expired else ""
-        found.append(f"{published:,} rows were published, {account.recorded:,} are recorded for the window{expired}")
+    published = account.published + account.pruned
+    if published != account.recorded + account.superseded + account.expired:
+        parts = [f"{account.recorded:,} are recorded for the window"]
+        parts += [f"{account.superseded:,} superseded by their key"] if account.superseded else []
+        parts += [f"{account.expired:,} have expired"] if account.expired else []
+        found.append(f"{published:,} rows were published, {' and '.join(parts)}")
     return found
 
 

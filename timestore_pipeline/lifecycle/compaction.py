@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from timestore_pipeline.building.parquet import WindowSource, parquet_relation, write_window
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
+from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.table import (
     ParquetFile,
     TableFile,
@@ -31,7 +32,6 @@ from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.schema import BuildKind
-from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
@@ -173,7 +173,6 @@ def plan_compaction(
     open_from = spec.first_open_window(now)
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
-        columns = dataset_columns(tx, spec)
     closed = {}
     for total in totals:
         window = spec.window_at(total.window_start)
@@ -187,10 +186,7 @@ def plan_compaction(
     if not closed or not has_table(path):
         return {}
     by_window: dict[Window, list[TableFile]] = {window: [] for window in closed}
-    table = open_table(path, spec.name)
-    if columns is None or not has_columns(table, columns):
-        return {}  # they have changed, and the next flush gives the table the new ones
-    for file in live_files(table):
+    for file in live_files(open_table(path, spec.name)):
         window = spec.window_from_key(file.window_key)
         if window in by_window:
             by_window[window].append(file)
@@ -234,8 +230,9 @@ def _compact_once(
     trigger: Trigger,
 ) -> CompactionReport:
     check_disk(store, store.table_path(spec.name))
+    # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
+    columns = published_columns(store, spec, open_table(store.table_path(spec.name), spec.name))
     with store.ledger.write() as tx:
-        columns = dataset_columns(tx, spec) or ()
         build = claim_windows(
             tx,
             spec.name,
@@ -253,6 +250,10 @@ def _compact_once(
         found = read_for_replacement(
             store.table_path(spec.name), build, [window.key for window in plan], data_change=False
         )
+        if not has_columns(found.table, columns):
+            raise TableError(
+                f"dataset {spec.name!r}: its columns changed just now; the next compaction merges its files"
+            )
         # Only builds change files, and this is the one in flight; what somebody else has changed is left alone.
         live = set(found.files)
         chosen = {window: [file for file in files if file in live] for window, files in plan.items()}

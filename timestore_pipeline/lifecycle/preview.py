@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.columns import BATCH_COLUMN, glob_literal, literal
+from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, glob_literal, literal
 from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
@@ -21,6 +21,7 @@ from timestore_pipeline.store import Store
 PREVIEWED = 10
 """Most rows or lines that are shown."""
 
+_SHOWN = f"COLUMNS(name -> name NOT IN ('{BATCH_COLUMN}', '{ROW_COLUMN}'))"
 _MAX_LINE = 500
 _TEXT_BYTES = 64 << 10
 
@@ -47,12 +48,12 @@ def preview(store: Store, entry: QuarantineEntry, most: int = PREVIEWED) -> Prev
     if entry.kind is QuarantineKind.BATCH:
         return _first_lines(path, most)
     if entry.kind is QuarantineKind.SEGMENT:
-        query = f"SELECT * EXCLUDE ({BATCH_COLUMN}) FROM segment.{SEGMENT_TABLE}"
+        query = f"SELECT {_SHOWN} FROM segment.{SEGMENT_TABLE}"
         return _first_rows(store, path, query, most, attach=True)
     with store.ledger.read() as tx:
         ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
     source = f"read_parquet({literal(glob_literal(path))})"
-    query = f"SELECT * EXCLUDE ({BATCH_COLUMN}) FROM {source} WHERE {BATCH_COLUMN} = {ordinal}"
+    query = f"SELECT {_SHOWN} FROM {source} WHERE {BATCH_COLUMN} = {ordinal}"
     return _first_rows(store, path, query, most)
 
 

@@ -17,7 +17,7 @@ import duckdb
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import BATCH_COLUMN, Column, glob_literal, literal, select_as
+from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import (
@@ -30,7 +30,7 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.landing.shapes import describe, readable_reason
-from timestore_pipeline.ledger.batches import ordinal_of_batch
+from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batch
 from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
 from timestore_pipeline.ledger.quarantine import (
     QuarantineEntry,
@@ -228,6 +228,7 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         raise EntryUnusable(entry.id, path)
     with store.ledger.read() as tx:
         ordinal = ordinal_of_batch(tx, spec.name, entry.batch_id)
+        position = position_of_batch(tx, spec.name, entry.batch_id)
     content = hashlib.sha256(f"{file_fingerprint(path)}/{ordinal}".encode()).hexdigest()
     batch = IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)
     while True:
@@ -238,7 +239,7 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         limits = check_room(store, spec, 1)
         try:
             with turn(store, spec, limits):
-                return _stage_rows(store, spec, entry, batch, path, ordinal, by)
+                return _stage_rows(store, spec, entry, batch, path, ordinal, position, by)
         except StagedMeanwhile:
             continue
 
@@ -250,6 +251,7 @@ def _stage_rows(
     batch: IncomingBatch,
     path: Path,
     ordinal: int,
+    position: int | None,
     by: str,
 ) -> Retried:
     with store.ledger.read() as tx:
@@ -260,9 +262,12 @@ def _stage_rows(
     try:
         with store.writers.connection() as connection:
             stored = [Column(name, type_) for name, type_ in describe(connection, kept)]
+            # With a key they keep their places: rows that were staged since then are newer.
+            number = f", {ROW_COLUMN}" if spec.key else ""
             rows = RowSource(
-                f"SELECT {select_as(schema.columns, stored)}, 0 AS {BATCH_COLUMN} FROM {kept} "
-                f"WHERE {BATCH_COLUMN} = {ordinal}"
+                f"SELECT {select_as(schema.columns, stored)}, 0 AS {BATCH_COLUMN}{number} FROM {kept} "
+                f"WHERE {BATCH_COLUMN} = {ordinal}",
+                numbered=spec.key is not None,
             )
             written = write_segment(
                 store,
@@ -290,7 +295,7 @@ def _stage_rows(
         acknowledged = acknowledge_segment(
             store,
             spec,
-            SegmentSchema(schema.version),
+            SegmentSchema(schema.version, position=position),
             written,
             [batch],
             together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),

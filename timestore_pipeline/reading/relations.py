@@ -15,9 +15,10 @@ import pyarrow as pa
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.parquet import parquet_relation
 from timestore_pipeline.building.table import file_bounds, open_table
-from timestore_pipeline.columns import Column, column_list, quote, typed_nulls
+from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
+from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schemas import dataset_schema
@@ -203,31 +204,70 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
     columns = snapshot.columns
     if columns is None:
         return
-    published = _published(store, connection, snapshot, columns, pruning)
-    parts = [f"SELECT {column_list(columns)} FROM {relation}" for relation in published]
-    parts += _staged(store, connection, snapshot, columns, pruning)
+    if snapshot.spec.key and snapshot.slices:
+        parts = _keyed(store, connection, snapshot, columns, pruning)
+    else:
+        files = _published_files(store, connection, snapshot, columns, pruning)
+        parts = _from_files(snapshot, columns, [path for path, _ in files])
+        parts += _staged(store, connection, snapshot, columns, _wanted_slices(connection, snapshot, columns, pruning))
     body = " UNION ALL ".join(parts) or f"SELECT {typed_nulls(columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
 
 
-def _published(
+def _keyed(
     store: Store,
     connection: duckdb.DuckDBPyConnection,
     snapshot: Snapshot,
     columns: tuple[Column, ...],
     pruning: Pruning,
 ) -> list[str]:
+    """Return SELECTs of one row per key: windows with staged rows are looked through, the others have just that.
+
+    A window with staged rows is read whole or not at all: a row that a query does not ask for may be the one that
+    takes the place of one that it does ask for.
+    """
+    spec = snapshot.spec
+    keys = {spec.window_at(piece.window_start).key: piece.window_start for piece in snapshot.slices}
+    wanted = _published_files(store, connection, snapshot, columns, pruning)
+    asked = {key for _, key in wanted if key in keys}
+    asked |= {
+        spec.window_at(piece.window_start).key for piece in _wanted_slices(connection, snapshot, columns, pruning)
+    }
+    parts = _from_files(snapshot, columns, [path for path, key in wanted if key not in keys])
+    if asked:
+        starts = {keys[key] for key in asked}
+        every_file = _published_files(store, connection, snapshot, columns, READ_ALL) if pruning.conditions else wanted
+        stored = spec.table_columns(columns)
+        rows = _from_files(snapshot, stored, [path for path, key in every_file if key in asked])
+        pieces = [piece for piece in snapshot.slices if piece.window_start in starts]
+        rows += _staged(store, connection, snapshot, stored, pieces)
+        parts.append(f"SELECT {column_list(columns)} FROM ({winning_rows(spec, stored, ' UNION ALL '.join(rows))})")
+    return parts
+
+
+def _published_files(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    snapshot: Snapshot,
+    columns: tuple[Column, ...],
+    pruning: Pruning,
+) -> list[tuple[Path, str]]:
+    """Return the published files that a query can have rows of, each with its window's key."""
     if snapshot.table_version is None:
         return []
     name = snapshot.spec.name
     folder = store.table_path(name)
     bounds = file_bounds(open_table(folder, name, snapshot.table_version))
     wanted = pruning.surviving(connection, name, columns, bounds)
-    paths = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64())))["path"].to_pylist()
+    rows = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64()))).select(["path", WINDOW_COLUMN])
+    return [(folder / row["path"], row[WINDOW_COLUMN]) for row in rows.to_pylist()]
+
+
+def _from_files(snapshot: Snapshot, columns: tuple[Column, ...], paths: Sequence[Path]) -> list[str]:
     if not paths:
         return []
     # Older files may have fewer or narrower columns.
-    return [parquet_relation([folder / path for path in paths], columns if snapshot.evolved else None)]
+    return [f"SELECT {column_list(columns)} FROM {parquet_relation(paths, columns if snapshot.evolved else None)}"]
 
 
 def _wanted_slices(
@@ -249,10 +289,9 @@ def _staged(
     connection: duckdb.DuckDBPyConnection,
     snapshot: Snapshot,
     columns: tuple[Column, ...],
-    pruning: Pruning,
+    slices: Sequence[Slice],
 ) -> list[str]:
-    """Return SELECTs for the staged rows, having made sure that what they name is there."""
-    slices = _wanted_slices(connection, snapshot, columns, pruning)
+    """Return SELECTs for staged rows, having made sure that what they name is there."""
     groups = by_segment(slices)
     if len(groups) > MOST_ATTACHED:
         table = scratch_table(snapshot.spec.name)

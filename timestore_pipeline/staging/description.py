@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.columns import BATCH_COLUMN, Column, literal
+from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, literal
 
 SEGMENT_TABLE = "rows"
 """Name of the one table in every segment."""
@@ -185,7 +185,9 @@ def read_segment(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[Des
         found = connection.execute(f"SELECT count(*) FROM described.{SEGMENT_TABLE}").fetchall()[0][0]
         if found != description.rows:
             raise NotDescribed(f"it has {found} rows and says that it has {description.rows}")
-        return description, tuple(Column(name, type_) for name, type_ in columns if name != BATCH_COLUMN)
+        return description, tuple(
+            Column(name, type_) for name, type_ in columns if name not in (BATCH_COLUMN, ROW_COLUMN)
+        )
     except duckdb.Error as error:
         raise NotDescribed(str(error).splitlines()[0]) from error
     finally:

@@ -20,7 +20,7 @@ from timestore_pipeline.ledger.batches import (
 )
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, resolve_staged_files, set_aside
-from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.registry import lock_dataset, take_positions
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
 from timestore_pipeline.staging.description import IncomingBatch
@@ -96,10 +96,14 @@ class StagedMeanwhile(Exception):
 
 @dataclass(frozen=True)
 class SegmentSchema:
-    """The columns of a new segment: those of version ``base`` in the ledger (0: none), and what is to be taken up."""
+    """The columns of a new segment: those of version ``base`` in the ledger (0: none), and what is to be taken up.
+
+    ``position`` is that of its row number 0 where its rows keep the places that they had, in a dataset with a key.
+    """
 
     base: int
     steps: tuple[SchemaStep, ...] = ()
+    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,9 @@ def acknowledge_segment(
         check_queue(tx, spec, limits, len(batches))
         check_guardrails(tx, store, spec, limits)
         first_open = spec.first_open_window(written.judged_at).start_micros
+        position = schema.position
+        if spec.key and position is None:
+            position = take_positions(tx, spec.name, written.numbers)
         acknowledge(
             tx,
             spec.name,
@@ -180,6 +187,7 @@ def acknowledge_segment(
             now,
             schema_version=version,
             first_open_window=first_open,
+            position=position,
         )
         count_late_rows(tx, spec, written)
         resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)

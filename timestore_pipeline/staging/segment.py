@@ -17,6 +17,7 @@ import duckdb
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import (
     BATCH_COLUMN,
+    ROW_COLUMN,
     Column,
     column_definitions,
     column_list,
@@ -57,6 +58,7 @@ _PROBLEMS = {
     "infinite": "the time is infinite",
     "early": "the time is before the dataset's start, {start:%Y-%m-%d}",
     "late": "its window closed {lateness} after its end: the time is before {first_open:%Y-%m-%d %H:%M} UTC",
+    "key": "a column of the key ({key}) is null",
     "future": "the time is after {horizon:%Y-%m-%d %H:%M:%S} UTC, more than TIMESTORE_STAGING_MAX_FUTURE_MS ahead",
 }
 
@@ -76,7 +78,8 @@ class WrittenSegment:
 
     ``row`` is None where no row could be staged. ``batch_rows``, ``refused`` and ``dropped`` (rows that came too late,
     and are nowhere) go by batch ordinal; ``refused_path`` (relative to the staging directory) holds the refused rows
-    of all batches. ``judged_at`` is the moment by which they were late, in microseconds since the epoch.
+    of all batches. ``judged_at`` is the moment by which they were late, in microseconds since the epoch. ``numbers`` is
+    how many row numbers were given out, to refused rows too, where the dataset has a key.
     """
 
     row: SegmentRow | None
@@ -87,6 +90,7 @@ class WrittenSegment:
     refused_bytes: int = 0
     dropped: Mapping[int, int] = field(default_factory=dict)
     judged_at: int = 0
+    numbers: int = 0
 
     def files(self, store: Store) -> list[Path]:
         """The files that an acknowledgement rests on."""
@@ -174,6 +178,7 @@ class _Filled:
     refused_path: str | None
     dropped: Mapping[int, int]
     judged_at: int
+    numbers: int
 
 
 def _fill(
@@ -191,13 +196,19 @@ def _fill(
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
     connection.execute(f"ATTACH {literal(str(path))} AS segment (BLOCK_SIZE {block})")
     connection.execute("BEGIN")
+    row_number = f", {ROW_COLUMN} BIGINT NOT NULL" if spec.key else ""
     connection.execute(
-        f"CREATE TABLE segment.{SEGMENT_TABLE} ({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL)"
+        f"CREATE TABLE segment.{SEGMENT_TABLE} "
+        f"({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL{row_number})"
     )
+    numbers = 0
     for source in sources:
         for name, table in source.tables.items():
             connection.register(name, table)
-        connection.execute(f"INSERT INTO segment.{SEGMENT_TABLE} {source.sql}")
+        rows = source.sql
+        if spec.key and not source.numbered:
+            rows = f"SELECT *, {numbers} + row_number() OVER () - 1 FROM ({source.sql})"
+        numbers += connection.execute(f"INSERT INTO segment.{SEGMENT_TABLE} {rows}").fetchall()[0][0]
     time_column = spec.time_column(columns)
     time = utc_timestamp_sql(time_column)
     now = now_micros()
@@ -211,7 +222,7 @@ def _fill(
     problem = (
         f"CASE WHEN {quote(time_column.name)} IS NULL THEN 'null' "
         f"WHEN NOT isfinite({quote(time_column.name)}) THEN 'infinite' "
-        f"WHEN {time} < make_timestamp({spec.first_window.start_micros}) THEN 'early' {late}"
+        f"WHEN {time} < make_timestamp({spec.first_window.start_micros}) THEN 'early' {late}{_null_in_key(spec)}"
         f"WHEN {time} > TIMESTAMP '{horizon:%Y-%m-%d %H:%M:%S}' THEN 'future' END"
     )
     found = connection.execute(
@@ -224,7 +235,13 @@ def _fill(
     ).fetchall()
     refused: dict[int, list[RefusedRows]] = {}
     dropped: dict[int, int] = {}
-    said = {"start": start, "horizon": horizon, "first_open": first_open, "lateness": format_duration(spec.lateness)}
+    said = {
+        "start": start,
+        "horizon": horizon,
+        "first_open": first_open,
+        "lateness": format_duration(spec.lateness),
+        "key": ", ".join(spec.key.columns) if spec.key else "",
+    }
     for ordinal, kind, _, rows, _, _ in found:
         if kind == _LATE and spec.late is LatePolicy.DROP:
             dropped[ordinal] = rows
@@ -253,11 +270,18 @@ def _fill(
     refused_path = None
     if refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
-        _set_rows_aside(store, connection, columns, problem, refused_path, description)
+        kept = f"{column_list(columns)}, {BATCH_COLUMN}" + (f", {ROW_COLUMN}" if spec.key else "")
+        _set_rows_aside(store, connection, kept, problem, refused_path, description)
     describe_segment(connection, "segment", description)
     connection.execute("COMMIT")
     connection.execute("DETACH segment")
-    return _Filled(groups, refused, refused_path, dropped, now)
+    return _Filled(groups, refused, refused_path, dropped, now, numbers)
+
+
+def _null_in_key(spec: DatasetSpec) -> str:
+    if spec.key is None:
+        return ""
+    return f"WHEN {' OR '.join(f'{quote(name)} IS NULL' for name in spec.key.columns)} THEN 'key' "
 
 
 def reason_in_words(parts: Iterable[RefusedRows]) -> str:
@@ -275,7 +299,7 @@ def _rows_by_ordinal(groups: Iterable[DescribedGroup]) -> dict[int, int]:
 def _set_rows_aside(
     store: Store,
     connection: duckdb.DuckDBPyConnection,
-    columns: Sequence[Column],
+    kept: str,
     problem: str,
     relative: str,
     description: Description,
@@ -284,7 +308,7 @@ def _set_rows_aside(
     make_folder(final.parent)
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     connection.execute(
-        f"COPY (SELECT {column_list(columns)}, {BATCH_COLUMN}, {problem} AS _problem "
+        f"COPY (SELECT {kept}, {problem} AS _problem "
         f"FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL) "
         f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
         f"KV_METADATA {{{METADATA_KEY}: {literal(description.as_text())}}})"
@@ -306,6 +330,7 @@ def _written(store: Store, segment: SegmentRow | None, filled: _Filled) -> Writt
         refused_bytes=store.segment_path(refused_path).stat().st_size if refused_path else 0,
         dropped=filled.dropped,
         judged_at=filled.judged_at,
+        numbers=filled.numbers,
     )
 
 

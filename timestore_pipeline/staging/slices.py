@@ -11,7 +11,16 @@ from collections.abc import Iterable, Sequence
 
 import duckdb
 
-from timestore_pipeline.columns import Column, column_definitions, literal, quote, select_as, time_range_sql
+from timestore_pipeline.columns import (
+    POSITION_COLUMN,
+    ROW_COLUMN,
+    Column,
+    column_definitions,
+    literal,
+    quote,
+    select_as,
+    time_range_sql,
+)
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import SegmentUnreadable
 from timestore_pipeline.landing.shapes import readable_reason
@@ -50,7 +59,15 @@ def segment_table(segment_id: str) -> str:
 def rows_of_segment(columns: Sequence[Column], piece: Slice) -> str:
     """Return what follows FROM to read the segment of a slice as rows of ``columns``."""
     table = segment_table(piece.segment_id)
-    return table if piece.columns == tuple(columns) else f"(SELECT {select_as(columns, piece.columns)} FROM {table})"
+    return table if piece.columns == tuple(columns) else f"(SELECT {_as_rows_of(columns, piece)} FROM {table})"
+
+
+def _as_rows_of(columns: Sequence[Column], piece: Slice) -> str:
+    """Return the SELECT list that makes rows of ``columns`` of a segment's; the position is where a row stood."""
+    listed = select_as([column for column in columns if column.name != POSITION_COLUMN], piece.columns)
+    if columns[-1].name != POSITION_COLUMN:
+        return listed
+    return f"{listed}, CAST({piece.position or 0} + {ROW_COLUMN} AS BIGINT) AS {POSITION_COLUMN}"
 
 
 def by_segment(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
@@ -77,7 +94,7 @@ def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence
     time = spec.time_column(stored)
     condition = " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
     rows = f"SELECT * FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
-    return f"SELECT {select_as(columns, stored)} FROM ({rows})"
+    return f"SELECT {_as_rows_of(columns, pieces[0])} FROM ({rows})"
 
 
 def gather_slices(

@@ -7,7 +7,7 @@ answered with a receipt is acknowledged (invariant 1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import duckdb
 import pyarrow as pa
@@ -193,9 +193,21 @@ def _plan(
             shapes.append(_take_up(connection, spec, plan, group, arrow_schema, numbers))
         except UnreadableFile as error:
             answers.update({number: _rejected(spec, group[number], str(error), error) for number in numbers})
-    for shape in shapes:
+    for shape in _in_order_of_arrival(shapes) if spec.key else shapes:
         _add_source(spec, plan, group, shape)
     return plan
+
+
+def _in_order_of_arrival(shapes: Sequence[_Shape]) -> list[_Shape]:
+    """Split shapes so that their batches follow one another as they came: with a key the later one wins."""
+    shape_of = {number: shape for shape in shapes for number in shape.numbers}
+    found: list[tuple[_Shape, list[int]]] = []
+    for number in sorted(shape_of):
+        if found and found[-1][0] is shape_of[number]:
+            found[-1][1].append(number)
+        else:
+            found.append((shape_of[number], [number]))
+    return [replace(shape, numbers=numbers) for shape, numbers in found]
 
 
 def _take_up(

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 
+from timestore_pipeline.building import publication
+from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchRejected, ColumnsChanged
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schemas import dataset_columns, schema_history
+from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.staging import together
@@ -361,3 +367,104 @@ def test_hourly_batches_of_the_declared_dataset_are_as_before(store: Store):
     build(store)
     assert len(readable(store)) == 3
     assert [version for version, _, _ in history(store)] == [1]
+
+
+def types_in_files(store: Store, column: str) -> set[str]:
+    """The types that a column has in the live files of the table, as their footers say."""
+    files = [path.removeprefix("file://") for path in DeltaTable(str(store.table_path("weather"))).file_uris()]
+    schemas = [pq.read_schema(file) for file in files]
+    return {str(schema.field(column).type) for schema in schemas if column in schema.names}
+
+
+@pytest.mark.parametrize("change", WIDENINGS)
+def test_the_commit_that_widens_a_column_leaves_no_file_with_the_narrow_type(make_store: MakeStore, change: str):
+    narrow, first, wide, second, _ = WIDENINGS[change]
+    store = make_store(INFERRED)
+    for day in range(3):
+        rows = batch(first, narrow).set_column(0, "ts", pa.array([NEW_YEAR + timedelta(days=day)], TS))
+        stage(store, "weather", rows)
+        build(store)
+    before = DeltaTable(str(store.table_path("weather"))).version()
+
+    stage(store, "weather", batch(second, wide))
+    build(store)
+
+    assert types_in_files(store, "n") == {str(wide)}
+    as_wide = pa.array([first], narrow).cast(wide).to_pylist()[0]
+    expected = in_order([(as_wide,)] * 3 + [(second,)])
+    assert values(store, "n") == in_order((row[1],) for row in rows_in_table(store)) == expected
+    assert audit_rows(store, "weather").wrong == ()
+    old = DeltaTable(str(store.table_path("weather")), version=before).to_pyarrow_table()
+    assert old["n"].to_pylist() == pa.array([first] * 3, narrow).to_pylist()
+
+
+def test_files_that_never_had_a_column_stay_when_it_is_widened(make_store: MakeStore):
+    store = make_store(INFERRED)
+    stage(store, "weather", batch(1))
+    build(store)
+    (untouched,) = DeltaTable(str(store.table_path("weather"))).file_uris()
+    later = pa.array([NEW_YEAR + timedelta(days=1)], TS)
+    stage(store, "weather", batch(2, gust=pa.array([0.5], pa.float32())).set_column(0, "ts", later))
+    build(store)
+
+    stage(store, "weather", batch(3, gust=0.1).set_column(0, "ts", later))
+    build(store)
+
+    assert untouched in DeltaTable(str(store.table_path("weather"))).file_uris()
+    assert types_in_files(store, "gust") == {"double"}
+    assert values(store, "n", "gust") == [(1, None), (2, 0.5), (3, 0.1)]
+
+
+def test_a_compaction_between_staging_and_flush_keeps_what_the_table_has(make_store: MakeStore):
+    store = make_store(INFERRED)
+    for number in range(3):
+        stage(store, "weather", batch(number))
+        build(store)
+    stage(store, "weather", batch(1 << 40, pa.int64(), gust=0.5))
+
+    report = compact_dataset(store, "weather", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+
+    assert (report.files, report.merged_files) == (3, 1)
+    assert types_in_files(store, "n") == {"int32"}
+    expected = [(0, None), (1, None), (1 << 40, 0.5), (2, None)]
+    assert values(store, "n", "gust") == in_order(expected)
+    build(store)
+    assert types_in_files(store, "n") == {"int64"}
+    assert values(store, "n", "gust") == in_order(expected)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_widening_that_dies_at_its_commit_is_all_there_or_not_at_all(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, after: bool
+):
+    store = make_store(INFERRED)
+    for day in range(2):
+        stage(store, "weather", batch(day).set_column(0, "ts", pa.array([NEW_YEAR + timedelta(days=day)], TS)))
+        build(store)
+    stage(store, "weather", batch(1 << 40, pa.int64()))
+    commit = publication.commit_build
+
+    def die(*arguments: Any, **options: Any) -> None:
+        if after:
+            commit(*arguments, **options)
+        raise KeyboardInterrupt
+
+    def cannot(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publication, "commit_build", die)
+        patched.setattr(publication, "settle_build", cannot)
+        with pytest.raises(KeyboardInterrupt):
+            build(store)
+    expected = [(0,), (1,), (1 << 40,)]
+    assert values(store, "n") == expected
+    settle_dead_builds(store, lambda owner: True)
+
+    assert values(store, "n") == expected
+    assert types_in_files(store, "n") == {"int64" if after else "int32"}
+    if not after:
+        build(store)
+    assert values(store, "n") == expected
+    assert types_in_files(store, "n") == {"int64"}
+    assert audit_rows(store, "weather").wrong == ()

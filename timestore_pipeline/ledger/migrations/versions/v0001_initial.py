@@ -29,7 +29,17 @@ def upgrade() -> None:
         "datasets",
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("granularity", sa.String(length=8), nullable=False),
+        sa.Column(
+            "key", sa.Text(), nullable=True, comment="JSON {columns, version}; null: rows are appended as they are"
+        ),
         sa.Column("next_sequence", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
+        sa.Column(
+            "next_position",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="of the next row that is acknowledged, where there is a key",
+        ),
         sa.Column(
             "table_version",
             sa.BigInteger(),
@@ -259,6 +269,9 @@ def upgrade() -> None:
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("schema_version", sa.Integer(), nullable=False, comment="the columns that its rows have"),
+        sa.Column(
+            "position", sa.BigInteger(), nullable=True, comment="of its row number 0, where the dataset has a key"
+        ),
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
         sa.Column(
             "published_at",
@@ -316,6 +329,12 @@ def upgrade() -> None:
             comment="null: the batch had no row to stage",
         ),
         sa.Column("ordinal", sa.Integer(), nullable=False, comment="the batch's number within its segment"),
+        sa.Column(
+            "position",
+            sa.BigInteger(),
+            nullable=True,
+            comment="as of its segment; also where no row of it could be staged",
+        ),
         sa.Column("staged_at", sa.BigInteger(), nullable=False),
         sa.Column("published_at", sa.BigInteger(), nullable=True),
         sa.Column(
@@ -397,6 +416,13 @@ def upgrade() -> None:
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("files", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "superseded",
+            sa.BigInteger(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="published rows that a later one of the same key has taken the place of",
+        ),
         sa.Column("published_at", sa.BigInteger(), nullable=False),
         sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.ForeignKeyConstraint(["build_id"], ["builds.id"], name=op.f("fk_windows_build_id")),
