@@ -61,7 +61,7 @@ class OneRowPerKey(RuleBasedStateMachine):
     def begin(self, version: bool) -> None:
         self.home = Path(tempfile.mkdtemp())
         self.by_version = version
-        self.acked: list[tuple[int, int, tuple[Any, ...], str]] = []
+        self.acked: list[tuple[int, Any, tuple[Any, ...], str]] = []
         self.away: set[tuple[str, int]] = set()
         self.columns = 0
         self.open_store()
