@@ -59,20 +59,18 @@ def check_pause(tx: Connection, dataset: str) -> None:
         raise IntakePaused(dataset, pause.paused_by, since, pause.reason, resume)
 
 
-def room_for(store: Store, spec: DatasetSpec, batches: int) -> tuple[EffectiveLimits, int]:
+def room_for(tx: Connection, store: Store, spec: DatasetSpec, batches: int) -> tuple[EffectiveLimits, int]:
     """Return the dataset's limits, and for how many of ``batches`` there is room: one at least.
 
     Raises:
-        IntakePaused, StagingQueueFull, GuardrailExceeded, DiskFull: as :func:`check_room`, there is room for none.
+        IntakePaused, StagingQueueFull, GuardrailExceeded: as :func:`check_room`, there is room for none.
     """
-    check_disk(store)
-    with store.ledger.read() as tx:
-        check_pause(tx, spec.name)
-        limits = store.limits(tx, spec)
-        check_guardrails(tx, store, spec, limits)
-        if not limits.max_pending:
-            return limits, batches
-        depth = pending_batches(tx, spec.name)
+    check_pause(tx, spec.name)
+    limits = store.limits(tx, spec)
+    check_guardrails(tx, store, spec, limits)
+    if not limits.max_pending:
+        return limits, batches
+    depth = pending_batches(tx, spec.name)
     if depth >= limits.max_pending:
         raise StagingQueueFull(spec.name, depth, limits.max_pending)
     return limits, min(batches, limits.max_pending - depth)

@@ -26,6 +26,7 @@ from timestore_pipeline.landing.fit import select_rows
 from timestore_pipeline.landing.inference import brought_columns, columns_of, grown_schema
 from timestore_pipeline.landing.readers import RowSource, read_through, with_ordinals
 from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow, readable_reason
+from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.frames import as_table, content_batch_id, table_fingerprint
@@ -37,7 +38,7 @@ from timestore_pipeline.staging.receipts import (
     check_texts,
     settle_known,
 )
-from timestore_pipeline.staging.room import room_for
+from timestore_pipeline.staging.room import check_disk, room_for
 from timestore_pipeline.staging.segment import WrittenSegment, write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
@@ -66,7 +67,6 @@ class Incoming:
 Answer = Receipt | TimestoreError
 """What became of one batch."""
 
-# One segment with this many batches: what every batch adds to the ledger's transaction is small, but not nothing.
 _Group = dict[int, Incoming]
 
 
@@ -90,14 +90,19 @@ def stage_together(store: Store, spec: DatasetSpec, incoming: Sequence[Incoming]
 
 def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answer]:
     """Answer some of the batches; none where another process was in the way and it is to be tried again."""
-    known = settle_known(store, spec, [item.batch for item in left.values()])
+    with store.ledger.read() as tx:
+        known = known_batches(tx, spec.name, (item.batch.batch_id for item in left.values()))
+        if not known:
+            limits, room = room_for(tx, store, spec, len(left))
+            schema = dataset_schema(tx, spec)
     if known:
-        return {number: known[item.batch.batch_id] for number, item in left.items() if item.batch.batch_id in known}
-    limits, room = room_for(store, spec, len(left))
+        settled = settle_known(store, spec, [item.batch for item in left.values()])
+        return {number: settled[item.batch.batch_id] for number, item in left.items() if item.batch.batch_id in settled}
+    check_disk(store)
     group = dict(list(left.items())[:room])
     try:
         with turn(store, spec, limits):
-            return _stage(store, spec, group)
+            return _stage(store, spec, schema, group)
     except (StagedMeanwhile, BatchConflict):
         return {}  # the ledger knows more by now
     except StagingQueueFull:
@@ -106,10 +111,10 @@ def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answ
         return {}  # it filled up meanwhile, but not so far that none of them fits
 
 
-def _stage(store: Store, spec: DatasetSpec, group: _Group) -> dict[int, Answer]:
+def _stage(store: Store, spec: DatasetSpec, schema: Schema | None, group: _Group) -> dict[int, Answer]:
     answers: dict[int, Answer] = {}
     with store.writers.connection() as connection:
-        plan = _plan(store, connection, spec, group, answers)
+        plan = _plan(connection, spec, schema, group, answers)
         order = plan.order
         if not order or plan.schema is None:
             return answers
@@ -174,15 +179,13 @@ class _Shape:
 
 
 def _plan(
-    store: Store,
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
+    schema: Schema | None,
     group: _Group,
     answers: dict[int, Answer],
 ) -> _Plan:
     """Plan one segment: take up what the batches bring, and answer those that do not fit."""
-    with store.ledger.read() as tx:
-        schema = dataset_schema(tx, spec)
     plan = _Plan(schema, [SchemaStep(schema.columns)] if schema is not None and schema.version == 0 else [])
     by_schema: dict[pa.Schema, list[int]] = {}
     for number, item in group.items():

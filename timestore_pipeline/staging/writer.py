@@ -91,11 +91,14 @@ class Writer:
         self._max_waiting_bytes = max_waiting_bytes
         self._source = source
         self._process = os.getpid()
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        # The writing thread waits apart from the callers: it is not woken up by every batch of a group.
+        self._arrived = threading.Condition(lock)
         self._queue: deque[_Waiting] = deque()
         self._unanswered = 0
         self._waiting_bytes = 0
-        self._last_group = 1
+        self._awaited = 1
         self._last_seconds = 0.0
         self._closed = False
         warn_of_direct_write(store, dataset)
@@ -138,7 +141,8 @@ class Writer:
             self._queue.append(waiting)
             self._unanswered += 1
             self._waiting_bytes += waiting.bytes
-            self._changed.notify_all()
+            if len(self._queue) in (1, self._awaited):
+                self._arrived.notify()
         return waiting.future
 
     def write(self, data: Frame, batch_id: str | None = None, source: str | None = None) -> Receipt:
@@ -162,6 +166,7 @@ class Writer:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._arrived.notify_all()
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -195,9 +200,9 @@ class Writer:
     def _gather(self) -> list[_Waiting]:
         """Return the batches to commit next, whose ids are all different; none where the writer is closed and done."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
+            self._arrived.wait_for(lambda: self._queue or self._closed)
             patience = min(_LONGEST_GATHERING_SECONDS, self._last_seconds * _GATHERING_SHARE)
-            self._changed.wait_for(lambda: self._closed or len(self._queue) >= self._last_group, patience)
+            self._arrived.wait_for(lambda: self._closed or len(self._queue) >= self._awaited, patience)
             group: list[_Waiting] = []
             twins: list[_Waiting] = []
             ids: set[str] = set()
@@ -210,7 +215,7 @@ class Writer:
                 ids.add(batch_id)
                 size += waiting.bytes
             self._queue.extendleft(reversed(twins))
-            self._last_group = len(group)
+            self._awaited = len(group)
             return group
 
     def _commit(self, group: list[_Waiting]) -> list[_Waiting]:

@@ -12,11 +12,13 @@ import deltalake
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline_tests.bench import building, ledger, quality, sensor, staging
+from timestore_pipeline_tests.bench import building, ledger, quality, reading, sensor, staging, writing
 
 _SUITES = {
     "staging": staging.run,
+    "writing": writing.run,
     "building": building.run,
+    "reading": reading.run,
     "sensor": sensor.run,
     "ledger": ledger.run,
     "quality": quality.run,

@@ -23,14 +23,27 @@ class Pair:
         """The median over the pairs of baseline time / our time."""
         return statistics.median(other / mine for mine, other in zip(self.ours, self.baseline, strict=True))
 
+    @property
+    def our_rate(self) -> float:
+        """Our median rows per second."""
+        return self.rows / statistics.median(self.ours)
+
+    @property
+    def baseline_rate(self) -> float:
+        """The baseline's median rows per second."""
+        return self.rows / statistics.median(self.baseline)
+
+    def ratio_in_words(self) -> str:
+        """Return the ratio with its spread."""
+        ratios = [other / mine for mine, other in zip(self.ours, self.baseline, strict=True)]
+        return f"**{self.ratio:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
+
     def line(self) -> str:
         """One line of the report."""
         ours, baseline = statistics.median(self.ours), statistics.median(self.baseline)
-        ratios = [other / mine for mine, other in zip(self.ours, self.baseline, strict=True)]
         return (
-            f"| {self.name} | {self.rows / ours:,.0f} rows/s ({ours:.3f} s) | {self.baseline_name} "
-            f"| {self.rows / baseline:,.0f} rows/s ({baseline:.3f} s) "
-            f"| **{self.ratio:.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) |"
+            f"| {self.name} | {self.our_rate:,.0f} rows/s ({ours:.3f} s) | {self.baseline_name} "
+            f"| {self.baseline_rate:,.0f} rows/s ({baseline:.3f} s) | {self.ratio_in_words()} |"
         )
 
 
