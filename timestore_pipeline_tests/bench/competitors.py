@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def duckdb_file(folder: Path, example: pa.Table) -> Iterator[Append]:
 def ducklake(folder: Path, example: pa.Table) -> Iterator[Append]:
     """DuckLake with its catalog in a DuckDB file, an insert per batch, as the extension is set up by itself."""
     import duckdb
-    import duckdb_extension_ducklake
 
-    (extension,) = Path(duckdb_extension_ducklake.__file__).parent.rglob("ducklake.duckdb_extension")
+    package = import_module("duckdb_extension_ducklake")
+    (extension,) = Path(str(package.__file__)).parent.rglob("ducklake.duckdb_extension")
     with duckdb.connect() as connection:
         connection.execute(f"LOAD '{extension}'")
         connection.execute(f"ATTACH 'ducklake:{folder}/catalog.ducklake' AS lake (DATA_PATH '{folder}/files/')")
@@ -76,9 +77,9 @@ def delta_once(folder: Path, example: pa.Table) -> Iterator[Append]:
 
 def iceberg(folder: Path, example: pa.Table) -> Iterator[Append]:
     """pyiceberg with a catalog in SQLite, an append per batch."""
-    from pyiceberg.catalog.sql import SqlCatalog
-
-    catalog = SqlCatalog("bench", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/warehouse")
+    catalog = import_module("pyiceberg.catalog.sql").SqlCatalog(
+        "bench", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/warehouse"
+    )
     catalog.create_namespace("bench")
     table = catalog.create_table("bench.ticks", schema=example.schema)
     yield table.append
@@ -108,8 +109,7 @@ def dlt(folder: Path, example: pa.Table) -> Iterator[Append]:
     """Dlt to its filesystem destination, a load of Parquet per batch."""
     os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"
     os.environ["RUNTIME__LOG_LEVEL"] = "ERROR"
-    import dlt as library
-
+    library = import_module("dlt")
     pipeline = library.pipeline(
         "bench", pipelines_dir=str(folder / "pipelines"), destination=library.destinations.filesystem(f"file://{folder}"),
         dataset_name="bench", progress=None,
