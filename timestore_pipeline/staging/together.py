@@ -92,12 +92,11 @@ def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answ
     """Answer some of the batches; none where another process was in the way and it is to be tried again."""
     with store.ledger.read() as tx:
         known = known_batches(tx, spec.name, (item.batch.batch_id for item in left.values()))
-        if not known:
-            limits, room = room_for(tx, store, spec, len(left))
-            schema = dataset_schema(tx, spec)
-    if known:
+        found = None if known else (*room_for(tx, store, spec, len(left)), dataset_schema(tx, spec))
+    if found is None:
         settled = settle_known(store, spec, [item.batch for item in left.values()])
         return {number: settled[item.batch.batch_id] for number, item in left.items() if item.batch.batch_id in settled}
+    limits, room, schema = found
     check_disk(store)
     group = dict(list(left.items())[:room])
     try:
