@@ -97,6 +97,18 @@ def maintain(
     raise typer.Exit(code)
 
 
+@operations_app.command(short_help="Look for what is wrong, and say what mends it.")
+def doctor(as_json: AsJson = False) -> None:
+    """Look at settings, datasets, folders, disk, ledger, segments, tables, gateway and Dagster; change nothing.
+
+    Each part is named with what is wrong and the command that mends it. Exit code 1 where something is broken, 3 where
+    nothing works without it; warnings alone are 0.
+    """
+    from timestore_pipeline.cli.doctor import examine
+
+    raise typer.Exit(examine(as_json=as_json))
+
+
 @operations_app.command("clear-staging", short_help="Remove what the staging directory need not keep.")
 def clear(
     datasets: Named = None,

@@ -13,16 +13,22 @@ import typer
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.cli.app import app
 from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.ledger.pauses import all_pauses
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.reference import DOCS
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import weather_csv
+from timestore_pipeline_tests.builders import lose_ledger, weather_csv
 from timestore_pipeline_tests.cli.conftest import Finished, installation, timestore  # noqa: F401
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 
-PAGES = [DOCS / "runbooks" / "timestore-staging-operations.md", DOCS / "timestore-observability.md"]
+PAGES = [
+    DOCS / "runbooks" / "timestore-staging-operations.md",
+    DOCS / "timestore-observability.md",
+    DOCS / "upgrade.md",
+]
 RUNBOOK = PAGES[0].read_text(encoding="utf-8")
+UPGRADE = PAGES[2].read_text(encoding="utf-8")
 REPAIRED_CSV = weather_csv("2026-01-03T00:30:00Z,EWR,4.5")
 
 # Typer brings its own copy of click, whose errors have no public name but this.
@@ -106,10 +112,19 @@ def with_damage(store: Store, timestore: Run) -> dict[str, Callable[[], object]]
     return {"timestore quarantine retry 1": lambda: kept.write_bytes(backup)}
 
 
-ARRANGED = {"Poison batch": with_poison, "Corrupt segment": with_damage}
+def with_lost_ledger(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+    """The ledger is gone, and every command says so."""
+    lose_ledger(store)
+    assert timestore("status").code is ExitCode.MISCONFIGURED
+    return {}
 
 
-@pytest.mark.parametrize("heading", [heading for heading, text in sections(RUNBOOK) if commands(text)])
+ARRANGED = {"Poison batch": with_poison, "Corrupt segment": with_damage, "Lost ledger": with_lost_ledger}
+SECTIONS = {heading: text for page in (RUNBOOK, UPGRADE) for heading, text in sections(page) if commands(text)}
+
+
+@pytest.mark.filterwarnings("ignore:.*TIMESTORE_STAGING_ENABLED:DeprecationWarning")
+@pytest.mark.parametrize("heading", SECTIONS)
 def test_the_commands_of_a_section_work_one_after_the_other(
     heading: str,
     timestore: Run,  # noqa: F811
@@ -124,7 +139,7 @@ def test_the_commands_of_a_section_work_one_after_the_other(
     assert timestore("stage", "weather", "first.csv").code is ExitCode.DONE
     before = ARRANGED[heading](store, timestore) if heading in ARRANGED else {}
 
-    for command in commands(dict(sections(RUNBOOK))[heading]):
+    for command in commands(SECTIONS[heading]):
         before.get(command, lambda: None)()
         variables, words = arguments(command)
         with monkeypatch.context() as patch:
@@ -133,8 +148,9 @@ def test_the_commands_of_a_section_work_one_after_the_other(
             finished = timestore(*words)
         assert finished.code is ExitCode.DONE, f"{command}: {finished.err}"
 
-    with store.ledger.read() as tx:
+    with Store.open() as again, again.ledger.read() as tx:
         assert open_entries(tx) == []
+        assert all_pauses(tx) == {} or heading == "Drain"
 
 
 def test_flushing_by_hand_publishes_what_is_staged(timestore: Run, installation: Install, tmp_path: Path):  # noqa: F811

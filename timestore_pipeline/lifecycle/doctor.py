@@ -1,0 +1,247 @@
+"""Looks at an installation part by part and says what is wrong and which command mends it.
+
+Nothing here raises, whatever state the installation is in, and nothing is changed: what cannot be looked at is a
+finding as well. Dagster is looked at by its own side, and the gateway by those who push to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from shutil import disk_usage
+
+from timestore_pipeline.building.table import has_table, last_sequence, live_files, open_table
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.datasets import Datasets, load_datasets
+from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.ledger.builds import builds_in_flight, failures_in_a_row, latest_builds
+from timestore_pipeline.ledger.pauses import all_pauses
+from timestore_pipeline.ledger.quarantine import open_totals
+from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
+from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
+from timestore_pipeline.lifecycle.rebuilding.ledger import ledger_file
+from timestore_pipeline.settings import Settings, load_settings, unknown_variables
+from timestore_pipeline.staging.slices import by_segment
+from timestore_pipeline.store import Store, files_of_unknown
+
+_CLOCK_SLACK_MICROS = 60_000_000
+_STUCK_MICROS = 900_000_000
+_NAMED = 3
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one part, and what to do about it; ``unusable`` where nothing works without the part."""
+
+    part: str
+    level: Level
+    message: str
+    fix: str = ""
+    unusable: bool = False
+
+
+def safely(part: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Return what ``look`` finds; where it raises, that is the finding."""
+    found: list[Finding] = []
+    try:
+        for finding in look():
+            found.append(finding)
+    except Exception as error:  # a doctor that falls ill helps nobody
+        message = str(error) if isinstance(error, TimestoreError) else f"{type(error).__name__}: {error}"
+        found.append(Finding(part, Level.ERROR, f"it cannot be looked at: {message}", "see the message"))
+    return found or [Finding(part, Level.OK, "nothing is wrong")]
+
+
+def look_at_settings() -> tuple[Settings | None, Datasets | None, list[Finding]]:
+    """Return the settings and datasets as far as they can be read, and what is wrong with them."""
+    try:
+        settings = load_settings()
+    except TimestoreError as error:
+        fix = "correct or unset the variable, see docs/configuration.md"
+        return None, None, [Finding("settings", Level.ERROR, str(error), fix, unusable=True)]
+    found = [
+        Finding(
+            "settings", Level.WARNING, f"{name} is no setting and has no effect", f"set {nearest}" if nearest else ""
+        )
+        for name, nearest in unknown_variables(os.environ).items()
+    ]
+    if not settings.staging_enabled:
+        found.append(
+            Finding("settings", Level.WARNING, "staging is off, which is deprecated", "unset TIMESTORE_STAGING_ENABLED")
+        )
+    found = found or [Finding("settings", Level.OK, f"home is {settings.path('.')}")]
+    try:
+        datasets = load_datasets(settings.datasets_path)
+    except TimestoreError as error:
+        fix = "correct the file, or set TIMESTORE_DATASETS_FILE"
+        return settings, None, [*found, Finding("datasets", Level.ERROR, str(error), fix, unusable=True)]
+    if not datasets:
+        return settings, datasets, [*found, Finding("datasets", Level.WARNING, "none is declared", "declare one")]
+    return settings, datasets, [*found, Finding("datasets", Level.OK, f"{len(datasets)} are declared")]
+
+
+def look_at_folders(settings: Settings) -> Iterator[Finding]:
+    """Look whether folders are there, may be used by this user, and have free disk."""
+    folders = {
+        "landing": (settings.landing_path, "TIMESTORE_LANDING_DIRECTORY"),
+        "staging": (settings.staging_path, "TIMESTORE_STAGING_DIRECTORY"),
+        "archive": (settings.archive_path, "TIMESTORE_LANDING_ARCHIVE_DIRECTORY"),
+        "tables": (settings.tables_path, "TIMESTORE_TABLES_URL"),
+    }
+    for name, (path, variable) in folders.items():
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not existing.is_dir():
+            yield Finding(f"folder {name}", Level.ERROR, f"{existing} is no folder", f"move it away, or set {variable}")
+            continue
+        if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+            fix = f"chown or chmod {existing} for the user of the service, or run this as that user"
+            yield Finding(f"folder {name}", Level.ERROR, f"{existing} may not be read and written", fix)
+            continue
+        if existing != path and name == "landing":
+            yield Finding(f"folder {name}", Level.WARNING, f"{path} does not exist", f"mkdir -p {path}")
+        free, needed = disk_usage(existing).free, settings.staging_min_free_disk_bytes
+        level = Level.ERROR if free < needed else Level.WARNING if free < 2 * needed else Level.OK
+        fix = "" if level is Level.OK else "free some disk, see 'Full disk' in the runbook"
+        yield Finding(f"disk {name}", level, f"{free:,} bytes are free, {needed:,} must be", fix)
+
+
+def open_without_changes(settings: Settings, datasets: Datasets) -> tuple[Store | None, Finding]:
+    """Open the installation unless that would make a ledger; say what is wrong with the ledger where it cannot be."""
+
+    def bad(message: str, fix: str) -> tuple[None, Finding]:
+        return None, Finding("ledger", Level.ERROR, message, fix, unusable=True)
+
+    try:
+        file = ledger_file(settings)
+        if file is not None and not file.exists():
+            found = files_of_unknown(settings, datasets)
+            if found:
+                return bad(f"{file} is gone, and there are {', '.join(found)}", "timestore ledger rebuild")
+            return None, Finding("ledger", Level.WARNING, f"{file} is not there yet", "the first command makes it")
+        if file is not None and not os.access(file, os.R_OK | os.W_OK):
+            return bad(f"{file} may not be read and written", "run this as the user of the service")
+        if file is not None:
+            answer = _integrity(file)
+            if answer != "ok":
+                fix = "stop the service, then timestore ledger rebuild --replace"
+                return bad(f"{file} is damaged: {answer}", fix)
+        store = Store.open(settings, datasets=datasets)
+    except Exception as error:
+        fix = "the message says; if it is lost or damaged: timestore ledger rebuild"
+        return bad(str(error) or type(error).__name__, fix)
+    return store, Finding("ledger", Level.OK, f"{store.ledger.location} is open, and of this version")
+
+
+def look_at_ledger(store: Store) -> Iterator[Finding]:
+    """Look at the clock, at builds, pauses and quarantine, all from one moment of the ledger."""
+    now = now_micros()
+    with store.ledger.read() as tx:
+        builds = builds_in_flight(tx)
+        queues = queue_states(tx)
+        pauses = all_pauses(tx)
+        totals = open_totals(tx)
+        latest = latest_builds(tx)
+        failures = {name: failures_in_a_row(tx, name) for name in store.datasets}
+    newest = max([each.claimed_at for each in (*builds, *latest.values())], default=0)
+    if newest > now + _CLOCK_SLACK_MICROS:
+        seconds = (newest - now) // 1_000_000
+        yield Finding("clock", Level.ERROR, f"the ledger is {seconds} s ahead of this host", "correct the clock (NTP)")
+    for build in builds:
+        age = (now - build.claimed_at) // 1_000_000
+        if build.lease_expires_at < now or now - build.claimed_at > _STUCK_MICROS:
+            message = f"build {build.id} of {build.owner} has been in flight for {age} s"
+            yield Finding(f"builds {build.dataset}", Level.WARNING, message, f"timestore flush {build.dataset}")
+    for name, count in failures.items():
+        if count:
+            last = latest.get(name)
+            message = f"{count} builds failed one after the other: {last.error if last else '?'}"
+            yield Finding(f"builds {name}", Level.ERROR, message, f"mend the cause, then timestore flush {name}")
+    for pause in pauses.values():
+        which = "--all" if pause.dataset == "*" else pause.dataset
+        message = f"it is paused by {pause.paused_by}: {pause.reason}"
+        yield Finding(f"intake {pause.dataset}", Level.WARNING, message, f"timestore resume {which}")
+    for name, each in totals.items():
+        message = f"{each.batches} files, {each.rows} rows and {each.segments} damaged segments are in quarantine"
+        yield Finding(f"quarantine {name}", Level.WARNING, message, f"timestore quarantine list {name}")
+    for name in sorted(queues.keys() - set(store.datasets)):
+        message = f"{queues[name].pending_rows:,} rows are staged, and it is not declared any more"
+        yield Finding(f"dataset {name}", Level.ERROR, message, "put it back into datasets.yaml")
+    for problem in scan_landing(store).problems:
+        yield Finding("landing", Level.WARNING, problem, "the message says")
+
+
+def look_at_segments(store: Store) -> Iterator[Finding]:
+    """Look whether the files of all staged rows are there."""
+    with store.ledger.read() as tx:
+        staged = by_segment(unpublished_slices(tx))
+    gone: dict[str, list[str]] = {}
+    for pieces in staged.values():
+        path = store.segment_path(pieces[0].path)
+        if not path.is_file() or path.stat().st_size < max(piece.bytes for piece in pieces):
+            gone.setdefault(pieces[0].dataset, []).append(str(path))
+    for name, paths in gone.items():
+        listed = ", ".join(paths[:_NAMED])
+        message = f"{len(paths)} segments with staged rows are gone or cut short: {listed}"
+        yield Finding(f"segments {name}", Level.ERROR, message, "see 'Corrupt segment' in the runbook")
+    if not gone:
+        yield Finding("segments", Level.OK, f"{len(staged)} with staged rows are there")
+
+
+def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
+    """Look whether a table opens, is as new as the ledger says and no newer, and has all its files."""
+    part, path = f"table {dataset}", store.table_path(dataset)
+    with store.ledger.read() as tx:
+        seen = table_versions(tx).get(dataset)
+        claimed = last_claimed_sequence(tx, dataset)
+    if seen is None:
+        yield Finding(part, Level.OK, "nothing is published yet")
+        return
+    if not has_table(path):
+        fix = "mount or restore it; else the next flush makes a new one, see TimestoreRowsLost in the runbook"
+        yield Finding(part, Level.ERROR, f"{path} is gone", fix)
+        return
+    table = open_table(path, dataset)
+    if table.version() < seen:
+        message = f"it is at version {table.version()} and was at {seen}"
+        yield Finding(part, Level.ERROR, message, f"restore the missing entries of {path}/_delta_log")
+        return
+    if last_sequence(table, dataset) > claimed:
+        message = "the table is ahead of the ledger, which is an old copy; its builds are refused"
+        yield Finding(part, Level.ERROR, message, "stop the service, then timestore ledger rebuild --replace")
+    files = live_files(open_table(path, dataset, seen))
+    gone = [file.path for file in files if not _is_whole(path / file.path, file.bytes)]
+    if gone:
+        message = f"{len(gone)} of {len(files)} files are gone or cut short: {', '.join(gone[:_NAMED])}"
+        yield Finding(part, Level.ERROR, message, "restore them from a backup, or timestore build --rebuild")
+        return
+    yield Finding(part, Level.OK, f"version {seen} with {len(files)} files")
+
+
+def _integrity(file: Path) -> str:
+    import sqlite3
+    from contextlib import closing
+
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.Error as error:
+        return str(error)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,114 @@
+"""``timestore doctor``: it says what is wrong and what mends it, whatever state the installation is in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from timestore_pipeline.cli import ExitCode
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import build, hourly, lose_ledger, segment_file
+from timestore_pipeline_tests.cli.conftest import Finished
+
+Run = Callable[..., Finished]
+Install = Callable[..., Store]
+
+
+def findings(timestore: Run) -> tuple[ExitCode, dict[str, dict[str, str]]]:
+    finished = timestore("doctor", "--json")
+    return finished.code, {each["part"]: each for each in json.loads(finished.out)}
+
+
+def test_a_healthy_installation_has_no_errors(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(3))
+    build(store)
+    stage(store, "weather", hourly(3, station="LGA"))
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.DONE
+    assert [part for part, each in found.items() if each["level"] == "error"] == []
+    assert found["table weather"]["message"] == "version 1 with 1 files"
+    assert found["segments"]["message"] == "1 with staged rows are there"
+    assert "weather" in timestore("doctor").out
+
+
+def test_a_lost_ledger_is_named_with_what_mends_it_and_none_is_made(timestore: Run, installation: Install, home: Path):
+    store = installation()
+    stage(store, "weather", hourly(3))
+    lose_ledger(store)
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.MISCONFIGURED
+    assert found["ledger"]["fix"] == "timestore ledger rebuild"
+    assert not (home / "data/staging/ledger.sqlite").exists()
+
+
+def test_a_damaged_ledger(timestore: Run, installation: Install, home: Path):
+    store = installation()
+    lose_ledger(store)
+    (home / "data/staging/ledger.sqlite").write_bytes(b"no database" * 1_000)
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.MISCONFIGURED
+    assert "timestore ledger rebuild --replace" in found["ledger"]["fix"]
+
+
+@pytest.mark.parametrize("variable", ["TIMESTORE_STAGING_MAX_PENDING", "TIMESTORE_DATASETS_FILE"])
+def test_settings_and_datasets_that_cannot_be_read(
+    timestore: Run, installation: Install, monkeypatch: pytest.MonkeyPatch, variable: str
+):
+    installation()
+    monkeypatch.setenv(variable, "nonsense")
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.MISCONFIGURED
+    assert "error" in {found[part]["level"] for part in ("settings", "datasets") if part in found}
+
+
+def test_files_that_are_gone(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(3))
+    build(store)
+    segment_id = stage(store, "weather", hourly(3, station="LGA")).segment_id
+    segment_file(store, segment_id).unlink()
+    next(store.table_path("weather").glob("window_key=*/*.parquet")).unlink()
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.FAILED
+    assert "1 segments with staged rows are gone" in found["segments weather"]["message"]
+    assert "1 of 1 files are gone" in found["table weather"]["message"]
+
+
+def test_warnings_fail_nothing(timestore: Run, installation: Install, monkeypatch: pytest.MonkeyPatch):
+    installation()
+    timestore("drain", "weather", "--reason", "the test")
+    monkeypatch.setenv("TIMESTORE_PUSHGATEWAY_URL", "http://127.0.0.1:9")
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.DONE
+    assert found["intake weather"]["fix"] == "timestore resume weather"
+    assert found["gateway"]["level"] == "warning"
+
+
+def test_a_dagster_home_without_a_daemon(
+    timestore: Run, installation: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    installation()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+
+    code, found = findings(timestore)
+
+    assert code is ExitCode.FAILED
+    assert found["daemon SENSOR"]["message"] == "it has never run"
+    assert found["sensor flush_sensor"]["level"] == "warning"
