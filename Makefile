@@ -18,10 +18,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format dev demo bench soak docs clean
+.PHONY: help test lint format dev demo bench soak docs screenshots clean
 
 help:  ## Show these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: lint  ## Lint, type-check, run every test (installs the servers that some tests need, where it may)
 	@.ci/install-servers
@@ -54,6 +54,11 @@ soak: $(VENV)/.installed-dev  ## Kill processes at random and count every row (S
 
 docs: $(VENV)/.installed-dev  ## Regenerate the reference pages from the code
 	@$(BIN)/python -m timestore_pipeline.reference
+
+screenshots: $(VENV)/.installed-dev  ## Take the pictures of docs/ui.md from the demo, in headless Chromium
+	@command -v chromium >/dev/null || .ci/install-servers
+	@test -e .demo/environment || $(BIN)/python -m timestore_pipeline.demo
+	@$(BIN)/python -m timestore_pipeline_tests.screenshots
 
 clean:  ## Remove what these targets made, the .venv included; leaves data/ and .dagster_home/
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

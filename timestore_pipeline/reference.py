@@ -128,6 +128,7 @@ _SETTING_GROUPS = (
         ("maintenance_", "table_retention_seconds", "vacuum_", "ledger_batch_", "ledger_build_", "dagster_"),
     ),
     ("Service levels", ("slo_", "freshness_seconds")),
+    ("In the UI", ("runbook_url",)),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),
 )

@@ -23,6 +23,7 @@ from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import SettingsError
 
 PREFIX = "TIMESTORE_"
+_RUNBOOK = "docs/runbooks/timestore-staging-operations.md"
 
 log = logging.getLogger(__name__)
 
@@ -288,6 +289,10 @@ class Settings(BaseSettings):
         default=0.0,
         description="Service level: rows are in the table so long after they were staged, else an alert fires. "
         "0: twice the dataset's age threshold, and 60 s at least.",
+    )
+    runbook_url: str = Field(
+        default=_RUNBOOK,
+        description="Where operators find the runbook: each asset page in the UI links to it. A path is shown as text.",
     )
     freshness_seconds: Annotated[float, AfterValidator(_a_minute_or_none), Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0,

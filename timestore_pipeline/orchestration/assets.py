@@ -64,7 +64,7 @@ def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
         kinds={"file" if format_ is FileFormat.AUTO else str(format_)},
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
-        metadata={"dagster/uri": (settings.landing_path / spec.name).as_uri()},
+        metadata={"dagster/uri": (settings.landing_path / spec.name).as_uri(), **_links(settings)},
     )
 
 
@@ -82,6 +82,7 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         metadata={
             "dagster/uri": settings.staging_path.as_uri(),
             "concurrent_ingests": _concurrent_ingests(spec, settings),
+            **_links(settings),
             **_declared_schema(spec),
         },
         output_required=False,
@@ -120,7 +121,9 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
                 metadata={
                     "dagster/uri": (settings.tables_path / spec.name).as_uri(),
                     "dagster/table_name": spec.name,
+                    "table": dg.MetadataValue.path(settings.tables_path / spec.name),
                     "concurrent_builds": spec.limits.concurrent_builds,
+                    **_links(settings),
                     **_declared_schema(spec),
                 },
                 freshness_policy=freshness_policy(spec, settings),
@@ -333,6 +336,12 @@ def _summary(report: "BuildReport | None") -> str:
 def _concurrent_ingests(spec: DatasetSpec, settings: Settings) -> int | str:
     own = spec.limits.concurrent_ingests
     return (settings.staging_concurrent_ingests if own is None else own) or "no limit"
+
+
+def _links(settings: Settings) -> Metadata:
+    """Return where to look next, for the page of an asset."""
+    url = settings.runbook_url
+    return {"runbook": dg.MetadataValue.url(url) if "://" in url else dg.MetadataValue.path(url)}
 
 
 def _declared_schema(spec: DatasetSpec) -> Metadata:

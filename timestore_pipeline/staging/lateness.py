@@ -62,5 +62,5 @@ def late_rows(spec: DatasetSpec, written: WrittenSegment) -> dict[LateOutcome, L
 def count_late_rows(tx: Connection, spec: DatasetSpec, written: WrittenSegment) -> None:
     """Count the late rows of a segment, in the transaction that acknowledges it."""
     for outcome, late in late_rows(spec, written).items():
-        count(tx, LATE_ROWS, spec.name, outcome, late.rows)
-        count(tx, LATE_BATCHES, spec.name, outcome, late.batches)
+        count(tx, LATE_ROWS, spec.name, outcome.value, late.rows)
+        count(tx, LATE_BATCHES, spec.name, outcome.value, late.batches)

@@ -104,6 +104,19 @@ def test_assets_tell_the_ui_what_they_are(make_settings: Callable[..., Settings]
     assert [column.name for column in table.metadata["dagster/column_schema"].columns] == ["ts", "temp"]
     assert table.metadata["dagster/table_name"] == "weather"
     assert table.metadata["dagster/uri"] == (settings.tables_path / "weather").as_uri()
+    assert table.metadata["table"] == dg.MetadataValue.path(settings.tables_path / "weather")
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description
+        assert node.metadata["runbook"] == dg.MetadataValue.path("docs/runbooks/timestore-staging-operations.md")
+
+
+def test_the_runbook_is_a_link_where_it_has_an_address(make_settings: Callable[..., Settings]):
+    graph = definitions_of(ALL_GRANULARITIES, make_settings(runbook_url="https://wiki/timestore")).resolve_asset_graph()
+
+    link = graph.get(dg.AssetKey(["partitions", "weather"])).metadata["runbook"]
+
+    assert link == dg.MetadataValue.url("https://wiki/timestore")
 
 
 def test_a_table_is_held_to_the_freshness_that_is_promised(make_settings: Callable[..., Settings]):
