@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.execution.backfill import BulkActionStatus
 
 from timestore_pipeline.ledger.builds import published_totals
@@ -67,7 +68,7 @@ def test_a_backfill_of_three_windows_with_other_thresholds(
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert run.tags["timestore/trigger"] == "backfill"
     assert run.tags["timestore/windows"] == "2026-01-01...2026-01-03"
-    assert run.run_config["ops"]["partitions__weather"]["config"] == {"when": "due", "flush_max_rows": 5}
+    assert run.run_config == yaml.safe_load(CONFIG)
     with deployment.store.ledger.read() as tx:
         assert published_totals(tx)["weather"][:2] == (3, 72)
 
