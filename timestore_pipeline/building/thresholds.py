@@ -114,6 +114,12 @@ def due_windows(state: QueueState, thresholds: FlushThresholds, max_pending: int
     return Due(trigger, min(windows), max(windows))
 
 
+def effective_max_small_files(settings: Settings, spec: DatasetSpec) -> int:
+    """Return how many small files an open window may have before it is compacted; with 0 it waits until it closes."""
+    own = spec.compaction.max_small_files
+    return settings.compaction_max_small_files if own is None else own
+
+
 def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
     """Return why the dataset is due, or None where it is not.
 

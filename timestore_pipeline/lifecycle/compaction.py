@@ -24,7 +24,7 @@ from timestore_pipeline.building.table import (
     open_table,
     read_for_replacement,
 )
-from timestore_pipeline.building.thresholds import Trigger, due_trigger, effective_thresholds
+from timestore_pipeline.building.thresholds import Trigger, due_trigger, effective_max_small_files, effective_thresholds
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
@@ -75,10 +75,9 @@ class CompactionReport:
 
 def effective_rules(store: Store, spec: DatasetSpec, target_file_bytes: int | None = None) -> CompactionRules:
     """Return the rules of a dataset: its own, else the environment's."""
-    own = spec.compaction.max_small_files
     return CompactionRules(
         target_file_bytes=target_file_bytes or store.settings.build_target_file_bytes,
-        max_small_files=store.settings.compaction_max_small_files if own is None else own,
+        max_small_files=effective_max_small_files(store.settings, spec),
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import dagster as dg
 
+from timestore_pipeline.building.thresholds import effective_max_small_files
+from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import window_totals
@@ -105,7 +107,18 @@ def file_sizes_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
     spare = {total: total.files - math.ceil(total.bytes / target) for total in totals}
-    worst = sorted((total for total in totals if spare[total] > _MOST_SPARE_FILES), key=lambda total: -spare[total])
+    open_from = spec.first_open_window(now_micros()).start_micros
+    # An open window has as many as the rules let it, and those that come until maintenance looks again.
+    limit = effective_max_small_files(store.settings, spec)
+    while_open = max(_MOST_SPARE_FILES, 2 * limit) if limit else math.inf
+    worst = sorted(
+        (
+            total
+            for total in totals
+            if spare[total] > (while_open if total.window_start >= open_from else _MOST_SPARE_FILES)
+        ),
+        key=lambda total: -spare[total],
+    )
     lines = [
         (spec.window_at(total.window_start).key, f"{total.files:,}", f"{total.bytes // max(1, total.files):,}")
         for total in worst

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from timestore_pipeline_tests.builders import (
     readable,
     rows_of,
     segment_file,
+    weather,
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
@@ -175,6 +176,19 @@ def test_many_small_files_of_a_window_are_a_warning(store: Store, location: Call
     assert found.severity is dg.AssetCheckSeverity.WARN
     assert (numbers(found)["files"], numbers(found)["windows_in_pieces"]) == (10, 1)
     assert "| 2026-01-01 | 10 |" in str(numbers(found)["in_pieces"])
+
+
+def test_an_open_window_may_have_the_small_files_that_compaction_leaves_it(
+    store: Store, location: Callable[[Store], Location]
+):
+    now = datetime.now(UTC)
+    for number in range(10):
+        stage(store, "weather", weather((now, f"S{number}", 1.0)))
+        build(store)
+
+    result = location(store).check("partitions/weather", "file_sizes")
+
+    assert checks(result)["partitions/weather", "file_sizes"].passed
 
 
 def test_a_few_files_are_none(store: Store, location: Callable[[Store], Location]):
