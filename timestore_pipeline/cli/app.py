@@ -111,6 +111,19 @@ def sql(
         print_query(store, query, Format(output_format.value), limit)
 
 
+@app.command(short_help="Show the columns of a dataset, and how they came about.")
+def schema(dataset: OneDataset, as_json: AsJson = False) -> None:
+    """Show every version of a dataset's columns: since when, what brought it, and what it added or widened."""
+    from timestore_pipeline.cli import output, schemas
+
+    with _open_store() as store:
+        history = schemas.collect_history(store, dataset)
+    if as_json:
+        output.print_json(schemas.as_json(dataset, history))
+    else:
+        output.print_table(schemas.HEADINGS, schemas.as_rows(history))
+
+
 @app.command(short_help="Stage files that lie anywhere.")
 def stage(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that the files belong to.")],

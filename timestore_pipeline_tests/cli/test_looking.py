@@ -294,3 +294,23 @@ def test_metrics_are_printed_as_they_are_pushed(timestore: Run, installation: In
     }
     assert depth["weather", "rows"] == 3
     assert depth["events", "rows"] == 0
+
+
+def test_schema_shows_how_the_columns_came_about(timestore: Run, installation: Install, make_file: MakeFile):
+    installation("datasets: {weather: {time: ts, window: day}}")
+    assert json.loads(timestore("schema", "weather", "--json").out) == {
+        "dataset": "weather",
+        "columns": [],
+        "history": [],
+    }
+    timestore("stage", "weather", make_file("first.csv", "ts,temp\n2026-01-01,1.5\n"))
+    timestore("stage", "weather", make_file("second.csv", "ts,temp,gust\n2026-01-01,1.5,7\n"))
+
+    first, second = table(timestore("schema", "weather"))
+    document = json.loads(timestore("schema", "weather", "--json").out)
+
+    assert (first["version"], first["brought by"]) == ("1", "first.csv")
+    assert (second["version"], second["brought by"], second["changes"]) == ("2", "second.csv", "added gust BIGINT")
+    assert [column["name"] for column in document["columns"]] == ["ts", "temp", "gust"]
+    assert document["history"][1]["changes"] == ["added gust BIGINT"]
+    assert timestore("schema", "wheather").code is not ExitCode.DONE
