@@ -6,7 +6,7 @@ The batches are the same. The clock is simulated: maintenance comes by every ten
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -22,7 +22,7 @@ from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.bench.measure import timed
+from timestore_pipeline_tests.bench.measure import Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
 
 MINUTES = 24 * 60
@@ -47,14 +47,13 @@ def run(repeats: int, workspace: Path) -> list[str]:
             build_windows(store, "ticks", owner="bench", trigger=Trigger.AGE)
             if minute % MAINTENANCE_EVERY == MAINTENANCE_EVERY - 1:
                 written += _maintain(store, start)
-        lines = ["| the day as | files | bytes | query, median | times the query of a file per batch |"]
-        lines.append("|---|---|---|---|---|")
-        baseline = _median(repeats, lambda: _query_directly(store, direct))
+        lines = ["| the day as | files | bytes | query, median | one file per batch, median | ratio, median |"]
+        lines.append("|---|---|---|---|---|---|")
         files = [path.stat().st_size for path in direct.iterdir()]
-        lines.append(_line("one Parquet file per batch, written directly", files, baseline, baseline))
-        lines.append(_line("open window, at the end of the day", *_ours(store, repeats), baseline))
+        lines.append(f"| one Parquet file per batch, written directly | {len(files):,} | {sum(files):,} | | | |")
+        lines.append(_line("open window, at the end of the day", store, direct, repeats))
         written += _maintain(store, START_MICROS + 10 * MINUTES * _MINUTE_MICROS)
-        lines.append(_line("closed window", *_ours(store, repeats), baseline))
+        lines.append(_line("closed window", store, direct, repeats))
         size = sum(file.bytes for file in _live(store))
         lines += ["", f"{MINUTES:,} flushes; compaction wrote {written / size:.1f} times the bytes of the day."]
     return lines
@@ -78,16 +77,14 @@ def _live(store: Store) -> list[TableFile]:
     return live_files(open_table(store.table_path("ticks"), "ticks"))
 
 
-def _ours(store: Store, repeats: int) -> tuple[list[int], float]:
-    seconds = _median(repeats, lambda: run_query(store, _QUERY.format(rows="ticks")))
-    return [file.bytes for file in _live(store)], seconds
-
-
-def _median(repeats: int, action: Callable[[], object]) -> float:
-    action()
-    return statistics.median(timed(action) for _ in range(repeats))
-
-
-def _line(name: str, sizes: list[int], seconds: float, baseline: float) -> str:
-    ratio = f"**{baseline / seconds:.1f}**" if seconds != baseline else "1"
-    return f"| {name} | {len(sizes):,} | {sum(sizes):,} | {seconds * 1e3:,.0f} ms | {ratio} |"
+def _line(name: str, store: Store, direct: Path, repeats: int) -> str:
+    """Query our table and the files that were written directly, in turn."""
+    pair = Pair(name, "one file per batch", 1)
+    ours = partial(timed, lambda: run_query(store, _QUERY.format(rows="ticks")))
+    in_turn([(pair, ours, partial(timed, lambda: _query_directly(store, direct)))], repeats)
+    sizes = [file.bytes for file in _live(store)]
+    mine, other = statistics.median(pair.ours), statistics.median(pair.baseline)
+    return (
+        f"| {name} | {len(sizes):,} | {sum(sizes):,} | {mine * 1e3:,.0f} ms | {other * 1e3:,.0f} ms "
+        f"| **{pair.ratio:.2f}** |"
+    )
