@@ -23,7 +23,9 @@ def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> None:
     known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
     for spec in specs:
         if spec.name not in known:
-            insert_unless_there(tx, datasets, {"name": spec.name, "granularity": spec.window.value, "key": _key(spec)})
+            insert_unless_there(
+                tx, datasets, {"name": spec.name, "granularity": spec.window.value, "key": key_text(spec)}
+            )
     known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
     for spec in specs:
         if known[spec.name] != spec.window.value:
@@ -57,7 +59,9 @@ def _keys_to_change(tx: Connection, specs: Iterable[DatasetSpec]) -> list[tuple[
         LedgerError: there are batches, whose rows were published under another key or under none.
     """
     known = {row.name: row.key for row in tx.execute(select(datasets.c.name, datasets.c.key))}
-    changed = [(spec.name, _key(spec)) for spec in specs if spec.name in known and known[spec.name] != _key(spec)]
+    changed = [
+        (spec.name, key_text(spec)) for spec in specs if spec.name in known and known[spec.name] != key_text(spec)
+    ]
     for name, key in changed:
         if schema_history(tx, name):
             raise LedgerError(
@@ -67,7 +71,8 @@ def _keys_to_change(tx: Connection, specs: Iterable[DatasetSpec]) -> list[tuple[
     return changed
 
 
-def _key(spec: DatasetSpec) -> str | None:
+def key_text(spec: DatasetSpec) -> str | None:
+    """Return a dataset's key as the ledger keeps it."""
     return None if spec.key is None else spec.key.model_dump_json()
 
 

@@ -22,6 +22,7 @@ from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.batches import SliceRow
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.registry import key_text
 from timestore_pipeline.ledger.restoring import (
     RestoredEntry,
     RestoredSegment,
@@ -101,6 +102,7 @@ class Restoring:
             versions,
             next_sequence=table.fenced + 1 if table else 1,
             table_version=table.version if table else None,
+            key=key_text(self.store.datasets[name]) if name in self.store.datasets else None,
             now=now,
         )
         totals = self._totals(table.files if table else (), granularity)
