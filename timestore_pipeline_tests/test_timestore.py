@@ -169,7 +169,7 @@ def test_files_whose_statistics_rule_a_filter_out_are_not_opened(timestore: Time
     _keep_only(timestore, "window_key=2026-01-02")
 
     assert rows_of(timestore.read("weather", filter="station = 'D1'").to_arrow()) == rows_of(day(1))
-    assert timestore.read("weather", filter="temp > 23 OR temp < 0").to_arrow().num_rows == 0
+    assert timestore.read("weather", filter="temp > 23.5 OR temp < -0.5").to_arrow().num_rows == 0
 
 
 def _keep_only(timestore: Timestore, *parts: str) -> None:
