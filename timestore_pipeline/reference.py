@@ -131,6 +131,7 @@ _SETTING_GROUPS = (
     ("In the UI", ("runbook_url",)),
     ("DuckDB", ("duckdb_",)),
     ("Metrics", ("pushgateway_", "metrics_")),
+    ("HTTP", ("http_",)),
 )
 
 

@@ -354,6 +354,39 @@ class Settings(BaseSettings):
         default=15, description="Least time between two pushes of `metrics_sensor`."
     )
 
+    http_tokens_file: Path | None = Field(
+        default=None,
+        description="File of the tokens that `timestore serve` takes, as hashes ([http.md](http.md#tokens)); only its "
+        "owner may write it, and others not read it. Read anew when it changes.",
+    )
+    http_tokens: SecretStr | None = Field(default=None, description="The same text, instead of the file.")
+    http_max_body_bytes: PositiveCount = Field(
+        default=33_554_432, description="Most bytes of a request's body, as they are sent; more is answered with 413."
+    )
+    http_max_decoded_bytes: PositiveCount = Field(
+        default=268_435_456,
+        description="Most bytes that a body may become when it is unpacked and read; more is answered with 413.",
+    )
+    http_max_rows: PositiveCount = Field(
+        default=1_000_000, description="Most rows of one request; more is answered with 413."
+    )
+    http_max_held_bytes: PositiveCount = Field(
+        default=268_435_456,
+        description="Most bytes of bodies that are held at the same time, over all requests; while there are more, "
+        "requests are answered with 503.",
+    )
+    http_max_requests: PositiveCount = Field(
+        default=256, description="Most requests at the same time; more are answered with 503 at once."
+    )
+    http_body_seconds: PositiveSeconds = Field(
+        default=30.0, description="How long a client may take to send its body; then it is answered with 408."
+    )
+    http_request_seconds: PositiveSeconds = Field(
+        default=60.0,
+        description="How long a request may take once its body is there; then it is answered with 503, and is to be "
+        "sent again with the same key.",
+    )
+
     @model_validator(mode="after")
     def _folders_that_libraries_can_take(self) -> Self:
         folders = {
@@ -377,6 +410,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = list(_gateway_contradictions(self))
+        if self.http_tokens is not None and self.http_tokens_file is not None:
+            problems.append(
+                f"{variable_name('http_tokens')} and {variable_name('http_tokens_file')} are both set: keep one of them"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

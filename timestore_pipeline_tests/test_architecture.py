@@ -42,6 +42,7 @@ LAYERS = [
     {"store"},
     {"landing", "staging", "building", "lifecycle", "reading", "metrics", "validation"},
     {"timestore"},
+    {"http"},
     {"orchestration", "cli", "definitions", "demo", "reference", "dashboard"},
 ]
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}

@@ -317,6 +317,23 @@ def metrics(
             typer.echo(exposition(store).decode(), nl=False)
 
 
+@app.command(short_help="Take batches over HTTP.")
+def serve(
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; other than this machine only with tokens.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, metavar="N", help="The port; 0: any.")] = 8640,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
+) -> None:
+    """Take batches over HTTP and answer each once it is durable, until SIGTERM or Ctrl-C.
+
+    See docs/http.md.
+    """
+    from timestore_pipeline.cli.work import serve_http
+
+    serve_http(host, port, verbose=verbose)
+
+
 def _open_store() -> Store:
     from timestore_pipeline.store import Store
 

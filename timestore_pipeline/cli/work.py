@@ -1,4 +1,4 @@
-"""``timestore stage``, ``ingest`` and ``flush``: what the sensors' runs do, by hand and once; and ``metrics --serve``.
+"""What the sensors' runs do, by hand and once (``timestore stage``, ``ingest``, ``flush``), and what serves.
 
 One bad file or dataset never stops the others; each says on stderr what is wrong with it.
 """
@@ -6,6 +6,7 @@ One bad file or dataset never stops the others; each says on stderr what is wron
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +127,25 @@ def serve_metrics(host: str, port: int) -> None:
     sys.stdout.flush()
     with contextlib.suppress(KeyboardInterrupt):
         server.serve()
+
+
+def serve_http(host: str, port: int, *, verbose: bool) -> None:
+    """Take batches over HTTP until SIGTERM or Ctrl-C.
+
+    Raises:
+        TimestoreError: it cannot listen there, or a setting is wrong.
+    """
+    from timestore_pipeline.http.server import serve
+
+    def ready(url: str) -> None:
+        say(f"serving at {url}")
+        sys.stdout.flush()
+
+    if verbose:
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.INFO)
+        logging.getLogger("timestore_pipeline").setLevel(logging.INFO)
+    serve(None, host, port, ready)
 
 
 def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:

@@ -43,6 +43,18 @@ def infer_columns(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path
     return columns_of(spec, found)
 
 
+def types_of_values(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, path: Path
+) -> Sequence[Column]:
+    """Return the columns that a file seems to have where the dataset's are too narrow for them, else nothing."""
+    known = {column.name for column in schema.columns}
+    try:
+        columns = [column for column in infer_columns(connection, spec, path) if column.name in known]
+        return columns if grown(schema.columns, columns) != schema.columns else ()
+    except (UnreadableFile, OSError, ValueError):
+        return ()
+
+
 def columns_of(spec: DatasetSpec, found: Sequence[tuple[str, str]]) -> tuple[Column, ...]:
     """Return the columns under which a first batch with columns ``found`` (name, DuckDB type) is kept.
 

@@ -238,7 +238,7 @@ def _source(
     ordinal = f"{first_ordinal} + file_index"
     if shape.format is FileFormat.CSV:
         found = [(name, _text_type(spec, schema, name)) for name in shape.names]
-        relation = _read_csv(spec, shape, found, paths)
+        relation = read_csv_sql(spec, shape, found, paths)
         return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
     if shape.format is FileFormat.JSON_LINES:
         problems = wrong_names(spec, schema, [*schema.required, *group.unknown], group.passed_over)
@@ -259,7 +259,8 @@ def _source(
     return RowSource(select_rows(spec, schema, found, name, BATCH_COLUMN, group.passed_over), {name: table})
 
 
-def _read_csv(spec: DatasetSpec, shape: Shape, found: Sequence[tuple[str, str]], paths: str) -> str:
+def read_csv_sql(spec: DatasetSpec, shape: Shape, found: Sequence[tuple[str, str]], paths: str) -> str:
+    """Return the call that reads CSV files with columns ``found`` (name, type) by the dataset's options."""
     options = spec.landing.csv
     nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
     return (

@@ -105,6 +105,21 @@ def all_entries(tx: Connection) -> list[QuarantineEntry]:
     return [_entry(row) for row in tx.execute(select(quarantine).order_by(quarantine.c.id)).mappings()]
 
 
+def entries_of_batch(tx: Connection, dataset: str, batch_id: str) -> list[QuarantineEntry]:
+    """Return the open entries of one batch: of its file, or of rows of it."""
+    query = (
+        select(quarantine)
+        .where(
+            quarantine.c.dataset == dataset,
+            quarantine.c.batch_id == batch_id,
+            quarantine.c.kind != QuarantineKind.SEGMENT.value,
+            quarantine.c.state == QuarantineState.OPEN.value,
+        )
+        .order_by(quarantine.c.id)
+    )
+    return [_entry(row) for row in tx.execute(query).mappings()]
+
+
 def find_entry(tx: Connection, entry_id: int) -> QuarantineEntry | None:
     """Return one entry, open or not; None where there is none of that id."""
     row = tx.execute(select(quarantine).where(quarantine.c.id == entry_id)).mappings().first()

@@ -36,9 +36,9 @@ from timestore_pipeline.errors import (
     StagingQueueFull,
     TooManyIngests,
 )
-from timestore_pipeline.evolution import Schema, grown
+from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.files import LandingFile
-from timestore_pipeline.landing.inference import infer_columns
+from timestore_pipeline.landing.inference import infer_columns, types_of_values
 from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_through
 from timestore_pipeline.landing.shapes import NoRowsToInferFrom, UnreadableFile, readable_reason
 from timestore_pipeline.ledger.batches import SegmentRow, known_batches
@@ -544,25 +544,13 @@ def _refuse_unreadable(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec,
         return False
     for path, reason in found.items():
         if path.exists() and path not in state.wider and spec.evolves:
-            state.wider[path] = _types_of_values(connection, spec, schema, path)
+            state.wider[path] = types_of_values(connection, spec, schema, path)
             if state.wider[path]:
                 continue
         del state.fresh[path]
         if path.exists():
             state.refused[path] = reason
     return bool(found)
-
-
-def _types_of_values(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, path: Path
-) -> Sequence[Column]:
-    """Return the columns that a file seems to have where the dataset's are too narrow for them, else nothing."""
-    known = {column.name for column in schema.columns}
-    try:
-        columns = [column for column in infer_columns(connection, spec, path) if column.name in known]
-        return columns if grown(schema.columns, columns) != schema.columns else ()
-    except (UnreadableFile, OSError, ValueError):
-        return ()
 
 
 def _unreadable(

@@ -52,14 +52,18 @@ class Incoming:
     table: pa.Table
 
     @classmethod
-    def of(cls, dataset: str, data: object, batch_id: str | None, source: str) -> Incoming:
+    def of(
+        cls, dataset: str, data: object, batch_id: str | None, source: str, fingerprint: str | None = None
+    ) -> Incoming:
         """Return ``data`` as a batch, named after its content where it has no ``batch_id``.
+
+        ``fingerprint`` is the hash of what ``data`` was read from, where that is the batch's content.
 
         Raises:
             NoFrame, BatchRejected: it has no rows that can be read as Arrow, or an id that no ledger can hold.
         """
         table = as_table(dataset, data, source)
-        fingerprint = table_fingerprint(table)
+        fingerprint = fingerprint or table_fingerprint(table)
         batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes)
         return cls(check_texts(dataset, batch), table)
 

@@ -113,7 +113,13 @@ class Writer:
         return self._spec.name
 
     def submit(
-        self, data: Frame, batch_id: str | None = None, source: str | None = None, timeout: float | None = None
+        self,
+        data: Frame,
+        batch_id: str | None = None,
+        source: str | None = None,
+        timeout: float | None = None,
+        *,
+        fingerprint: str | None = None,
     ) -> Future[Receipt]:
         """Hand over one batch; its future gets the receipt once it is acknowledged, or an error as of ``stage()``.
 
@@ -125,13 +131,15 @@ class Writer:
             batch_id: as for ``stage()``.
             source: where this batch comes from, if not from where the others do.
             timeout: how many seconds to wait while the writer is full; None waits for as long as it takes.
+            fingerprint: the BLAKE3 hash, in hex, of the bytes that ``data`` was read from, where these and not its
+                values say whether a batch is the same; then give a ``batch_id`` too.
 
         Raises:
             NoFrame, BatchRejected: ``data`` cannot be read.
             WriterFull: too many bytes wait, and none were answered in time.
             WriterClosed: the writer is closed.
         """
-        incoming = Incoming.of(self.dataset, data, batch_id, source or self._source)
+        incoming = Incoming.of(self.dataset, data, batch_id, source or self._source, fingerprint)
         waiting = _Waiting(incoming, Future(), time.monotonic() + self._wait_seconds)
         with self._changed:
             self._check_open()

@@ -1,0 +1,73 @@
+"""Which rows of a table cannot be cast to a dataset's columns, and why: found by halving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.evolution import Schema
+from timestore_pipeline.landing.fit import select_rows
+from timestore_pipeline.landing.readers import RowSource, read_through
+from timestore_pipeline.landing.shapes import UnreadableFile, readable_reason
+
+MOST_NAMED_ROWS = 20
+"""So many rows are named in an answer."""
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """The first rows that do not fit (numbers from 1), and whether there are more."""
+
+    rows: list[dict[str, Any]]
+    more: bool
+
+    @property
+    def in_words(self) -> str:
+        """How many rows do not fit, and the first of them."""
+        count = f"more than {len(self.rows)} rows" if self.more else f"{len(self.rows)} row(s)"
+        return f"{count} cannot be staged, the first is row {self.rows[0]['row']}: {self.rows[0]['reason']}"
+
+
+def bad_rows(
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    schema: Schema,
+    table: pa.Table,
+    found: Sequence[tuple[str, str]],
+) -> BadRows:
+    """Return the rows of ``table``, whose columns are ``found`` (name, DuckDB type), that do not fit ``schema``."""
+    known = {column.name for column in schema.columns}
+    passed_over = {name for name, _ in found} - known
+    try:
+        sql = select_rows(spec, schema, found, "looked_at", "0", passed_over)
+    except UnreadableFile:
+        return BadRows([], more=False)
+
+    def reason(part: pa.Table) -> str | None:
+        try:
+            read_through(connection, RowSource(sql, {"looked_at": part}))
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            return readable_reason(error)
+        return None
+
+    def search(start: int, rows: int) -> Iterator[dict[str, Any]]:
+        problem = reason(table.slice(start, rows))
+        if problem is None:
+            return
+        if rows == 1:
+            yield {"row": start + 1, "reason": problem}
+            return
+        half = rows // 2
+        yield from search(start, half)
+        yield from search(start + half, rows - half)
+
+    named = list(islice(search(0, table.num_rows), MOST_NAMED_ROWS + 1)) if table.num_rows else []
+    return BadRows(named[:MOST_NAMED_ROWS], more=len(named) > MOST_NAMED_ROWS)

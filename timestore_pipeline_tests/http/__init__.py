@@ -1,0 +1,1 @@
+"""``timestore serve``: a real server process, asked by a real client."""
