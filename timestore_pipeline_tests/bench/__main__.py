@@ -12,11 +12,12 @@ import deltalake
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline_tests.bench import building, ledger, quality, reading, sensor, staging, writing
+from timestore_pipeline_tests.bench import building, ledger, quality, reading, sensor, serving, staging, writing
 
 _SUITES = {
     "staging": staging.run,
     "writing": writing.run,
+    "serving": serving.run,
     "building": building.run,
     "reading": reading.run,
     "sensor": sensor.run,
