@@ -8,7 +8,9 @@ from timestore_pipeline.ledger.schema import metadata
 
 _SQLITE = text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
 # Its own tables only: the database may hold Dagster's as well.
-_POSTGRESQL = text("SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0) FROM unnest(:names) AS name")
+_POSTGRESQL = text(
+    "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0) FROM unnest(CAST(:names AS text[])) AS name"
+)
 
 
 def ledger_bytes(tx: Connection) -> int:

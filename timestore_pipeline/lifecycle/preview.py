@@ -21,7 +21,7 @@ from timestore_pipeline.store import Store
 PREVIEWED = 10
 """Most rows or lines that are shown."""
 
-_SHOWN = f"COLUMNS(name -> name NOT IN ('{BATCH_COLUMN}', '{ROW_COLUMN}'))"
+_SHOWN = f"COLUMNS(lambda name: name NOT IN ('{BATCH_COLUMN}', '{ROW_COLUMN}'))"
 _MAX_LINE = 500
 _TEXT_BYTES = 64 << 10
 

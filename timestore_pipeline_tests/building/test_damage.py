@@ -251,7 +251,7 @@ def test_a_build_that_died_of_a_segment_is_followed_by_one_that_looks_first(
     truncate(segment_file(store, stage(store, "weather", BAD).segment_id))
     for _ in range(2):
         with monkeypatch.context() as patched:
-            patched.setattr("timestore_pipeline.building.build._write_files", die)
+            patched.setattr("timestore_pipeline.building.build.write_claim", die)
             with pytest.raises(Killed):
                 build_windows(store, "weather", owner="the test")
         settle_dead_builds(store, lambda owner: True)
