@@ -243,7 +243,7 @@ def test_a_build_that_died_of_a_segment_is_followed_by_one_that_looks_first(
     class Killed(BaseException):
         pass
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise Killed
 
     store = make_store(build_max_attempts=2)
