@@ -36,6 +36,8 @@ class CrashPoint(StrEnum):
     TABLE_CREATED = "table.created"
     SLICES_RECORDED = "claim.recorded-not-committed"
     SLICES_CLAIMED = "claim.committed"
+    TYPES_DECLARED = "table.types-declared"
+    WINDOWS_ADDED = "windows.added"
     PARQUET_WRITTEN = "parquet.written"
     PARQUET_SYNCED = "parquet.synced"
     PARQUET_RENAMED = "parquet.renamed"

@@ -255,8 +255,9 @@ def _narrow_windows(
     found = {spec.window_from_key(key) for key in narrow_windows(store, connection, spec, columns, table)}
     if found:
         log.warning("%s: a column has a wider type now; %d windows are written anew for it", spec.name, len(found))
-        with store.ledger.write() as tx:
-            replace_also(tx, claim.build, [window.start_micros for window in found])
+        starts = [window.start_micros for window in found]
+        store.ledger.transact(lambda tx: replace_also(tx, claim.build, starts))
+        reach(CrashPoint.WINDOWS_ADDED)
     return found
 
 

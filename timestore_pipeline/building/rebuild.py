@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.build import BuildReport, build_report, columns_now, write_claim
 from timestore_pipeline.building.damage import unreadable_slices
@@ -14,6 +17,7 @@ from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreError
 from timestore_pipeline.ledger.builds import (
@@ -21,17 +25,36 @@ from timestore_pipeline.ledger.builds import (
     WindowBatch,
     add_slices,
     batches_of_slice,
+    claimed_already,
     new_build,
-    refuse_second_build,
     staged_windows,
 )
-from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.published import windows_replaced_by
+from timestore_pipeline.ledger.queue import Slice, slices_of_build
 from timestore_pipeline.ledger.retained import Coverage, published_batches, published_coverage
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
+
+
+@dataclass(frozen=True)
+class _RebuildClaim:
+    """What a rebuild claims of the queue, the published slices that it builds again, and the windows it replaces."""
+
+    staged: Claim
+    published: tuple[Slice, ...]
+    starts: frozenset[int]
+    columns: tuple[Column, ...]
+    evolved: bool
+
+    @property
+    def whole(self) -> Claim:
+        """All slices of the windows, as if they were staged."""
+        pieces = (*self.published, *self.staged.slices)
+        in_order = sorted(pieces, key=lambda piece: (piece.window_start, piece.min_time, piece.segment_id))
+        return Claim(self.staged.build, tuple(in_order))
 
 
 def rebuild_windows(
@@ -64,49 +87,58 @@ def rebuild_windows(
     prepare_table(store, spec, columns)
     check_disk(store, store.table_path(dataset))
     from_start, to_start = first.start_micros if first else None, last.start_micros if last else None
-    with store.ledger.write() as tx:
-        refuse_second_build(tx, dataset)
+    now = now_micros()
+
+    def claim_them(tx: Connection) -> _RebuildClaim | None:
+        mine = claimed_already(tx, dataset, owner, now)
         coverage = published_coverage(tx, dataset, from_start, to_start)
-        starts = coverage.windows | staged_windows(tx, dataset, from_start, to_start)
+        # What was staged since an earlier attempt is for the next build: this one does not replace its window.
+        if mine is not None:
+            starts = windows_replaced_by(tx, mine.id)
+        else:
+            starts = coverage.windows | staged_windows(tx, dataset, from_start, to_start)
         missing = _missing(spec, coverage)
         if missing:
             raise RebuildRefused(dataset, _named(spec, starts), missing)
         if not starts:
             return None
-        build = new_build(
-            tx,
-            dataset,
-            BuildKind.REBUILD,
-            starts,
-            starts,
-            owner=owner,
-            trigger=trigger,
-            lease_micros=lease_micros(store),
-            now=now_micros(),
-            rows=sum(piece.rows for piece in coverage.slices),
-        )
-        staged = add_slices(tx, build, from_start, to_start)
-        columns, evolved = columns_now(tx, spec, columns)
-    pieces = sorted(
-        (*coverage.slices, *staged.slices), key=lambda piece: (piece.window_start, piece.min_time, piece.segment_id)
-    )
-    claim = Claim(staged.build, tuple(pieces))
+        if mine is not None:
+            staged = Claim(mine, tuple(slices_of_build(tx, mine.id)))
+        else:
+            build = new_build(
+                tx,
+                dataset,
+                BuildKind.REBUILD,
+                starts,
+                starts,
+                owner=owner,
+                trigger=trigger,
+                lease_micros=lease_micros(store),
+                now=now,
+                rows=sum(piece.rows for piece in coverage.slices),
+            )
+            staged = add_slices(tx, build, from_start, to_start)
+        return _RebuildClaim(staged, coverage.slices, frozenset(starts), *columns_now(tx, spec, columns))
 
-    stored = spec.table_columns(columns)
-    windows = [spec.window_at(start) for start in starts]
+    claimed = store.ledger.transact(claim_them)
+    if claimed is None:
+        return None
+    claim = claimed.whole
+    stored = spec.table_columns(claimed.columns)
+    windows = [spec.window_at(start) for start in claimed.starts]
 
     def write() -> WrittenFiles:
-        return write_claim(store, spec, stored, claim, target_file_bytes, evolved=evolved, rebuilt=windows)
+        return write_claim(store, spec, stored, claim, target_file_bytes, evolved=claimed.evolved, rebuilt=windows)
 
     try:
-        publication = publish(store, build, stored, write)
+        publication = publish(store, claim.build, stored, write)
     except BuildAborted:
         raise
     except TimestoreError as error:
-        damaged = _damaged(store, spec, coverage.slices)
+        damaged = _damaged(store, spec, claimed.published)
         if not damaged:
             raise
-        raise RebuildRefused(dataset, _named(spec, starts), damaged) from error
+        raise RebuildRefused(dataset, _named(spec, claimed.starts), damaged) from error
     with store.ledger.read() as tx:
         contributing = published_batches(tx, dataset, from_start, to_start)
     return build_report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)

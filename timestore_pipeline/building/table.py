@@ -280,6 +280,7 @@ def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
         table.alter.add_feature(TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True)
     for version in range(table.version(), open_table(path, dataset).version() + 1):
         _sync_log(path, version)
+    reach(CrashPoint.TYPES_DECLARED)
 
 
 def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:

@@ -113,11 +113,9 @@ def claim_slices(
     Raises:
         BuildInFlight: another build of the dataset has not ended.
     """
-    lock_dataset(tx, dataset)
-    mine = build_in_flight(tx, dataset)
-    if mine is not None and (mine.owner, mine.claimed_at) == (owner, now):
+    mine = claimed_already(tx, dataset, owner, now)
+    if mine is not None:
         return Claim(mine, tuple(slices_of_build(tx, mine.id)))
-    refuse_second_build(tx, dataset)
     starts = staged_windows(tx, dataset, first_window, last_window)
     if not starts:
         return None
@@ -134,16 +132,21 @@ def staged_windows(tx: Connection, dataset: str, first_window: int | None, last_
     return set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
 
 
-def refuse_second_build(tx: Connection, dataset: str) -> None:
-    """Lock the dataset until the transaction ends, and make sure that no build of it is in flight.
+def claimed_already(tx: Connection, dataset: str, owner: str, now: int) -> Build | None:
+    """Lock the dataset until the transaction ends, and make sure that no build of it is in flight but the caller's own.
+
+    Returns:
+        The build that the same ``owner`` has claimed at the same ``now``: the transaction is done again, as nobody
+        knew whether its commit had arrived. None where nothing is in flight.
 
     Raises:
-        BuildInFlight: one is.
+        BuildInFlight: another build is.
     """
     lock_dataset(tx, dataset)
-    other = build_in_flight(tx, dataset)
-    if other is not None:
-        raise BuildInFlight(dataset, other.id, other.owner)
+    found = build_in_flight(tx, dataset)
+    if found is not None and (found.owner, found.claimed_at) != (owner, now):
+        raise BuildInFlight(dataset, found.id, found.owner)
+    return found
 
 
 def new_build(
@@ -159,7 +162,7 @@ def new_build(
     now: int,
     rows: int = 0,
 ) -> Build:
-    """Enter a build in flight with the next sequence, after :func:`refuse_second_build` in the same transaction.
+    """Enter a build in flight with the next sequence, after :func:`claimed_already` in the same transaction.
 
     ``replaced`` are those of its windows whose files its commit replaces.
     """
@@ -225,10 +228,14 @@ def claim_windows(
 ) -> Build:
     """Claim windows whose ``rows`` published rows a build writes anew (or drops); their staged slices stay staged.
 
+    Done again with the same ``owner`` and ``now``, it returns the build that it entered the first time.
+
     Raises:
         BuildInFlight: another build of the dataset has not ended.
     """
-    refuse_second_build(tx, dataset)
+    mine = claimed_already(tx, dataset, owner, now)
+    if mine is not None:
+        return mine
     starts = set(window_starts)
     return new_build(
         tx, dataset, kind, starts, starts, owner=owner, trigger=trigger, rows=rows, lease_micros=lease_micros, now=now

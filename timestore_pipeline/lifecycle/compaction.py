@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from timestore_pipeline.building.parquet import WindowSource, parquet_relation, write_window
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
@@ -231,18 +232,18 @@ def _compact_once(
     check_disk(store, store.table_path(spec.name))
     # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
     columns = published_columns(store, spec, open_table(store.table_path(spec.name), spec.name))
-    with store.ledger.write() as tx:
-        build = claim_windows(
-            tx,
-            spec.name,
-            BuildKind.COMPACTION,
-            [window.start_micros for window in plan],
-            owner=owner,
-            trigger=trigger,
-            rows=sum(file.rows for files in plan.values() for file in files),
-            lease_micros=lease_micros(store),
-            now=now_micros(),
-        )
+    claim = partial(
+        claim_windows,
+        dataset=spec.name,
+        kind=BuildKind.COMPACTION,
+        window_starts=[window.start_micros for window in plan],
+        owner=owner,
+        trigger=trigger,
+        rows=sum(file.rows for files in plan.values() for file in files),
+        lease_micros=lease_micros(store),
+        now=now_micros(),
+    )
+    build = store.ledger.transact(claim)
     merged: list[TableFile] = []
 
     def write() -> WrittenFiles:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.table import has_table, read_for_replacement
@@ -64,19 +65,20 @@ def expire_windows(
     if not expired or not has_table(path):
         return ExpiredWindows(dataset)
     keys = [spec.window_at(total.window_start).key for total in expired]
-    with store.ledger.write() as tx:
+    with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec) or ()
-        build = claim_windows(
-            tx,
-            dataset,
-            BuildKind.EXPIRY,
-            [total.window_start for total in expired],
-            owner=owner,
-            trigger=trigger,
-            rows=sum(total.rows for total in expired),
-            lease_micros=lease_micros(store),
-            now=now_micros(),
-        )
+    claim = partial(
+        claim_windows,
+        dataset=dataset,
+        kind=BuildKind.EXPIRY,
+        window_starts=[total.window_start for total in expired],
+        owner=owner,
+        trigger=trigger,
+        rows=sum(total.rows for total in expired),
+        lease_micros=lease_micros(store),
+        now=now_micros(),
+    )
+    build = store.ledger.transact(claim)
     publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(path, build, keys)))
     return ExpiredWindows(
         dataset,

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building import build, publication
+from timestore_pipeline.building import build, manifests, publication
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
@@ -55,6 +55,12 @@ def _build_slowly(store: Store, seconds: float) -> None:
     build.build_windows(store, "readings", owner="the child")
 
 
+def _build_and_merge(store: Store) -> None:
+    """Build, and find that there are manifests enough to be merged."""
+    manifests.MERGE_FROM = 2
+    build.build_windows(store, "readings", owner="the child")
+
+
 def _ingest_a_bomb(store: Store, number: signal.Signals) -> None:
     """Ingest, and die of the file ``bomb.csv`` while it is read."""
     plan = ingesting.plan_reads
@@ -75,6 +81,7 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, signal.SIGKILL),
     "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, signal.SIGSEGV),
     "build": lambda store: build.build_windows(store, "readings", owner="the child"),
+    "build and merge": _build_and_merge,
     "slow build": lambda store: _build_slowly(store, seconds=1.2),
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),
     "retire": unlink_published_segments,

@@ -16,7 +16,7 @@ from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import counted, published
-from timestore_pipeline_tests.crash import rows
+from timestore_pipeline_tests.crash import rows, test_kills_of_replacements, test_lost_ledger
 from timestore_pipeline_tests.crash.child import killed_at
 from timestore_pipeline_tests.crash.conftest import Recover
 
@@ -94,13 +94,16 @@ KILLS = [
             (CrashPoint.PARQUET_RENAMED, 1),
             (CrashPoint.PARQUET_IN_PLACE, 1),
             (CrashPoint.PARQUET_IN_PLACE, 2),
+            (CrashPoint.MANIFEST_WRITTEN, 1),
             (CrashPoint.TABLE_CHECKED, 1),
             (CrashPoint.TABLE_COMMITTED, 1),
             (CrashPoint.TABLE_SYNCED, 1),
+            (CrashPoint.MANIFEST_KEPT, 1),
             (CrashPoint.PUBLICATION_RECORDED, 1),
             (CrashPoint.PUBLICATION_COMMITTED, 1),
         )
     ),
+    Kill("build and merge", CrashPoint.MANIFESTS_MERGED),
     Kill("build", CrashPoint.TABLE_COMMITTED, first=True),
     *(
         Kill("settle", point, before=DEAD_BUILD)
@@ -113,7 +116,10 @@ KILLS = [
             CrashPoint.RECOVERY_CLEANED,
         )
     ),
-    Kill("settle", CrashPoint.RECOVERY_PUBLISHED, before=PUBLISHED_BUILD),
+    *(
+        Kill("settle", point, before=PUBLISHED_BUILD)
+        for point in (CrashPoint.MANIFEST_KEPT, CrashPoint.RECOVERY_PUBLISHED)
+    ),
     Kill("retire", CrashPoint.SEGMENT_UNLINKED),
     Kill("retire", CrashPoint.RETENTION_COMMITTED),
     Kill("sweep", CrashPoint.ORPHAN_REMOVED, before=(("stage", CrashPoint.SEGMENT_IN_PLACE),)),
@@ -143,7 +149,10 @@ def test_a_killed_process_loses_and_doubles_nothing(kill: Kill, at_work: Callabl
     rows.assert_all_is_well(store)
 
 
-@pytest.mark.parametrize("point", [CrashPoint.BATCHES_ACKNOWLEDGED, CrashPoint.LANDING_REMEMBERED], ids=str)
+KEEPING = [CrashPoint.BATCHES_ACKNOWLEDGED, CrashPoint.LANDING_REMEMBERED]
+
+
+@pytest.mark.parametrize("point", KEEPING, ids=str)
 def test_files_that_stay_where_they_are_are_staged_once(
     point: CrashPoint, at_work: Callable[..., Store], recover: Recover
 ):
@@ -195,6 +204,6 @@ def test_every_crash_point_is_in_the_code():
 
 
 def test_a_process_is_killed_at_every_crash_point():
-    covered = {kill.point for kill in KILLS} | {CrashPoint.LANDING_REMEMBERED}
+    killed = {kill.point for kill in (*KILLS, *test_kills_of_replacements.KILLS)}
 
-    assert covered == set(CrashPoint)
+    assert killed | set(KEEPING) | set(test_lost_ledger.KILLED_REBUILDS) == set(CrashPoint)

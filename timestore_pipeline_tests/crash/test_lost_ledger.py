@@ -138,12 +138,18 @@ def test_a_sender_that_sleeps_through_it_is_not_told_that_it_got_in(
     rows.assert_all_is_well(store)
 
 
-def test_a_rebuild_that_is_killed_is_done_again(at_work: Callable[..., Store], make_store: MakeStore, recover: Recover):
+KILLED_REBUILDS = [CrashPoint.LEDGER_REBUILT]
+
+
+@pytest.mark.parametrize("point", KILLED_REBUILDS, ids=str)
+def test_a_rebuild_that_is_killed_is_done_again(
+    point: CrashPoint, at_work: Callable[..., Store], make_store: MakeStore, recover: Recover
+):
     store = at_work()
     killed_at(store, "build", CrashPoint.TABLE_COMMITTED)
     lose_ledger(store)
 
-    killed_at(store, "rebuild ledger", CrashPoint.LEDGER_REBUILT)
+    killed_at(store, "rebuild ledger", point)
     with pytest.raises(LedgerLost):
         make_store(rows.DATASETS_YAML)
     rebuilt(store)

@@ -9,17 +9,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
+from timestore_pipeline.building import rebuild
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrupted
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.counters import count, counter_values
 from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.lifecycle import compaction, expiry
+from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.lifecycle.compaction import compact_dataset
+from timestore_pipeline.lifecycle.expiry import expire_windows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -143,6 +152,71 @@ def test_a_build_whose_commits_break_publishes_once(store: Store, over: Callable
     else:
         pytest.fail("a build commits without end")
     assert len(expected) >= 4
+
+
+def _expire(store: Store) -> object:
+    return expire_windows(store, "weather", owner="over the line", trigger=Trigger.MANUAL)
+
+
+def _compact(store: Store) -> object:
+    return compact_dataset(store, "weather", owner="over the line", trigger=Trigger.MANUAL, thorough=True)
+
+
+def _rebuild(store: Store) -> object:
+    return rebuild_windows(store, "weather", owner="over the line")
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer lost", "commit lost"])
+@pytest.mark.parametrize(
+    ("module", "entering", "job", "retention"),
+    [
+        (expiry, "claim_windows", _expire, 1),
+        (compaction, "claim_windows", _compact, 0),
+        (rebuild, "claimed_already", _rebuild, 0),
+    ],
+    ids=["expiry", "compaction", "rebuild"],
+)
+def test_a_claim_whose_commit_breaks_is_made_once(
+    module: ModuleType,
+    entering: str,
+    job: Callable[[Store], object],
+    retention: int,
+    arrives: bool,
+    store: Store,
+    make_store: MakeStore,
+    line: Line,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for station in ("JFK", "LGA"):
+        stage(store, "weather", hourly(3, station=station))
+        build_windows(store, "weather", owner="here")
+    stage(store, "weather", hourly(3, station="EWR"))
+    database = make_url(store.settings.resolved_ledger_url).database
+    url = f"postgresql+psycopg://timestore@127.0.0.1:{line.port}/{database}"
+    remote = make_store(ledger_url=SecretStr(url), table_retention_seconds=retention)
+    claim = getattr(module, entering)
+    attempts = []
+
+    def cut(*arguments: Any, **named: Any) -> Any:
+        # The next commit is that of the claim.
+        attempts.append(1)
+        line.arrives, line.commits, line.cut_at = arrives, 0, 1 if len(attempts) == 1 else None
+        return claim(*arguments, **named)
+
+    monkeypatch.setattr(module, entering, cut)
+
+    job(remote)
+
+    assert len(attempts) == 2
+    staged = [] if job is _rebuild else [hourly(3, station="EWR")]
+    built = [hourly(3, station=station) for station in ("JFK", "LGA", "EWR")]
+    in_table = [] if job is _expire else built[: 3 - len(staged)]
+    assert published(store) == rows_of(*in_table)
+    assert readable(store) == rows_of(*in_table, *staged)
+    with store.ledger.read() as tx:
+        states = tx.execute(text("SELECT state, count(*) FROM builds GROUP BY state")).all()
+    assert states == [("published", 3)]
+    assert audit_rows(store, "weather").wrong == ()
 
 
 def test_what_only_counts_is_not_done_twice(store: Store, over: Callable[[], Store], line: Line):

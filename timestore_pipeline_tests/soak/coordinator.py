@@ -61,7 +61,9 @@ _POINTS_OF = {
     "build": [
         point
         for point in CrashPoint
-        if point.value.startswith(("table.ch", "table.co", "table.s", "claim.", "parquet.", "publication."))
+        if point.value.startswith(
+            ("table.ch", "table.co", "table.s", "claim.", "parquet.", "manifest.w", "manifest.k", "publication.")
+        )
     ],
     "recover": [
         point for point in CrashPoint if point.value.startswith(("table.c", "table.s", "recovery.", "retention."))
