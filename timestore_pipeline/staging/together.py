@@ -157,7 +157,7 @@ def _acknowledge(
         return acknowledge_segment(store, spec, schema, written, batches).receipts
     except CommitUnknown:
         raise  # the ledger may have the segment; if not, it is swept
-    except BaseException:
+    except Exception:  # an interrupt may come after the commit, and then the ledger has it
         written.discard(store)
         raise
 
