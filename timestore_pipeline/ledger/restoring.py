@@ -247,8 +247,13 @@ def restore_entries(
     return entry_id
 
 
-def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
-    """Enter the difference between what was published into each window and what the table has of it now."""
+def restore_past_rows(tx: Connection, dataset: str, now: int) -> dict[int, int]:
+    """Enter the difference between what was published into each window and what the table has of it now.
+
+    Returns:
+        Window start → rows that were published and that the table has no more (below zero: that it has besides), of
+        windows in which keys do not account for the difference. They are entered as expired (or as forgotten).
+    """
     ever = dict(
         tx.execute(
             select(slices.c.window_start, func.sum(slices.c.rows))
@@ -258,6 +263,7 @@ def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
     )
     live = dict(tx.execute(select(windows.c.window_start, windows.c.rows).where(windows.c.dataset == dataset)).all())
     keyed = _has_key(tx, dataset)
+    past = {}
     for start in ever.keys() | live.keys():
         more = int(ever.get(start, 0)) - int(live.get(start, 0))
         if keyed and start in live and more > 0:
@@ -265,6 +271,7 @@ def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
             tx.execute(update(windows).where(*here).values(superseded=more))
             continue
         if more:
+            past[start] = more
             tx.execute(
                 insert(past_rows).values(
                     dataset=dataset,
@@ -274,6 +281,7 @@ def restore_past_rows(tx: Connection, dataset: str, now: int) -> None:
                     expired_at=now if more > 0 else None,
                 )
             )
+    return past
 
 
 def _has_key(tx: Connection, dataset: str) -> bool:

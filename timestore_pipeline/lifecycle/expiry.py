@@ -32,9 +32,9 @@ class ExpiredWindows:
     bytes: int = 0
 
 
-def table_retention(store: Store, spec: DatasetSpec) -> timedelta:
-    """Return how long after its end a window stays in the table; zero is for ever."""
-    own = spec.retention.table
+def table_retention(store: Store, spec: DatasetSpec | None) -> timedelta:
+    """Return how long after its end a window stays in the table, by default (None) too; zero is for ever."""
+    own = spec.retention.table if spec else None
     return timedelta(seconds=store.settings.table_retention_seconds) if own is None else own
 
 

@@ -36,6 +36,7 @@ from timestore_pipeline.ledger.restoring import (
     restore_segment,
 )
 from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.lifecycle.expiry import table_retention
 from timestore_pipeline.lifecycle.rebuilding.choosing import Choice, choose
 from timestore_pipeline.lifecycle.rebuilding.evidence import Evidence, FoundSegment, carve
 from timestore_pipeline.lifecycle.rebuilding.restored import (
@@ -44,6 +45,7 @@ from timestore_pipeline.lifecycle.rebuilding.restored import (
     is_key,
     refused,
     restored,
+    unexplained,
     unlinked,
     was_retried,
 )
@@ -139,7 +141,9 @@ class Restoring:
         ]
         next_entry = restore_entries(self.tx, name, entries, first_id=next_entry, by=self.by, now=now)
         finish_restoring(self.tx, [segment.row.id for segment in segments], now)
-        restore_past_rows(self.tx, name, now)
+        spec = self.store.datasets.get(name)
+        past = restore_past_rows(self.tx, name, now)
+        self.problems += unexplained(name, past, granularity, table_retention(self.store, spec), now)
         open_entries = sum(not entry.resolved for entry in entries)
         return self._outcome(segments, totals, open_entries), next_entry
 

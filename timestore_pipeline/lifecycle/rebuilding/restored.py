@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from timestore_pipeline.building.manifests import Published
@@ -13,7 +14,7 @@ from timestore_pipeline.lifecycle.quarantine import RETRY_MARK, origins_of_retry
 from timestore_pipeline.lifecycle.rebuilding.evidence import Evidence, FoundSegment
 from timestore_pipeline.staging.description import DescribedBatch, Description, staged_at_of
 from timestore_pipeline.staging.segment import slices_of
-from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline.windows import Granularity, Window, from_micros
 
 
 def restored(staging: Path, found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment:
@@ -109,6 +110,37 @@ def was_retried(each: DescribedBatch, known: Iterable[str]) -> bool:
 def refused(description: Description) -> int:
     """Return how many rows a file of refused rows has."""
     return sum(each.refused_rows for each in description.batches)
+
+
+def unexplained(
+    dataset: str, past: Mapping[int, int], granularity: Granularity, retention: timedelta, now: int
+) -> list[str]:
+    """Say in words which rows are not in the table, or are besides, though neither age nor a manifest accounts for it.
+
+    The table's own count is taken for the truth in a rebuilt ledger, so no later audit would speak of them.
+
+    Args:
+        dataset: its name.
+        past: window start → rows that were published and are not in the table; below zero, that it has besides.
+        granularity: that of its windows.
+        retention: for how long after its end a window stays in the table; zero is for ever.
+        now: microseconds since the epoch.
+    """
+    found = []
+    for start, rows in sorted(past.items()):
+        window = Window(from_micros(start), granularity)
+        if rows < 0:
+            found.append(
+                f"{dataset}: the table has {-rows:,} rows of window {window.key} of which no manifest knows: something "
+                "else wrote them, or manifests are gone; look at them with 'timestore sql'"
+            )
+        elif not retention or window.end_micros + retention // timedelta(microseconds=1) > now:
+            found.append(
+                f"{dataset}: {rows:,} rows of window {window.key} were published, are not in the table, and have not "
+                "expired by the retention that it has now. They are counted as expired; unless it had a shorter "
+                "retention before, restore the table from a backup and run this again with --replace"
+            )
+    return found
 
 
 def is_key(key: str, granularity: Granularity) -> bool:
