@@ -28,6 +28,7 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.lifecycle.compaction import compact_dataset
+from timestore_pipeline.lifecycle.expiry import expire_windows
 from timestore_pipeline.lifecycle.maintenance import maintain
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
@@ -89,6 +90,7 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "compact": lambda store: compact_dataset(
         store, "readings", owner="the child", trigger=Trigger.MANUAL, thorough=True
     ),
+    "expire": lambda store: expire_windows(store, "readings", owner="the child", trigger=Trigger.MANUAL),
     "vacuum": lambda store: vacuum_table(store, "readings", now=rows.far_in_the_future()),
     "maintain": lambda store: maintain(store, owner="the child", now=rows.far_in_the_future()),
     "sweep": lambda store: sweep_orphans(store, 0),

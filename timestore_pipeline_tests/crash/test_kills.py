@@ -19,6 +19,7 @@ from timestore_pipeline_tests.builders import counted, published
 from timestore_pipeline_tests.crash import rows, test_kills_of_replacements, test_lost_ledger
 from timestore_pipeline_tests.crash.child import killed_at
 from timestore_pipeline_tests.crash.conftest import Recover
+from timestore_pipeline_tests.crash.test_kills_of_replacements import EVERY_STEP
 
 pytestmark = pytest.mark.crash
 
@@ -83,26 +84,8 @@ KILLS = [
     Kill("ingest", CrashPoint.LANDING_FILE_CLEARED, 1, settings=(("landing_after_ingest", "delete"),)),
     Kill("ingest", CrashPoint.LANDING_CLEARED),
     Kill("build", CrashPoint.TABLE_CREATED, first=True),
-    *(
-        Kill("build", point, times)
-        for point, times in (
-            (CrashPoint.SLICES_RECORDED, 1),
-            (CrashPoint.SLICES_CLAIMED, 1),
-            (CrashPoint.PARQUET_WRITTEN, 1),
-            (CrashPoint.PARQUET_WRITTEN, 2),
-            (CrashPoint.PARQUET_SYNCED, 1),
-            (CrashPoint.PARQUET_RENAMED, 1),
-            (CrashPoint.PARQUET_IN_PLACE, 1),
-            (CrashPoint.PARQUET_IN_PLACE, 2),
-            (CrashPoint.MANIFEST_WRITTEN, 1),
-            (CrashPoint.TABLE_CHECKED, 1),
-            (CrashPoint.TABLE_COMMITTED, 1),
-            (CrashPoint.TABLE_SYNCED, 1),
-            (CrashPoint.MANIFEST_KEPT, 1),
-            (CrashPoint.PUBLICATION_RECORDED, 1),
-            (CrashPoint.PUBLICATION_COMMITTED, 1),
-        )
-    ),
+    *(Kill("build", *at) for at in EVERY_STEP),
+    Kill("build", CrashPoint.PARQUET_WRITTEN, 2),
     Kill("build and merge", CrashPoint.MANIFESTS_MERGED),
     Kill("build", CrashPoint.TABLE_COMMITTED, first=True),
     *(

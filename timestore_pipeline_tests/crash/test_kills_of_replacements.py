@@ -18,9 +18,11 @@ from deltalake import DeltaTable
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.lifecycle.expiry import expire_windows
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading.relations import run_query
@@ -118,7 +120,7 @@ HIGHEST = Case("highest version", ", key: {columns: [id], version: version}", BA
 WIDER = Case("wider", "", WIDE_BATCHES, frozenset("ce"))
 KEYED_AND_WIDER = Case("highest version, wider", ", key: {columns: [id], version: version}", WIDE_BATCHES, WIDER.wide)
 
-EVERYWHERE = [
+EVERY_STEP = [
     (CrashPoint.SLICES_RECORDED, 1),
     (CrashPoint.SLICES_CLAIMED, 1),
     (CrashPoint.PARQUET_WRITTEN, 1),
@@ -155,7 +157,7 @@ class Kill:
 
 
 KILLS = [
-    *(Kill(LATEST, "build", *at) for at in EVERYWHERE),
+    *(Kill(LATEST, "build", *at) for at in EVERY_STEP),
     *(Kill(HIGHEST, "build", *at) for at in DECISIVE),
     *(Kill(WIDER, "build", *at) for at in (*DECISIVE, *WIDENING)),
     *(Kill(KEYED_AND_WIDER, "build", *at) for at in (*DECISIVE, *WIDENING)),
@@ -210,12 +212,16 @@ def assert_all_adds_up(store: Store, case: Case) -> None:
     assert audit_rows(store, _TABLE).wrong == ()
 
 
+def _settle(store: Store) -> None:
+    settle_dead_builds(store, owner_is_gone=lambda owner: True)
+
+
 def _build(store: Store) -> None:
     build_windows(store, _TABLE, owner="the test")
 
 
 RECOVERY: list[Callable[[Store], object]] = [
-    lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),
+    _settle,
     _build,
     unlink_published_segments,
     lambda store: sweep_orphans(store, older_than_seconds=0),
@@ -223,9 +229,9 @@ RECOVERY: list[Callable[[Store], object]] = [
 ]
 
 
-def at_work(make_store: MakeStore, case: Case) -> Store:
+def at_work(make_store: MakeStore, case: Case, **settings: Any) -> Store:
     """An installation with a and b published and c staged. Published segments stay, so that it can be rebuilt."""
-    store = make_store(case.datasets_yaml, compaction_max_small_files=1)
+    store = make_store(case.datasets_yaml, compaction_max_small_files=1, **settings)
     for name in ("a", "b"):
         stage(store, _TABLE, case.table(name), batch_id=name)
         _build(store)
@@ -267,4 +273,34 @@ def assert_survived(kill: Kill, make_store: MakeStore) -> None:
     assert published(store) == case.expected(case.batches)
     assert types_in_files(store) == {"int64" if case.wide else "int32"}
     vacuum_table(store, _TABLE, now=rows.far_in_the_future())
+    rows.assert_table_has_no_strays(store)
+
+
+@pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize(
+    ("point", "reached_the_table"),
+    [
+        (CrashPoint.SLICES_CLAIMED, False),
+        (CrashPoint.TABLE_CHECKED, False),
+        (CrashPoint.TABLE_COMMITTED, True),
+        (CrashPoint.PUBLICATION_RECORDED, True),
+    ],
+    ids=str,
+)
+def test_a_killed_expiry_drops_all_windows_or_none(point: CrashPoint, reached_the_table: bool, make_store: MakeStore):
+    store = at_work(make_store, WIDER, table_retention_seconds=1)
+    everything, staged = WIDER.expected("abc"), WIDER.expected("c")
+
+    killed_at(store, "expire", point)
+
+    assert_all_adds_up(store, WIDER)
+    assert readable(store) == everything
+    _settle(store)
+    assert readable(store) == (staged if reached_the_table else everything)
+    assert audit_rows(store, _TABLE).wrong == ()
+    expire_windows(store, _TABLE, owner="the test", trigger=Trigger.MANUAL)
+    for step in (_build, lambda store: vacuum_table(store, _TABLE, now=rows.far_in_the_future())):
+        step(store)
+        assert readable(store) == published(store) == staged
+        assert audit_rows(store, _TABLE).wrong == ()
     rows.assert_table_has_no_strays(store)
