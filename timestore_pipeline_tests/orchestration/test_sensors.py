@@ -196,6 +196,7 @@ class TestFlushSensor:
             "flush_max_age_ms": 60_000,
             "flush_late_max_age_ms": 600_000,
             "target_file_bytes": 134_217_728,
+            "rebuild": False,
             "trigger": "rows",
         }
         assert request.tags["timestore/trigger"] == "rows"
