@@ -43,7 +43,7 @@ with Store.open() as store:
             told["duplicates"] += receipt.duplicate
         except StagingQueueFull:
             told["dropped"] += 1
-    if number % 3 == 0:
+    if number % 4 == 3:  # the queue is full by then
         try:
             build_windows(store, "weather", owner=f"process {number}")
         except BuildInFlight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -152,14 +153,19 @@ MINUTE = 60_000_000
 class TestSlots:
     @pytest.fixture
     def take(self, store: Store) -> Callable[..., str | None]:
-        def take_one(now: int, slots: int = 1, resource: str = "ingest/weather") -> str | None:
+        owners = (f"owner {number}" for number in itertools.count())
+
+        def take_one(
+            now: int, slots: int = 1, resource: str = "ingest/weather", owner: str | None = None
+        ) -> str | None:
+            owner = owner or next(owners)
             with store.ledger.write() as tx:
-                return take_slot(tx, resource, slots, "me", now=now, expires_at=now + MINUTE, longest=2 * MINUTE)
+                return take_slot(tx, resource, slots, owner, now=now, expires_at=now + MINUTE, longest=2 * MINUTE)
 
         return take_one
 
     def test_no_more_than_there_are(self, store: Store, take: Callable[..., str | None]):
-        first, second = take(0, slots=2), take(0, slots=2)
+        first, second = take(0, slots=2, owner="me"), take(0, slots=2)
         assert first
         assert second
         assert take(0, slots=2) is None
@@ -169,6 +175,10 @@ class TestSlots:
         with store.ledger.write() as tx:
             release_lease(tx, first, "me")
             assert slots_held(tx, "ingest/weather", 0) == 2
+
+    def test_an_owner_that_asks_again_has_its_slot_already(self, take: Callable[..., str | None]):
+        assert take(0, owner="me") == take(1, owner="me")
+        assert take(2) is None
 
     def test_a_name_with_an_underscore_is_no_pattern(self, take: Callable[..., str | None]):
         assert take(0, resource="ingest/ab")
@@ -180,7 +190,7 @@ class TestSlots:
         assert take(MINUTE)
 
     def test_a_lease_that_was_extended_lasts(self, store: Store, take: Callable[..., str | None]):
-        slot = take(0)
+        slot = take(0, owner="me")
         assert slot
         with store.ledger.write() as tx:
             assert extend_slot(tx, slot, "me", 2 * MINUTE)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building import build as build_module
-from timestore_pipeline.building import direct
+from timestore_pipeline.building import direct, publication
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchConflict, TableError
@@ -159,7 +159,7 @@ def _die_at(home: Path, step: str) -> None:
     def die(*_: object, **__: object) -> None:
         os._exit(9)
 
-    setattr(build_module, step, die)
+    setattr(build_module if hasattr(build_module, step) else publication, step, die)
     _write_directly(home, 3, "x")
 
 

@@ -473,6 +473,7 @@ def test_a_size_guardrail_warns_or_refuses(
     assert len(readable(make_store())) == 4
 
 
+@pytest.mark.only_on("sqlite")  # PostgreSQL has no lock on the whole ledger
 def test_a_ledger_that_is_locked_for_too_long_leaves_the_files_and_no_segment(
     make_store: MakeStore, drop: Drop, monkeypatch: pytest.MonkeyPatch
 ):
