@@ -151,7 +151,10 @@ def test_a_run_leaves_the_pushgateways_credentials_nowhere(
 def test_a_run_that_cannot_reach_the_ledger_leaves_its_password_nowhere(
     store_environment, home: Path, tmp_path: Path, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
 ):
-    store_environment(ledger_url=f"postgresql://timestore:{SECRET}@127.0.0.1:{unused_port()}/timestore")
+    store_environment(
+        ledger_url=f"postgresql://timestore:{SECRET}@127.0.0.1:{unused_port()}/timestore",
+        ledger_busy_timeout_seconds=0.2,
+    )
 
     done = run_everything(instance)
 

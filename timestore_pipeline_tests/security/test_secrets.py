@@ -58,7 +58,7 @@ def test_no_command_shows_the_ledgers_password(
     command: tuple[str, ...], store_environment, capfd: pytest.CaptureFixture[str]
 ):
     for url in unusable_ledgers():
-        store_environment(ledger_url=url)
+        store_environment(ledger_url=url, ledger_busy_timeout_seconds=0.2)
 
         assert main(list(command)) != 0
 
