@@ -3,8 +3,8 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 3000
-# Tests side by side: one per core, four at most (they start processes of their own). WORKERS=0 for one by one.
-WORKERS ?= logical
+# Tests side by side: one more than cores, as many wait for the disk, and four at most. WORKERS=0 for one by one.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
 # How long a soak lasts.
 SECONDS ?= 300
 # More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
@@ -25,7 +25,7 @@ help:  ## Show these targets
 
 test: lint  ## Lint, type-check, run every test (installs the servers that some tests need, where it may)
 	@.ci/install-servers
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup -m "not bench" $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not bench" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## Lint and type-check only
 	$(BIN)/ruff check
