@@ -107,9 +107,13 @@ def test_a_full_disk_while_building(leave: int, small_disk: Path, make_store: Ma
     goes_on(store, 2 * MANY)
 
 
+@pytest.mark.only_on("sqlite")
 def test_a_full_disk_in_the_ledger(small_disk: Path, make_store: MakeStore):
     store = make_store(
-        rows.DATASETS_YAML, ledger_url=f"sqlite:///{small_disk / 'ledger.sqlite'}", staging_retention_seconds=0
+        rows.DATASETS_YAML,
+        ledger_url=f"sqlite:///{small_disk / 'ledger.sqlite'}",
+        ledger_busy_timeout_seconds=0.2,
+        staging_retention_seconds=0,
     )
     stage(store, "readings", many(0), batch_id="first")
     filler = fill(small_disk)

@@ -15,8 +15,7 @@ from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import signal_at, start
 from timestore_pipeline_tests.crash.conftest import Recover
 
-# What differs by the ledger's database is its transactions, and the kills end processes in these on both.
-pytestmark = [pytest.mark.crash, pytest.mark.only_on("sqlite")]
+pytestmark = pytest.mark.crash
 
 STEPS = [
     ("stage", CrashPoint.REFUSED_ROWS_WRITTEN),
