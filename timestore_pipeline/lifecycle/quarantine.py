@@ -22,7 +22,6 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import (
     BatchRejected,
-    CommitUnknown,
     EntryNotOpen,
     EntryUnusable,
     NotRestored,
@@ -290,21 +289,15 @@ def _stage_rows(
         with store.ledger.write() as tx:
             change_reason(tx, entry.id, left or "the file has no rows of this batch")
         return Retried(_now(store, entry), 0, left)
-    try:
-        # What is still impossible gets an entry of its own in the same transaction.
-        acknowledged = acknowledge_segment(
-            store,
-            spec,
-            SegmentSchema(schema.version, position=position),
-            written,
-            [batch],
-            together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
-        )
-    except CommitUnknown:
-        raise  # the ledger may have the segment; if not, it is swept
-    except Exception:
-        written.discard(store)
-        raise
+    # What is still impossible gets an entry of its own in the same transaction.
+    acknowledged = acknowledge_segment(
+        store,
+        spec,
+        SegmentSchema(schema.version, position=position),
+        written,
+        [batch],
+        together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
+    )
     _mark_decided(store, entry)
     return Retried(_now(store, entry), acknowledged.receipts[0].rows, left)
 

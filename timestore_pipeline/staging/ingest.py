@@ -29,7 +29,6 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import (
     BatchRejected,
-    CommitUnknown,
     GuardrailExceeded,
     IntakePaused,
     SegmentNotWritten,
@@ -481,13 +480,7 @@ def _stage_fresh(
             segment_schema = SegmentSchema(schema.version, (*first, *brought))
             return acknowledge_segment(store, spec, segment_schema, written, order, together), written, columns
         except StagedMeanwhile:
-            written.discard(store)
             _set_duplicates_apart(store, spec, _take_all(state), state)
-        except CommitUnknown:
-            raise  # the ledger may have the segment; if not, it is swept
-        except Exception:
-            written.discard(store)
-            raise
     return Acknowledged((), ()), None, columns
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict, BatchRejected, GuardrailExceeded
+from timestore_pipeline.errors import BatchConflict, BatchRejected, CommitUnknown, GuardrailExceeded
 from timestore_pipeline.ledger.batches import (
     BatchRow,
     KnownBatch,
@@ -125,6 +125,7 @@ def acknowledge_segment(
     """Put a segment and its batches (by ordinal) into the ledger: after this they are staged (invariant 1).
 
     Files of these batches that were in quarantine are in it no more. ``together`` is done in the same transaction.
+    Where nothing was recorded, the files of the segment are removed.
 
     Raises:
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
@@ -201,7 +202,13 @@ def acknowledge_segment(
         reach(CrashPoint.BATCHES_RECORDED)
         return entries, breaches
 
-    entries, breaches = store.ledger.transact(record)
+    try:
+        entries, breaches = store.ledger.transact(record)
+    except CommitUnknown:
+        raise  # the ledger may have the segment; if not, it is swept
+    except Exception:  # not an interrupt, which may come after the commit: then the ledger has it
+        written.discard(store)
+        raise
     reach(CrashPoint.BATCHES_ACKNOWLEDGED)
     log_breaches(breaches)
     windows: dict[int, list[Window]] = {}

@@ -17,7 +17,6 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
     BatchConflict,
     BatchRejected,
-    CommitUnknown,
     StagingQueueFull,
     TimestoreError,
 )
@@ -39,7 +38,7 @@ from timestore_pipeline.staging.receipts import (
     settle_known,
 )
 from timestore_pipeline.staging.room import check_disk, room_for
-from timestore_pipeline.staging.segment import WrittenSegment, write_segment
+from timestore_pipeline.staging.segment import write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 
@@ -142,24 +141,9 @@ def _stage(store: Store, spec: DatasetSpec, schema: Schema | None, group: _Group
                 f"dataset {spec.name!r}: {_named(group)} could not be written to a segment: {readable_reason(error)}. "
                 "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
             ) from error
-    receipts = _acknowledge(store, spec, SegmentSchema(plan.schema.version, tuple(plan.steps)), written, batches)
+    segment_schema = SegmentSchema(plan.schema.version, tuple(plan.steps))
+    receipts = acknowledge_segment(store, spec, segment_schema, written, batches).receipts
     return {**answers, **dict(zip(order, receipts, strict=True))}
-
-
-def _acknowledge(
-    store: Store,
-    spec: DatasetSpec,
-    schema: SegmentSchema,
-    written: WrittenSegment,
-    batches: Sequence[IncomingBatch],
-) -> Sequence[Receipt]:
-    try:
-        return acknowledge_segment(store, spec, schema, written, batches).receipts
-    except CommitUnknown:
-        raise  # the ledger may have the segment; if not, it is swept
-    except Exception:  # an interrupt may come after the commit, and then the ledger has it
-        written.discard(store)
-        raise
 
 
 @dataclass
