@@ -51,6 +51,7 @@ class Options:
     home: Path
     days: int
     seconds: float
+    pushgateway: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +76,7 @@ def _run(options: Options, console: Console) -> int:
     installation = Installation(options.home)
     datasets = load_datasets(PROJECT / "datasets.yaml")
     with _programs(installation) as programs:
-        gateway = start_pushgateway(programs)
+        gateway = options.pushgateway or start_pushgateway(programs)
         installation = replace(installation, pushgateway_url=gateway)
         installation.prepare(datasets)
         result = _pass_through(options, console, installation, datasets, programs)
@@ -228,7 +229,10 @@ def _options(arguments: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--seconds", type=float, default=_DEFAULT_SECONDS, help="how long it takes the files to arrive (%(default)s)"
     )
+    parser.add_argument(
+        "--pushgateway", metavar="URL", help="push metrics to this Pushgateway instead of one that ends with the demo"
+    )
     parsed = parser.parse_args(arguments)
     if not _FEWEST_DAYS <= parsed.days <= DAYS:
         parser.error(f"--days must be from {_FEWEST_DAYS} to {DAYS}")
-    return Options(parsed.home.absolute(), parsed.days, max(0.0, parsed.seconds))
+    return Options(parsed.home.absolute(), parsed.days, max(0.0, parsed.seconds), parsed.pushgateway)

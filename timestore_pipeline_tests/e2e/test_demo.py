@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 from timestore_pipeline.dashboard import queries
 from timestore_pipeline_tests.docs.test_dashboard import EMPTY_WHILE_ALL_IS_WELL, as_prometheus_gets_it
 from timestore_pipeline_tests.e2e.conftest import ROOT
-from timestore_pipeline_tests.metrics.servers import prometheus_scraping, query, until
+from timestore_pipeline_tests.metrics.servers import prometheus_scraping, pushgateway, query, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -85,19 +84,17 @@ def test_the_demo_accounts_for_every_row(tmp_path: Path):
 def test_the_demo_raises_no_alert_but_for_its_bad_files_and_fills_the_dashboard(
     tmp_path: Path, program: Callable[[str], str]
 ):
-    program("prometheus-pushgateway")
-    program("prometheus")
-
-    with demo(tmp_path / "demo", "--seconds", "20") as process:
-        started = wait_for_line(process, "Started a Dagster daemon")
-        gateway = re.search(r"http://(127\.0\.0\.1:\d+)", started)
-        assert gateway, started
-        with prometheus_scraping(program, tmp_path, gateway[1]) as url:
-            wait_for_line(process, "Every row is accounted for")
-            # The demo's gateway ends with it, and what Prometheus had of it is over then.
-            until(lambda: query(url, "count(last_over_time(timestore_published_rows[15m])) > 0"), "rows are scraped")
-            fired = query(url, "count by (alertname, alertstate) (count_over_time(ALERTS[15m]))")
-            asked = {each: query(url, over_the_demo(each)) for each in dict.fromkeys(queries())}
+    # The demo's own gateway would end with it, perhaps before the last push is scraped.
+    with (
+        pushgateway(program) as gateway,
+        demo(tmp_path / "demo", "--seconds", "20", "--pushgateway", gateway.url) as process,
+        prometheus_scraping(program, tmp_path, gateway.url.removeprefix("http://")) as url,
+    ):
+        wait_for_line(process, "Every row is accounted for")
+        pushed = sum(gateway.samples("timestore_published_rows"))
+        until(lambda: query(url, f"sum(timestore_published_rows) == {pushed}"), "the last push is scraped")
+        fired = query(url, "count by (alertname, alertstate) (count_over_time(ALERTS[15m]))")
+        asked = {each: query(url, over_the_demo(each)) for each in dict.fromkeys(queries())}
 
     alerts = {(each["metric"]["alertname"], each["metric"]["alertstate"]) for each in fired}
     # Before the first push there is nothing yet, and the demo delivers files that nobody can read, on purpose.
