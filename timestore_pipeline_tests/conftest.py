@@ -20,6 +20,7 @@ from timestore_pipeline.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
+    from timestore_pipeline_tests.object_store import Bucket
 
 # Examples are not timed: how long one takes says more of the machine than of the code.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -61,7 +62,7 @@ class MakeStore(Protocol):
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of the developer's own installation, shell or proxy reaches a test."""
     for name in list(os.environ):
-        if name.upper().startswith(PREFIX):
+        if name.upper().startswith((PREFIX, "AWS_", "AZURE_", "GOOGLE_")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
@@ -168,6 +169,17 @@ def drop() -> Callable[[Store, str, str, str | bytes], Path]:
         return path
 
     return put
+
+
+@pytest.fixture
+def s3_bucket(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A bucket on a real S3 server, behind a proxy that can spoil requests; the environment is how to reach it."""
+    from timestore_pipeline_tests.object_store import bucket
+
+    with bucket() as made:
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
+        yield made
 
 
 def unused_port() -> int:
