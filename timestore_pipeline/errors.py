@@ -309,6 +309,57 @@ class SegmentUnreadable(TimestoreError):
         )
 
 
+class StorageError(TimestoreError, OSError):
+    """An object store did not do what it was asked. An OSError too, as a disk would raise.
+
+    Args:
+        what: the request: its verb and the URL of the object.
+        reason: what the store said, without credentials.
+    """
+
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        # An OSError shows its arguments in its own way.
+        return self.args[0]
+
+
+class StorageUnavailable(StorageError):
+    """An object store gave no usable answer for as long as it was asked."""
+
+    def __init__(self, what: str, reason: str, attempts: int, patience_seconds: float) -> None:
+        self.what = what
+        self.reason = reason
+        self.attempts = attempts
+        super().__init__(
+            f"{what} failed {attempts} times within {patience_seconds:g} s: {reason}. Nothing half is visible and "
+            "nothing acknowledged is lost. See whether the store is up and reachable from here (AWS_ENDPOINT_URL, "
+            "network), or raise TIMESTORE_OBJECT_STORE_RETRY_SECONDS; then try again."
+        )
+
+
+class StorageRefused(StorageError):
+    """An object store said no, or cannot be asked as things are set, so asking again would change nothing."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what = what
+        self.reason = reason
+        super().__init__(
+            f"{what} was refused: {reason}. Correct the URL, the bucket, its permissions or what the environment says "
+            "of it (AWS_*, GOOGLE_*, AZURE_*; docs/scaling.md, Object store)."
+        )
+
+
+class ObjectMissing(StorageError, FileNotFoundError):
+    """There is no object of that name."""
+
+    def __init__(self, location: str) -> None:
+        self.what = f"GET {location}"
+        self.reason = "there is no such object"
+        super().__init__(f"{location}: there is no such object")
+
+
 class UnknownEntry(TimestoreError):
     """There is no quarantine entry of that id."""
 

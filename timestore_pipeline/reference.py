@@ -110,6 +110,7 @@ _SETTING_GROUPS = (
     ),
     ("Landing", ("landing_",)),
     ("Staging", ("staging_enabled", "staging_directory", "staging_retention_seconds", "staging_max_future_ms")),
+    ("Object store", ("work_directory", "object_")),
     ("When staged rows are flushed", ("staging_flush_", "flush_sensor_interval_seconds")),
     (
         "Limits",

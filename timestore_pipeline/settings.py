@@ -134,6 +134,25 @@ class Settings(BaseSettings):
         default=5, description="Least time between two looks of `landing_sensor`."
     )
 
+    work_directory: Path = Field(
+        default=Path("data/work"),
+        description="Local folder of this host for what is kept in an object store: its cached copies and what is on "
+        "its way there. May be lost at any time.",
+    )
+    object_cache_bytes: Count = Field(
+        default=4_294_967_296,
+        description="Most bytes of cached copies of objects in TIMESTORE_WORK_DIRECTORY, over all processes of the "
+        "host; the least recently used go first. Those of the last minute stay even beyond it.",
+    )
+    object_store_timeout_seconds: PositiveSeconds = Field(
+        default=60.0, description="How long one request to an object store may take, 64 MiB of content included."
+    )
+    object_store_retry_seconds: Seconds = Field(
+        default=60.0,
+        description="For how long a request is made again that an object store does not answer, or answers with 5xx, "
+        "429 or SlowDown, at growing random intervals; then it is an error.",
+    )
+
     staging_enabled: bool = Field(
         default=True,
         description="Deprecated, for rollback, gone with the next release: `false` sends ingest straight to the table, "
@@ -396,6 +415,7 @@ class Settings(BaseSettings):
             "landing_archive_directory": self.archive_path,
             "tables_url": self.tables_path,
             "duckdb_temp_directory": self.temp_path,
+            "work_directory": self.work_path,
         }
         for field, folder in folders.items():
             found = _NOT_IN_FOLDERS.search(str(folder))
@@ -441,6 +461,11 @@ class Settings(BaseSettings):
     def tables_path(self) -> Path:
         """The folder of the tables, absolute."""
         return self.path(self.tables_url)
+
+    @property
+    def work_path(self) -> Path:
+        """The local folder for what is kept in an object store, absolute."""
+        return self.path(self.work_directory)
 
     @property
     def datasets_path(self) -> Path:

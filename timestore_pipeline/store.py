@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +21,9 @@ from timestore_pipeline.errors import LedgerLost
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
 from timestore_pipeline.ledger.registry import known_datasets, register, unregistered
+from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import Settings, load_settings
+from timestore_pipeline.storage import Storage, open_storage
 
 TABLE_LOG = "_delta_log"
 """Folder in that of a table; with an entry in it there is a table."""
@@ -84,6 +87,11 @@ class Store:
             settings, datasets, ledger, connect, ConnectionPool(connect, settings.staging_path, settings.landing_path)
         )
 
+    @cached_property
+    def staging(self) -> Storage:
+        """Where the segments are, and what was set aside."""
+        return storage_at(self.settings, self.settings.staging_path)
+
     def close(self) -> None:
         """Close the ledger and the idle connections."""
         self.writers.close()
@@ -115,6 +123,21 @@ class Store:
     def table_path(self, dataset: str) -> Path:
         """The folder of a dataset's Delta table."""
         return self.settings.tables_path / dataset
+
+
+def storage_at(settings: Settings, location: Path | ObjectUrl) -> Storage:
+    """Return the storage at a location, as ``settings`` have it cached and asked.
+
+    Raises:
+        StorageRefused: as :func:`~timestore_pipeline.storage.open_storage`.
+    """
+    return open_storage(
+        location,
+        cache=settings.work_path / "cache",
+        cache_bytes=settings.object_cache_bytes,
+        timeout_seconds=settings.object_store_timeout_seconds,
+        patience_seconds=settings.object_store_retry_seconds,
+    )
 
 
 def files_of_unknown(settings: Settings, datasets: Iterable[str]) -> list[str]:

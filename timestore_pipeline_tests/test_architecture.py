@@ -37,6 +37,8 @@ LAYERS = [
         "crash_points",
         "durable_files",
         "durations",
+        "locations",
+        "storage",
     },
     {"ledger"},
     {"store"},

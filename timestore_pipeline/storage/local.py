@@ -1,0 +1,82 @@
+"""A directory of this host, or one that is mounted on several: exactly what the file system does, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, put_in_place
+from timestore_pipeline.storage.contract import Entry
+
+
+class LocalStorage:
+    """Files under a directory, which need not be there yet; implements :class:`~timestore_pipeline.storage.Storage`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory
+
+    @property
+    def location(self) -> str:
+        """The directory's path."""
+        return str(self.root)
+
+    @property
+    def local(self) -> Path:
+        """The directory."""
+        return self.root
+
+    def shown(self, key: str) -> str:
+        """Return the file's path."""
+        return str(self.root / key)
+
+    def scratch(self, key: str) -> Path:
+        """Return the temporary name beside it; old ones are orphans."""
+        final = self.root / key
+        make_folder(final.parent)
+        return final.with_name(final.name + TEMPORARY_SUFFIX)
+
+    def put(self, scratch: Path, key: str) -> None:
+        """Sync it, give it its name, sync its folder."""
+        put_in_place(scratch, self.root / key)
+
+    def fetch(self, key: str) -> Path:
+        """Return the file itself."""
+        return self.root / key
+
+    def forget(self, key: str) -> None:
+        """Do nothing: there is no copy."""
+
+    def size(self, key: str) -> int | None:
+        """Return the file's size."""
+        try:
+            return (self.root / key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Walk through the folder; a link is no file."""
+        for path in sorted((self.root / prefix).rglob("*")):
+            try:
+                found = path.lstat()
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            if path.is_file() and not path.is_symlink():
+                yield Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime_ns // 1_000)
+
+    def delete(self, *keys: str) -> None:
+        """Unlink them."""
+        for key in keys:
+            (self.root / key).unlink(missing_ok=True)
+
+    def move(self, key: str, target: str) -> None:
+        """Rename it, and sync both folders."""
+        old, new = self.root / key, self.root / target
+        make_folder(new.parent)
+        try:
+            old.rename(new)
+        except FileNotFoundError:
+            if not new.is_file():
+                raise
+        fsync_path(new.parent)
+        if old.parent != new.parent and old.parent.is_dir():
+            fsync_path(old.parent)

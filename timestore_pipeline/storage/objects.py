@@ -1,0 +1,267 @@
+"""A prefix of an object store. Objects are put whole, created once and never changed; reads go through the cache.
+
+A successful put is durable, so nothing is synced that anything rests on (invariant 6).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.errors import ObjectMissing, StorageRefused, StorageUnavailable
+from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.storage.cache import Cache
+from timestore_pipeline.storage.contract import Entry
+from timestore_pipeline.storage.retries import insistently, reason_of
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+
+# Up to here an object goes out in one conditional request, which holds it in memory; larger ones in parts.
+_WHOLE_BYTES = 64 << 20
+_PART_BYTES = 16 << 20
+_PARTS_AT_ONCE = 4
+_LISTED_AT_ONCE = 1_000
+_MOST_DELETED_AT_ONCE = 1_000
+
+
+class ObjectStorage:
+    """Objects under a prefix; implements :class:`~timestore_pipeline.storage.Storage`.
+
+    Credentials, endpoint and the like come from the environment (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``).
+
+    Args:
+        url: the place.
+        cache: keeps copies of what was read, and holds what is being written.
+        timeout_seconds: how long one request may take, its body included.
+        patience_seconds: for how long a request that fails for the moment is made again.
+
+    Raises:
+        StorageRefused: the environment does not say enough to reach the store.
+    """
+
+    def __init__(self, url: ObjectUrl, cache: Cache, *, timeout_seconds: float, patience_seconds: float) -> None:
+        self.url = url
+        self.cache = cache
+        self._patience = patience_seconds
+        self._store = _client(url, timeout_seconds)
+
+    @property
+    def location(self) -> str:
+        """The URL."""
+        return str(self.url)
+
+    @property
+    def local(self) -> None:
+        """None: it is not of this host."""
+        return
+
+    @property
+    def root(self) -> Path:
+        """The folder of this place's copies."""
+        return self.cache.root
+
+    def shown(self, key: str) -> str:
+        """Return the object's URL."""
+        return str(self.url / key)
+
+    def scratch(self, key: str) -> Path:
+        """Return a new name in the cache, beside that of the copy."""
+        return self.cache.room(key)
+
+    def put(self, scratch: Path, key: str) -> None:
+        """Upload it with a create-only condition, then keep it as the copy.
+
+        When the answer to a put is lost it is made again, and meets the object that the first one created; then the
+        two are compared byte by byte.
+        """
+        reach(CrashPoint.FILE_SYNCED)
+        try:
+            self._upload(scratch, key)
+        except AlreadyExistsError:
+            if not self._holds(key, scratch):
+                raise FileExistsError(errno.EEXIST, "there is another object of that name", self.shown(key)) from None
+        reach(CrashPoint.FILE_RENAMED)
+        with suppress(OSError):  # what counts is there; a copy saves the next reader the way
+            self.cache.take_in(scratch, key)
+        scratch.unlink(missing_ok=True)
+        reach(CrashPoint.FILE_IN_PLACE)
+
+    def fetch(self, key: str) -> Path:
+        """Return the copy, which is made first if there is none."""
+        found = self.cache.find(key)
+        if found is not None:
+            return found
+        scratch = self.cache.room(key)
+        try:
+            self.download(key, scratch)
+            return self.cache.take_in(scratch, key)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def download(self, key: str, target: Path) -> Entry:
+        """Write the content of ``key`` to a local file, past the cache; return what it was.
+
+        Raises:
+            FileNotFoundError: there is no such key.
+            StorageError: it cannot be read, or was replaced meanwhile.
+            OSError: the local disk cannot take it.
+        """
+        with target.open("wb") as stream:
+            chunks = self._chunks(key)
+            entry = next(chunks)
+            for chunk in chunks:
+                stream.write(chunk)
+        return entry
+
+    def forget(self, key: str) -> None:
+        """Drop the copy."""
+        self.cache.forget(key)
+
+    def size(self, key: str) -> int | None:
+        """Return the object's size."""
+        try:
+            return self._ask("HEAD", key, lambda: obstore.head(self._store, key))["size"]
+        except FileNotFoundError:
+            # The answer to a HEAD has no body, so it does not tell a missing bucket from a missing object.
+            try:
+                return self._begin(key)[0]["size"]
+            except FileNotFoundError:
+                return None
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """List objects, in the order of their keys; after an error the listing goes on where it was."""
+        folder = prefix.strip("/")
+        pages: Any = None
+        last: str | None = None
+
+        def next_page() -> Any:
+            nonlocal pages
+            if pages is None:
+                pages = iter(obstore.list(self._store, folder or None, offset=last, chunk_size=_LISTED_AT_ONCE))
+            try:
+                return next(pages, None)
+            except BaseError:
+                pages = None
+                raise
+
+        while page := self._ask("LIST", f"{folder}/" if folder else "", next_page):
+            for meta in page:
+                last = meta["path"]
+                yield _entry(meta["path"], meta)
+
+    def delete(self, *keys: str) -> None:
+        """Delete objects, many at once, and their copies."""
+        for start in range(0, len(keys), _MOST_DELETED_AT_ONCE):
+            chunk = list(keys[start : start + _MOST_DELETED_AT_ONCE])
+            try:
+                self._ask("DELETE", chunk[0], lambda chunk=chunk: obstore.delete(self._store, chunk))
+            except FileNotFoundError:
+                # Stores without a request for many delete one by one, and stop at the first that is gone.
+                for key in chunk:
+                    with suppress(FileNotFoundError):
+                        self._ask("DELETE", key, lambda key=key: obstore.delete(self._store, key))
+            self.cache.forget(*chunk)
+
+    def move(self, key: str, target: str) -> None:
+        """Copy the object on the server, then delete it."""
+        try:
+            self._ask("COPY", key, lambda: obstore.copy(self._store, key, target))
+        except FileNotFoundError:
+            if self.size(target) is None:
+                raise ObjectMissing(self.shown(key)) from None
+            return
+        self.delete(key)
+
+    def _ask(self, verb: str, key: str, ask: Callable[[], T]) -> T:
+        return insistently(f"{verb} {self.shown(key)}", ask, self._patience)
+
+    def _upload(self, scratch: Path, key: str) -> None:
+        if scratch.stat().st_size <= _WHOLE_BYTES:
+            content = scratch.read_bytes()
+            self._ask("PUT", key, lambda: obstore.put(self._store, key, content, mode="create"))
+            return
+        # Parts cannot be put under a condition here. Names are random and given once, so that what is there by now can
+        # only be an earlier attempt at this.
+        if self.size(key) is not None:
+            raise AlreadyExistsError(key)
+        self._ask(
+            "PUT",
+            key,
+            lambda: obstore.put(
+                self._store, key, scratch, use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+            ),
+        )
+
+    def _holds(self, key: str, scratch: Path) -> bool:
+        """Whether the object has the content of a local file."""
+        chunks = self._chunks(key)
+        if next(chunks).bytes != scratch.stat().st_size:
+            return False
+        with scratch.open("rb") as stream:
+            return all(stream.read(len(chunk)) == chunk for chunk in chunks)
+
+    def _chunks(self, key: str) -> Any:
+        """Give what an object is, then its content in pieces, all of one version of it."""
+        try:
+            meta, chunk = self._begin(key)
+        except FileNotFoundError:
+            raise ObjectMissing(self.shown(key)) from None
+        yield _entry(key, meta)
+        size, done, condition = meta["size"], 0, meta["e_tag"]
+        while True:
+            yield chunk
+            done += len(chunk)
+            if done >= size:
+                break
+            options: Any = {"range": (done, min(done + _PART_BYTES, size)), "if_match": condition}
+            try:
+                chunk = self._ask("GET", key, lambda options=options: _got(self._store, key, options)[1])
+            except (PreconditionError, FileNotFoundError):
+                raise StorageRefused(f"GET {self.shown(key)}", "it was replaced while it was read") from None
+        if done != size:
+            raise StorageUnavailable(f"GET {self.shown(key)}", f"{done} of {size} bytes came", 1, self._patience)
+
+    def _begin(self, key: str) -> tuple[ObjectMeta, bytes]:
+        """Return what an object is and its beginning."""
+
+        def ask() -> tuple[ObjectMeta, bytes]:
+            try:
+                return _got(self._store, key, {"range": (0, _PART_BYTES)})
+            except GenericError as error:
+                if "416" not in reason_of(error):
+                    raise
+                return _got(self._store, key, {})  # an empty one has no range
+
+        return self._ask("GET", key, ask)
+
+
+def _got(store: ObjectStore, key: str, options: Any) -> tuple[ObjectMeta, bytes]:
+    answer = obstore.get(store, key, options=options)
+    return answer.meta, bytes(answer.bytes())
+
+
+def _entry(key: str, meta: ObjectMeta) -> Entry:
+    return Entry(key, meta["size"], int(meta["last_modified"].timestamp() * 1_000_000), meta["e_tag"])
+
+
+def _client(url: ObjectUrl, timeout_seconds: float) -> ObjectStore:
+    # Not as client options: those would replace what the environment says of the client, such as AWS_ALLOW_HTTP.
+    config: Any = {"timeout": f"{max(1, round(timeout_seconds * 1_000))}ms", "connect_timeout": "5s"}
+    kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+    try:
+        # Without retries of its own: see retries.py.
+        return kinds[url.scheme](url.bucket, prefix=url.prefix or None, config=config, retry_config={"max_retries": 0})
+    except (BaseError, ValueError) as error:
+        raise StorageRefused(f"opening {url}", reason_of(error)) from None
