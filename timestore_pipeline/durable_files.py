@@ -11,6 +11,10 @@ import os
 import secrets
 import shutil
 import stat
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -22,6 +26,8 @@ PRIVATE_FOLDER = 0o770
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the names of files that are not whole yet; an old one is an orphan."""
 
+_AT_ONCE = 8
+
 
 def fsync_path(path: Path) -> None:
     """Make a file's content, or a folder's entries, durable."""
@@ -30,6 +36,33 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def side_by_side() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Give a function that lets other threads do work; when the block ends, all of it is done.
+
+    For work that waits for the disk: a file system makes durable together what several threads wait for, and the next
+    file is written meanwhile.
+
+    Raises:
+        Exception: what the work raised that failed first; what had not begun by then is not done.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, "side-by-side") as pool:
+        begun: deque[Future[object]] = deque()
+
+        def begin(work: Callable[[], object]) -> None:
+            while begun and begun[0].done():
+                begun.popleft().result()
+            begun.append(pool.submit(work))
+
+        try:
+            yield begin
+            for future in begun:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def make_folder(path: Path) -> None:

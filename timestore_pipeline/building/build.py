@@ -15,11 +15,11 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
-from timestore_pipeline.building.parquet import slices_as_source, write_window
+from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.recovery import published_windows
 from timestore_pipeline.building.rewriting import narrow_windows, rewritten_source
-from timestore_pipeline.building.table import ParquetFile, declare_types, open_table, read_for_replacement
+from timestore_pipeline.building.table import ParquetFile, TableFile, declare_types, open_table, read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal
@@ -220,29 +220,36 @@ def write_claim(
     path = store.table_path(spec.name)
     target = target_file_bytes or store.settings.build_target_file_bytes
     claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
-    replaced = claimed.union(rebuilt) if spec.key else set(rebuilt)
+    rebuilt = set(rebuilt)
+    replaced = claimed | rebuilt if spec.key else set(rebuilt)
     files: list[ParquetFile] = []
-    with store.connect(path, *store.segment_folders(spec.name)) as connection:
+    with (
+        store.connect(path, *store.segment_folders(spec.name)) as connection,
+        window_folders(path) as folders,
+    ):
         if evolved:
             declare_types(path, spec.name, columns)
             replaced |= _narrow_windows(store, connection, spec, columns, claim)
         replacement = None
+        live: dict[str, list[TableFile]] = defaultdict(list)
         if replaced:
             replacement = read_for_replacement(path, claim.build, [window.key for window in replaced])
+            for file in replacement.files:
+                live[file.window_key].append(file)
 
         def write(window: Window, pieces: Sequence[Slice], tables: Sequence[str]) -> None:
             check_disk(store, path)
             if replacement is not None and window in replaced:
-                live = [file for file in replacement.files if file.window_key == window.key and window not in rebuilt]
-                source = rewritten_source(store, connection, spec, columns, window, pieces, tables, live)
+                kept = () if window in rebuilt else live[window.key]
+                source = rewritten_source(store, connection, spec, columns, window, pieces, tables, kept)
             else:
                 source = slices_as_source(store, pieces, tables)
-            files.extend(write_window(store, connection, spec, columns, claim.build, window, source, target))
+            files.extend(write_window(folders, connection, spec, columns, claim.build, window, source, target))
 
         if claim.slices:
             for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
                 write(window, pieces, tables)
-        for window in sorted(replaced - claimed - set(rebuilt)):
+        for window in sorted(replaced - claimed - rebuilt):
             write(window, (), ())
     return WrittenFiles(files, replacement)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,12 +26,44 @@ from timestore_pipeline.columns import (
 )
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
+from timestore_pipeline.durable_files import PRIVATE_FOLDER, TEMPORARY_SUFFIX, fsync_path, side_by_side, sync_private
 from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
+
+# So many rows are sorted faster than it is found out whether they must be.
+_SORTED_UNSEEN = 10_000
+
+
+@dataclass(frozen=True)
+class WindowFolders:
+    """Where the windows of a build are written; ``later`` takes what makes a window's files durable."""
+
+    table: Path
+    later: Callable[[Callable[[], object]], None]
+
+    def of(self, window: Window) -> Path:
+        """Return the folder of a window, which exists from now on."""
+        folder = self.table / f"{WINDOW_COLUMN}={window.key}"
+        folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        return folder
+
+
+@contextmanager
+def window_folders(table: Path) -> Iterator[WindowFolders]:
+    """Let the windows of a build be written; when the block ends all their files are in place and durable.
+
+    Syncs wait for the disk side by side, while the next windows are written.
+
+    Raises:
+        OSError: a file could not be made durable; the build must not commit.
+    """
+    with side_by_side() as later:
+        yield WindowFolders(table, later)
+    # Also where no folder is new: a build that died may have made it.
+    fsync_path(table)
 
 
 @dataclass(frozen=True)
@@ -81,7 +115,7 @@ def parquet_relation(paths: Iterable[Path], columns: Sequence[Column] | None = N
 
 
 def write_window(
-    store: Store,
+    folders: WindowFolders,
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
     columns: Sequence[Column],
@@ -92,12 +126,13 @@ def write_window(
 ) -> list[ParquetFile]:
     """Write the rows of one window, in time order, to as many files as their size asks for.
 
+    They have their names, and are durable, when the block of ``folders`` has ended.
+
     Raises:
         SegmentUnreadable, TableError: what the rows are read from is damaged, or has another number of rows.
         duckdb.Error: the files cannot be written.
     """
-    folder = store.table_path(spec.name) / f"{WINDOW_COLUMN}={window.key}"
-    make_folder(folder)
+    folder = folders.of(window)
     temporary = folder / f".{file_prefix(build.sequence)}{TEMPORARY_SUFFIX}"
     shutil.rmtree(temporary, ignore_errors=True)
     time = spec.time_column(columns)
@@ -105,7 +140,8 @@ def write_window(
     # Files are filled side by side, a row group here and one there. Row groups never overlap in time; sorting keeps
     # files from overlapping too, where there will be several.
     may_lie_in_order = source.bytes < target_file_bytes and source.one_after_the_other
-    in_order = may_lie_in_order and _in_time_order(connection, source.relations, time, condition)
+    few = source.rows is not None and source.rows < _SORTED_UNSEEN
+    in_order = may_lie_in_order and not few and _in_time_order(connection, source.relations, time, condition)
     order = "" if in_order else f" ORDER BY {quote(time.name)}"
     rows = " UNION ALL ".join(
         f"SELECT {column_list(columns)} FROM {relation} WHERE {condition}" for relation in source.relations
@@ -121,27 +157,33 @@ def write_window(
         raise source.wrong(f"{found} rows of window {window.key} were read where {source.counted_by} has {source.rows}")
     # DuckDB numbers the files by which of its threads was first.
     in_time_order = sorted(written, key=lambda row: _time_range(time, row[4]))
-    files = []
-    for number, (name, count, size, _, statistics, *_) in enumerate(in_time_order):
-        final = folder / f"{file_prefix(build.sequence)}{number:03d}.parquet"
-        sync_private(Path(name))
-        reach(CrashPoint.PARQUET_SYNCED)
-        Path(name).rename(final)
-        reach(CrashPoint.PARQUET_RENAMED)
-        files.append(
-            ParquetFile(
-                path=str(final.relative_to(store.table_path(spec.name))),
-                window_key=window.key,
-                rows=count,
-                bytes=size,
-                modified_at_ms=int(final.stat().st_mtime * 1_000),
-                statistics=delta_statistics(columns, count, statistics),
-            )
+    finals = [folder / f"{file_prefix(build.sequence)}{number:03d}.parquet" for number in range(len(in_time_order))]
+    files = [
+        ParquetFile(
+            path=str(final.relative_to(folders.table)),
+            window_key=window.key,
+            rows=count,
+            bytes=size,
+            modified_at_ms=int(Path(name).stat().st_mtime * 1_000),
+            statistics=delta_statistics(columns, count, statistics),
         )
-    shutil.rmtree(temporary, ignore_errors=True)
-    fsync_path(folder)
-    reach(CrashPoint.PARQUET_IN_PLACE)
+        for final, (name, count, size, _, statistics, *_) in zip(finals, in_time_order, strict=True)
+    ]
+    moves = [(Path(row[0]), final) for row, final in zip(in_time_order, finals, strict=True)]
+    folders.later(partial(_put_in_place, moves, temporary))
     return files
+
+
+def _put_in_place(moves: Sequence[tuple[Path, Path]], temporary: Path) -> None:
+    """Give whole files their final names, durably, and remove the folder that they were written to."""
+    for written, final in moves:
+        sync_private(written)
+        reach(CrashPoint.PARQUET_SYNCED)
+        written.rename(final)
+        reach(CrashPoint.PARQUET_RENAMED)
+    shutil.rmtree(temporary, ignore_errors=True)
+    fsync_path(temporary.parent)
+    reach(CrashPoint.PARQUET_IN_PLACE)
 
 
 def _in_time_order(connection: duckdb.DuckDBPyConnection, tables: Sequence[str], time: Column, condition: str) -> bool:

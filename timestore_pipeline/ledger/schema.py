@@ -235,6 +235,8 @@ batch_slices = Table(
     Column("ordinal", Integer, nullable=False),
     Column("rows", BigInteger, nullable=False),
     PrimaryKeyConstraint("segment_id", "ordinal", "window_start"),
+    # Which batches a slice has: a segment of a year of hours has 8,760 of them.
+    Index("ix_batch_slices_window", "segment_id", "window_start", "ordinal"),
 )
 
 windows = Table(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from timestore_pipeline.building.parquet import WindowSource, parquet_relation, write_window
+from timestore_pipeline.building.parquet import WindowSource, parquet_relation, window_folders, write_window
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.table import (
@@ -259,7 +259,10 @@ def _compact_once(
         chosen = {window: [file for file in files if file in live] for window, files in plan.items()}
         merged.extend(file for files in chosen.values() for file in files)
         written: list[ParquetFile] = []
-        with store.connect(store.table_path(spec.name)) as connection:
+        with (
+            store.connect(store.table_path(spec.name)) as connection,
+            window_folders(store.table_path(spec.name)) as folders,
+        ):
             for window, files in chosen.items():
                 if not files:
                     continue
@@ -269,7 +272,7 @@ def _compact_once(
                 # What makes one file must not become two because it compresses a little worse.
                 split = 2 * rules.target_file_bytes if count == 1 else int(size / count * _SLACK) + 1
                 source = _merged_source(store, spec, columns, build, files)
-                written += write_window(store, connection, spec, columns, build, window, source, split)
+                written += write_window(folders, connection, spec, columns, build, window, source, split)
         return WrittenFiles(written, found.only(merged))
 
     publication = publish(store, build, columns, write)

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from timestore_pipeline.building.parquet import slices_as_source, write_window
+from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.recovery import published_windows, settle_dead_builds
 from timestore_pipeline.building.table import (
     ParquetFile,
@@ -62,12 +62,15 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
     """Write the claimed slices only, so that what was in the windows before is to go."""
     spec = store.datasets["weather"]
     files = []
-    with store.connect(store.table_path("weather"), *store.segment_folders("weather")) as connection:
+    with (
+        store.connect(store.table_path("weather"), *store.segment_folders("weather")) as connection,
+        window_folders(store.table_path("weather")) as folders,
+    ):
         attach_segment(store, connection, claim.slices[0])
         for piece in claim.slices:
             window = spec.window_at(piece.window_start)
             files += write_window(
-                store, connection, spec, spec.declared_columns or (), claim.build, window,
+                folders, connection, spec, spec.declared_columns or (), claim.build, window,
                 slices_as_source(store, [piece], [segment_table(piece.segment_id)]), 1 << 30,
             )  # fmt: skip
     return files

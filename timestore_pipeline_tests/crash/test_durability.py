@@ -172,6 +172,7 @@ def test_rows_are_in_the_table_on_disk_before_the_ledger_says_so_and_before_thei
             (SYNCS, folder + r"/\.\d+-\.tmp/.*\.parquet"),
             (RENAMES, folder + r"/\d+-\d+\.parquet"),
             (SYNCS, folder),
+            (SYNCS, "tables/readings"),  # that the folder is in it
             (RENAMES, entry),
             (SYNCS, entry),
             (SYNCS, log),

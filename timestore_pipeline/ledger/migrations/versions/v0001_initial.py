@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("segment_id", "ordinal", "window_start", name=op.f("pk_batch_slices")),
     )
+    op.create_index("ix_batch_slices_window", "batch_slices", ["segment_id", "window_start", "ordinal"], unique=False)
     op.create_table(
         "counters",
         sa.Column("metric", sa.String(length=128), nullable=False),
