@@ -21,7 +21,7 @@ from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, later, rejected
 from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow
 from timestore_pipeline.ledger.schemas import dataset_schema
-from timestore_pipeline.staging.ingest import file_batch_id
+from timestore_pipeline.staging.arrivals import file_batch_id
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.timestore import Timestore

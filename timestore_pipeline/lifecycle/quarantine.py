@@ -43,8 +43,9 @@ from timestore_pipeline.ledger.queue import Slice, quarantined_slices
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.ingest import file_fingerprint, stage_file
+from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.receipts import (
     MAX_BATCH_ID,
     SegmentSchema,

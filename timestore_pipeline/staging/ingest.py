@@ -6,27 +6,18 @@ staged in one go. A file is removed from the landing folder only after the ledge
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import duckdb
-from blake3 import blake3
 from sqlalchemy import Connection
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import (
     BatchRejected,
     GuardrailExceeded,
@@ -47,8 +38,7 @@ from timestore_pipeline.ledger.readings import Readings, end_readings
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
-from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
-from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.arrivals import Arrivals, FolderArrivals, arrivals_of, file_batch_id, unique_name
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.receipts import (
@@ -73,15 +63,6 @@ from timestore_pipeline.staging.suspects import (
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
-
-log = logging.getLogger(__name__)
-
-# Hashing and reading overlap; both release the interpreter's lock.
-_HASHING_THREADS = 2
-_HASHED_BYTES = 1 << 20
-
-# What file systems allow.
-_MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -137,36 +118,17 @@ class IngestReport:
         return tuple(sorted({window for receipt in self.staged for window in receipt.windows}))
 
 
-@dataclass(frozen=True)
-class _Stamp:
-    """What changes when a file is written to, or another is put in its place for a while."""
-
-    inode: int
-    bytes: int
-    modified_at: int
-    changed_at: int
-
-    @classmethod
-    def of(cls, path: Path, *, through_links: bool = False) -> _Stamp:
-        return cls.of_status(path.stat(follow_symlinks=through_links))
-
-    @classmethod
-    def of_status(cls, status: os.stat_result) -> _Stamp:
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
 @dataclass
 class _Files:
     """The files of one ingest as they pass through it."""
 
+    arrivals: Arrivals
     fresh: dict[Path, IncomingBatch] = field(default_factory=dict)
     staged: dict[Path, IncomingBatch] = field(default_factory=dict)
     duplicates: dict[Path, Receipt] = field(default_factory=dict)
     twins: dict[Path, Path] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
-    seen: dict[Path, _Stamp] = field(default_factory=dict)
-    through_links: bool = False
     take_late: bool = False
     wider: dict[Path, Sequence[Column]] = field(default_factory=dict)
     """Of text files whose values did not fit the columns: the types that their values look like."""
@@ -196,8 +158,16 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     started = time.perf_counter()
     spec = store.datasets[dataset]
     warn_of_direct_write(store, dataset)
-    state = _Files()
-    batches = _identify(files, state)
+    with arrivals_of(store, spec) as arrivals:
+        return _ingest(store, spec, files, arrivals, started)
+
+
+def _ingest(
+    store: Store, spec: DatasetSpec, files: Sequence[LandingFile], arrivals: Arrivals, started: float
+) -> IngestReport:
+    dataset = spec.name
+    state = _Files(arrivals)
+    batches, state.skipped = arrivals.take_in(files)
     _set_duplicates_apart(store, spec, batches, state)
     done = _Staged()
     if state.fresh:
@@ -217,9 +187,9 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     quarantined = [
         entry
         for path, reason in state.refused.items()
-        if (entry := _set_file_aside(store, spec, path, reason, batches[path], state.seen))
+        if (entry := _set_file_aside(store, spec, path, reason, batches[path], arrivals))
     ]
-    _clear_away(store, spec, [*state.staged, *state.duplicates], batches, state.seen)
+    arrivals.clear_away({path: batches[path] for path in (*state.staged, *state.duplicates)})
     publish_if_direct(store, dataset)
     return IngestReport(
         dataset=dataset,
@@ -269,26 +239,25 @@ def stage_file(
 def _stage_file(
     store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None, take_late: bool
 ) -> Receipt:
+    arrivals = FolderArrivals(store, spec, through_links=True)  # a link that the caller names is the caller's choice
     if not _is_utf8(path):
         raise BatchRejected(spec.name, ascii(str(path)), "DuckDB and the ledger take UTF-8 names only; rename it")
     try:
-        # A link that the caller names is the caller's choice.
-        stamp, fingerprint = _stamp_and_hash(path, through_links=True)
+        size, fingerprint = arrivals.look(path)
     except OSError as error:
         raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
-    state = _Files(through_links=True, take_late=take_late)
+    state = _Files(arrivals, take_late=take_late)
     batch = check_texts(
         spec.name,
-        IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, stamp.bytes),
+        IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, size),
     )
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
     if duplicate is not None:
         return duplicate
     state.fresh[path] = batch
-    state.seen[path] = stamp
     limits = check_room(store, spec, 1)
     with turn(store, spec, limits):
-        # A link that the caller names is the caller's choice, so both its ends may be read.
+        # Both ends of a link may be read.
         acknowledged, _, _ = _stage_fresh(store, spec, state, path.parent, path.resolve().parent)
     if state.refused:
         raise BatchRejected(spec.name, str(path), state.refused[path])
@@ -303,51 +272,6 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def file_fingerprint(path: Path) -> str:
-    """Return the BLAKE3 hash of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return _hash(stream)
-
-
-def _hash(stream: BinaryIO) -> str:
-    digest = blake3()
-    while block := stream.read(_HASHED_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _stamp_and_hash(path: Path, *, through_links: bool = False) -> tuple[_Stamp, str]:
-    # Neither a link nor a pipe that was put in the file's place since it was found is read, or waited for.
-    flags = os.O_NONBLOCK if through_links else os.O_NONBLOCK | os.O_NOFOLLOW
-    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as stream:
-        status = os.fstat(stream.fileno())  # first, so that a write in between is noticed
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        return _Stamp.of_status(status), _hash(stream)
-
-
-def file_batch_id(fingerprint: str) -> str:
-    """Return the batch id of a landing file: its content's, so that its name does not matter."""
-    return f"file-{fingerprint}"
-
-
-def _identify(files: Iterable[LandingFile], state: _Files) -> dict[Path, IncomingBatch]:
-    batches = {}
-    files = list(files)
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        read = [pool.submit(_stamp_and_hash, file.path) for file in files]
-    for file, result in zip(files, read, strict=True):
-        try:
-            state.seen[file.path], fingerprint = result.result()
-        except FileNotFoundError:
-            continue  # another ingest took it
-        except OSError as error:
-            state.skipped.append(f"{file.path.name} cannot be read: {error.strerror or error}")
-            continue
-        batches[file.path] = IncomingBatch(file_batch_id(fingerprint), fingerprint, file.path.name, file.bytes)
-    return batches
 
 
 def _set_duplicates_apart(store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], state: _Files) -> None:
@@ -575,14 +499,7 @@ def _drop_changed(state: _Files, paths: Iterable[Path]) -> bool:
 
     Those that were refused too: the reason may quote what is in another file.
     """
-    changed = []
-    for path in paths:
-        try:
-            if _Stamp.of(path, through_links=state.through_links) == state.seen[path]:
-                continue
-        except FileNotFoundError:
-            pass
-        changed.append(path)
+    changed = [path for path in paths if not state.arrivals.is_unchanged(path)]
     for path in changed:
         state.fresh.pop(path, None)
         state.refused.pop(path, None)
@@ -594,13 +511,13 @@ def _drop_changed(state: _Files, paths: Iterable[Path]) -> bool:
 
 
 def _set_file_aside(
-    store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch, seen: dict[Path, _Stamp]
+    store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch, arrivals: Arrivals
 ) -> QuarantineEntry | None:
     """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again.
 
     None where the file was not bad: another ingest staged it, and cleared it away while it was read here.
     """
-    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{_unique_name(batch, path)}"
+    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{unique_name(batch.fingerprint, path.name)}"
 
     def record(tx: Connection) -> QuarantineEntry | None:
         # Another ingest may stage it just now, and resolves what it finds in quarantine.
@@ -626,69 +543,5 @@ def _set_file_aside(
     if entry is None:
         return None
     reach(CrashPoint.BAD_FILE_RECORDED)
-    target = store.segment_path(entry.path)
-    try:
-        if _Stamp.of(path) != seen[path]:
-            return entry  # another file by now, which is looked at the next time
-        make_folder(target.parent)
-        move_file(path, target)
-        reach(CrashPoint.BAD_FILE_MOVED)
-        fsync_path(target.parent)
-    except OSError as error:
-        _remember(store, spec, [path], seen)
-        log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, path, error.strerror or error)
+    arrivals.set_aside(path, entry.path)
     return entry
-
-
-def _unique_name(batch: IncomingBatch, path: Path) -> str:
-    """Return a file name of the batch's own; of a very long name the beginning gives way."""
-    prefix = f"{batch.fingerprint[:16]}-"
-    name = os.fsencode(path.name)[-(_MAX_NAME_BYTES - len(prefix)) :]
-    return prefix + name.decode(errors="ignore")
-
-
-def _clear_away(
-    store: Store, spec: DatasetSpec, paths: Iterable[Path], batches: dict[Path, IncomingBatch], seen: dict[Path, _Stamp]
-) -> None:
-    """Archive, delete or keep files whose batches are acknowledged.
-
-    A file that stays, by setting or because it cannot be moved, is remembered, so that it is not taken again.
-    """
-    action = store.settings.landing_after_ingest
-    folder = store.settings.archive_path / spec.name / datetime.now(UTC).strftime("%Y-%m-%d")
-    staying: list[Path] = []
-    archived = False
-    for path in paths:
-        try:
-            if action is AfterIngest.KEEP:
-                staying.append(path)
-            elif _Stamp.of(path) != seen[path]:
-                log.warning("%s: %s has changed since it was staged; it is taken again", spec.name, path)
-            elif action is AfterIngest.DELETE:
-                path.unlink(missing_ok=True)
-                reach(CrashPoint.LANDING_FILE_CLEARED)
-            else:
-                if not archived:
-                    make_folder(folder)
-                target = folder / path.name
-                if target.exists():
-                    target = folder / _unique_name(batches[path], path)
-                move_file(path, target)
-                reach(CrashPoint.LANDING_FILE_CLEARED)
-                archived = True
-        except FileNotFoundError:
-            continue  # another ingest cleared it away
-        except OSError as error:
-            staying.append(path)
-            log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)
-    if archived:
-        fsync_path(folder)
-    reach(CrashPoint.LANDING_CLEARED)
-    _remember(store, spec, staying, seen)
-
-
-def _remember(store: Store, spec: DatasetSpec, paths: Sequence[Path], seen: dict[Path, _Stamp]) -> None:
-    if paths:
-        settled = [SettledFile(spec.name, path.name, seen[path].bytes, seen[path].modified_at) for path in paths]
-        store.ledger.transact(lambda tx: remember_settled(tx, settled))
-        reach(CrashPoint.LANDING_REMEMBERED)

@@ -15,7 +15,7 @@ from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.segments import paths_on_disk
-from timestore_pipeline.staging.ingest import file_batch_id, file_fingerprint
+from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import files_under, published, readable
 

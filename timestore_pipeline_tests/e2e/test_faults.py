@@ -24,7 +24,7 @@ from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.ledger.readings import unended_readings
 from timestore_pipeline.reading.relations import open_reader
-from timestore_pipeline.staging.ingest import file_batch_id, file_fingerprint
+from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, counted, published, readable, weather_csv
 from timestore_pipeline_tests.conftest import unused_port

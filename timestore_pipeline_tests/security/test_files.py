@@ -136,7 +136,7 @@ def test_a_link_planted_as_the_target_of_a_move_is_not_written_through(
         name = "a.csv"
     else:
         folder = store.settings.staging_path / "_quarantine" / "weather"
-        from timestore_pipeline.staging.ingest import file_fingerprint
+        from timestore_pipeline.staging.arrivals import file_fingerprint
 
         name = f"{file_fingerprint(store.settings.landing_path / 'weather' / 'a.csv')[:16]}-a.csv"
     folder.mkdir(parents=True)

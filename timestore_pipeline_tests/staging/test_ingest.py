@@ -25,6 +25,7 @@ from timestore_pipeline.errors import (
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging import arrivals
 from timestore_pipeline.staging import ingest as ingest_module
 from timestore_pipeline.staging.ingest import ingest_files, stage_file
 from timestore_pipeline.staging.stage import stage
@@ -195,7 +196,7 @@ def test_a_crash_between_acknowledging_and_clearing_away_stages_nothing_twice(
     store = make_store(landing_after_ingest=after)
     drop(store, "weather", "a.csv", WEATHER_CSV)
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "_clear_away", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(arrivals.FolderArrivals, "clear_away", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             ingest(store)
     assert len(readable(store)) == 3
@@ -226,7 +227,7 @@ def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(
 ):
     landed = drop(store, "weather", "bad.csv", b"rubbish")
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "move_file", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(arrivals, "move_file", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             ingest(store)
     assert landed.exists()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from timestore_pipeline.errors import SegmentNotWritten, StagingQueueFull
 from timestore_pipeline.ledger.readings import Readings, begin_readings, unended_readings
 from timestore_pipeline.staging import ingest as ingesting
-from timestore_pipeline.staging.ingest import IngestReport, file_batch_id, file_fingerprint
+from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.staging.ingest import IngestReport
 from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_groups
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, ingest, parquet_bytes, readable, weather

@@ -49,8 +49,8 @@ from timestore_pipeline.lifecycle.rebuilding.restored import (
     unlinked,
     was_retried,
 )
+from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.description import staged_at_of
-from timestore_pipeline.staging.ingest import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.segment import new_segment_id
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Granularity, Window
