@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select, update
 
 from timestore_pipeline.ledger.counters import SEGMENT_BYTES, observe
 from timestore_pipeline.ledger.queue import batch_is_queued, slice_is_queued
@@ -72,6 +72,20 @@ _KNOWN_BATCH = select(
     batches.c.segment_id,
     batches.c.dropped_rows,
 )
+_KNOWN_BATCHES = _KNOWN_BATCH.where(
+    batches.c.dataset == bindparam("dataset"), batches.c.batch_id.in_(bindparam("batch_ids", expanding=True))
+)
+
+
+_MARK_LATE = (
+    update(slices)
+    .where(
+        slices.c.segment_id == bindparam("in_segment"),
+        slices.c.window_start < bindparam("first_open"),
+        exists().where(windows.c.dataset == bindparam("of_dataset"), windows.c.window_start == slices.c.window_start),
+    )
+    .values(late=True)
+)
 
 
 def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, KnownBatch]:
@@ -79,10 +93,8 @@ def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dic
     wanted = list(batch_ids)
     found: dict[str, KnownBatch] = {}
     for start in range(0, len(wanted), _IDS_PER_QUERY):
-        query = _KNOWN_BATCH.where(
-            batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY])
-        )
-        found.update({row["batch_id"]: KnownBatch(**row) for row in tx.execute(query).mappings()})
+        asked = {"dataset": dataset, "batch_ids": wanted[start : start + _IDS_PER_QUERY]}
+        found.update({row["batch_id"]: KnownBatch(**row) for row in tx.execute(_KNOWN_BATCHES, asked).mappings()})
     return found
 
 
@@ -211,12 +223,8 @@ def acknowledge(
             for piece in slice_rows
         ],
     )
-    published = exists().where(windows.c.dataset == dataset, windows.c.window_start == slices.c.window_start)
-    tx.execute(
-        update(slices)
-        .where(slices.c.segment_id == segment.id, slices.c.window_start < first_open_window, published)
-        .values(late=True)
-    )
+    if any(piece.window_start < first_open_window for piece in slice_rows):
+        tx.execute(_MARK_LATE, {"in_segment": segment.id, "of_dataset": dataset, "first_open": first_open_window})
     tx.execute(
         insert(batch_slices),
         [

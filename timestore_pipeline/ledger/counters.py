@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnCollection, Connection, select
 
 from timestore_pipeline.ledger.schema import counters, histograms
 from timestore_pipeline.ledger.upserts import upsert
@@ -53,12 +55,11 @@ def count(tx: Connection, metric: str, dataset: str, label: str, amount: float =
     """Add ``amount`` to a counter; ``label`` is the value of its one label besides ``dataset``."""
     if amount == 0:
         return
-    upsert(
-        tx,
-        counters,
-        {"metric": metric, "dataset": dataset, "label": label, "value": amount},
-        lambda new: {"value": counters.c.value + new.value},
-    )
+    upsert(tx, counters, {"metric": metric, "dataset": dataset, "label": label, "value": amount}, _counted)
+
+
+def _counted(new: ColumnCollection[str, Any]) -> Mapping[str, Any]:
+    return {"value": counters.c.value + new.value}
 
 
 def observe(tx: Connection, metric: str, dataset: str, label: str, value: float) -> None:
@@ -68,8 +69,12 @@ def observe(tx: Connection, metric: str, dataset: str, label: str, value: float)
         tx,
         histograms,
         {"metric": metric, "dataset": dataset, "label": label, "bucket": bucket, "count": 1, "sum": value},
-        lambda new: {"count": histograms.c.count + new.count, "sum": histograms.c.sum + new.sum},
+        _observed,
     )
+
+
+def _observed(new: ColumnCollection[str, Any]) -> Mapping[str, Any]:
+    return {"count": histograms.c.count + new["count"], "sum": histograms.c.sum + new.sum}
 
 
 def counter_values(tx: Connection) -> dict[tuple[str, str, str], float]:

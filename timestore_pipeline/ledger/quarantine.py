@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, func, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, func, select, text, update
 
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
 from timestore_pipeline.ledger.upserts import insert_unless_there
@@ -136,14 +136,17 @@ def resolve_entry(tx: Connection, entry_id: int, state: QuarantineState, by: str
     return changed.rowcount == 1
 
 
+_FILES_SET_ASIDE = select(quarantine.c.batch_id).where(
+    quarantine.c.dataset == bindparam("dataset"),
+    quarantine.c.kind == QuarantineKind.BATCH.value,
+    text(f"{quarantine.name}.state = '{QuarantineState.OPEN.value}'"),  # in the words of the partial index
+)
+
+
 def resolve_staged_files(tx: Connection, dataset: str, batch_ids: Iterable[str], now: int) -> None:
     """End the open entries of files whose batches are staged at last, so that no row is in two places."""
-    waiting = select(quarantine.c.batch_id).where(
-        quarantine.c.dataset == dataset,
-        quarantine.c.kind == QuarantineKind.BATCH.value,
-        quarantine.c.state == QuarantineState.OPEN.value,
-    )
-    for batch_id in set(tx.execute(waiting).scalars()) & set(batch_ids):
+    waiting = tx.execute(_FILES_SET_ASIDE, {"dataset": dataset}).scalars()
+    for batch_id in set(waiting) & set(batch_ids):
         tx.execute(
             update(quarantine)
             .where(

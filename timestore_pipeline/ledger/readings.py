@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import ColumnCollection, Connection, delete, select
 
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import readings
@@ -45,8 +46,12 @@ def begin_readings(tx: Connection, dataset: str, batch_ids: Iterable[str], now: 
             tx,
             readings,
             [{"dataset": dataset, "batch_id": batch_id, "begun": 1, "last_at": now} for batch_id in part],
-            lambda new: {"begun": readings.c.begun + 1, "last_at": new.last_at},
+            _begun_again,
         )
+
+
+def _begun_again(new: ColumnCollection[str, Any]) -> Mapping[str, Any]:
+    return {"begun": readings.c.begun + 1, "last_at": new.last_at}
 
 
 def end_readings(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> None:

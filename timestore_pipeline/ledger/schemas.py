@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
@@ -49,11 +49,13 @@ class SchemaStep:
 
 def schema_history(tx: Connection, dataset: str) -> list[SchemaVersion]:
     """Return the versions of a dataset's columns, oldest first."""
-    query = select(schemas).where(schemas.c.dataset == dataset).order_by(schemas.c.version)
     return [
         SchemaVersion(row.dataset, row.version, columns_from_text(row.columns), row.since, row.batch_id, row.source)
-        for row in tx.execute(query)
+        for row in tx.execute(_HISTORY, {"dataset": dataset})
     ]
+
+
+_HISTORY = select(schemas).where(schemas.c.dataset == bindparam("dataset")).order_by(schemas.c.version)
 
 
 def dataset_schema(tx: Connection, spec: DatasetSpec) -> Schema | None:

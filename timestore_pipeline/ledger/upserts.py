@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnCollection, Connection, Table
+from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+Changes = Callable[[ColumnCollection[str, Any]], Mapping[str, Any]]
+"""Given the row that was to be inserted, returns what becomes of the one that is there."""
 
-def upsert(
-    tx: Connection,
-    table: Table,
-    row: Mapping[str, Any],
-    changes: Callable[[ColumnCollection[str, Any]], Mapping[str, Any]] | None = None,
-) -> None:
+
+def upsert(tx: Connection, table: Table, row: Mapping[str, Any], changes: Changes | None = None) -> None:
     """Do what :func:`upsert_all` does with one row."""
     upsert_all(tx, table, [row], changes)
 
 
-def upsert_all(
-    tx: Connection,
-    table: Table,
-    rows: Sequence[Mapping[str, Any]],
-    changes: Callable[[ColumnCollection[str, Any]], Mapping[str, Any]] | None = None,
-) -> None:
+def upsert_all(tx: Connection, table: Table, rows: Sequence[Mapping[str, Any]], changes: Changes | None = None) -> None:
     """Insert ``rows``; where the primary key of one is there already, change the row that has it.
 
     Args:
         tx: a transaction of the ledger.
         table: one of its tables.
-        rows: column → value, the primary key among them; no key twice.
-        changes: given the row that was to be inserted, returns what becomes of the one that is there; by default it
-            becomes the new one.
+        rows: column → value, the primary key among them, all with the same columns; no key twice.
+        changes: by default the row that is there becomes the new one. A function of a module: its statement is kept.
     """
-    insert = sqlite_insert if tx.dialect.name == "sqlite" else postgresql_insert
-    statement = insert(table).values([dict(row) for row in rows])
+    tx.execute(_upsert(tx.dialect.name, table, tuple(rows[0]), changes), [dict(row) for row in rows])
+
+
+# Making a statement takes several times as long as executing it, and there are few.
+@lru_cache(maxsize=64)
+def _upsert(
+    dialect: str, table: Table, names: tuple[str, ...], changes: Changes | None
+) -> SqliteInsert | PostgresqlInsert:
+    statement = sqlite_insert(table) if dialect == "sqlite" else postgresql_insert(table)
     key = [column.name for column in table.primary_key]
     new = statement.excluded
-    values = changes(new) if changes else {name: new[name] for name in rows[0] if name not in key}
-    tx.execute(statement.on_conflict_do_update(index_elements=key, set_=values))
+    values = changes(new) if changes else {name: new[name] for name in names if name not in key}
+    return statement.on_conflict_do_update(index_elements=key, set_=values)
 
 
 def insert_unless_there(tx: Connection, table: Table, row: Mapping[str, Any]) -> bool:

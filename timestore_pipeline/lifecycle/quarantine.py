@@ -46,6 +46,7 @@ from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.ingest import stage_file
+from timestore_pipeline.staging.judging import reason_in_words
 from timestore_pipeline.staging.receipts import (
     MAX_BATCH_ID,
     SegmentSchema,
@@ -54,7 +55,7 @@ from timestore_pipeline.staging.receipts import (
     duplicate_receipts,
 )
 from timestore_pipeline.staging.room import check_room
-from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, reason_in_words, write_segment
+from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 

@@ -24,6 +24,7 @@ from timestore_pipeline.ledger.registry import lock_dataset, take_positions
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.judging import reason_in_words
 from timestore_pipeline.staging.lateness import count_late_rows
 from timestore_pipeline.staging.room import (
     check_guardrails,
@@ -33,7 +34,7 @@ from timestore_pipeline.staging.room import (
     guardrail_breaches,
     log_breaches,
 )
-from timestore_pipeline.staging.segment import WrittenSegment, reason_in_words
+from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -121,10 +122,13 @@ def acknowledge_segment(
     written: WrittenSegment,
     batches: Sequence[IncomingBatch],
     together: Callable[[Connection], object] | None = None,
+    *,
+    in_turn: bool = True,
 ) -> Acknowledged:
     """Put a segment and its batches (by ordinal) into the ledger: after this they are staged (invariant 1).
 
     Files of these batches that were in quarantine are in it no more. ``together`` is done in the same transaction.
+    ``in_turn`` is False where the segment was written out of turn, because the dataset had no limit of turns.
     Where nothing was recorded, the files of the segment are removed.
 
     Raises:
@@ -168,6 +172,8 @@ def acknowledge_segment(
         if known:
             check_fingerprints(spec.name, known, batches)
             raise StagedMeanwhile(frozenset(known))
+        if limits.concurrent_ingests and not in_turn:
+            raise StagedMeanwhile(frozenset())  # there are turns now: wait for one
         now_there = dataset_schema(tx, spec)
         if (now_there.version if now_there else 0) != schema.base:
             raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -22,13 +21,10 @@ from timestore_pipeline.columns import (
     column_definitions,
     column_list,
     literal,
-    quote,
-    utc_timestamp_sql,
 )
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.datasets import DatasetSpec, LatePolicy
+from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_in_place
-from timestore_pipeline.durations import format_duration
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
 from timestore_pipeline.staging.description import (
@@ -40,8 +36,8 @@ from timestore_pipeline.staging.description import (
     describe_segment,
     described_batches,
 )
+from timestore_pipeline.staging.judging import Judge, RefusedRows, reason_in_words
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
-from timestore_pipeline.windows import from_micros, to_micros
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
 # for 1,000 rows; large blocks make large segments a third smaller and faster to write.
@@ -49,27 +45,7 @@ _SMALL_BLOCK = 16_384
 _LARGE_BLOCK = 262_144
 _LARGE_FROM_BYTES = 4 << 20
 
-# Later ones have no window with an end.
-_LAST_MOMENT = to_micros(datetime(9998, 12, 31, tzinfo=UTC))
-
-_LATE = "late"
-_PROBLEMS = {
-    "null": "the time is null",
-    "infinite": "the time is infinite",
-    "early": "the time is before the dataset's start, {start:%Y-%m-%d}",
-    "late": "its window closed {lateness} after its end: the time is before {first_open:%Y-%m-%d %H:%M} UTC",
-    "key": "a column of the key ({key}) is null",
-    "future": "the time is after {horizon:%Y-%m-%d %H:%M:%S} UTC, more than TIMESTORE_STAGING_MAX_FUTURE_MS ahead",
-}
-
-
-@dataclass(frozen=True)
-class RefusedRows:
-    """Rows of one batch that no window takes, with the reason; ``late`` where that is that its window is closed."""
-
-    reason: str
-    rows: int
-    late: bool = False
+_TABLE = f"segment.{SEGMENT_TABLE}"
 
 
 @dataclass(frozen=True)
@@ -194,14 +170,37 @@ def _fill(
     take_late: bool,
 ) -> _Filled:
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
-    # Without a log of its own: a segment that is not whole is thrown away, so there is nothing to recover.
-    connection.execute(f"ATTACH {literal(str(path))} AS segment (BLOCK_SIZE {block}, RECOVERY_MODE no_wal_writes)")
-    connection.execute("BEGIN")
     row_number = f", {ROW_COLUMN} BIGINT NOT NULL" if spec.key else ""
+    # Without a log of its own: a segment that is not whole is thrown away, so there is nothing to recover.
     connection.execute(
-        f"CREATE TABLE segment.{SEGMENT_TABLE} "
-        f"({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL{row_number})"
+        f"ATTACH {literal(str(path))} AS segment (BLOCK_SIZE {block}, RECOVERY_MODE no_wal_writes); BEGIN; "
+        f"CREATE TABLE {_TABLE} ({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL{row_number})"
     )
+    numbers = _insert(connection, spec, sources)
+    judge = Judge.of(spec, columns, store.settings.staging_max_future_ms, take_late=take_late)
+    judged = judge.look(connection, _TABLE)
+    if judged.dropped:
+        connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
+    described = described_batches(
+        batches,
+        _rows_by_ordinal(judged.groups),
+        {ordinal: sum(part.rows for part in parts) for ordinal, parts in judged.refused.items()},
+        {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
+        judged.dropped,
+    )
+    description = Description(spec.name, spec.window.value, described, judged.groups)
+    refused_path = None
+    if judged.refused:
+        refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
+        kept = f"{column_list(columns)}, {BATCH_COLUMN}" + (f", {ROW_COLUMN}" if spec.key else "")
+        _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
+    describe_segment(connection, "segment", description)
+    connection.execute("COMMIT; DETACH segment")
+    return _Filled(judged.groups, judged.refused, refused_path, judged.dropped, judge.now, numbers)
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, sources: Iterable[RowSource]) -> int:
+    """Fill the segment; return how many row numbers were given out, where the dataset has a key."""
     numbers = 0
     for source in sources:
         for name, table in source.tables.items():
@@ -209,88 +208,8 @@ def _fill(
         rows = source.sql
         if spec.key and not source.numbered:
             rows = f"SELECT *, {numbers} + row_number() OVER () - 1 FROM ({source.sql})"
-        numbers += connection.execute(f"INSERT INTO segment.{SEGMENT_TABLE} {rows}").fetchall()[0][0]
-    time_column = spec.time_column(columns)
-    time = utc_timestamp_sql(time_column)
-    now = now_micros()
-    horizon = from_micros(min(now + store.settings.staging_max_future_ms * 1_000, _LAST_MOMENT))
-    start, first_open = spec.first_window.start, spec.first_open_window(now).start
-    late = (
-        ""
-        if take_late or spec.late is LatePolicy.ACCEPT
-        else (f"WHEN {time} < make_timestamp({to_micros(first_open)}) THEN '{_LATE}' ")
-    )
-    problem = (
-        f"CASE WHEN {quote(time_column.name)} IS NULL THEN 'null' "
-        f"WHEN NOT isfinite({quote(time_column.name)}) THEN 'infinite' "
-        f"WHEN {time} < make_timestamp({spec.first_window.start_micros}) THEN 'early' {late}{_null_in_key(spec)}"
-        f"WHEN {time} > TIMESTAMP '{horizon:%Y-%m-%d %H:%M:%S}' THEN 'future' END"
-    )
-    found = (
-        _groups_without_problems(connection, spec, time, problem)
-        or connection.execute(
-            f"SELECT {BATCH_COLUMN}, problem, epoch_us(window_start), count(*), "
-            f"epoch_us(min(time)), epoch_us(max(time)) FROM ("
-            f"SELECT {BATCH_COLUMN}, problem, CASE WHEN problem IS NULL THEN time END AS time, "
-            f"CASE WHEN problem IS NULL THEN date_trunc('{spec.window}', time) END AS window_start FROM ("
-            f"SELECT {BATCH_COLUMN}, {time} AS time, {problem} AS problem FROM segment.{SEGMENT_TABLE})) "
-            f"GROUP BY ALL"
-        ).fetchall()
-    )
-    refused: dict[int, list[RefusedRows]] = {}
-    dropped: dict[int, int] = {}
-    said = {
-        "start": start,
-        "horizon": horizon,
-        "first_open": first_open,
-        "lateness": format_duration(spec.lateness),
-        "key": ", ".join(spec.key.columns) if spec.key else "",
-    }
-    for ordinal, kind, _, rows, _, _ in found:
-        if kind == _LATE and spec.late is LatePolicy.DROP:
-            dropped[ordinal] = rows
-        elif kind is not None:
-            reason = _PROBLEMS[kind].format(**said)
-            refused.setdefault(ordinal, []).append(RefusedRows(reason, rows, late=kind == _LATE))
-    if dropped:
-        connection.execute(f"DELETE FROM segment.{SEGMENT_TABLE} WHERE {problem} = '{_LATE}'")
-    groups = tuple(
-        DescribedGroup(ordinal, window, rows, low, high)
-        for ordinal, kind, window, rows, low, high in found
-        if kind is None
-    )
-    description = Description(
-        spec.name,
-        spec.window.value,
-        described_batches(
-            batches,
-            _rows_by_ordinal(groups),
-            {ordinal: sum(part.rows for part in parts) for ordinal, parts in refused.items()},
-            {ordinal: reason_in_words(parts) for ordinal, parts in refused.items()},
-            dropped,
-        ),
-        groups,
-    )
-    refused_path = None
-    if refused:
-        refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
-        kept = f"{column_list(columns)}, {BATCH_COLUMN}" + (f", {ROW_COLUMN}" if spec.key else "")
-        _set_rows_aside(store, connection, kept, problem, refused_path, description)
-    describe_segment(connection, "segment", description)
-    connection.execute("COMMIT")
-    connection.execute("DETACH segment")
-    return _Filled(groups, refused, refused_path, dropped, now, numbers)
-
-
-def _null_in_key(spec: DatasetSpec) -> str:
-    if spec.key is None:
-        return ""
-    return f"WHEN {' OR '.join(f'{quote(name)} IS NULL' for name in spec.key.columns)} THEN 'key' "
-
-
-def reason_in_words(parts: Iterable[RefusedRows]) -> str:
-    """Return why rows of one batch were refused."""
-    return "; ".join(f"{part.rows} rows: {part.reason}" for part in parts)
+        numbers += connection.execute(f"INSERT INTO {_TABLE} {rows}").fetchall()[0][0]
+    return numbers
 
 
 def _rows_by_ordinal(groups: Iterable[DescribedGroup]) -> dict[int, int]:
@@ -298,20 +217,6 @@ def _rows_by_ordinal(groups: Iterable[DescribedGroup]) -> dict[int, int]:
     for group in groups:
         found[group.ordinal] = found.get(group.ordinal, 0) + group.rows
     return found
-
-
-def _groups_without_problems(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, time: str, problem: str
-) -> list[tuple[int, None, int, int, int, int]] | None:
-    """Return batch, no problem, window, rows, first and last time; None where any row has a problem.
-
-    Almost always there is none, and then this costs less than the query that says which.
-    """
-    found = connection.execute(
-        f"SELECT {BATCH_COLUMN}, NULL, epoch_us(date_trunc('{spec.window}', {time})), count(*), "
-        f"epoch_us(min({time})), epoch_us(max({time})), count({problem}) FROM segment.{SEGMENT_TABLE} GROUP BY ALL"
-    ).fetchall()
-    return None if any(group[-1] for group in found) else [group[:-1] for group in found]
 
 
 def _set_rows_aside(
@@ -327,14 +232,14 @@ def _set_rows_aside(
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     connection.execute(
         f"COPY (SELECT {kept}, {problem} AS _problem "
-        f"FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL) "
+        f"FROM {_TABLE} WHERE {problem} IS NOT NULL) "
         f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
         f"KV_METADATA {{{METADATA_KEY}: {literal(description.as_text())}}})"
     )
     reach(CrashPoint.REFUSED_ROWS_WRITTEN)
     put_in_place(temporary, final)
     reach(CrashPoint.REFUSED_ROWS_IN_PLACE)
-    connection.execute(f"DELETE FROM segment.{SEGMENT_TABLE} WHERE {problem} IS NOT NULL")
+    connection.execute(f"DELETE FROM {_TABLE} WHERE {problem} IS NOT NULL")
 
 
 def _written(store: Store, segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:

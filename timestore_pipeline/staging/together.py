@@ -73,17 +73,31 @@ Answer = Receipt | TimestoreError
 _Group = dict[int, Incoming]
 
 
-def stage_together(store: Store, spec: DatasetSpec, incoming: Sequence[Incoming]) -> list[Answer]:
+@dataclass
+class Outlook:
+    """What a writer's last group found in the ledger, by which the next one is written without asking first.
+
+    The acknowledging transaction looks at everything anyway. Where something has changed it records nothing, and the
+    group is done again after asking: a writer that meets batches which are known, or no room, asks each time.
+    """
+
+    schema: Schema | None = None
+
+
+def stage_together(
+    store: Store, spec: DatasetSpec, incoming: Sequence[Incoming], outlook: Outlook | None = None
+) -> list[Answer]:
     """Stage batches whose ids are all different, as one segment; return their answers in the same order.
 
     An answer is a receipt, or one of the errors that ``stage()`` raises. When there is room for some only, the first
-    ones go.
+    ones go. ``outlook`` is kept by the caller from one group to its next.
     """
+    outlook = outlook or Outlook()
     answers: dict[int, Answer] = {}
     left: _Group = dict(enumerate(incoming))
     while left:
         try:
-            found = _attempt(store, spec, left)
+            found = _attempt(store, spec, left, outlook)
         except TimestoreError as error:
             found = dict.fromkeys(left, error)
         answers.update(found)
@@ -91,8 +105,14 @@ def stage_together(store: Store, spec: DatasetSpec, incoming: Sequence[Incoming]
     return [answers[number] for number in range(len(incoming))]
 
 
-def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answer]:
+def _attempt(store: Store, spec: DatasetSpec, left: _Group, outlook: Outlook) -> Mapping[int, Answer]:
     """Answer some of the batches; none where another process was in the way and it is to be tried again."""
+    if outlook.schema is not None:
+        check_disk(store)
+        try:
+            return _stage(store, spec, outlook.schema, left, outlook, in_turn=False)
+        except (StagedMeanwhile, BatchConflict, StagingQueueFull):
+            return {}  # it is not as it was: ask
     with store.ledger.read() as tx:
         known = known_batches(tx, spec.name, (item.batch.batch_id for item in left.values()))
         found = None if known else (*room_for(tx, store, spec, len(left)), dataset_schema(tx, spec))
@@ -103,8 +123,8 @@ def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answ
     check_disk(store)
     group = dict(list(left.items())[:room])
     try:
-        with turn(store, spec, limits):
-            return _stage(store, spec, schema, group)
+        with turn(store, spec, limits) as in_turn:
+            return _stage(store, spec, schema, group, outlook, in_turn=in_turn)
     except (StagedMeanwhile, BatchConflict):
         return {}  # the ledger knows more by now
     except StagingQueueFull:
@@ -113,7 +133,10 @@ def _attempt(store: Store, spec: DatasetSpec, left: _Group) -> Mapping[int, Answ
         return {}  # it filled up meanwhile, but not so far that none of them fits
 
 
-def _stage(store: Store, spec: DatasetSpec, schema: Schema | None, group: _Group) -> dict[int, Answer]:
+def _stage(
+    store: Store, spec: DatasetSpec, schema: Schema | None, group: _Group, outlook: Outlook, *, in_turn: bool
+) -> dict[int, Answer]:
+    outlook.schema = None
     answers: dict[int, Answer] = {}
     with store.writers.connection() as connection:
         plan = _plan(connection, spec, schema, group, answers)
@@ -142,7 +165,9 @@ def _stage(store: Store, spec: DatasetSpec, schema: Schema | None, group: _Group
                 "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
             ) from error
     segment_schema = SegmentSchema(plan.schema.version, tuple(plan.steps))
-    receipts = acknowledge_segment(store, spec, segment_schema, written, batches).receipts
+    receipts = acknowledge_segment(store, spec, segment_schema, written, batches, in_turn=in_turn).receipts
+    if not (answers or plan.steps or in_turn):
+        outlook.schema = plan.schema
     return {**answers, **dict(zip(order, receipts, strict=True))}
 
 

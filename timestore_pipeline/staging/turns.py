@@ -42,8 +42,10 @@ def turns_of(dataset: str) -> str:
 
 
 @contextmanager
-def turn(store: Store, spec: DatasetSpec, limits: EffectiveLimits) -> Iterator[None]:
+def turn(store: Store, spec: DatasetSpec, limits: EffectiveLimits) -> Iterator[bool]:
     """Hold one of the dataset's turns while the block writes a segment; without a limit nothing is held.
+
+    Gives whether one is held.
 
     ``limits`` are those that the caller found; while it waits they are looked up again, so a raised limit lets it on.
 
@@ -52,18 +54,18 @@ def turn(store: Store, spec: DatasetSpec, limits: EffectiveLimits) -> Iterator[N
         LedgerError: the ledger cannot be used.
     """
     if not limits.concurrent_ingests:
-        yield
+        yield False
         return
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     lease = _wait(store, spec, owner)
     if lease is None:
-        yield
+        yield False
         return
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(store, lease, owner, done), name=f"lease-of-{lease}", daemon=True)
     keeper.start()
     try:
-        yield
+        yield True
     finally:
         done.set()
         keeper.join()

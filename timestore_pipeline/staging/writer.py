@@ -24,7 +24,7 @@ from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_
 from timestore_pipeline.staging.frames import Frame
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
-from timestore_pipeline.staging.together import Answer, Incoming, stage_together
+from timestore_pipeline.staging.together import Answer, Incoming, Outlook, stage_together
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,12 @@ MAX_WAITING_BYTES = 64 << 20
 _MOST_BATCHES_PER_GROUP = 1_000
 _MOST_BYTES_PER_GROUP = 64 << 20
 
-# Callers that wait for their answer come back a moment after they got it. Waiting for as many as the last time, for a
-# part of what a commit takes, spares most of them a second commit; a caller that is alone is never waited for.
+# Callers that wait for their answer come back a moment after they got it. Waiting for them, for a part of what a commit
+# takes, spares most of them a second commit: else two halves take turns, each with commits of its own. A caller that is
+# alone is never waited for, and those that do not come back are waited for ever less.
 _LONGEST_GATHERING_SECONDS = 0.005
 _GATHERING_SHARE = 0.25
+_LEAST_TRUST = 1 / 64
 
 
 @dataclass(eq=False)
@@ -91,6 +93,7 @@ class Writer:
         self._max_waiting_bytes = max_waiting_bytes
         self._source = source
         self._process = os.getpid()
+        self._outlook = Outlook()
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         # The writing thread waits apart from the callers: it is not woken up by every batch of a group.
@@ -99,6 +102,7 @@ class Writer:
         self._unanswered = 0
         self._waiting_bytes = 0
         self._awaited = 1
+        self._trust = 1.0
         self._last_seconds = 0.0
         self._closed = False
         warn_of_direct_write(store, dataset)
@@ -209,8 +213,9 @@ class Writer:
         """Return the batches to commit next, whose ids are all different; none where the writer is closed and done."""
         with self._changed:
             self._arrived.wait_for(lambda: self._queue or self._closed)
-            patience = min(_LONGEST_GATHERING_SECONDS, self._last_seconds * _GATHERING_SHARE)
-            self._arrived.wait_for(lambda: self._closed or len(self._queue) >= self._awaited, patience)
+            patience = self._trust * min(_LONGEST_GATHERING_SECONDS, self._last_seconds * _GATHERING_SHARE)
+            came = self._arrived.wait_for(lambda: self._closed or len(self._queue) >= self._awaited, patience)
+            self._trust = min(1.0, self._trust * 2) if came else max(_LEAST_TRUST, self._trust / 2)
             group: list[_Waiting] = []
             twins: list[_Waiting] = []
             ids: set[str] = set()
@@ -223,7 +228,6 @@ class Writer:
                 ids.add(batch_id)
                 size += waiting.bytes
             self._queue.extendleft(reversed(twins))
-            self._awaited = len(group)
             return group
 
     def _commit(self, group: list[_Waiting]) -> list[_Waiting]:
@@ -233,7 +237,7 @@ class Writer:
         if not running:
             return []
         try:
-            answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in running])
+            answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in running], self._outlook)
             again = self._refused_for_now(running, answers)
             publish_if_direct(self._store, self.dataset)
         except BaseException as error:  # whatever it is, callers wait for their answer
@@ -242,6 +246,9 @@ class Writer:
                 waiting.future.set_exception(error)
             self._forget(running)
             return []
+        with self._changed:
+            # Before any of them can be back: who waits already, and who is about to come back.
+            self._awaited = len(self._queue) + len(running)
         answered = []
         for waiting, answer in zip(running, answers, strict=True):
             if waiting in again:

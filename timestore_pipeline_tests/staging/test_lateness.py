@@ -21,7 +21,7 @@ from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import segment as segment_module
+from timestore_pipeline.staging import judging as judging_module
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Granularity, Window, from_micros, to_micros
@@ -53,7 +53,7 @@ def hours(policy: str = "accept", lateness: str = "2h") -> str:
 @pytest.fixture(autouse=True)
 def judged_at_half_past(monkeypatch: pytest.MonkeyPatch) -> None:
     """No hour turns while a test is at work."""
-    monkeypatch.setattr(segment_module, "now_micros", lambda: to_micros(THIS_HOUR) + 1_800_000_000)
+    monkeypatch.setattr(judging_module, "now_micros", lambda: to_micros(THIS_HOUR) + 1_800_000_000)
 
 
 def rows(*hours_ago: int, station: str = "JFK") -> pa.Table:
@@ -161,7 +161,7 @@ def test_a_window_closes_by_the_clock_of_whoever_stages(make_store: MakeStore, m
     table = rows(1)
     for hours_on, quarantined in ((0, 0), (24, 1), (-24, 0)):
         moment = to_micros(THIS_HOUR + hours_on * HOUR)
-        monkeypatch.setattr(segment_module, "now_micros", lambda moment=moment: moment)
+        monkeypatch.setattr(judging_module, "now_micros", lambda moment=moment: moment)
 
         receipt = stage(store, "weather", table, batch_id=f"at {hours_on}")
 

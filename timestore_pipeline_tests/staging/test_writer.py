@@ -251,8 +251,8 @@ def test_when_it_is_unknown_whether_the_ledger_committed_every_caller_hears_so(
 ):
     acknowledge = together.acknowledge_segment
 
-    def break_off(*args: object) -> None:
-        acknowledge(*args)  # type: ignore[arg-type]
+    def break_off(*args: object, **options: object) -> None:
+        acknowledge(*args, **options)  # type: ignore[arg-type]
         raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched, Writer(store, "weather") as writer:
