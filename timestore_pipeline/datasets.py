@@ -437,15 +437,23 @@ def load_datasets(path: Path) -> Datasets:
     Raises:
         DatasetsFileError: the file is missing, is not YAML or breaks a rule; names file, dataset and key.
     """
+    return parse_datasets(read_datasets_file(path), path)
+
+
+def read_datasets_file(path: Path) -> str:
+    """Return the text of a datasets file.
+
+    Raises:
+        DatasetsFileError: it is missing or cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise DatasetsFileError(
             path, ["there is no such file; set TIMESTORE_DATASETS_FILE or TIMESTORE_HOME, or create it"]
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetsFileError(path, [f"it cannot be read: {error}"]) from error
-    return parse_datasets(text, path)
 
 
 def parse_datasets(text: str, path: object = "datasets.yaml") -> Datasets:

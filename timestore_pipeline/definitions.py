@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from timestore_pipeline.datasets import load_datasets
-from timestore_pipeline.orchestration.location import build_definitions
+from timestore_pipeline.orchestration.location import installed_definitions
 from timestore_pipeline.settings import load_settings
 
 
@@ -16,5 +15,4 @@ def defs() -> dg.Definitions:
     Raises:
         SettingsError, DatasetsFileError: the environment or the datasets file is not usable; says what to correct.
     """
-    settings = load_settings()
-    return build_definitions(settings, load_datasets(settings.datasets_path))
+    return installed_definitions(load_settings())

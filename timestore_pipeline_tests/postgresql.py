@@ -8,7 +8,6 @@ or fail where ``CI`` says that all must be there.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import itertools
 import os
 import pwd
@@ -19,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.processes import end_with_the_parent
 
 LEDGERS = ("sqlite", "postgresql")
 """The databases that a ledger can be on."""
@@ -39,7 +39,6 @@ _TEMPLATE = "empty_ledger"
 _FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}
 _SETTINGS = {"shared_buffers": "32MB", "max_connections": "120", "logging_collector": "off", "timezone": "'UTC'"}
 _DEADLINE_SECONDS = 60
-_SET_PARENT_DEATH_SIGNAL = 1
 
 
 def programs() -> Path | None:
@@ -95,7 +94,8 @@ class PostgresqlServer:
                 stderr=log,
                 cwd=self._folder,
                 text=True,
-                preexec_fn=_end_with_the_parent,  # noqa: PLW1509 - it takes no lock that another thread may hold
+                # It takes no lock that another thread may hold.
+                preexec_fn=partial(end_with_the_parent, signal.SIGQUIT),  # noqa: PLW1509
                 **self._identity,
             )
         deadline = time.monotonic() + _DEADLINE_SECONDS
@@ -164,11 +164,6 @@ class PostgresqlServer:
 
     def _said(self) -> str:
         return self._log.read_text(errors="replace")[-2_000:]
-
-
-def _end_with_the_parent() -> None:
-    """Let the kernel stop the server when its parent dies, however that dies."""
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGQUIT)
 
 
 @contextmanager

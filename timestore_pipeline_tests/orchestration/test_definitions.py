@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import get_args
 
 import dagster as dg
@@ -182,6 +183,21 @@ def test_the_location_of_the_environment_loads(store_environment: Callable[..., 
     from timestore_pipeline.definitions import defs
 
     dg.Definitions.validate_loadable(defs())
+
+
+def test_definitions_are_made_again_only_when_something_has_changed(
+    store_environment: Callable[..., dict[str, str]], home: Path
+):
+    store_environment(ALL_GRANULARITIES)
+    from timestore_pipeline.definitions import defs
+
+    first = defs()
+    assert defs() is first
+    store_environment(ALL_GRANULARITIES, staging_flush_max_rows=7)
+    second = defs()
+    assert second is not first
+    (home / "datasets.yaml").write_text("datasets: {one_more: {time: ts, window: day}}", encoding="utf-8")
+    assert dg.AssetKey(["staging", "one_more"]) in defs().resolve_all_asset_keys()
 
 
 def test_a_broken_datasets_file_says_what_is_wrong(store_environment: Callable[..., dict[str, str]]):

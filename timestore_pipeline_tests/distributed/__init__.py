@@ -1,0 +1,1 @@
+"""Tests of runs on several hosts: Celery workers, hosts that are cut off, and what Kubernetes is told."""

@@ -1,0 +1,62 @@
+"""A deployment with Celery: a daemon here and workers, over one PostgreSQL and one Redis, by ``deploy/celery``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment
+
+SHIPPED = ROOT / "deploy" / "celery"
+WORKER_APP = "timestore_pipeline.orchestration.celery_worker"
+
+
+@dataclass
+class CeleryDeployment(Deployment):
+    """A daemon and workers, started and stopped at will."""
+
+    workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start_worker(self, name: str = "one", processes: int = 2) -> None:
+        """Start a worker and wait until it takes runs."""
+        with self.worker_log(name).open("ab") as log:
+            self.workers[name] = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", WORKER_APP, "worker", "-Q", "dagster"),
+                    *("-n", f"{name}@%h", "-c", str(processes), "--loglevel", "INFO"),
+                ],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.wait_for(f"worker {name} is ready", lambda: " ready." in self.worker_said(name))
+
+    def kill_worker(self, name: str) -> None:
+        """Kill a worker with its pool, as the death of its host does."""
+        worker = self.workers.pop(name)
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        for name in list(self.workers):
+            self.kill_worker(name)
+        super().stop(how)
+
+    def worker_log(self, name: str) -> Path:
+        return self.folder / f"worker-{name}.log"
+
+    def worker_said(self, name: str) -> str:
+        path = self.worker_log(name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    @property
+    def log(self) -> str:
+        workers = [f"--- worker {name}\n{self.worker_said(name)[-6_000:]}" for name in self.workers]
+        return "\n".join([*workers, "--- daemon", super().log])
