@@ -135,7 +135,27 @@ def make_store(home: Path, make_settings: Callable[..., Settings]) -> Iterator[M
 
     yield make
     for store in opened:
+        assert_totals_are_those_of_the_windows(store)
         store.close()
+
+
+def assert_totals_are_those_of_the_windows(store: Store) -> None:
+    """Whatever a test did, what is published of each dataset is still the sum of its windows."""
+    from sqlalchemy import func, select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from timestore_pipeline.errors import LedgerError
+    from timestore_pipeline.ledger.builds import published_totals
+    from timestore_pipeline.ledger.schema import windows
+
+    sums = (func.count(), func.sum(windows.c.rows), func.sum(windows.c.bytes), func.sum(windows.c.files))
+    try:
+        with store.ledger.read() as tx:
+            found = tx.execute(select(windows.c.dataset, *sums).group_by(windows.c.dataset)).all()
+            totals = published_totals(tx)
+    except (LedgerError, SQLAlchemyError):
+        return  # the test took the ledger away
+    assert totals == {name: tuple(map(int, numbers)) for name, *numbers in found}
 
 
 @pytest.fixture

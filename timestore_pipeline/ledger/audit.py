@@ -48,7 +48,9 @@ class TableState:
 
 def table_state(tx: Connection, dataset: str) -> TableState:
     """Return how far the table of a dataset is; equal before and after means that no build did anything between."""
-    return TableState(table_versions(tx).get(dataset), last_claimed_sequence(tx, dataset), build_in_flight(tx, dataset))
+    return TableState(
+        table_versions(tx, [dataset]).get(dataset), last_claimed_sequence(tx, dataset), build_in_flight(tx, dataset)
+    )
 
 
 def recorded_rows(tx: Connection, dataset: str) -> dict[int, int]:

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Connection, delete, select
 
 from timestore_pipeline.ledger.schema import landing_backlog
-from timestore_pipeline.ledger.upserts import upsert
+from timestore_pipeline.ledger.upserts import upsert_all
+
+# Each with four values: below the limit of variables in one SQLite statement, however it was compiled.
+_DATASETS_PER_STATEMENT = 200
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,11 @@ def landing_backlogs(tx: Connection) -> dict[str, Backlog]:
 def put_backlogs(tx: Connection, datasets: Iterable[str], found: Mapping[str, Backlog]) -> None:
     """Record what was found for ``datasets``; those that are not in ``found`` have nothing waiting."""
     # Two looks may end at the same moment; the later one counts. In one order, lest they wait for each other.
-    for dataset in sorted(datasets):
-        if dataset not in found:
-            tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset == dataset))
-            continue
-        upsert(tx, landing_backlog, {"dataset": dataset, **asdict(found[dataset])})
+    names = sorted(datasets)
+    for start in range(0, len(names), _DATASETS_PER_STATEMENT):
+        some = names[start : start + _DATASETS_PER_STATEMENT]
+        rows = [{"dataset": name, **asdict(found[name])} for name in some if name in found]
+        if rows:
+            upsert_all(tx, landing_backlog, rows)
+        if empty := [name for name in some if name not in found]:
+            tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset.in_(empty)))

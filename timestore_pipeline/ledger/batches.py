@@ -147,9 +147,11 @@ def pending_batches(tx: Connection, dataset: str) -> int:
     return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
 
 
-def staged_bytes(tx: Connection) -> dict[str, int]:
-    """Return per dataset the bytes of its slices in the queue."""
+def staged_bytes(tx: Connection, dataset: str | None = None) -> dict[str, int]:
+    """Return per dataset, of all or of one, the bytes of its slices in the queue."""
     query = select(slices.c.dataset, func.sum(slices.c.bytes)).where(slice_is_queued()).group_by(slices.c.dataset)
+    if dataset is not None:
+        query = query.where(slices.c.dataset == dataset)
     return {dataset: int(size) for dataset, size in tx.execute(query)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, literal_column, select, update
 
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.completion import complete
@@ -34,6 +34,16 @@ from timestore_pipeline.ledger.schema import (
     replaced_windows,
     slices,
     windows,
+)
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_IDS_PER_QUERY = 500
+
+# In words that partial indexes have too: a planner cannot tell that a parameter has the value that it takes.
+_IN_FLIGHT = builds.c.state == literal_column(f"'{BuildState.CLAIMED}'")
+_ENDED_FLUSH = and_(
+    builds.c.kind == literal_column(f"'{BuildKind.FLUSH}'"),
+    builds.c.state != literal_column(f"'{BuildState.CLAIMED}'"),
 )
 
 
@@ -328,32 +338,37 @@ def get_build(tx: Connection, build_id: int) -> Build:
 
 def builds_in_flight(tx: Connection) -> list[Build]:
     """Return all builds that have not ended, oldest first."""
-    query = select(builds).where(builds.c.state == BuildState.CLAIMED.value).order_by(builds.c.id)
-    return [_build(row) for row in tx.execute(query)]
+    # Sorted here: asked for this order, SQLite walks through all builds that there ever were.
+    found = [_build(row) for row in tx.execute(select(builds).where(_IN_FLIGHT))]
+    return sorted(found, key=lambda build: build.id)
 
 
 def build_in_flight(tx: Connection, dataset: str) -> Build | None:
     """Return the build of the dataset that has not ended, if any."""
-    row = tx.execute(
-        select(builds).where(builds.c.dataset == dataset, builds.c.state == BuildState.CLAIMED.value)
-    ).first()
+    row = tx.execute(select(builds).where(builds.c.dataset == dataset, _IN_FLIGHT)).first()
     return None if row is None else _build(row)
 
 
 def latest_builds(tx: Connection) -> dict[str, Build]:
     """Return the last ended flush of every dataset."""
+    # A look at the end of each dataset's part of an index, and not at every flush that there ever was.
     last = (
         select(func.max(builds.c.id))
-        .where(builds.c.state != BuildState.CLAIMED.value, builds.c.kind == BuildKind.FLUSH.value)
-        .group_by(builds.c.dataset)
+        .where(builds.c.dataset == datasets.c.name, _ENDED_FLUSH)
+        .correlate(datasets)
         .scalar_subquery()
     )
-    return {row.dataset: _build(row) for row in tx.execute(select(builds).where(builds.c.id.in_(last)))}
+    ids = [build_id for build_id in tx.execute(select(last).select_from(datasets)).scalars() if build_id is not None]
+    found: dict[str, Build] = {}
+    for start in range(0, len(ids), _IDS_PER_QUERY):
+        query = select(builds).where(builds.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
+        found.update({row.dataset: _build(row) for row in tx.execute(query)})
+    return found
 
 
 def failures_in_a_row(tx: Connection, dataset: str) -> int:
     """Return how many flushes of the dataset have failed or died since the last one that published."""
-    flush = (builds.c.dataset == dataset, builds.c.kind == BuildKind.FLUSH.value)
+    flush = (builds.c.dataset == dataset, _ENDED_FLUSH)
     last = (
         select(func.coalesce(func.max(builds.c.id), 0))
         .where(*flush, builds.c.state == BuildState.PUBLISHED.value)
@@ -400,11 +415,21 @@ def window_totals(tx: Connection, dataset: str) -> list[WindowTotals]:
 
 
 def published_totals(tx: Connection) -> dict[str, tuple[int, int, int, int]]:
-    """Return per dataset (windows, rows, bytes, files) published."""
+    """Return per dataset (windows, rows, bytes, files) published, of those with any."""
     query = select(
-        windows.c.dataset, func.count(), func.sum(windows.c.rows), func.sum(windows.c.bytes), func.sum(windows.c.files)
-    ).group_by(windows.c.dataset)
-    return {name: (n, int(rows), int(size), int(files)) for name, n, rows, size, files in tx.execute(query)}
+        datasets.c.name,
+        datasets.c.published_windows,
+        datasets.c.published_rows,
+        datasets.c.published_bytes,
+        datasets.c.published_files,
+    ).where(datasets.c.published_windows > 0)
+    return {name: (number, rows, size, files) for name, number, rows, size, files in tx.execute(query)}
+
+
+def last_published(tx: Connection) -> dict[str, int]:
+    """Return when rows of each dataset were published last, microseconds since the epoch; those that never were not."""
+    query = select(datasets.c.name, datasets.c.published_at).where(datasets.c.published_at.is_not(None))
+    return dict(tx.execute(query).all())
 
 
 def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, exists, func, select, tuple_, update
 
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
+from timestore_pipeline.ledger.published import add_up_windows
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import batch_slices, batches, builds, datasets, segments, slices, windows
 
@@ -39,6 +40,7 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
     tx.execute(update(builds).where(builds.c.dataset == dataset).values(table_version=None))
     published = tx.execute(select(func.sum(windows.c.rows)).where(windows.c.dataset == dataset)).scalar() or 0
     tx.execute(delete(windows).where(windows.c.dataset == dataset))
+    add_up_windows(tx, dataset)
     on_disk = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_(None))
     lost = (slices.c.segment_id.in_(on_disk), slices.c.published_at.is_not(None))
     again = tx.execute(select(func.sum(slices.c.rows)).where(*lost)).scalar() or 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, or_, select
+from sqlalchemy import Connection, delete, exists, func, or_, select
 
 from timestore_pipeline.ledger.past import note_pruned
 from timestore_pipeline.ledger.registry import lock_dataset
@@ -53,20 +53,20 @@ def prune_batches(
     kept = select(quarantine.c.batch_id).where(
         quarantine.c.dataset == dataset, quarantine.c.state == QuarantineState.OPEN.value
     )
-    young = select(batches.c.segment_id).where(
-        batches.c.dataset == dataset,
-        batches.c.segment_id.is_not(None),
+    # Looked up for each segment that is old enough, and not gathered over all that the dataset ever had.
+    young = exists().where(
+        batches.c.segment_id == segments.c.id,
         or_(batches.c.published_at.is_(None), batches.c.published_at >= published_before, batches.c.batch_id.in_(kept)),
     )
-    unfinished = select(slices.c.segment_id).where(slices.c.dataset == dataset, slices.c.published_at.is_(None))
+    unfinished = exists().where(slices.c.segment_id == segments.c.id, slices.c.published_at.is_(None))
     old = list(
         tx.execute(
             select(segments.c.id)
             .where(
                 segments.c.dataset == dataset,
                 segments.c.unlinked_at < published_before,
-                segments.c.id.not_in(young),
-                segments.c.id.not_in(unfinished),
+                ~young,
+                ~unfinished,
                 segments.c.id.not_in(kept),
             )
             .order_by(segments.c.unlinked_at)
@@ -104,16 +104,16 @@ def prune_builds(tx: Connection, dataset: str, finished_before: int, *, dry_run:
         )
         .scalar_subquery()
     )
-    used = select(slices.c.build_id).where(slices.c.dataset == dataset, slices.c.build_id.is_not(None))
+    used = exists().where(slices.c.build_id == builds.c.id)
     shown = select(windows.c.build_id).where(windows.c.dataset == dataset)
     # The last flush, too: it is what is shown of the dataset.
-    flushes = select(func.max(builds.c.id)).group_by(builds.c.dataset, builds.c.kind, builds.c.state)
+    flushes = select(func.max(builds.c.id)).where(builds.c.dataset == dataset).group_by(builds.c.kind, builds.c.state)
     old = (
         builds.c.dataset == dataset,
         builds.c.state != BuildState.CLAIMED.value,
         builds.c.finished_at < finished_before,
         builds.c.id < last,
-        builds.c.id.not_in(used),
+        ~used,
         builds.c.id.not_in(shown),
         builds.c.id.not_in(flushes),
     )

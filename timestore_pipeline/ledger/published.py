@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
 from timestore_pipeline.ledger.past import forget_expired, note_expired
 from timestore_pipeline.ledger.schema import BuildKind, datasets, replaced_windows, slices, windows
+from timestore_pipeline.ledger.upserts import upsert_all
+
+T = TypeVar("T")
+
+# Each with eight values: below the limit of variables in one SQLite statement, however it was compiled.
+_WINDOWS_PER_STATEMENT = 100
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,15 @@ def move_windows(
     """
     replaced = windows_replaced_by(tx, build_id)
     keyed = tx.execute(select(datasets.c.key).where(datasets.c.name == dataset)).scalar_one() is not None
-    taken = Taken()
-    for start in replaced | written.keys():
-        here = (windows.c.dataset == dataset, windows.c.window_start == start)
-        had = tx.execute(
-            select(windows.c.rows, windows.c.bytes, windows.c.files, windows.c.superseded).where(*here)
-        ).first()
-        before = PublishedWindow(start, *had[:3]) if had else PublishedWindow(start, 0, 0, 0)
-        superseded = had[3] if had else 0
+    touched = sorted(replaced | written.keys())
+    had = _recorded(tx, dataset, touched)
+    # A compaction publishes nothing: neither freshness nor "last published" may move with it.
+    publishes = kind is not BuildKind.COMPACTION
+    taken, gone, totals = Taken(), [], []
+    for start in touched:
+        old = had.get(start)
+        before = PublishedWindow(start, old.rows, old.bytes, old.files) if old else PublishedWindow(start, 0, 0, 0)
+        superseded = old.superseded if old else 0
         rest = kept.get(start, PublishedWindow(start, 0, 0, 0)) if start in replaced else before
         new = written.get(start, PublishedWindow(start, 0, 0, 0))
         taken = Taken(
@@ -78,22 +86,75 @@ def move_windows(
         elif kind is BuildKind.FLUSH and keyed and start in replaced:
             superseded += before.rows + _rows(tx, dataset, start, slices.c.build_id == build_id) - rest.rows - new.rows
         if not new.files + rest.files:
-            tx.execute(delete(windows).where(*here))
+            gone.append(start)
             continue
-        totals = {
-            "rows": rest.rows + new.rows,
-            "bytes": rest.bytes + new.bytes,
-            "files": rest.files + new.files,
-            "superseded": superseded,
-            "build_id": build_id,
-        }
-        # A compaction publishes nothing: neither freshness nor "last published" may move with it.
-        time = {} if kind is BuildKind.COMPACTION else {"published_at": now}
-        if had:
-            tx.execute(update(windows).where(*here).values(**totals, **time))
-        else:
-            tx.execute(insert(windows).values(dataset=dataset, window_start=start, published_at=now, **totals))
+        totals.append(
+            {
+                "dataset": dataset,
+                "window_start": start,
+                "rows": rest.rows + new.rows,
+                "bytes": rest.bytes + new.bytes,
+                "files": rest.files + new.files,
+                "superseded": superseded,
+                "build_id": build_id,
+                "published_at": old.published_at if old and not publishes else now,
+            }
+        )
+    for some in _in_parts(gone):
+        tx.execute(delete(windows).where(windows.c.dataset == dataset, windows.c.window_start.in_(some)))
+    for some in _in_parts(totals):
+        upsert_all(tx, windows, some)
+    _move_totals(tx, dataset, had.values(), totals, now if publishes else None)
     return taken
+
+
+def add_up_windows(tx: Connection, dataset: str) -> None:
+    """Make a dataset's totals anew from its windows, where those were changed other than by a build."""
+    query = select(
+        func.count().label("published_windows"),
+        func.coalesce(func.sum(windows.c.rows), 0).label("published_rows"),
+        func.coalesce(func.sum(windows.c.bytes), 0).label("published_bytes"),
+        func.coalesce(func.sum(windows.c.files), 0).label("published_files"),
+        func.max(windows.c.published_at).label("published_at"),
+    ).where(windows.c.dataset == dataset)
+    found = tx.execute(query).mappings().one()
+    whole = {name: value if name == "published_at" else int(value) for name, value in found.items()}
+    tx.execute(update(datasets).where(datasets.c.name == dataset).values(**whole))
+
+
+def _recorded(tx: Connection, dataset: str, starts: list[int]) -> dict[int, Row]:
+    found: dict[int, Row] = {}
+    for some in _in_parts(starts):
+        query = select(windows).where(windows.c.dataset == dataset, windows.c.window_start.in_(some))
+        found.update({row.window_start: row for row in tx.execute(query)})
+    return found
+
+
+def _move_totals(
+    tx: Connection, dataset: str, before: Iterable[Row], after: list[dict[str, int]], published_at: int | None
+) -> None:
+    old = list(before)
+    time = {} if published_at is None else {"published_at": published_at}
+    tx.execute(
+        update(datasets)
+        .where(datasets.c.name == dataset)
+        .values(
+            published_windows=datasets.c.published_windows + len(after) - len(old),
+            published_rows=datasets.c.published_rows + sum(row["rows"] for row in after) - sum(row.rows for row in old),
+            published_bytes=datasets.c.published_bytes
+            + sum(row["bytes"] for row in after)
+            - sum(row.bytes for row in old),
+            published_files=datasets.c.published_files
+            + sum(row["files"] for row in after)
+            - sum(row.files for row in old),
+            **time,
+        )
+    )
+
+
+def _in_parts(items: list[T]) -> Iterator[list[T]]:
+    for start in range(0, len(items), _WINDOWS_PER_STATEMENT):
+        yield items[start : start + _WINDOWS_PER_STATEMENT]
 
 
 def _rows(tx: Connection, dataset: str, window_start: int, which: ColumnElement[bool]) -> int:

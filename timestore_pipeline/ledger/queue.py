@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, case, func, select
@@ -89,8 +90,17 @@ def batch_is_queued() -> ColumnElement[bool]:
     return and_(batches.c.published_at.is_(None), batches.c.quarantined_at.is_(None))
 
 
-def queue_states(tx: Connection) -> dict[str, QueueState]:
-    """Return the queue of every dataset that has anything unpublished: one indexed aggregate query."""
+def queue_of(tx: Connection, dataset: str) -> QueueState:
+    """Return the queue of one dataset; it may be empty."""
+    return queue_states(tx, dataset).get(dataset, QueueState(dataset))
+
+
+def queue_states(tx: Connection, dataset: str | None = None) -> dict[str, QueueState]:
+    """Return the queue of every dataset (or of one) with anything unpublished: one indexed aggregate query."""
+    of_slices, of_batches = [slice_is_queued()], [batch_is_queued()]
+    if dataset is not None:
+        of_slices.append(slices.c.dataset == dataset)
+        of_batches.append(batches.c.dataset == dataset)
     free, late = slices.c.build_id.is_(None), slices.c.late.is_(True)
 
     def of_free(column):
@@ -119,13 +129,13 @@ def queue_states(tx: Connection) -> dict[str, QueueState]:
             func.min(of_free_late(slices.c.window_start)).label("late_first_window"),
             func.max(of_free_late(slices.c.window_start)).label("late_last_window"),
         )
-        .where(slice_is_queued())
+        .where(*of_slices)
         .group_by(slices.c.dataset)
         .subquery("queue")
     )
     depth = (
         select(batches.c.dataset, func.count().label("batches"))
-        .where(batch_is_queued())
+        .where(*of_batches)
         .group_by(batches.c.dataset)
         .subquery("depth")
     )
@@ -178,10 +188,13 @@ def _slices(tx: Connection, query: Select) -> list[Slice]:
     return [Slice(**{**row, "columns": columns_from_text(row["columns"])}) for row in rows]
 
 
-def unpublished_slices(tx: Connection) -> list[Slice]:
-    """Return every slice in the queue, claimed or not, of all datasets: the staged side of a read."""
-    query = _SLICE.where(slice_is_queued()).order_by(slices.c.dataset, slices.c.window_start)
-    return _slices(tx, query)
+def unpublished_slices(tx: Connection, datasets: Iterable[str] | None = None) -> list[Slice]:
+    """Return every slice in the queue, claimed or not, of some datasets or of all: the staged side of a read."""
+    queued = _SLICE.where(slice_is_queued())
+    queries = [queued] if datasets is None else [queued.where(slices.c.dataset == name) for name in set(datasets)]
+    found = [piece for query in queries for piece in _slices(tx, query)]
+    # Sorted here: asked for this order, SQLite walks through all slices that there ever were.
+    return sorted(found, key=lambda piece: (piece.dataset, piece.window_start))
 
 
 def unclaimed_slices(tx: Connection, dataset: str) -> list[Slice]:

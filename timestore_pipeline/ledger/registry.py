@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, select, update
 
@@ -11,6 +11,9 @@ from timestore_pipeline.errors import LedgerError
 from timestore_pipeline.ledger.schema import datasets
 from timestore_pipeline.ledger.schemas import declared_steps, schema_history, take_up
 from timestore_pipeline.ledger.upserts import insert_unless_there
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_NAMES_PER_QUERY = 500
 
 
 def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> None:
@@ -100,9 +103,12 @@ def take_positions(tx: Connection, dataset: str, rows: int) -> int:
     return first
 
 
-def table_versions(tx: Connection) -> dict[str, int | None]:
-    """Return per dataset the table version that readers may see; None where there is no table yet."""
-    return dict(tx.execute(select(datasets.c.name, datasets.c.table_version)).all())
+def table_versions(tx: Connection, names: Sequence[str] | None = None) -> dict[str, int | None]:
+    """Return per dataset, of some or of all, the table version that readers may see; None where there is no table."""
+    query = select(datasets.c.name, datasets.c.table_version)
+    if names is not None and len(names) <= _NAMES_PER_QUERY:
+        query = query.where(datasets.c.name.in_(names))
+    return dict(tx.execute(query).all())
 
 
 def last_claimed_sequence(tx: Connection, dataset: str) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 from timestore_pipeline.columns import Column
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
 from timestore_pipeline.ledger.completion import complete
-from timestore_pipeline.ledger.published import PublishedWindow
+from timestore_pipeline.ledger.published import PublishedWindow, add_up_windows
 from timestore_pipeline.ledger.registry import take_positions
 from timestore_pipeline.ledger.schema import (
     BuildKind,
@@ -153,6 +153,7 @@ def restore_publication(
                 for window in totals.values()
             ],
         )
+        add_up_windows(tx, dataset)
     return build_id
 
 

@@ -108,6 +108,12 @@ datasets = Table(
     Column("next_position", BigInteger, nullable=False, server_default=text("0"),
            comment="of the next row that is acknowledged, where there is a key"),
     Column("table_version", BigInteger, comment="the Delta version that readers may see; null: no table yet"),
+    # What its windows add up to, changed together with them: there are as many windows as time has passed.
+    Column("published_windows", BigInteger, nullable=False, server_default=text("0")),
+    Column("published_rows", BigInteger, nullable=False, server_default=text("0")),
+    Column("published_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("published_files", BigInteger, nullable=False, server_default=text("0")),
+    Column("published_at", BigInteger, comment="when rows were published last"),
 )  # fmt: skip
 
 schemas = Table(
@@ -136,8 +142,11 @@ segments = Table(
     Column("published_at", BigInteger, comment="when its last slice was published; retention counts from here"),
     Column("quarantined_at", BigInteger, comment="since when some of its slices are in quarantine, and its file too"),
     Column("unlinked_at", BigInteger),
-    Index("ix_segments_on_disk", "dataset", sqlite_where=text("unlinked_at IS NULL"),
-          postgresql_where=text("unlinked_at IS NULL")),
+    # With all that disk usage is made from, so that it never touches the table itself.
+    Index("ix_segments_on_disk", "dataset", "published_at", "quarantined_at", "unlinked_at", "bytes",
+          sqlite_where=text("unlinked_at IS NULL"), postgresql_where=text("unlinked_at IS NULL")),
+    Index("ix_segments_unlinked", "dataset", "unlinked_at", sqlite_where=text("unlinked_at IS NOT NULL"),
+          postgresql_where=text("unlinked_at IS NOT NULL")),
 )  # fmt: skip
 
 batches = Table(
@@ -189,6 +198,9 @@ builds = Table(
     # At most one build of a dataset in flight: its commits must reach the table in the order of their sequences.
     Index("uq_builds_in_flight", "dataset", unique=True, sqlite_where=text("state = 'claimed'"),
           postgresql_where=text("state = 'claimed'")),
+    # The last flush of a dataset is one look at the end of its part.
+    Index("ix_builds_ended_flushes", "dataset", "id", sqlite_where=text("kind = 'flush' AND state <> 'claimed'"),
+          postgresql_where=text("kind = 'flush' AND state <> 'claimed'")),
 )  # fmt: skip
 
 replaced_windows = Table(

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, case, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from timestore_pipeline.ledger.counters import RETENTION_BYTES, RETENTION_SEGMENTS, count
-from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.schema import segments
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_IDS_PER_QUERY = 500
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """How many segment files, and how large they are together."""
+
+    segments: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -40,22 +51,27 @@ def segment_bytes(tx: Connection, segment_id: str) -> int:
 
 def mark_unlinked(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
     """Record that segment files are gone, and count them; those that are recorded as gone already stay as they are."""
-    wanted = set(segment_ids)
-    query = select(segments.c.id, segments.c.dataset).where(segments.c.unlinked_at.is_(None))
-    dataset_of = {row.id: row.dataset for row in tx.execute(query) if row.id in wanted}
+    wanted = sorted(set(segment_ids))
+    parts = [wanted[start : start + _IDS_PER_QUERY] for start in range(0, len(wanted), _IDS_PER_QUERY)]
+    found: set[str] = set()
+    for some in parts:
+        query = select(segments.c.dataset).where(segments.c.id.in_(some), segments.c.unlinked_at.is_(None)).distinct()
+        found.update(tx.execute(query).scalars())
     # Two processes may count the first segment of a dataset at the same moment, and only one can make the counter.
-    for dataset in sorted(set(dataset_of.values())):
-        lock_dataset(tx, dataset)
-    for segment_id in dataset_of:
-        gone = tx.execute(
+    lock_datasets(tx, found)
+    gone: dict[str, list[int]] = {}
+    for some in parts:
+        changed = tx.execute(
             update(segments)
-            .where(segments.c.id == segment_id, segments.c.unlinked_at.is_(None))
+            .where(segments.c.id.in_(some), segments.c.unlinked_at.is_(None))
             .values(unlinked_at=now)
             .returning(segments.c.dataset, segments.c.bytes)
-        ).first()
-        if gone is not None:
-            count(tx, RETENTION_SEGMENTS, gone.dataset, "")
-            count(tx, RETENTION_BYTES, gone.dataset, "", gone.bytes)
+        )
+        for dataset, size in changed:
+            gone.setdefault(dataset, []).append(size)
+    for dataset in sorted(gone):
+        count(tx, RETENTION_SEGMENTS, dataset, "", len(gone[dataset]))
+        count(tx, RETENTION_BYTES, dataset, "", sum(gone[dataset]))
 
 
 def paths_on_disk(tx: Connection) -> set[str]:
@@ -63,21 +79,24 @@ def paths_on_disk(tx: Connection) -> set[str]:
     return set(tx.execute(select(segments.c.path).where(segments.c.unlinked_at.is_(None))).scalars())
 
 
-def disk_usage(tx: Connection) -> dict[tuple[str, str], int]:
-    """Return (dataset, ``staged`` or ``retained``) → bytes of segment files that are not in quarantine."""
-    return _on_disk(tx, func.sum(segments.c.bytes))
-
-
-def segments_on_disk(tx: Connection) -> dict[tuple[str, str], int]:
-    """Return (dataset, ``staged`` or ``retained``) → number of segment files that are not in quarantine."""
-    return _on_disk(tx, func.count())
-
-
-def _on_disk(tx: Connection, amount: ColumnElement[int]) -> dict[tuple[str, str], int]:
-    component = case((segments.c.published_at.is_(None), "staged"), else_="retained").label("component")
+def disk_usage(tx: Connection) -> dict[tuple[str, str], OnDisk]:
+    """Return (dataset, ``staged`` or ``retained``) → its segment files that are not in quarantine, where it has any."""
+    staged = segments.c.published_at.is_(None)
     query = (
-        select(segments.c.dataset, component, amount.label("amount"))
+        select(
+            segments.c.dataset,
+            func.count().filter(staged).label("staged"),
+            func.sum(segments.c.bytes).filter(staged).label("staged_bytes"),
+            func.count().filter(~staged).label("retained"),
+            func.sum(segments.c.bytes).filter(~staged).label("retained_bytes"),
+        )
         .where(segments.c.unlinked_at.is_(None), segments.c.quarantined_at.is_(None))
-        .group_by(segments.c.dataset, component)
+        .group_by(segments.c.dataset)
     )
-    return {(row.dataset, row.component): int(row.amount) for row in tx.execute(query)}
+    found: dict[tuple[str, str], OnDisk] = {}
+    for row in tx.execute(query):
+        if row.staged:
+            found[row.dataset, "staged"] = OnDisk(row.staged, int(row.staged_bytes))
+        if row.retained:
+            found[row.dataset, "retained"] = OnDisk(row.retained, int(row.retained_bytes))
+    return found

@@ -31,7 +31,7 @@ from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals
-from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
@@ -216,7 +216,7 @@ def _first_bytes(plan: dict[Window, list[TableFile]], most: float) -> Iterator[t
 
 def _flush_is_due(store: Store, spec: DatasetSpec) -> bool:
     with store.ledger.read() as tx:
-        state = queue_states(tx).get(spec.name, QueueState(spec.name))
+        state = queue_of(tx, spec.name)
         limits = store.limits(tx, spec)
     return due_trigger(state, effective_thresholds(store.settings, spec), limits.max_pending, now_micros()) is not None
 

@@ -203,7 +203,7 @@ def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
     """Look whether a table opens, is as new as the ledger says and no newer, and has all its files."""
     part, path = f"table {dataset}", store.table_path(dataset)
     with store.ledger.read() as tx:
-        seen = table_versions(tx).get(dataset)
+        seen = table_versions(tx, [dataset]).get(dataset)
         claimed = last_claimed_sequence(tx, dataset)
     if seen is None:
         yield Finding(part, Level.OK, "nothing is published yet")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -16,20 +17,19 @@ from prometheus_client import generate_latest, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.thresholds import effective_thresholds, oldest_due_from, service_levels
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, last_published, published_totals
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.schema import windows
-from timestore_pipeline.ledger.segments import disk_usage, segments_on_disk
+from timestore_pipeline.ledger.segments import disk_usage
 from timestore_pipeline.ledger.size import ledger_bytes
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
@@ -57,7 +57,10 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
         datasets = sorted(found.waiting | set(store.datasets))
         values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
-    return [_family(each, datasets, values, histograms) for each in SERIES]
+    labels: dict[str, set[str]] = {}
+    for name, _, label in (*values, *histograms):
+        labels.setdefault(name, set()).add(label)
+    return [_family(each, datasets, values, histograms, labels.get(each.name, set())) for each in SERIES]
 
 
 def exposition(store: Store) -> bytes:
@@ -115,7 +118,7 @@ class _Found:
 
 def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str], now: int) -> _Values:
     published = published_totals(tx)
-    last_published = _last_published(tx)
+    published_at = last_published(tx)
     backlogs = landing_backlogs(tx)
     pauses = all_pauses(tx)
     values: _Values = {
@@ -144,7 +147,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
             (series.BUILDS_IN_FLIGHT, name, ""): int(build is not None),
             (series.BUILD_AGE, name, ""): _age(build and build.claimed_at, now),
             (series.BUILD_TIMESTAMP, name, ""): (build.claimed_at if build else 0) / 1e6,
-            (series.FLUSH_LAST_SUCCESS, name, ""): last_published.get(name, 0) / 1e6,
+            (series.FLUSH_LAST_SUCCESS, name, ""): published_at.get(name, 0) / 1e6,
             (series.PUBLISHED_ROWS, name, ""): rows,
             (series.PUBLISHED_BYTES, name, ""): size,
             (series.PUBLISHED_FILES, name, ""): files,
@@ -153,10 +156,9 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
             (series.QUARANTINED_ROWS, name, ""): totals.rows,
             (series.QUARANTINED_SEGMENTS, name, ""): totals.segments,
         }
-    for (name, component), size in disk_usage(tx).items():
-        values[series.DISK_USAGE, name, component] = size
-    for (name, component), segments in segments_on_disk(tx).items():
-        values[series.SEGMENTS, name, component] = segments
+    for (name, component), found_there in disk_usage(tx).items():
+        values[series.DISK_USAGE, name, component] = found_there.bytes
+        values[series.SEGMENTS, name, component] = found_there.segments
     for name, size in quarantined_bytes(tx).items():
         values[series.DISK_USAGE, name, "quarantine"] = size
     return values
@@ -187,15 +189,13 @@ def _age(since: int | None, now: int) -> float:
     return 0 if since is None else max(0, now - since) / 1e6
 
 
-def _last_published(tx: Connection) -> dict[str, int]:
-    query = select(windows.c.dataset, func.max(windows.c.published_at)).group_by(windows.c.dataset)
-    return dict(tx.execute(query).all())
-
-
 def _family(
-    each: Series, datasets: Iterable[str], values: _Values, histograms: dict[tuple[str, str, str], Histogram]
+    each: Series,
+    datasets: Iterable[str],
+    values: _Values,
+    histograms: dict[tuple[str, str, str], Histogram],
+    counted: set[str],
 ) -> Metric:
-    counted = {label for name, _, label in (*values, *histograms) if name == each.name}
     second = [*each.values, *sorted(counted - set(each.values))] or [""]
     if each.type is SeriesType.HISTOGRAM:
         family = HistogramMetricFamily(each.name, each.help, labels=each.labels)
@@ -218,5 +218,10 @@ def _family(
 
 
 def _cumulative(metric: str, observed: Histogram) -> list[tuple[str, float]]:
-    bounds = [*map(floatToGoString, bucket_bounds(metric)), "+Inf"]
+    bounds = _bound_texts(metric)
     return list(zip(bounds, accumulate(observed.counts or (0,) * len(bounds)), strict=True))
+
+
+@cache
+def _bound_texts(metric: str) -> tuple[str, ...]:
+    return (*map(floatToGoString, bucket_bounds(metric)), "+Inf")

@@ -19,7 +19,7 @@ from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
-from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
@@ -292,7 +292,7 @@ def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, ord
 
 def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, order: BuildOrder) -> bool:
     with store.ledger.read() as tx:
-        state = queue_states(tx).get(spec.name, QueueState(spec.name))
+        state = queue_of(tx, spec.name)
         limit = store.limits(tx, spec).max_pending
     now = now_micros()
     if due_trigger(state, order.thresholds, limit, now) is not None:

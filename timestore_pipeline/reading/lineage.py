@@ -87,7 +87,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
     window = spec.window_from_key(window_key)
     start = window.start_micros
     with store.ledger.read() as tx:
-        version = table_versions(tx).get(dataset)
+        version = table_versions(tx, [dataset]).get(dataset)
         published_rows = published_rows_of_window(tx, dataset, start)
         shares = segments_of_window(tx, dataset, start)
         found = sorted(batches_of_window(tx, dataset, start), key=lambda batch: batch.segment_id)

@@ -66,9 +66,10 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
     """
     specs = [store.datasets[name] for name in (store.datasets if datasets is None else datasets)]
     with store.ledger.read() as tx:
-        versions = table_versions(tx)
+        names = [spec.name for spec in specs]
+        versions = table_versions(tx, names)
         slices: dict[str, list[Slice]] = defaultdict(list)
-        for piece in unpublished_slices(tx):
+        for piece in unpublished_slices(tx, names):
             slices[piece.dataset].append(piece)
         return [
             Snapshot(

@@ -26,7 +26,7 @@ from timestore_pipeline.building.thresholds import ServiceLevels, Trigger, effec
 from timestore_pipeline.errors import BuildInFlight, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.history import arrivals, flushes
-from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.queue import QueueState, queue_of
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.retry import REFUSALS
@@ -256,7 +256,7 @@ class _Run:
 
     def _queue(self) -> QueueState:
         with self._store.ledger.read() as tx:
-            return queue_states(tx).get(self._name, QueueState(self._name))
+            return queue_of(tx, self._name)
 
     def _read(self) -> None:
         """Count the rows as a reader sees them: no fewer than were acknowledged before, no more than were offered."""

@@ -12,7 +12,7 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import ensure_table, file_prefix
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import claim_slices
-from timestore_pipeline.ledger.segments import disk_usage
+from timestore_pipeline.ledger.segments import OnDisk, disk_usage
 from timestore_pipeline.lifecycle.retention import Freed, sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -48,7 +48,7 @@ def test_a_segment_is_unlinked_when_its_last_row_was_published_long_enough_ago(m
     build(store)
     assert unlink_published_segments(store, now=now_micros() + 99_000_000) == Freed(0, 0)
     with store.ledger.read() as tx:
-        assert disk_usage(tx) == {("weather", "retained"): size}
+        assert disk_usage(tx) == {("weather", "retained"): OnDisk(1, size)}
     assert unlink_published_segments(store, now=now_micros() + 101_000_000) == Freed(1, size)
 
     assert segments(store) == []

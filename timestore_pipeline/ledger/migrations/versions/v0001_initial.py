@@ -47,6 +47,11 @@ def upgrade() -> None:
             nullable=True,
             comment="the Delta version that readers may see; null: no table yet",
         ),
+        sa.Column("published_windows", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("published_rows", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("published_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("published_files", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("published_at", sa.BigInteger(), nullable=True, comment="when rows were published last"),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_datasets")),
     )
     op.create_table(
@@ -215,6 +220,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'claimed'"),
         postgresql_where=sa.text("state = 'claimed'"),
     )
+    op.create_index(
+        "ix_builds_ended_flushes",
+        "builds",
+        ["dataset", "id"],
+        unique=False,
+        sqlite_where=sa.text("kind = 'flush' AND state <> 'claimed'"),
+        postgresql_where=sa.text("kind = 'flush' AND state <> 'claimed'"),
+    )
     op.create_table(
         "replaced_windows",
         sa.Column("build_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -293,10 +306,18 @@ def upgrade() -> None:
     op.create_index(
         "ix_segments_on_disk",
         "segments",
-        ["dataset"],
+        ["dataset", "published_at", "quarantined_at", "unlinked_at", "bytes"],
         unique=False,
         sqlite_where=sa.text("unlinked_at IS NULL"),
         postgresql_where=sa.text("unlinked_at IS NULL"),
+    )
+    op.create_index(
+        "ix_segments_unlinked",
+        "segments",
+        ["dataset", "unlinked_at"],
+        unique=False,
+        sqlite_where=sa.text("unlinked_at IS NOT NULL"),
+        postgresql_where=sa.text("unlinked_at IS NOT NULL"),
     )
     op.create_table(
         "batches",

@@ -1,0 +1,108 @@
+"""What is asked of the ledger all the time must not cost more because time has passed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event
+
+from timestore_pipeline.ledger.audit import window_accounts
+from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.bench.growth.history import BATCHES_PER_WINDOW, ROWS, Past, fill, name_of
+from timestore_pipeline_tests.bench.growth.ledger import operations
+from timestore_pipeline_tests.conftest import MakeStore
+
+PAST = Past(datasets=8, batches=1_600)
+
+HISTORY = {"batches", "segments", "slices", "batch_slices", "builds", "windows", "replaced_windows"}
+"""Tables that grow with time."""
+
+NOW = {
+    "ix_slices_queued",
+    "ix_batches_queued",
+    "ix_segments_on_disk",
+    "uq_builds_in_flight",
+    "ix_builds_ended_flushes",  # which is asked for its last entry
+}
+"""Indexes of what is staged, in flight or on disk, however long the past is."""
+
+
+@pytest.fixture
+def with_past(make_store: MakeStore) -> Store:
+    declared = "".join(f"  {name}: {{time: time, window: hour, start: 2026-01-01}}\n" for name in PAST.names)
+    store = make_store(f"datasets:\n{declared}")
+    with store.ledger.write() as tx:
+        fill(tx, PAST)
+    return store
+
+
+def test_the_past_that_benchmarks_measure_with_is_one_that_adds_up(with_past: Store) -> None:
+    each = PAST.batches // PAST.datasets
+    with with_past.ledger.read() as tx:
+        accounts = window_accounts(tx, name_of(3))
+        totals = published_totals(tx)
+    assert sum(account.staged for account in accounts.values()) == (each + PAST.staged) * ROWS
+    assert all(account.staged == account.published + account.queued for account in accounts.values())
+    assert all(account.published == account.recorded for account in accounts.values())
+    assert totals[name_of(3)][:2] == (each // BATCHES_PER_WINDOW, each * ROWS)
+
+
+def test_no_tick_push_claim_publication_or_read_walks_through_the_past(with_past: Store, ledger_kind: str) -> None:
+    work = operations(with_past, PAST)
+    walks: dict[str, list[str]] = {}
+    for name, act in work.items():
+        with _statements() as said:
+            act(0)
+        engine = create_engine(with_past.settings.resolved_ledger_url)
+        with engine.connect() as connection:
+            if ledger_kind == "postgresql":
+                # Tables are small here, and then reading all of one is what the planner likes best.
+                connection.exec_driver_sql("SET enable_seqscan = off")
+                connection.exec_driver_sql("SET enable_bitmapscan = off")
+            found = [walk for statement in said for walk in _walks(connection, *statement)]
+        engine.dispose()
+        if found:
+            walks[name] = found
+    assert not walks
+
+
+@contextmanager
+def _statements() -> Iterator[list[tuple[str, Any]]]:
+    said: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
+        if statement.split(maxsplit=1)[0] in ("SELECT", "UPDATE", "DELETE") and not many:
+            said.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield said
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def _walks(connection: Connection, statement: str, parameters: Any) -> Iterator[str]:
+    """Yield which tables of history a statement walks through, other than by an index of what is going on now."""
+    if connection.dialect.name == "sqlite":
+        for _, _, _, step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters):
+            words = step.split()
+            all_of_it = words[0] == "SCAN" or step.endswith("(dataset=?)")
+            if all_of_it and words[1] in {*HISTORY, "piece"} and not NOW & set(words):
+                yield f"{step}: {statement}"
+        return
+    if "FOR NO KEY UPDATE" in statement:
+        return
+    plan = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+    waiting = [json.loads(plan)[0]["Plan"] if isinstance(plan, str) else plan[0]["Plan"]]
+    while waiting:
+        node = waiting.pop()
+        waiting += node.get("Plans", ())
+        # How much of a dataset it reads is the planner's choice, by how much there is; SQLite's is by rules.
+        walked = node["Node Type"].endswith("Scan") and not {"Index Cond", "TID Cond"} & node.keys()
+        if walked and node.get("Relation Name") in HISTORY and node.get("Index Name") not in NOW:
+            yield f"{node['Node Type']} of {node['Relation Name']} ({node.get('Index Name')}): {statement}"
