@@ -25,8 +25,6 @@ ROW_AUDIT = "row_audit"
 FILE_SIZES = "file_sizes"
 
 _MAX_WINDOWS = 50
-# Beyond those that its size asks for. Compaction leaves fewer.
-_MOST_SPARE_FILES = 8
 
 
 def table_check_specs(spec: DatasetSpec) -> list[dg.AssetCheckSpec]:
@@ -43,7 +41,9 @@ def table_check_specs(spec: DatasetSpec) -> list[dg.AssetCheckSpec]:
         dg.AssetCheckSpec(
             FILE_SIZES,
             asset=partitions_key(spec.name),
-            description="No window is in many small files: queries pay for each file, whatever its size.",
+            description="No closed window has more files beyond those that its size asks for than an open one may have "
+            "small ones (TIMESTORE_COMPACTION_MAX_SMALL_FILES), and no open one twice as many: queries pay for each "
+            "file, whatever its size.",
         ),
     ]
 
@@ -108,14 +108,15 @@ def file_sizes_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
         totals = window_totals(tx, spec.name)
     spare = {total: total.files - math.ceil(total.bytes / target) for total in totals}
     open_from = spec.first_open_window(now_micros()).start_micros
-    # An open window has as many as the rules let it, and those that come until maintenance looks again.
+    # An open window has as many as the rules let it, and those that come until maintenance looks again. It closes with
+    # that many, which maintenance then merges.
     limit = effective_max_small_files(store.settings, spec)
-    while_open = max(_MOST_SPARE_FILES, 2 * limit) if limit else math.inf
+    while_open = 2 * limit if limit else math.inf
     worst = sorted(
         (
             total
             for total in totals
-            if spare[total] > (while_open if total.window_start >= open_from else _MOST_SPARE_FILES)
+            if spare[total] > (while_open if total.window_start >= open_from else limit)
         ),
         key=lambda total: -spare[total],
     )
@@ -138,6 +139,7 @@ def file_sizes_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
             "mean_file_bytes": size // max(1, files),
             "spare_files": sum(max(0, number) for number in spare.values()),
             "target_file_bytes": target,
+            "max_small_files": limit,
             **({"in_pieces": table(("window", "files", "mean bytes"), lines, _MAX_WINDOWS)} if lines else {}),
         },
     )

@@ -162,7 +162,11 @@ class TestRowAudit:
         assert "cannot be read" in (found.description or "")
 
 
-def test_many_small_files_of_a_window_are_a_warning(store: Store, location: Callable[[Store], Location]):
+@pytest.mark.parametrize(("max_small_files", "passed"), [(8, False), (9, True)])
+def test_more_small_files_of_a_window_than_the_setting_allows_are_a_warning(
+    make_store: MakeStore, location: Callable[[Store], Location], max_small_files: int, passed: bool
+):
+    store = make_store(compaction_max_small_files=max_small_files)
     here = location(store)
     for number in range(10):
         stage(store, "weather", hourly(1, station=str(number)))
@@ -172,9 +176,12 @@ def test_many_small_files_of_a_window_are_a_warning(store: Store, location: Call
 
     found = checks(result)["partitions/weather", "file_sizes"]
     assert result.success
-    assert not found.passed
+    assert found.passed == passed
+    assert numbers(found)["files"] == 10
+    if passed:
+        return
     assert found.severity is dg.AssetCheckSeverity.WARN
-    assert (numbers(found)["files"], numbers(found)["windows_in_pieces"]) == (10, 1)
+    assert (numbers(found)["windows_in_pieces"], numbers(found)["max_small_files"]) == (1, 8)
     assert "| 2026-01-01 | 10 |" in str(numbers(found)["in_pieces"])
 
 
