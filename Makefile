@@ -14,6 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 export DAGSTER_DISABLE_TELEMETRY := 1
+# One event that announces a backfill, instead of one for each of its windows.
+export DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

@@ -77,6 +77,7 @@ class Installation:
             **{variable_name(field): value for field, value in self._values().items()},
             "DAGSTER_HOME": str(self.dagster_home),
             "DAGSTER_DISABLE_TELEMETRY": "1",
+            "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
         }
 
 

@@ -111,7 +111,11 @@ def deploy(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> 
         home = tmp_path / "dagster_home"
         home.mkdir()
         (home / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
-        environment |= {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        environment |= {
+            "DAGSTER_HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1",
+        }
         if signals:
             environment[crash_points.VARIABLE] = signals
         deployment = Deployment(Store.open(), dg.DagsterInstance.from_config(str(home)), environment, tmp_path)
