@@ -18,7 +18,6 @@ from timestore_pipeline.landing.shapes import (
     NoRowsToInferFrom,
     Shape,
     UnreadableFile,
-    compression,
     csv_header,
     describe,
     describe_arrow,
@@ -27,6 +26,7 @@ from timestore_pipeline.landing.shapes import (
     read_arrow,
     readable_reason,
 )
+from timestore_pipeline.landing.texts import inferring_sql
 
 
 def infer_columns(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path) -> tuple[Column, ...]:
@@ -146,7 +146,7 @@ def columns_of_texts(
     Raises:
         UnreadableFile: they cannot be read.
     """
-    relation = _text_relation(spec, shape, files)
+    relation = inferring_sql(spec, shape, files)
     try:
         found = describe(connection, relation)
         texts = [name for name, type_ in found if type_ == "VARCHAR"]
@@ -160,24 +160,6 @@ def columns_of_texts(
     return found
 
 
-def _text_relation(spec: DatasetSpec, shape: Shape, files: Sequence[Path]) -> str:
-    """Return a table function that reads text files and infers the types of their columns from all values."""
-    paths = "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
-    if shape.format is FileFormat.JSON_LINES:
-        return (
-            f"read_json({paths}, format = 'newline_delimited', sample_size = -1, "
-            f"maximum_sample_files = {len(files)}, compression = {compression(shape)})"
-        )
-    options = spec.landing.csv
-    nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
-    return (
-        f"read_csv({paths}, header = {'false' if options.header else 'true'}, sample_size = -1, "
-        f"files_to_sniff = -1, delim = {literal(options.delimiter)}, quote = {literal(options.quote)}, "
-        f"escape = {literal(options.escape)}, nullstr = {nulls}, compression = {compression(shape)}, "
-        f"names = [{', '.join(literal(name) for name in shape.names)}])"
-    )
-
-
 def _describe_file(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path) -> list[tuple[str, str]]:
     format_ = file_format(spec, path)
     if path.stat().st_size == 0:
@@ -188,7 +170,7 @@ def _describe_file(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, pat
     if format_ is FileFormat.PARQUET:
         return describe(connection, f"read_parquet({source}, hive_partitioning = false)")
     names = () if format_ is FileFormat.JSON_LINES else csv_header(spec, path)
-    relation = _text_relation(spec, Shape(format_, names, gzip=is_gzip(path)), [path])
+    relation = inferring_sql(spec, Shape(format_, names, gzip=is_gzip(path)), [path])
     if connection.execute(f"SELECT 1 FROM {relation} LIMIT 1").fetchone() is None:
         raise NoRowsToInferFrom
     return describe(connection, relation)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from timestore_pipeline.columns import BATCH_COLUMN, Column, glob_literal, literal
+from timestore_pipeline.columns import BATCH_COLUMN, Column, literal
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.evolution import Schema, types_by_name
 from timestore_pipeline.landing.casts import type_in_text
@@ -24,7 +24,6 @@ from timestore_pipeline.landing.shapes import (
     Shape,
     UnreadableFile,
     arrow_shape,
-    compression,
     csv_header,
     file_format,
     is_gzip,
@@ -32,11 +31,13 @@ from timestore_pipeline.landing.shapes import (
     read_arrow,
     readable_reason,
 )
+from timestore_pipeline.landing.texts import json_objects_sql, list_of_files, read_csv_sql, read_json_lines_sql
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _TEXTS = (FileFormat.CSV, FileFormat.JSON_LINES)
+_SAMPLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -234,45 +235,26 @@ def _source(
     arrow_tables: Mapping[Path, pa.Table],
 ) -> RowSource:
     shape, files = group.shape, group.files
-    paths = "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
     ordinal = f"{first_ordinal} + file_index"
     if shape.format is FileFormat.CSV:
         found = [(name, _text_type(spec, schema, name)) for name in shape.names]
-        relation = read_csv_sql(spec, shape, found, paths)
+        relation = read_csv_sql(spec, shape, found, files)
         return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
     if shape.format is FileFormat.JSON_LINES:
         problems = wrong_names(spec, schema, [*schema.required, *group.unknown], group.passed_over)
         if problems:
             raise WrongColumns(spec, schema.columns, problems)
-        found = [(column.name, _text_type(spec, schema, column.name)) for column in schema.columns]
-        relation = (
-            f"read_json({paths}, format = 'newline_delimited', columns = {_struct(found)}, "
-            f"compression = {compression(shape)})"
-        )
+        names = [column.name for column in schema.columns]
+        found = [(name, "VARCHAR") for name in names]
+        relation = read_json_lines_sql(names, shape, files)
         return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
     found = list(zip(shape.names, shape.types, strict=True))
     if shape.format is FileFormat.PARQUET:
-        relation = f"read_parquet({paths}, hive_partitioning = false)"
+        relation = f"read_parquet({list_of_files(files)}, hive_partitioning = false)"
         return RowSource(select_rows(spec, schema, found, relation, ordinal, group.passed_over))
     name = f"arrow_{first_ordinal}"
     table = with_ordinals([arrow_tables[path] for path in files], first_ordinal)
     return RowSource(select_rows(spec, schema, found, name, BATCH_COLUMN, group.passed_over), {name: table})
-
-
-def read_csv_sql(spec: DatasetSpec, shape: Shape, found: Sequence[tuple[str, str]], paths: str) -> str:
-    """Return the call that reads CSV files with columns ``found`` (name, type) by the dataset's options."""
-    options = spec.landing.csv
-    nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
-    return (
-        f"read_csv({paths}, columns = {_struct(found)}, auto_detect = false, "
-        f"header = {'false' if options.header else 'true'}, delim = {literal(options.delimiter)}, "
-        f"quote = {literal(options.quote)}, escape = {literal(options.escape)}, nullstr = {nulls}, "
-        f"compression = {compression(shape)})"
-    )
-
-
-def _struct(found: Sequence[tuple[str, str]]) -> str:
-    return "{" + ", ".join(f"{literal(name)}: {literal(type_)}" for name, type_ in found) + "}"
 
 
 def _text_type(spec: DatasetSpec, schema: Schema, name: str) -> str:
@@ -312,27 +294,33 @@ def _unknown_keys(
     files: Sequence[Path],
     refused: dict[Path, str],
 ) -> dict[Path, tuple[str, ...]]:
-    """Return the keys of JSON lines files that are no columns; files that cannot be read are refused and left out."""
+    """Return the keys of JSON lines files that are no columns; files with lines that are no rows are refused."""
     names = ", ".join(map(literal, sorted(known)))
     found: dict[Path, tuple[str, ...]] = {}
     for group in (files, *([path] for path in files)) if len(files) > 1 else (files,):
-        paths = "[" + ", ".join(literal(glob_literal(path)) for path in group) + "]"
         try:
+            # Few lists of keys are different, so it costs little to look at each.
             rows = connection.execute(
-                f"SELECT file_index, list(DISTINCT key ORDER BY key) FROM ("
-                f"SELECT file_index, unnest(json_keys(json)) AS key "
-                f"FROM read_ndjson_objects({paths}, compression = {compression(shape)})) "
-                f"WHERE key NOT IN ({names}) GROUP BY file_index"
+                f"SELECT file_index, list_sort(list_filter(list_distinct(flatten(list(keys))), lambda key: key NOT IN "
+                f"({names}))), any_value(sample) FILTER (kind <> 'OBJECT'), "
+                f"any_value(sample) FILTER (kind = 'OBJECT' AND list_unique(keys) < len(keys)) FROM ("
+                f"SELECT file_index, json_keys(json) AS keys, json_type(json) AS kind, "
+                f"any_value(concat(json_type(json), ' ', left(json, {_SAMPLE_CHARACTERS}))) AS sample "
+                f"FROM {json_objects_sql(shape, group)} GROUP BY ALL) GROUP BY file_index"
             ).fetchall()
         except duckdb.Error as error:
             if len(group) == 1:
                 refused[group[0]] = readable_reason(error)
             continue
-        unknown = {group[index]: tuple(keys) for index, keys in rows}
-        found.update({path: unknown.get(path, ()) for path in group})
-        if len(group) > 1:
-            break
-    return found
+        found.update(dict.fromkeys(group, ()))
+        for index, keys, no_object, repeating in rows:
+            found[group[index]] = tuple(keys)
+            if no_object is not None:
+                refused[group[index]] = f"a line of it is no JSON object but {no_object}; write one object on each line"
+            elif repeating is not None:
+                refused[group[index]] = f"a line of it has a key twice: {repeating.removeprefix('OBJECT ')}"
+        break
+    return {path: keys for path, keys in found.items() if path not in refused}
 
 
 def _reason(error: BaseException) -> str:

@@ -213,7 +213,7 @@ SERIES = (
         "batches",
         "Batches that were refused: the caller was told, nothing acknowledged was lost.",
         "reason",
-        ("queue_full", "disk_full", "guardrail", "busy", "paused"),
+        ("queue_full", "disk_full", "guardrail", "busy", "paused", "writer_full"),
     ),
     Series(
         RETRIED_BATCHES,

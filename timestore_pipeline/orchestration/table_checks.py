@@ -113,11 +113,7 @@ def file_sizes_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
     limit = effective_max_small_files(store.settings, spec)
     while_open = 2 * limit if limit else math.inf
     worst = sorted(
-        (
-            total
-            for total in totals
-            if spare[total] > (while_open if total.window_start >= open_from else limit)
-        ),
+        (total for total in totals if spare[total] > (while_open if total.window_start >= open_from else limit)),
         key=lambda total: -spare[total],
     )
     lines = [

@@ -23,6 +23,7 @@ from timestore_pipeline.errors import (
     StagingQueueFull,
     TimestoreError,
     TooManyIngests,
+    WriterFull,
 )
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.staging.room import count_breaches
@@ -38,6 +39,7 @@ REFUSALS: dict[type[TimestoreError], str] = {
     GuardrailExceeded: "guardrail",
     TooManyIngests: "busy",
     IntakePaused: "paused",
+    WriterFull: "writer_full",
 }
 """Errors that refuse a batch only for now → the reason that they are counted under."""
 

@@ -103,6 +103,7 @@ class Writer:
         self._waiting_bytes = 0
         self._awaited = 1
         self._trust = 1.0
+        self._turned_away = 0
         self._last_seconds = 0.0
         self._closed = False
         warn_of_direct_write(store, dataset)
@@ -148,7 +149,8 @@ class Writer:
         with self._changed:
             self._check_open()
             if not self._changed.wait_for(lambda: self._closed or self._has_room(waiting.bytes), timeout):
-                raise WriterFull(self.dataset, self._waiting_bytes, self._max_waiting_bytes)
+                self._turned_away += 1
+                raise self._full()
             self._check_open()
             self._queue.append(waiting)
             self._unanswered += 1
@@ -187,6 +189,9 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _full(self) -> WriterFull:
+        return WriterFull(self.dataset, self._waiting_bytes, self._max_waiting_bytes)
+
     def _check_open(self) -> None:
         if os.getpid() != self._process:
             raise WriterClosed(self.dataset, "was opened by another process")
@@ -202,12 +207,14 @@ class Writer:
             started = time.monotonic()
             refused = self._commit(group)
             self._last_seconds = time.monotonic() - started
+            self._count_turned_away()
             if refused:
                 with self._changed:
                     self._queue.extendleft(reversed(refused))
                 pause = pause_before(max(waiting.retries for waiting in refused) - 1, random.random())
                 left = min(waiting.deadline for waiting in refused) - time.monotonic()
                 time.sleep(max(0.0, min(pause, left)))
+        self._count_turned_away()
 
     def _gather(self) -> list[_Waiting]:
         """Return the batches to commit next, whose ids are all different; none where the writer is closed and done."""
@@ -277,6 +284,13 @@ class Writer:
         for (_, metric), (error, batches) in counts.items():
             count_refusals(self._store, self.dataset, error, metric, batches)
         return again
+
+    def _count_turned_away(self) -> None:
+        """Count the batches for which the writer was full: here, because callers that may not wait were turned away."""
+        with self._changed:
+            batches, self._turned_away = self._turned_away, 0
+        if batches:
+            count_refusals(self._store, self.dataset, self._full(), DROPPED_BATCHES, batches)
 
     def _forget(self, answered: list[_Waiting]) -> None:
         if not answered:

@@ -192,6 +192,7 @@ def test_a_full_writer_makes_its_callers_wait(store: Store, held: Held):
             held.let_go()
             assert waiting.result(30).rows == 3
         assert all(future.result(30) for future in futures)
+    assert counted(store, DROPPED_BATCHES) == {"writer_full": 1}
 
 
 def test_a_batch_larger_than_the_limit_goes_alone(store: Store):
