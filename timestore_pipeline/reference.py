@@ -22,7 +22,7 @@ from timestore_pipeline.cli.exit_codes import MEANINGS
 from timestore_pipeline.columns import RESERVED_NAMES, TYPE_NAMES
 from timestore_pipeline.dashboard import dashboard
 from timestore_pipeline.durations import DURATION_PATTERN, format_duration
-from timestore_pipeline.metrics.series import SERIES
+from timestore_pipeline.metrics.series import SERIES, SERVER_SERIES
 from timestore_pipeline.settings import Settings, variable_name
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -258,8 +258,8 @@ def _observability_page() -> str:
     if not (begin and end):
         raise ValueError("timestore-observability.md has no place for the table of series any more; put it back")
     rows = []
-    for each in SERIES:
-        labels = "`dataset`" if each.per_dataset else "–"
+    for each in (*SERIES, *SERVER_SERIES):
+        labels = ", ".join(f"`{label}`" for label in each.own_labels or ("dataset",) * each.per_dataset) or "–"
         if each.label:
             labels += f", `{each.label}` = " + " \\| ".join(f"`{value}`" for value in each.values)
         rows.append((f"`{each.name}`", each.type.value, labels, each.unit, each.help))

@@ -423,6 +423,34 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 description="Windows that are older than the dataset keeps them, and their rows.",
             ),
+            Panel(
+                "Requests per second",
+                (Query("sum by (endpoint) (rate(timestore_http_requests_total[$__rate_interval]))", "{{endpoint}}"),),
+                "reqps",
+                description="To all `timestore serve` that are scraped, whatever the dataset.",
+            ),
+            Panel(
+                "Requests answered with a problem",
+                (
+                    Query(
+                        "sum by (problem) (increase(timestore_http_refused_requests_total[$__rate_interval]))",
+                        "{{problem}}",
+                    ),
+                ),
+                description="rows-rejected is for the sender to mend; queue-full, busy and disk-full want room.",
+            ),
+            Panel(
+                "Time of a request, p95, and requests in flight",
+                (
+                    Query(
+                        "histogram_quantile(0.95, sum by (le, endpoint) "
+                        "(rate(timestore_http_request_duration_seconds_bucket[$__rate_interval])))",
+                        "{{endpoint}}",
+                    ),
+                    Query("sum(timestore_http_requests_in_flight)", "in flight (number)"),
+                ),
+                "s",
+            ),
             Panel("Ledger", (Query("max(timestore_ledger_bytes)", "ledger"),), "bytes"),
             Panel("Published rows", (Query(_of("timestore_published_rows")),)),
             Panel("Published files", (Query(_of("timestore_published_files")),)),

@@ -25,8 +25,9 @@ from timestore_pipeline.http.answers import BatchAnswer, DatasetAnswer, Datasets
 from timestore_pipeline.http.bodies import Room, drain, read_body
 from timestore_pipeline.http.decoding import Bounds, format_of, sweep_spool
 from timestore_pipeline.http.intake import Intake, Posted
-from timestore_pipeline.http.openapi import ENDPOINTS, openapi_document
-from timestore_pipeline.http.problems import Problem, later, problem_of
+from timestore_pipeline.http.meter import OTHER, Meter
+from timestore_pipeline.http.openapi import ENDPOINTS, EndpointSpec, openapi_document
+from timestore_pipeline.http.problems import Problem, ProblemResponse, later, problem_of
 from timestore_pipeline.http.tokens import Scope, Token, Tokens
 from timestore_pipeline.ledger.batch_state import batch_state
 from timestore_pipeline.ledger.batches import pending_batches
@@ -76,6 +77,7 @@ class Api:
         self._tokens = tokens
         self._room = Room(settings.http_max_held_bytes)
         self._running = 0
+        self._meter = Meter(_named(each) for each in ENDPOINTS)
         self._looking = CapacityLimiter(_THREADS_THAT_LOOK)
         self._scraping = CapacityLimiter(1)
         self._intake = Intake(timestore, Bounds(settings.http_max_decoded_bytes, settings.http_max_rows))
@@ -170,7 +172,7 @@ class Api:
         """Every metric, in the Prometheus text format."""
         self._allowed(request, [Scope.METRICS])
         text = await run_sync(exposition, self._timestore.store, limiter=self._scraping)
-        return Response(text, headers={"Content-Type": _METRICS_TYPE})
+        return Response(text + self._meter.exposition(), headers={"Content-Type": _METRICS_TYPE})
 
     async def get_openapi(self, _request: Request) -> Response:
         """The OpenAPI document of all this."""
@@ -186,17 +188,19 @@ class Api:
             await run_sync(self._intake.close)
 
         routes = [
-            Route(each.path, self._answering(getattr(self, each.handler)), methods=[each.method]) for each in ENDPOINTS
+            Route(each.path, self._answering(getattr(self, each.handler), _named(each)), methods=[each.method])
+            for each in ENDPOINTS
         ]
 
         async def unrouted(_request: Request, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
             kind, detail = _UNROUTED.get(error.status_code, ("refused", error.detail))
+            self._meter.answered(OTHER, error.status_code, 0.0, kind)
             return Problem(error.status_code, kind, detail, error.headers or {}).response()
 
         return Starlette(routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=lifespan)
 
-    def _answering(self, endpoint: Endpoint) -> Endpoint:
+    def _answering(self, endpoint: Endpoint, name: str) -> Endpoint:
         """Return an endpoint that answers whatever happens, and says so in the log."""
 
         async def answer(request: Request) -> Response:
@@ -206,14 +210,17 @@ class Api:
             else:
                 self._running += 1
                 try:
-                    response = await _attempt(endpoint, request)
+                    with self._meter.running():
+                        response = await _attempt(endpoint, request)
                 finally:
                     self._running -= 1
             if response.status_code >= 400 and not await drain(request):
                 response.headers["Connection"] = "close"
             path = request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")
-            spent = (time.monotonic() - started) * 1_000
-            log.info("%s %s %s %.0f ms", request.method, path, response.status_code, spent)
+            spent = time.monotonic() - started
+            kind = response.kind if isinstance(response, ProblemResponse) else None
+            self._meter.answered(name, response.status_code, spent, kind)
+            log.info("%s %s %s %.0f ms", request.method, path, response.status_code, spent * 1_000)
             return response
 
         return answer
@@ -255,6 +262,10 @@ _UNROUTED = {
     404: ("not-found", "there is nothing at this address; see /openapi.json"),
     405: ("wrong-method", "this address does not know the method; see /openapi.json"),
 }
+
+
+def _named(endpoint: EndpointSpec) -> str:
+    return f"{endpoint.method} {endpoint.path}"
 
 
 async def _attempt(endpoint: Endpoint, request: Request) -> Response:

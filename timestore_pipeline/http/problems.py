@@ -29,6 +29,12 @@ from timestore_pipeline.errors import (
 MEDIA_TYPE = "application/problem+json"
 
 
+class ProblemResponse(JSONResponse):
+    """A response that is no success, and which."""
+
+    kind: str
+
+
 @dataclass
 class Problem(Exception):
     """An answer that is no success. ``kind`` tells a program which; ``detail`` tells a person what to do."""
@@ -39,7 +45,7 @@ class Problem(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def response(self) -> JSONResponse:
+    def response(self) -> ProblemResponse:
         """Return it as a response."""
         body = {
             "type": f"urn:timestore:problem:{self.kind}",
@@ -48,7 +54,9 @@ class Problem(Exception):
             "detail": self.detail,
             **self.more,
         }
-        return JSONResponse(body, self.status, dict(self.headers), MEDIA_TYPE)
+        response = ProblemResponse(body, self.status, dict(self.headers), MEDIA_TYPE)
+        response.kind = self.kind
+        return response
 
 
 def later(status: int, kind: str, detail: str, seconds: float) -> Problem:

@@ -54,6 +54,10 @@ QUARANTINED_ROWS = "timestore_quarantined_rows"
 QUARANTINED_SEGMENTS = "timestore_quarantined_segments"
 LEDGER_BYTES = "timestore_ledger_bytes"
 METRICS_TIMESTAMP = "timestore_metrics_timestamp_seconds"
+HTTP_REQUESTS = "timestore_http_requests_total"
+HTTP_REFUSED = "timestore_http_refused_requests_total"
+HTTP_DURATION = "timestore_http_request_duration_seconds"
+HTTP_IN_FLIGHT = "timestore_http_requests_in_flight"
 
 
 class SeriesType(StrEnum):
@@ -80,12 +84,14 @@ class Series:
     label: str | None = None
     values: tuple[str, ...] = ()
     per_dataset: bool = True
+    own_labels: tuple[str, ...] = ()
+    """All labels, of a series that says nothing of a dataset."""
 
     @property
     def labels(self) -> tuple[str, ...]:
         """All label names, in the order of their values in a sample."""
         if not self.per_dataset:
-            return ()
+            return self.own_labels
         return ("dataset", self.label) if self.label else ("dataset",)
 
 
@@ -320,4 +326,40 @@ SERIES = (
         per_dataset=False,
     ),
 )
-"""All series, in the order in which they are exported."""
+"""All series of the ledger, in the order in which they are exported."""
+
+SERVER_SERIES = (
+    Series(
+        HTTP_REQUESTS,
+        SeriesType.COUNTER,
+        "requests",
+        "Requests that one `timestore serve` has answered, by method and path.",
+        per_dataset=False,
+        own_labels=("endpoint", "status"),
+    ),
+    Series(
+        HTTP_REFUSED,
+        SeriesType.COUNTER,
+        "requests",
+        "Those answered with a problem, by its kind: queue-full, busy, disk-full, rows-rejected and others.",
+        per_dataset=False,
+        own_labels=("problem",),
+    ),
+    Series(
+        HTTP_DURATION,
+        SeriesType.HISTOGRAM,
+        "seconds",
+        "Time from the headers of a request to its answer, so with the commit that its batch waits for.",
+        per_dataset=False,
+        own_labels=("endpoint",),
+    ),
+    Series(
+        HTTP_IN_FLIGHT,
+        SeriesType.GAUGE,
+        "requests",
+        "Requests that one `timestore serve` is answering; TIMESTORE_HTTP_MAX_REQUESTS are the most.",
+        per_dataset=False,
+    ),
+)
+"""What a server counts of its own requests. They are of a process and not of the ledger: not in the picture that is
+pushed."""

@@ -11,6 +11,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from timestore_pipeline_tests.builders import arrow_bytes, hourly, parquet_bytes
 from timestore_pipeline_tests.conftest import WEATHER_CSV
@@ -295,6 +296,36 @@ def test_a_batch_id_may_have_any_characters(client: httpx.Client):
     answer = post(client, ROWS, Idempotency_Key=key)
 
     assert client.get(answer.headers["location"]).json()["batch_id"] == key
+
+
+def test_the_server_counts_its_requests_by_what_became_of_them(client: httpx.Client):
+    def counted() -> dict[tuple[str, ...], float]:
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in families
+            if family.name.startswith("timestore_http")
+            for sample in family.samples
+        }
+
+    here, looks = "POST /datasets/{name}/batches", "GET /metrics"
+    before = counted()
+    assert post(client, ROWS, Idempotency_Key="counted").status_code == 201
+    assert post(client, ROWS, Idempotency_Key="counted").status_code == 200
+    problem(post(client, ROWS, dataset="nothing"), 404, "unknown-dataset")
+    problem(client.get("/elsewhere"), 404, "not-found")
+
+    after = counted()
+
+    grown = {key: value - before.get(key, 0) for key, value in after.items()}
+    requests = "timestore_http_requests_total"
+    assert [grown[requests, here, status] for status in ("201", "200", "404")] == [1, 1, 1]
+    assert grown[requests, "other", "404"] == 1
+    assert grown[requests, looks, "200"] == 1
+    assert grown["timestore_http_refused_requests_total", "unknown-dataset"] == 1
+    assert grown["timestore_http_request_duration_seconds_count", here] == 3
+    assert grown["timestore_http_request_duration_seconds_sum", here] > 0
+    assert after["timestore_http_requests_in_flight",] == 1, "the one that asks"
 
 
 def test_the_server_tells_its_metrics_and_health(client: httpx.Client):

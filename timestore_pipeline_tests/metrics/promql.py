@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
+from timestore_pipeline.metrics.series import SERIES, SERVER_SERIES, Series, SeriesType
 from timestore_pipeline.reference import DOCS
 
 RULES_FOLDER = DOCS / "observability" / "prometheus"
@@ -29,7 +29,7 @@ def rules(path: Path = RULES) -> list[dict[str, Any]]:
 def exported_names() -> dict[str, Series]:
     """Every name under which a sample is exported, with its series."""
     names = {}
-    for each in SERIES:
+    for each in (*SERIES, *SERVER_SERIES):
         suffixes = ("_bucket", "_count", "_sum") if each.type is SeriesType.HISTOGRAM else ("",)
         names |= {each.name + suffix: each for suffix in suffixes}
     return names
