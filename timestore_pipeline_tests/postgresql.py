@@ -62,7 +62,7 @@ def require() -> Path:
 class PostgresqlServer:
     """A server with its files in ``folder``; start it, and stop it in the manner that a test is about."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str], network: str | None = None) -> None:
         self.port = unused_port()
         self.stops = 0
         self._folder = folder
@@ -80,9 +80,17 @@ class PostgresqlServer:
             self._identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._run("initdb", "--pgdata", self._data, "--username=timestore", "--auth=trust", "--encoding=UTF8",
                   "--locale=C", "--no-sync")  # fmt: skip
-        lines = {**_SETTINGS, **settings, "unix_socket_directories": f"'{folder}'", "listen_addresses": "'127.0.0.1'"}
+        lines = {
+            **_SETTINGS,
+            **settings,
+            "unix_socket_directories": f"'{folder}'",
+            "listen_addresses": "'*'" if network else "'127.0.0.1'",
+        }
         with (self._data / "postgresql.auto.conf").open("a") as stream:
             stream.writelines(f"{name} = {value}\n" for name, value in lines.items())
+        if network:
+            with (self._data / "pg_hba.conf").open("a") as stream:
+                stream.write(f"host all all {network} trust\n")
 
     def start(self) -> None:
         """Start it and wait until it takes connections. It ends with the thread that calls this."""
@@ -111,6 +119,11 @@ class PostgresqlServer:
             self._process.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
             self._process.wait(_DEADLINE_SECONDS)
             self.stops += 1
+
+    @property
+    def folder(self) -> Path:
+        """Where all its files are."""
+        return self._folder
 
     def url(self, database: str, *, user: str = "timestore", socket: bool = True) -> str:
         """Return the SQLAlchemy URL of a database, through the socket or through TCP."""
@@ -167,12 +180,15 @@ class PostgresqlServer:
 
 
 @contextmanager
-def running_server(**settings: str) -> Iterator[PostgresqlServer]:
-    """Give a server of one's own, with PostgreSQL's own settings of durability unless ``settings`` say otherwise."""
+def running_server(network: str | None = None, **settings: str) -> Iterator[PostgresqlServer]:
+    """Give a server of one's own, with PostgreSQL's own settings of durability unless ``settings`` say otherwise.
+
+    It takes connections of ``network`` (as in ``198.18.0.0/24``) too, on all addresses.
+    """
     require()
     # Not below pytest's folder, which other users may not enter.
     folder = Path(tempfile.mkdtemp(prefix="timestore-pg-"))
-    server = PostgresqlServer(folder, settings)
+    server = PostgresqlServer(folder, settings, network)
     try:
         server.start()
         yield server

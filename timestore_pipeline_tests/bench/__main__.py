@@ -12,7 +12,17 @@ import deltalake
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline_tests.bench import building, ledger, quality, reading, sensor, serving, staging, writing
+from timestore_pipeline_tests.bench import (
+    building,
+    launchers,
+    ledger,
+    quality,
+    reading,
+    sensor,
+    serving,
+    staging,
+    writing,
+)
 
 _SUITES = {
     "staging": staging.run,
@@ -22,6 +32,7 @@ _SUITES = {
     "reading": reading.run,
     "sensor": sensor.run,
     "ledger": ledger.run,
+    "launchers": launchers.run,
     "quality": quality.run,
 }
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-import yaml
 
 from timestore_pipeline import crash_points
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import DATASETS_YAML
-from timestore_pipeline_tests.distributed.deployment import SHIPPED, CeleryDeployment
+from timestore_pipeline_tests.distributed.deployment import CeleryDeployment, servers_environment, write_instance
 from timestore_pipeline_tests.e2e.conftest import ROOT, processes_of
 from timestore_pipeline_tests.postgresql import shared_server
 from timestore_pipeline_tests.redis_server import RedisServer, running_redis
@@ -37,32 +36,13 @@ def deploy_celery(
 
     def make(datasets_yaml: str = DATASETS_YAML, signals: str = "", **settings: object) -> CeleryDeployment:
         database = server.create_database()
-        variables = {
-            "DAGSTER_POSTGRES_USER": "timestore",
-            "DAGSTER_POSTGRES_PASSWORD": "any",
-            "DAGSTER_POSTGRES_HOST": "127.0.0.1",
-            "DAGSTER_POSTGRES_PORT": str(server.port),
-            "DAGSTER_POSTGRES_DB": database,
-            "CELERY_BROKER_URL": broker.url(0),
-            "CELERY_RESULT_BACKEND": broker.url(1),
-        }
-        for variable, value in variables.items():
+        for variable, value in servers_environment(server.port, database, broker).items():
             monkeypatch.setenv(variable, value)
         environment = store_environment(
-            datasets_yaml,
-            **{
-                "ledger_url": server.url(database, socket=False),
-                "landing_sensor_interval_seconds": 1,
-                "flush_sensor_interval_seconds": 1,
-                **settings,
-            },
+            datasets_yaml, **{"landing_sensor_interval_seconds": 1, "flush_sensor_interval_seconds": 1, **settings}
         )
         home = tmp_path / "dagster_home"
-        home.mkdir()
-        configuration = yaml.safe_load((SHIPPED / "dagster.yaml").read_text(encoding="utf-8"))
-        configuration["run_monitoring"] |= {"poll_interval_seconds": 2}
-        configuration["run_launcher"]["config"] |= {"worker_silence_seconds": 5.0}
-        (home / "dagster.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
+        write_instance(home)
         environment |= {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
         if signals:
             environment[crash_points.VARIABLE] = signals

@@ -9,10 +9,39 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment
+from timestore_pipeline_tests.redis_server import RedisServer
 
 SHIPPED = ROOT / "deploy" / "celery"
 WORKER_APP = "timestore_pipeline.orchestration.celery_worker"
+
+
+def servers_environment(
+    postgresql_port: int, database: str, broker: RedisServer, host: str = "127.0.0.1"
+) -> dict[str, str]:
+    """The variables that the shipped ``dagster.yaml`` asks for, and where the ledger is: in the same database."""
+    return {
+        "DAGSTER_POSTGRES_USER": "timestore",
+        "DAGSTER_POSTGRES_PASSWORD": "any",
+        "DAGSTER_POSTGRES_HOST": host,
+        "DAGSTER_POSTGRES_PORT": str(postgresql_port),
+        "DAGSTER_POSTGRES_DB": database,
+        "CELERY_BROKER_URL": broker.url(0),
+        "CELERY_RESULT_BACKEND": broker.url(1),
+        "TIMESTORE_LEDGER_URL": f"postgresql+psycopg://timestore@{host}:{postgresql_port}/{database}",
+    }
+
+
+def write_instance(home: Path, *, poll_seconds: int = 2, silence_seconds: float = 5.0, **runs: object) -> None:
+    """Write the shipped ``dagster.yaml`` with shorter waiting times; ``runs`` are of ``concurrency.runs``."""
+    home.mkdir()
+    configuration = yaml.safe_load((SHIPPED / "dagster.yaml").read_text(encoding="utf-8"))
+    configuration["run_monitoring"] |= {"poll_interval_seconds": poll_seconds}
+    configuration["run_launcher"]["config"] |= {"worker_silence_seconds": silence_seconds}
+    configuration["concurrency"]["runs"] |= runs
+    (home / "dagster.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
 
 
 @dataclass
