@@ -369,6 +369,14 @@ class UnknownEntry(TimestoreError):
         super().__init__(f"there is no quarantine entry {entry_id}. Open entries: {listed}.")
 
 
+class LossRefused(TimestoreError):
+    """What is missing is no loss that can be accepted, or not the one that was named; nothing was changed."""
+
+    def __init__(self, dataset: str, why: str, remedy: str) -> None:
+        self.dataset = dataset
+        super().__init__(f"dataset {dataset!r}: {why}. {remedy}")
+
+
 class EntryNotOpen(TimestoreError):
     """A quarantine entry was retried or discarded before, so there is nothing left to decide."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from timestore_pipeline.building.table import TableFile
-from timestore_pipeline.cli import wording
+from timestore_pipeline.cli import losses, wording
 from timestore_pipeline.cli.output import printable
 from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
 
@@ -32,6 +32,10 @@ def as_json(lineage: Lineage) -> dict[str, Any]:
         "published_rows": lineage.published_rows,
         "forgotten_rows": lineage.forgotten_rows,
         "builds": [_build_as_json(build) for build in lineage.builds],
+        "losses": [
+            {"rows": loss.rows, "by": loss.accepted_by, "at": wording.iso(loss.accepted_at), "reason": loss.reason}
+            for loss in lineage.losses
+        ],
         "other_files": [_file_as_json(file) for file in lineage.files],
         "staged": [_segment_as_json(segment) for segment in lineage.staged],
         "quarantined": [_segment_as_json(segment) for segment in lineage.quarantined],
@@ -68,6 +72,8 @@ def _tree(lineage: Lineage) -> Tree:
         others = node(root, "files of no build that the ledger knows")
         for file in lineage.files:
             node(others, _file_in_words(file))
+    for loss in lineage.losses:
+        node(root, losses.in_words(loss))
     if lineage.forgotten_rows:
         node(root, f"{wording.counted(lineage.forgotten_rows, 'row')} of segments that the ledger knows no more")
     for title, segments in (("staged, not published", lineage.staged), ("in quarantine", lineage.quarantined)):

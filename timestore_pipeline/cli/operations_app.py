@@ -12,6 +12,12 @@ ledger_app = typer.Typer(
     help="The ledger itself: back it up, make a lost one again.", no_args_is_help=True, rich_markup_mode=None
 )
 operations_app.add_typer(ledger_app, name="ledger")
+loss_app = typer.Typer(
+    help="Rows of the table that are gone for good: show them, give them up.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+operations_app.add_typer(loss_app, name="loss")
 
 Named = Annotated[list[str] | None, typer.Argument(metavar="DATASET", help="The datasets.")]
 Every = Annotated[bool, typer.Option("--all", help="Every dataset.")]
@@ -170,6 +176,68 @@ def backup(
     from timestore_pipeline.cli.operations import back_up_the_ledger
 
     raise typer.Exit(back_up_the_ledger(target, as_json=as_json))
+
+
+@loss_app.command("show", short_help="Show what is missing, and what was given up.")
+def show_loss(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")], as_json: AsJson = False
+) -> None:
+    """Audit all windows and show which rows are missing, and what was given up before, by whom and why.
+
+    Exit code 1 where rows are missing that nobody has given up.
+    """
+    from timestore_pipeline.cli.losses import show_losses
+    from timestore_pipeline.store import Store
+
+    with Store.open() as store:
+        code = show_losses(store, dataset, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@loss_app.command("accept", short_help="Give up rows that nothing can bring back.")
+def accept_loss(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset.")],
+    rows: Annotated[
+        int, typer.Option(metavar="N", help="Give up this many rows: all that are missing (`timestore loss show`).")
+    ],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for those who ask later.")],
+    window: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Only of this window; may be given more than once.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give up rows that the row audit misses, once no backup and no retained segment has them (`build --rebuild`).
+
+    Files that are gone or damaged leave the table, with what can still be read of them written anew, so that queries
+    work again. The ledger keeps who gave up what and why; lineage, row audit and `timestore_lost_rows_total` say it.
+    """
+    from timestore_pipeline.cli.losses import accept_loss_of
+    from timestore_pipeline.store import Store
+
+    if not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    if not yes:
+        _ask(f"{rows:,} published rows of {dataset} are given up, and damaged files leave its table. Go on?")
+    with Store.open() as store:
+        try:
+            code = accept_loss_of(store, dataset, window or (), rows=rows, reason=reason, as_json=as_json)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(code)
+
+
+@loss_app.command("withdraw", short_help="Take back what was given up.")
+def withdraw_loss(
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="The losses, as `timestore loss show` has them.")],
+) -> None:
+    """Take back what was given up: the row audit reports it again. A rebuild of the window does so by itself."""
+    from timestore_pipeline.cli.losses import withdraw_losses
+    from timestore_pipeline.store import Store
+
+    with Store.open() as store:
+        code = withdraw_losses(store, ids)
+    raise typer.Exit(code)
 
 
 def _ask(question: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 
 from timestore_pipeline.ledger.builds import Build, build_in_flight
+from timestore_pipeline.ledger.losses import lost_rows
 from timestore_pipeline.ledger.past import past_of_windows
 from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
@@ -23,7 +24,8 @@ class WindowAccount:
     ``staged`` is what batches brought when they were acknowledged. It is ``published``, ``quarantined`` with a segment
     that cannot be read, or still ``queued``. ``recorded`` is what builds have put into the window in the table, and
     ``superseded`` how many rows a later one of the same key has taken the place of. ``pruned`` rows were published too,
-    and the ledger has forgotten their batches. ``expired`` rows were published and are dropped from the table by age.
+    and the ledger has forgotten their batches. ``expired`` rows were published and are dropped from the table by age,
+    ``lost`` ones are gone from it, and an operator has given them up.
     """
 
     window_start: int
@@ -35,6 +37,16 @@ class WindowAccount:
     pruned: int = 0
     expired: int = 0
     superseded: int = 0
+    lost: int = 0
+
+    @property
+    def explained(self) -> int:
+        """How many of the staged rows are somewhere."""
+        return self.published + self.quarantined + self.queued
+
+    def unaccounted(self, rows_in_table: int) -> int:
+        """Return how many published rows are nowhere if the table has ``rows_in_table``; below zero it has too many."""
+        return self.published + self.pruned - rows_in_table - self.superseded - self.expired - self.lost
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ def _accounts(
     )
     states = {row.window_start: row for row in by_state}
     past = past_of_windows(tx, dataset, window_starts)
+    lost = lost_rows(tx, dataset, window_starts)
     acknowledged = tx.execute(
         select(batch_slices.c.window_start, func.sum(batch_slices.c.rows))
         .join(
@@ -128,6 +141,7 @@ def _accounts(
             pruned=past[start].pruned if start in past else 0,
             expired=past[start].expired if start in past else 0,
             superseded=superseded.get(start, 0),
+            lost=lost.get(start, 0),
         )
-        for start in sorted({*states, *staged, *recorded, *past})
+        for start in sorted({*states, *staged, *recorded, *past, *lost})
     }

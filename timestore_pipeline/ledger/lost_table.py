@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, exists, func, select, tuple_, update
 
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
+from timestore_pipeline.ledger.losses import end_losses
 from timestore_pipeline.ledger.published import add_up_windows
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import batch_slices, batches, builds, datasets, segments, slices, windows
@@ -81,6 +82,7 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
             batches.c.quarantined_rows == 0,
         )
     )
+    end_losses(tx, dataset, by="the table was deleted", now=now)
     result = LostTable(int(published), int(again))
     count(tx, LOST_ROWS, dataset, "", result.rows_gone)
     return result

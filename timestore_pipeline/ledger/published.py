@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
+from timestore_pipeline.ledger.losses import end_losses
 from timestore_pipeline.ledger.past import forget_expired, note_expired
 from timestore_pipeline.ledger.schema import BuildKind, datasets, replaced_windows, slices, windows
 from timestore_pipeline.ledger.upserts import upsert_all
@@ -62,8 +63,8 @@ def move_windows(
     keyed = tx.execute(select(datasets.c.key).where(datasets.c.name == dataset)).scalar_one() is not None
     touched = sorted(replaced | written.keys())
     had = _recorded(tx, dataset, touched)
-    # A compaction publishes nothing: neither freshness nor "last published" may move with it.
-    publishes = kind is not BuildKind.COMPACTION
+    # A compaction or a repair publishes nothing: neither freshness nor "last published" may move with it.
+    publishes = kind not in (BuildKind.COMPACTION, BuildKind.REPAIR)
     taken, gone, totals = Taken(), [], []
     for start in touched:
         old = had.get(start)
@@ -81,6 +82,7 @@ def move_windows(
             note_expired(tx, dataset, start, before.rows - rest.rows + (0 if rest.files else superseded), now)
         elif kind is BuildKind.REBUILD:
             forget_expired(tx, dataset, start)
+            end_losses(tx, dataset, start, by=f"rebuild, build {build_id}", now=now)
             # All that was ever published there has just been built again.
             superseded = _rows(tx, dataset, start, slices.c.published_at.is_not(None)) - new.rows if keyed else 0
         elif kind is BuildKind.FLUSH and keyed and start in replaced:

@@ -77,6 +77,8 @@ class BuildKind(StrEnum):
     """Derives windows again from retained segments."""
     EXPIRY = "expiry"
     """Drops windows that are older than the dataset keeps them."""
+    REPAIR = "repair"
+    """Takes files that are gone or damaged out of the table, with what can be read of them written anew."""
 
 
 class QuarantineKind(StrEnum):
@@ -278,6 +280,21 @@ past_rows = Table(
     Column("expired_at", BigInteger, comment="when rows of the window were last dropped"),
     PrimaryKeyConstraint("dataset", "window_start"),
     comment="what became of published rows that can no longer be counted in the ledger or in the table",
+)  # fmt: skip
+
+losses = Table(
+    "losses",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False, comment="published and gone; below zero: of unknown origin"),
+    Column("reason", Text, nullable=False),
+    Column("accepted_by", String(255), nullable=False),
+    Column("accepted_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger, comment="null: it holds"),
+    Column("ended_by", String(255)),
+    Index("ix_losses_window", "dataset", "window_start"),
 )  # fmt: skip
 
 quarantine = Table(

@@ -31,6 +31,15 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
+class DamagedFile:
+    """A live file that is not as it was committed: how many rows it still has by its footer, and what is wrong."""
+
+    file: TableFile
+    rows: int
+    problem: str
+
+
+@dataclass(frozen=True)
 class WindowAudit:
     """One window: its account in the ledger, the rows that the table has of it, and what is wrong with its files.
 
@@ -42,12 +51,12 @@ class WindowAudit:
     table_rows: int
     files: int
     account: WindowAccount | None = None
-    file_problems: tuple[str, ...] = ()
+    damaged: tuple[DamagedFile, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What does not add up, in words and numbers; empty where every row is where it should be."""
-        found = list(self.file_problems)
+        found = [file.problem for file in self.damaged]
         if self.table_rows != self.recorded:
             found.append(f"the table has {self.table_rows:,} rows, {self.recorded:,} are recorded for the window")
         if self.account is not None:
@@ -108,7 +117,11 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
                 table_rows=sum(count.rows for count in counted),
                 files=len(own),
                 account=account,
-                file_problems=tuple(count.problem for count in counted if count.problem),
+                damaged=tuple(
+                    DamagedFile(file, count.rows, count.problem)
+                    for file, count in zip(own, counted, strict=True)
+                    if count.problem
+                ),
             )
         )
     return AuditReport(dataset, version if state.version is not None else None, tuple(audits), opened)
@@ -116,18 +129,17 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
 
 def _ledger_problems(account: WindowAccount) -> list[str]:
     found = []
-    explained = account.published + account.quarantined + account.queued
-    if account.staged != explained:
+    if account.staged != account.explained:
         found.append(
-            f"{account.staged:,} rows were staged, and {explained:,} are published ({account.published:,}), "
+            f"{account.staged:,} rows were staged, and {account.explained:,} are published ({account.published:,}), "
             f"in quarantine ({account.quarantined:,}) or queued ({account.queued:,})"
         )
-    published = account.published + account.pruned
-    if published != account.recorded + account.superseded + account.expired:
+    if account.unaccounted(account.recorded):
         parts = [f"{account.recorded:,} are recorded for the window"]
         parts += [f"{account.superseded:,} superseded by their key"] if account.superseded else []
         parts += [f"{account.expired:,} have expired"] if account.expired else []
-        found.append(f"{published:,} rows were published, {' and '.join(parts)}")
+        parts += [f"{account.lost:,} are given up as lost"] if account.lost else []
+        found.append(f"{account.published + account.pruned:,} rows were published, {' and '.join(parts)}")
     return found
 
 

@@ -261,7 +261,8 @@ SERIES = (
         LOST_ROWS,
         SeriesType.COUNTER,
         "rows",
-        "Published rows that are gone because somebody deleted the dataset's table, and no retained segment has them.",
+        "Published rows that are gone: somebody deleted the dataset's table and no retained segment has them, or an "
+        "operator gave them up (timestore loss accept).",
     ),
     Series(
         LATE_ROWS,

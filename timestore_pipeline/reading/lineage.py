@@ -16,6 +16,7 @@ from timestore_pipeline.ledger.lineage import (
     published_rows_of_window,
     segments_of_window,
 )
+from timestore_pipeline.ledger.losses import Loss, recorded_losses
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
@@ -56,7 +57,7 @@ class Lineage:
     """All that is known of where a window came from.
 
     ``files`` are live and of no build that the ledger knows, ``forgotten_rows`` are published and of no segment that
-    it knows: ledgers are pruned, and rebuilt.
+    it knows: ledgers are pruned, and rebuilt. ``losses`` are what operators have given up, and still have.
     """
 
     dataset: str
@@ -67,6 +68,7 @@ class Lineage:
     files: tuple[TableFile, ...]
     staged: tuple[SegmentOrigin, ...]
     quarantined: tuple[SegmentOrigin, ...]
+    losses: tuple[Loss, ...] = ()
 
     @property
     def forgotten_rows(self) -> int:
@@ -92,6 +94,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
         shares = segments_of_window(tx, dataset, start)
         found = sorted(batches_of_window(tx, dataset, start), key=lambda batch: batch.segment_id)
         builds = builds_of_window(tx, dataset, start)
+        losses = recorded_losses(tx, dataset, start)
     files = _files_of(store, dataset, version, window)
     batches = {segment: tuple(group) for segment, group in groupby(found, key=lambda batch: batch.segment_id)}
     origins = [SegmentOrigin(share, batches.get(share.segment_id, ())) for share in shares]
@@ -112,6 +115,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
         files=tuple(file for file in files if not any(_is_of(file, build) for build in builds)),
         staged=tuple(origin for origin in origins if origin.share.build_id is None and not _is_set_aside(origin)),
         quarantined=tuple(origin for origin in origins if _is_set_aside(origin)),
+        losses=tuple(loss for loss in losses if loss.ended_at is None),
     )
 
 

@@ -23,6 +23,7 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import arrow_schema, live_files, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.ledger.published import add_up_windows
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.lifecycle.audit import audit_rows
@@ -85,6 +86,7 @@ def change_ledger(statement: object) -> Callable[[Store], None]:
     def change(store: Store) -> None:
         with store.ledger.write() as tx:
             tx.execute(statement)  # type: ignore[call-overload]
+            add_up_windows(tx, "weather")
 
     return change
 

@@ -237,6 +237,21 @@ def upgrade() -> None:
         comment="windows whose files a build replaces, all others it adds to",
     )
     op.create_table(
+        "losses",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("dataset", sa.String(length=63), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False, comment="published and gone; below zero: of unknown origin"),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("accepted_by", sa.String(length=255), nullable=False),
+        sa.Column("accepted_at", sa.BigInteger(), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True, comment="null: it holds"),
+        sa.Column("ended_by", sa.String(length=255), nullable=True),
+        sa.ForeignKeyConstraint(["dataset"], ["datasets.name"], name=op.f("fk_losses_dataset")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_losses")),
+    )
+    op.create_index("ix_losses_window", "losses", ["dataset", "window_start"], unique=False)
+    op.create_table(
         "past_rows",
         sa.Column("dataset", sa.String(length=63), nullable=False),
         sa.Column("window_start", sa.BigInteger(), nullable=False),

@@ -1,0 +1,40 @@
+"""``timestore loss``: an operator sees what is missing, gives it up, and takes that back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from timestore_pipeline.cli import ExitCode
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import build, hourly
+from timestore_pipeline_tests.cli.conftest import Finished
+
+Run = Callable[..., Finished]
+Install = Callable[..., Store]
+
+
+def test_a_loss_from_its_sight_to_its_withdrawal(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(30))
+    build(store)
+    assert timestore("loss", "show", "weather").out == "weather: no row is missing\n"
+    next(store.table_path("weather").glob("window_key=2026-01-01/*.parquet")).unlink()
+
+    shown = timestore("loss", "show", "weather")
+    assert shown.code is ExitCode.FAILED
+    assert "weather 2026-01-01: 24 rows are missing: " in shown.out
+    assert "not 23" in timestore("loss", "accept", "weather", "--rows", "23", "--reason", "fire", "--yes").err
+    assert timestore("loss", "accept", "weather", "--rows", "24", "--reason", "fire").code is ExitCode.USAGE
+
+    accepted = timestore("loss", "accept", "weather", "--rows", "24", "--reason", "fire", "--yes")
+    assert accepted.out == "weather 2026-01-01: 24 rows given up as loss 1\n"
+    assert timestore("loss", "show", "weather").code is ExitCode.DONE
+    (loss,) = json.loads(timestore("loss", "show", "weather", "--json").out)["accepted"]
+    assert (loss["window"], loss["rows"], loss["reason"]) == ("2026-01-01", 24, "fire")
+    assert "24 rows given up" in timestore("lineage", "weather", "2026-01-01").out
+
+    assert timestore("loss", "withdraw", "1").code is ExitCode.DONE
+    assert timestore("loss", "withdraw", "1").code is ExitCode.FAILED
+    assert timestore("loss", "show", "weather").code is ExitCode.FAILED
