@@ -7,6 +7,8 @@ PORT ?= 3000
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
 # How long a soak lasts.
 SECONDS ?= 300
+# Which suites, and how often: --only writing --only reading --only serving --repeats 5
+BENCH_ARGS ?=
 # More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
 PYTEST_ARGS ?=
 
@@ -48,8 +50,8 @@ dev: $(VENV)/.installed-demo  ## Start Dagster on http://127.0.0.1:3000 with its
 demo: $(VENV)/.installed-demo  ## Show the whole path on real flight data, in minutes
 	@$(BIN)/python -m timestore_pipeline.demo
 
-bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory
-	@$(BIN)/python -m timestore_pipeline_tests.bench
+bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory (BENCH_ARGS="--only writing --repeats 3")
+	@$(BIN)/python -m timestore_pipeline_tests.bench $(BENCH_ARGS)
 
 soak: $(VENV)/.installed-dev  ## Kill processes at random and count every row (SECONDS=300, SEED= to repeat one)
 	@$(BIN)/python -m timestore_pipeline_tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -6,6 +6,7 @@ that it runs in an environment that has the others in it, and not ours.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -75,6 +76,25 @@ def delta_once(folder: Path, example: pa.Table) -> Iterator[Append]:
     yield append
 
 
+def delta_durable(folder: Path, example: pa.Table) -> Iterator[Append]:
+    """The same again, and after each commit what it wrote is synced: the file, the log's entry, and both folders."""
+    append_once = next(delta_once(folder, example))
+    table = folder / "table"
+    versions = iter(range(1, 1 << 30))
+
+    def append(batch: pa.Table) -> None:
+        append_once(batch)
+        entry = table / "_delta_log" / f"{next(versions):020}.json"
+        actions = [json.loads(line) for line in entry.read_text().splitlines()]
+        files = [table / action["add"]["path"] for action in actions if "add" in action]
+        for path in (*files, table, entry, entry.parent):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    yield append
+
+
 def iceberg(folder: Path, example: pa.Table) -> Iterator[Append]:
     """pyiceberg with a catalog in SQLite, an append per batch."""
     catalog = import_module("pyiceberg.catalog.sql").SqlCatalog(
@@ -121,6 +141,7 @@ COMPETITORS: dict[str, Callable[[Path, pa.Table], Iterator[Append]]] = {
     "duckdb": duckdb_file,
     "delta": delta,
     "delta_once": delta_once,
+    "delta_durable": delta_durable,
     "parquet": parquet,
     "iceberg": iceberg,
     "ducklake": ducklake,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +21,11 @@ from timestore_pipeline_tests.bench.measure import Pair, timed
 from timestore_pipeline_tests.bench.staging import open_store, ticks
 
 ROWS = 1_000
-CALLERS = {1: 120, 16: 960}
+CALLERS = {1: 60, 16: 640}
 """Callers → batches of one round, over all of them."""
+
+# About what a commit of one batch writes.
+_SEGMENT_BYTES, _LOG_BYTES, _COMMITS = 94_208, 32_768, 30
 
 _CONSTRAINTS = Path(__file__).with_name("constraints-competitors.txt")
 _ENVIRONMENT = Path(".bench-competitors")
@@ -44,6 +50,7 @@ OTHERS = (
     Other("parquet", "a Parquet file per batch, synced", 200),
     Other("delta", "`write_deltalake`, an append per batch", 60),
     Other("delta_once", "the same, exactly once (a transaction per batch)", 60),
+    Other("delta_durable", "the same, exactly once and synced (file, log entry, their folders)", 60),
     Other("ducklake", "DuckLake (duckdb 1.5.5), an insert per batch", 60, own_environment=True),
     Other("iceberg", "pyiceberg, an append per batch", 20, own_environment=True),
     Other("dlt", "dlt to its filesystem destination, a load per batch", 3, own_environment=True),
@@ -60,16 +67,52 @@ def run(repeats: int, workspace: Path) -> list[str]:
         for batch in batches:
             writer.write_table(batch)
     python = _python_of_competitors()
+    costs: dict[int, list[float]] = {callers: [] for callers in CALLERS}
+    syncs: list[float] = []
     pairs = {(other, callers): Pair(other.title, other.title, ROWS) for other in OTHERS for callers in CALLERS}
     for round_number in range(repeats + 1):
+        syncs.append(_syncs_of_a_commit(workspace))
         for other in OTHERS:
             theirs = _theirs(other, python if other.own_environment else sys.executable, file, workspace)
             for callers, count in CALLERS.items():
-                ours = _ours(workspace, batches[: count + 1], callers)
+                ours, processor = _ours(workspace, batches[: count + 1], callers)
                 if round_number:
+                    costs[callers].append(processor)
                     pairs[other, callers].ours.append(ours)
                     pairs[other, callers].baseline.append(theirs)
-    return [_HEADER, *(_line(*(pairs[other, callers] for callers in CALLERS)) for other in OTHERS)]
+    spent = ", ".join(
+        f"{statistics.median(found) * 1e3:.1f} ms of processor time for each batch of {callers} callers"
+        for callers, found in costs.items()
+    )
+    return [
+        _HEADER,
+        *(_line(*(pairs[other, callers] for callers in CALLERS)) for other in OTHERS),
+        f"\nThe writer took {spent}; the three syncs of a commit took {statistics.median(syncs) * 1e3:.1f} ms.",
+    ]
+
+
+def _syncs_of_a_commit(workspace: Path) -> float:
+    """Return the seconds that the syncs of one acknowledgement take on this disk: segment, folder, the ledger's log."""
+    with tempfile.TemporaryDirectory(dir=workspace) as name, open(Path(name) / "log", "ab") as log:
+        folder = os.open(name, os.O_RDONLY)
+
+        def commit(number: int) -> float:
+            path = Path(name) / str(number)
+            with path.open("wb") as stream:
+                stream.write(os.urandom(_SEGMENT_BYTES))
+                stream.flush()
+                started = time.perf_counter()
+                os.fsync(stream.fileno())
+            path.rename(path.with_suffix(".whole"))
+            os.fsync(folder)
+            log.write(os.urandom(_LOG_BYTES))
+            log.flush()
+            os.fsync(log.fileno())
+            return time.perf_counter() - started
+
+        taken = statistics.median(commit(number) for number in range(_COMMITS))
+        os.close(folder)
+        return taken
 
 
 def _line(one: Pair, many: Pair) -> str:
@@ -79,8 +122,11 @@ def _line(one: Pair, many: Pair) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _ours(workspace: Path, batches: list[pa.Table], callers: int) -> float:
-    """Return the seconds per batch: each caller waits for the answer to one before it gives the next."""
+def _ours(workspace: Path, batches: list[pa.Table], callers: int) -> tuple[float, float]:
+    """Return the seconds per batch, on the clock and of the processor.
+
+    Each caller waits for the answer to one batch before it gives the next.
+    """
     with tempfile.TemporaryDirectory(dir=workspace) as folder, open_store(Path(folder)) as store:
         first, *others = batches
         with Writer(store, "ticks") as writer, ThreadPoolExecutor(callers) as pool:
@@ -93,7 +139,9 @@ def _ours(workspace: Path, batches: list[pa.Table], callers: int) -> float:
             def all_of_them() -> None:
                 assert sum(pool.map(work, shares)) == len(others) * ROWS
 
-            return timed(all_of_them) / len(others)
+            started = time.process_time()
+            seconds = timed(all_of_them)
+            return seconds / len(others), (time.process_time() - started) / len(others)
 
 
 def _theirs(other: Other, python: str, file: Path, workspace: Path) -> float:
