@@ -7,7 +7,7 @@ PORT ?= 3000
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
 # How long a soak lasts.
 SECONDS ?= 300
-# Which suites, and how often: --only writing --only reading --only serving --repeats 5
+# Which suites, and how often: --only writing --only reading --only serving --repeats 5; how cost grows: --only growth
 BENCH_ARGS ?=
 # More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
 PYTEST_ARGS ?=

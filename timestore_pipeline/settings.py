@@ -338,7 +338,8 @@ class Settings(BaseSettings):
         "they change, the old group stays in the gateway until somebody deletes it.",
     )
     pushgateway_timeout_seconds: PositiveSeconds = Field(
-        default=2.0, description="How long a push may take before it is given up with a warning."
+        default=2.0,
+        description="How long a push may wait for its turn, and for the gateway, before it is given up with a warning.",
     )
     pushgateway_username: str | None = Field(
         default=None, pattern="^[^:]+$", description="User name for basic authentication at the Pushgateway."

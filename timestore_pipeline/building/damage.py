@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
+from sqlalchemy import Connection
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal, time_range_sql, utc_timestamp_sql
@@ -179,10 +180,13 @@ def _set_segment_aside(
             fsync_path(new.parent)
     except OSError as error:
         log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, old, error.strerror or error)
-    with store.ledger.write() as tx:
+    path = old
+
+    def record(tx: Connection) -> QuarantineEntry | None:
+        nonlocal path
         # Looked at in here, because a sweep removes a name that the ledger does not know.
         path = new if new.exists() else old
-        entry = set_slices_aside(
+        return set_slices_aside(
             tx,
             spec.name,
             segment_id,
@@ -192,6 +196,8 @@ def _set_segment_aside(
             size_bytes=path.stat().st_size if path.exists() else 0,
             now=now_micros(),
         )
+
+    entry = store.ledger.transact(record, repeatable=False)
     if entry is None:
         return None  # the second name of the file is swept
     if path != old:

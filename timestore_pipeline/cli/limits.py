@@ -72,8 +72,8 @@ def set_limit(store: Store, dataset: str, name: LimitName, value: int) -> None:
         UnknownDataset: the dataset is not declared.
     """
     spec = store.datasets[dataset]
-    with store.ledger.write() as tx:
-        set_override(tx, Override(spec.name, name, value, operator(), now_micros()))
+    override = Override(spec.name, name, value, operator(), now_micros())
+    store.ledger.transact(lambda tx: set_override(tx, override))
 
 
 def clear_limit(store: Store, dataset: str, name: LimitName) -> bool:

@@ -22,8 +22,7 @@ def record_backlog(store: Store, scan: LandingScan, datasets: Iterable[str] | No
     looked_at |= before.keys() - set(store.datasets)
     changed = [name for name in sorted(looked_at) if before.get(name) != found.get(name)]
     if changed:
-        with store.ledger.write() as tx:
-            put_backlogs(tx, changed, found)
+        store.ledger.transact(lambda tx: put_backlogs(tx, changed, found))
     return bool(changed)
 
 

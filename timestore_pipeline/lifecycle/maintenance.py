@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import duckdb
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
@@ -193,22 +194,21 @@ def _compact(work: _Pass, spec: DatasetSpec, left: int) -> CompactionReport:
 def _prune(work: _Pass, dataset: str, most: int) -> Pruned:
     settings = work.store.settings
 
-    def act() -> Pruned:
-        with work.store.ledger.write() as tx:
-            pruned = prune_batches(
-                tx,
-                dataset,
-                work.now - int(settings.ledger_batch_retention_seconds * 1e6),
-                most,
-                dry_run=work.dry_run,
-            )
-            pruned += prune_builds(
-                tx, dataset, work.now - int(settings.ledger_build_retention_seconds * 1e6), dry_run=work.dry_run
-            )
-            reach(CrashPoint.LEDGER_PRUNED)
+    def prune(tx: Connection) -> Pruned:
+        pruned = prune_batches(
+            tx,
+            dataset,
+            work.now - int(settings.ledger_batch_retention_seconds * 1e6),
+            most,
+            dry_run=work.dry_run,
+        )
+        pruned += prune_builds(
+            tx, dataset, work.now - int(settings.ledger_build_retention_seconds * 1e6), dry_run=work.dry_run
+        )
+        reach(CrashPoint.LEDGER_PRUNED)
         return pruned
 
-    return work.attempt(f"{dataset}: pruning the ledger", act, Pruned())
+    return work.attempt(f"{dataset}: pruning the ledger", lambda: work.store.ledger.transact(prune), Pruned())
 
 
 def in_words(report: MaintenanceReport) -> Iterable[str]:

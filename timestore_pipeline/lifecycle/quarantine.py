@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.clock import now_micros
@@ -132,13 +133,14 @@ def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
     """
     entry = open_entry(store, entry_id)
     now = now_micros()
-    with store.ledger.write() as tx:
+
+    def give_up(tx: Connection) -> bool:
         if entry.kind is QuarantineKind.SEGMENT:
-            unneeded = discard_slices(tx, entry, by=by, now=now)
-        else:
-            resolve_entry(tx, entry.id, QuarantineState.DISCARDED, by, now)
-            unneeded = entry.path not in {other.path for other in open_entries(tx)}
-    if unneeded:
+            return discard_slices(tx, entry, by=by, now=now)
+        resolve_entry(tx, entry.id, QuarantineState.DISCARDED, by, now)
+        return entry.path not in {other.path for other in open_entries(tx)}
+
+    if store.ledger.transact(give_up, repeatable=False):
         store.segment_path(entry.path).unlink(missing_ok=True)
     _mark_decided(store, entry)
     return _now(store, entry)
@@ -182,15 +184,22 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     try:
         receipt = stage_file(store, spec.name, path, source=entry.source, take_late=True)
     except BatchRejected as error:
-        with store.ledger.write() as tx:
-            change_reason(tx, entry.id, error.reason)
-        return Retried(_now(store, entry), 0, error.reason)
+        return _still_there(store, entry, error.reason)
     # Where the file is not what it was when it was set aside, its batch has another id than the entry.
-    with store.ledger.write() as tx:
+
+    def resolve(tx: Connection) -> None:
         if not resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()):
             name_resolver(tx, entry.id, by)
+
+    store.ledger.transact(resolve)
     _clear_away(store, spec, path)
     return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
+
+
+def _still_there(store: Store, entry: QuarantineEntry, reason: str) -> Retried:
+    """Record why an entry could not be retried just now."""
+    store.ledger.transact(lambda tx: change_reason(tx, entry.id, reason))
+    return Retried(_now(store, entry), 0, reason)
 
 
 def _clear_away(store: Store, spec: DatasetSpec, path: Path) -> None:
@@ -234,8 +243,7 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     batch = IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)
     while True:
         if duplicate_receipts(store, spec, [batch]):
-            with store.ledger.write() as tx:
-                resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros())
+            store.ledger.transact(lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()))
             return Retried(_now(store, entry), 0)
         limits = check_room(store, spec, 1)
         try:
@@ -281,15 +289,11 @@ def _stage_rows(
                 take_late=True,
             )
     except duckdb.Error as error:
-        reason = f"the rows cannot be read back: {readable_reason(error)}"
-        with store.ledger.write() as tx:
-            change_reason(tx, entry.id, reason)
-        return Retried(_now(store, entry), 0, reason)
+        return _still_there(store, entry, f"the rows cannot be read back: {readable_reason(error)}")
     left = reason_in_words(written.refused.get(0, ())) or None
     if written.row is None:
         written.discard(store)
-        with store.ledger.write() as tx:
-            change_reason(tx, entry.id, left or "the file has no rows of this batch")
+        _still_there(store, entry, left or "the file has no rows of this batch")
         return Retried(_now(store, entry), 0, left)
     # What is still impossible gets an entry of its own in the same transaction.
     acknowledged = acknowledge_segment(
@@ -322,20 +326,21 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
     readable = [piece.window_start for piece in pieces if piece.window_start not in damaged]
     left = next(iter(damaged.values()), None)
     if not readable:
-        with store.ledger.write() as tx:
-            change_reason(tx, entry.id, left or entry.reason)
+        _still_there(store, entry, left or entry.reason)
         return Retried(_now(store, entry), 0, left)
     target = kept if damaged else home
     if best != target:
         _link(best, target)
-    with store.ledger.write() as tx:
+
+    def give_back(tx: Connection) -> bool:
         if not target.exists():
             raise EntryUnusable(entry.id, target)  # swept as an orphan: the ledger did not know its new name yet
-        given_back = give_slices_back(
-            tx, entry, readable, path=str(target.relative_to(staging)), by=by, now=now_micros()
-        )
-        if given_back and left:
+        done = give_slices_back(tx, entry, readable, path=str(target.relative_to(staging)), by=by, now=now_micros())
+        if done and left:
             change_reason(tx, entry.id, left)
+        return done
+
+    given_back = store.ledger.transact(give_back, repeatable=False)
     if given_back and not damaged:
         for place in places:
             if place != target:

@@ -68,8 +68,8 @@ def unlink_published_segments(
             continue
         gone.append(segment)
         reach(CrashPoint.SEGMENT_UNLINKED)
-    with store.ledger.write() as tx:
-        mark_unlinked(tx, (segment.id for segment in gone), now)
+    unlinked = [segment.id for segment in gone]
+    store.ledger.transact(lambda tx: mark_unlinked(tx, unlinked, now))
     reach(CrashPoint.RETENTION_COMMITTED)
     return Freed(len(gone), sum(segment.bytes for segment in gone))
 

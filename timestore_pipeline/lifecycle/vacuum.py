@@ -11,6 +11,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from timestore_pipeline.building.table import LOG_FOLDER, has_table, live_files, open_table, sequence_of_file
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
@@ -54,10 +56,13 @@ def vacuum_table(
         freed += Freed(1, size)
         reach(CrashPoint.VACUUM_REMOVED)
     if freed.files and not dry_run:
-        with store.ledger.write() as tx:
+
+        def record(tx: Connection) -> None:
             lock_dataset(tx, dataset)
             count(tx, VACUUMED_FILES, dataset, "", freed.files)
             count(tx, VACUUMED_BYTES, dataset, "", freed.bytes)
+
+        store.ledger.transact(record, repeatable=False)
     return freed
 
 

@@ -33,6 +33,8 @@ _QUOTED_CHARACTERS = 500
 
 _LEASE = "metrics_push"
 _RETRY_SECONDS = 0.05
+# What collecting may take: 5,000 datasets take five seconds.
+_COLLECTING_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class PushResult:
 def push_metrics(store: Store) -> PushResult:
     """Push every series to the configured Pushgateway.
 
-    Takes at most ``TIMESTORE_PUSHGATEWAY_TIMEOUT_SECONDS`` and raises nothing: a push that fails is logged as
-    a warning, and the next one makes up for it because each carries the whole picture.
+    Waits for its turn and for the gateway at most ``TIMESTORE_PUSHGATEWAY_TIMEOUT_SECONDS`` each, and raises nothing: a
+    push that fails is logged as a warning, and the next one makes up for it because each carries the whole picture.
     """
     url = store.settings.pushgateway_url
     if url is None:
@@ -74,7 +76,7 @@ def _push_in_turn(store: Store, gateway: SplitResult, deadline: float) -> str | 
             return "other processes were pushing all the time"
         time.sleep(_RETRY_SECONDS)
     try:
-        return _push(store, gateway, deadline)
+        return _push(store, gateway)
     finally:
         with store.ledger.write() as tx:
             release_lease(tx, _LEASE, owner)
@@ -82,17 +84,18 @@ def _push_in_turn(store: Store, gateway: SplitResult, deadline: float) -> str | 
 
 def _take_turn(store: Store, owner: str) -> bool:
     now = now_micros()
-    # Twice the time that a push may take: after that its process must have died.
-    expires_at = now + int(2e6 * store.settings.pushgateway_timeout_seconds)
+    # Longer than a push may take: after that its process must have died.
+    expires_at = now + int(1e6 * (_COLLECTING_SECONDS + 2 * store.settings.pushgateway_timeout_seconds))
     with store.ledger.write() as tx:
         return take_lease(tx, _LEASE, owner, now=now, expires_at=expires_at)
 
 
-def _push(store: Store, gateway: SplitResult, deadline: float) -> str | None:
+def _push(store: Store, gateway: SplitResult) -> str | None:
     settings = store.settings
     handler = gateway_handler(settings, gateway)
     picture = Picture(collect_metrics(store))
-    left = max(0.001, deadline - time.monotonic())
+    # From now on: the picture of thousands of datasets takes longer to draw than a gateway may take to answer.
+    left = settings.pushgateway_timeout_seconds
     failure: list[BaseException] = []
 
     def send() -> None:

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: Dagster reads the annotations of a resource as they stand.
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
 Shares = Mapping[str, tuple[LandingFile, ...]]
+
+# So that pushing takes at most a tenth of a run's time.
+_PAUSE_AFTER_PUSH = 10
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,45 @@ class StoreResource(dg.ConfigurableResource):
 
 
 class MetricsResource(dg.ConfigurableResource):
-    """Pushes the metrics to the Pushgateway, if there is one; whatever happens is at most a warning."""
+    """Pushes the metrics to the Pushgateway, if there is one; whatever happens is at most a warning.
+
+    Each push is the whole picture, which grows with the number of datasets, and so does the number of steps of a run.
+    So steps of one run push again only after ten times the time that the last push took; what is left out then is
+    made up for at the end of the run.
+    """
+
+    _not_before: float = PrivateAttr(default=0.0)
+    _owed: tuple[Store, logging.Logger] | None = PrivateAttr(default=None)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """Push what the last steps left out."""
+        if self._owed is None:
+            return
+        store, log = self._owed
+        try:
+            self._push(store, log)
+        finally:
+            # The run's store may have been closed before, and its ledger has been opened again by this.
+            store.ledger.close()
 
     def push(self, store: Store, log: logging.Logger) -> str:
-        """Push the current picture of the ledger and return what happened, in words."""
+        """Push the current picture of the ledger, unless that was done just now, and return what happened, in words."""
         if store.settings.pushgateway_url is None:
             return "metrics are off: TIMESTORE_PUSHGATEWAY_URL is not set"
+        if time.monotonic() < self._not_before:
+            self._owed = (store, log)
+            return "metrics are pushed at the end of the run: they were just now, and take long"
+        return self._push(store, log)
+
+    def _push(self, store: Store, log: logging.Logger) -> str:
         # The only user of prometheus_client in a code location, so it costs only those that push.
         from timestore_pipeline.metrics.pushgateway import push_metrics
 
+        began = time.monotonic()
         result = push_metrics(store)
+        ended = time.monotonic()
+        self._not_before = ended + _PAUSE_AFTER_PUSH * (ended - began)
+        self._owed = None
         if result.pushed:
             return result.reason
         log.warning("metrics were not pushed: %s", result.reason)

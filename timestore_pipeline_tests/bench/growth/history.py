@@ -103,7 +103,7 @@ def fill(tx: Connection, past: Past) -> None:
         tx.execute(text("SELECT setval(pg_get_serial_sequence('builds', 'id'), (SELECT max(id) + 1 FROM builds))"))
 
 
-_COLUMNS = (Column("time", "timestamp"), Column("id", "bigint"), Column("value", "double"))
+_COLUMNS = (Column("time", "TIMESTAMP"), Column("id", "BIGINT"), Column("value", "DOUBLE"))
 
 # Batch k of every dataset d. A batch is staged a minute after the one before it; ten are published together, ten
 # minutes after the first; twenty fill a window. What comes first in time comes first in the tables.

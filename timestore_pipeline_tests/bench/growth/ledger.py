@@ -28,7 +28,9 @@ from timestore_pipeline_tests.postgresql import LEDGERS, running_server
 ROUNDS = 5
 
 
-def measure(datasets: list[int], batches: list[int], workspace: Path, say: Callable[[str], object]) -> list[dict]:
+def measure(
+    datasets: tuple[int, ...], batches: tuple[int, ...], workspace: Path, say: Callable[[str], object]
+) -> list[dict[str, Any]]:
     """Return a row per ledger and size: what each operation costs. Sizes vary one at a time."""
     common = sorted(datasets)[len(datasets) // 3], sorted(batches)[0]
     pasts = [Past(number, common[1]) for number in sorted(datasets)]
@@ -44,6 +46,10 @@ def measure(datasets: list[int], batches: list[int], workspace: Path, say: Calla
 
 def _row(kind: str, past: Past, workspace: Path) -> dict[str, Any]:
     with _store(kind, past, workspace / f"{kind}-{past.datasets}-{past.batches}") as (store, pids):
+        for name in past.names:
+            folder = store.settings.landing_path / name
+            folder.mkdir(parents=True)
+            (folder / "waiting.csv").write_text("time,id,value\n2026-01-01,1,1\n")
         costs = {name: asdict(cost_of(action, ROUNDS, pids)) for name, action in operations(store, past).items()}
         return {"push_bytes": len(exposition(store)), "costs": costs}
 
