@@ -28,8 +28,15 @@ class Cost:
         return self.cpu_ms + self.server_cpu_ms
 
 
+# What takes long varies little, and need not be done often.
+_ENOUGH_MS = 4_000
+
+
 def cost_of(action: Callable[[int], object], rounds: int, server_pids: Callable[[], Sequence[int]] = list) -> Cost:
-    """Return what ``action`` costs, given the number of the round, after one round to warm up."""
+    """Return what ``action`` costs, given the number of the round, after one round to warm up.
+
+    Of an action that takes seconds one round may be all.
+    """
     found: list[tuple[float, float, float, int]] = []
     with _statements_counted() as counted:
         for number in range(rounds + 1):
@@ -40,6 +47,8 @@ def cost_of(action: Callable[[int], object], rounds: int, server_pids: Callable[
             statements, server, own, wall = (later - earlier for later, earlier in zip(after, before, strict=True))
             if number:
                 found.append((wall * 1e3, own * 1e3, server * 1e3, int(statements)))
+                if sum(row[1] for row in found) > _ENOUGH_MS:
+                    break
     wall, own, server, statements = (statistics.median(column) for column in zip(*found, strict=True))
     return Cost(wall, own, server, int(statements))
 

@@ -25,7 +25,7 @@ from timestore_pipeline_tests.bench.growth.cost import cost_of
 from timestore_pipeline_tests.bench.growth.history import Past, name_of, store_with_past
 from timestore_pipeline_tests.postgresql import LEDGERS, running_server
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def measure(
