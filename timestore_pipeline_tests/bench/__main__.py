@@ -57,7 +57,7 @@ def main() -> None:
         f"{os.cpu_count()} cores, Python {platform.python_version()}, duckdb {duckdb.__version__}, "
         f"pyarrow {pa.__version__}, deltalake {deltalake.__version__}"
     )
-    if arguments.only == ["growth"]:
+    if "growth" in (arguments.only or ()):
         print("\n## growth\n", flush=True)
         with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as workspace:
             numbers = {name: tuple(given) for name in growth.SIZES if (given := getattr(arguments, name))}
