@@ -319,7 +319,8 @@ def _unknown_keys(
                 refused[group[index]] = f"a line of it is no JSON object but {no_object}; write one object on each line"
             elif repeating is not None:
                 refused[group[index]] = f"a line of it has a key twice: {repeating.removeprefix('OBJECT ')}"
-        break
+        if len(group) > 1:
+            break
     return {path: keys for path, keys in found.items() if path not in refused}
 
 

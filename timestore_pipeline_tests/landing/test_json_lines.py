@@ -115,11 +115,12 @@ def test_a_file_with_a_line_that_is_no_row_is_refused_and_the_others_go_on(
     prices: Store, drop: Drop, line: str, reason: str
 ):
     drop(prices, "prices", "bad.jsonl", f"{LINES}{line}\n")
-    drop(prices, "prices", "good.jsonl", LINES)
+    for number in range(3):
+        drop(prices, "prices", f"good-{number}.jsonl", LINES.replace("1.10", f"{number}"))
 
     report = ingest(prices)["prices"]
 
-    assert report.rows == 1
+    assert report.rows == 3
     (entry,) = report.quarantined
     assert entry.source == "bad.jsonl"
     assert reason in entry.reason
