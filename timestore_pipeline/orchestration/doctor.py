@@ -1,4 +1,4 @@
-"""Looks at Dagster: its home, whether the code location loads, the daemon's heartbeats, and the sensors."""
+"""Looks at Dagster: its home, whether the code location loads, the daemon's heartbeats, sensors and the schedule."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.scheduler.instigation import InstigatorState
 
 from timestore_pipeline.datasets import load_datasets
 from timestore_pipeline.lifecycle.doctor import Finding, Level
 from timestore_pipeline.orchestration.location import build_definitions
+from timestore_pipeline.orchestration.maintenance import MAINTENANCE_SCHEDULE
 from timestore_pipeline.orchestration.sensors import (
     FLUSH_SENSOR,
     HOUSEKEEPING_SENSOR,
@@ -37,7 +39,11 @@ def look_at_dagster() -> Iterator[Finding]:
         yield Finding("dagster", Level.WARNING, f"{home} has no dagster.yaml", f"cp dagster.yaml {home}/")
     with dg.DagsterInstance.get() as instance:
         yield from _daemons(instance)
-        yield from _sensors(instance)
+        states = {state.instigator_name: state for state in instance.all_instigator_state()}
+        for name in _SENSORS:
+            yield _instigator(instance, f"sensor {name}", states.get(name), _SILENT_SECONDS)
+        # How often it ticks is a setting, so only its last tick tells anything.
+        yield _instigator(instance, f"schedule {MAINTENANCE_SCHEDULE}", states.get(MAINTENANCE_SCHEDULE), None)
 
 
 def look_at_code_location() -> Iterator[Finding]:
@@ -57,22 +63,17 @@ def _daemons(instance: dg.DagsterInstance) -> Iterator[Finding]:
             yield Finding(f"daemon {name}", Level.OK, "it runs")
 
 
-def _sensors(instance: dg.DagsterInstance) -> Iterator[Finding]:
-    states = {state.instigator_name: state for state in instance.all_instigator_state()}
-    for name in _SENSORS:
-        state = states.get(name)
-        if state is None:
-            yield Finding(f"sensor {name}", Level.WARNING, "no daemon has looked at it yet", "start the daemon")
-            continue
-        if not state.is_running:
-            yield Finding(f"sensor {name}", Level.ERROR, "it is off", "switch it on in the UI under Automation")
-            continue
-        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
-        if not ticks or time.time() - ticks[0].timestamp > _SILENT_SECONDS:
-            yield Finding(f"sensor {name}", Level.WARNING, "it has not ticked for long", "restart the daemon")
-        elif ticks[0].error is not None:
-            yield Finding(
-                f"sensor {name}", Level.ERROR, f"its last tick failed: {ticks[0].error.message}", "see the UI"
-            )
-        else:
-            yield Finding(f"sensor {name}", Level.OK, "it is on and ticks")
+def _instigator(
+    instance: dg.DagsterInstance, part: str, state: InstigatorState | None, silent_seconds: float | None
+) -> Finding:
+    """Say how a sensor or schedule is; without ``silent_seconds`` it may not have ticked for any time."""
+    if state is None:
+        return Finding(part, Level.WARNING, "no daemon has looked at it yet", "start the daemon")
+    if not state.is_running:
+        return Finding(part, Level.ERROR, "it is off", "switch it on in the UI under Automation")
+    ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+    if silent_seconds is not None and (not ticks or time.time() - ticks[0].timestamp > silent_seconds):
+        return Finding(part, Level.WARNING, "it has not ticked for long", "restart the daemon")
+    if ticks and ticks[0].error is not None:
+        return Finding(part, Level.ERROR, f"its last tick failed: {ticks[0].error.message.strip()}", "see the UI")
+    return Finding(part, Level.OK, "it is on and ticks" if ticks else "it is on, and has not been due yet")

@@ -1,6 +1,7 @@
 """Table quality: a day of flushes every minute, then the window closes, against one Parquet file per batch.
 
-The batches are the same. The clock is simulated: maintenance comes by every ten minutes, and once after the end.
+The batches are the same. The clock is simulated: maintenance comes by every ten minutes, and once after the end. Files
+are to have 16 MiB, so that the day is several of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_
 MINUTES = 24 * 60
 ROWS_PER_BATCH = 1_000
 MAINTENANCE_EVERY = 10
+TARGET_BYTES = 16 << 20
 _MINUTE_MICROS = 60_000_000
 _QUERY = "SELECT tag, count(*), sum(a), max(time) FROM {rows} GROUP BY tag"
 
@@ -38,7 +40,8 @@ def run(repeats: int, workspace: Path) -> list[str]:
     direct.mkdir()
     written = 0
     (workspace / "store").mkdir()
-    with open_store(workspace / "store", DATASETS.replace("window: hour", "window: day")) as store:
+    datasets = DATASETS.replace("window: hour", "window: day")
+    with open_store(workspace / "store", datasets, build_target_file_bytes=TARGET_BYTES) as store:
         for minute in range(MINUTES):
             start = START_MICROS + minute * _MINUTE_MICROS
             batch = ticks(ROWS_PER_BATCH, seed=minute, start_micros=start, step_micros=_MINUTE_MICROS // ROWS_PER_BATCH)
@@ -47,10 +50,10 @@ def run(repeats: int, workspace: Path) -> list[str]:
             build_windows(store, "ticks", owner="bench", trigger=Trigger.AGE)
             if minute % MAINTENANCE_EVERY == MAINTENANCE_EVERY - 1:
                 written += _maintain(store, start)
-        lines = ["| the day as | files | bytes | query, median | one file per batch, median | ratio, median |"]
-        lines.append("|---|---|---|---|---|---|")
+        lines = ["| the day as | files | bytes | a file has | query, median | one file per batch, median | ratio |"]
+        lines.append("|---|---|---|---|---|---|---|")
         files = [path.stat().st_size for path in direct.iterdir()]
-        lines.append(f"| one Parquet file per batch, written directly | {len(files):,} | {sum(files):,} | | | |")
+        lines.append(f"| one Parquet file per batch, written directly | {_sizes(files)} | | | |")
         lines.append(_line("open window, at the end of the day", store, direct, repeats))
         written += _maintain(store, START_MICROS + 10 * MINUTES * _MINUTE_MICROS)
         lines.append(_line("closed window", store, direct, repeats))
@@ -84,7 +87,10 @@ def _line(name: str, store: Store, direct: Path, repeats: int) -> str:
     in_turn([(pair, ours, partial(timed, lambda: _query_directly(store, direct)))], repeats)
     sizes = [file.bytes for file in _live(store)]
     mine, other = statistics.median(pair.ours), statistics.median(pair.baseline)
-    return (
-        f"| {name} | {len(sizes):,} | {sum(sizes):,} | {mine * 1e3:,.0f} ms | {other * 1e3:,.0f} ms "
-        f"| **{pair.ratio:.2f}** |"
-    )
+    return f"| {name} | {_sizes(sizes)} | {mine * 1e3:,.0f} ms | {other * 1e3:,.0f} ms | **{pair.ratio:.2f}** |"
+
+
+def _sizes(files: list[int]) -> str:
+    """Number, sum and range of file sizes, as three columns."""
+    low, high = (size / 2**20 for size in (min(files), max(files)))
+    return f"{len(files):,} | {sum(files):,} | {low:.2f} to {high:.2f} MiB"
