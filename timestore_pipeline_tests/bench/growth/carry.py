@@ -74,7 +74,7 @@ def lines(found: dict[str, Any]) -> list[Line]:
             per_load,
             INTERVAL_SECONDS,
             "s of CPU",
-            "several code locations, each with its share of the datasets file; warm workers (Celery) load once",
+            "several installations, each with a share of the datasets; warm workers (Celery) load once",
         ),
         Line(
             "memory of each such process",
@@ -162,7 +162,8 @@ def table(found: dict[str, Any]) -> list[str]:
         "",
         f"First comes **{every[0].part}**, at {every[0].full_at:,} datasets, then {every[1].part}, at "
         f"{every[1].full_at:,}. Rows are full last, at {max(each.full_at for each in every):,}: "
-        "it is datasets and builds that cost, not rows.",
+        "it is datasets and builds that cost, not rows. What Dagster itself does for each run and step is not in "
+        "it, nor are disks and networks.",
     ]
 
 

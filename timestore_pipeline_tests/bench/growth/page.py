@@ -16,10 +16,24 @@ PICTURE = DOCS / "images" / "growth.png"
 BEGIN, END = "<!-- growth: made from docs/growth.json -->", "<!-- growth: end -->"
 
 
+_SIZES = {
+    "ledger": ("ledger", "datasets", "batches"),
+    "definitions": ("datasets",),
+    "tables": ("versions", "life"),
+    "workers": ("workers",),
+}
+
+
 def keep(found: dict[str, Any]) -> dict[str, Any]:
-    """Put what was measured in place of the same parts in the docs, and return all that is there now."""
-    whole = {**kept(), **found}
+    """Put what was measured in place of the same sizes in the docs, and return all that is there now."""
+    whole = kept()
+    for part, new in found.items():
+        old = whole.get(part, {"rows": [], "load": new["load"]})
+        rows = {tuple(row[name] for name in _SIZES[part]): row for row in (*old["rows"], *new["rows"])}
+        loads = (*old["load"], *new["load"])
+        whole[part] = {**new, "rows": [rows[size] for size in sorted(rows)], "load": (min(loads), max(loads))}
     FIGURES.write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    whole = kept()
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), whole), encoding="utf-8")
     draw(whole, PICTURE)
     return whole
