@@ -27,7 +27,7 @@ from timestore_pipeline_tests.e2e.conftest import processes_of
 from timestore_pipeline_tests.postgresql import running_server
 from timestore_pipeline_tests.redis_server import running_redis
 
-RUNS = 12
+RUNS = 10
 FILES = 3
 PROCESSES = 2
 _DATASET = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"

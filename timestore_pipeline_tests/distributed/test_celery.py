@@ -25,7 +25,7 @@ from timestore_pipeline_tests.e2e.test_faults import (
 )
 from timestore_pipeline_tests.redis_server import RedisServer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(300)]
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 FAILURE, STARTED, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS

@@ -40,7 +40,7 @@ from timestore_pipeline_tests.e2e.conftest import processes_of
 from timestore_pipeline_tests.postgresql import running_server
 from timestore_pipeline_tests.redis_server import running_redis
 
-pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
 DAYS = 20
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
