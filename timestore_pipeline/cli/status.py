@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,7 @@ def collect_status(
     """
     specs = [store.datasets[name] for name in datasets or store.datasets]
     scan = scan_landing(store, datasets or None)
+    waiting = Counter(file.dataset for file in scan.files)
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
         queues = queue_states(tx)
@@ -99,7 +101,7 @@ def collect_status(
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
-                landing_files=len(scan.of(spec.name)),
+                landing_files=waiting[spec.name],
                 pause=pause_of(pauses, spec.name),
             )
         )
