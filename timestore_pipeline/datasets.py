@@ -27,6 +27,7 @@ from timestore_pipeline.columns import (
 )
 from timestore_pipeline.durations import SHORTEST_FRESHNESS, Duration, format_duration
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
+from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.windows import Granularity, Window, from_micros
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
@@ -190,8 +191,8 @@ class LimitSpec(_Model):
     concurrent_ingests: Limit | None = Field(
         default=None, description="Segments that are written at the same time, over all processes."
     )
-    concurrent_builds: Annotated[int, Field(ge=1, le=1)] = Field(
-        default=1, description="Builds at the same time: only 1, because the commits of one table go in sequence."
+    concurrent_builds: Annotated[int, Field(ge=1, le=MOST_LANES)] | None = Field(
+        default=None, description="Builds at the same time, each of other windows; over all processes."
     )
 
 

@@ -23,6 +23,8 @@ from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import SettingsError
 
 PREFIX = "TIMESTORE_"
+MOST_LANES = 32
+"""Builds of one dataset that may be allowed at the same time; a fence against all of them names each lane."""
 _RUNBOOK = "docs/runbooks/timestore-staging-operations.md"
 
 log = logging.getLogger(__name__)
@@ -273,10 +275,15 @@ class Settings(BaseSettings):
     build_target_file_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         default=134_217_728, description="Size at which a build starts the next Parquet file of a window."
     )
-    build_concurrent_builds: Annotated[int, Field(ge=1, le=1)] = Field(
+    build_concurrent_builds: Annotated[int, Field(ge=1, le=MOST_LANES)] = Field(
         default=1,
-        description="Builds of one dataset at the same time. Only 1 is possible, because the commits of one table go "
-        "in sequence; other datasets are built meanwhile.",
+        description="Builds of one dataset at the same time, each of other windows, unless the dataset has its own "
+        "limit. Different datasets are always built beside each other.",
+    )
+    build_least_shared_rows: PositiveCount = Field(
+        default=250_000,
+        description="Where a dataset may have several builds at the same time, none takes fewer staged rows than these "
+        "in order to leave the others some: a commit costs more than it brings then.",
     )
     build_lease_seconds: PositiveSeconds = Field(
         default=120.0,

@@ -13,11 +13,11 @@ from datetime import datetime
 import duckdb
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.recovery import published_windows
 from timestore_pipeline.building.rewriting import narrow_windows, rewritten_source
 from timestore_pipeline.building.table import ParquetFile, TableFile, declare_types, open_table, read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
@@ -86,6 +86,8 @@ class BuildReport:
     duration_seconds: float
     oldest_staged_at: int
     columns: tuple[Column, ...]
+    left_some: bool = False
+    """Whether it left later windows to other builds."""
 
 
 def build_windows(
@@ -97,8 +99,11 @@ def build_windows(
     owner: str,
     trigger: Trigger = Trigger.MANUAL,
     target_file_bytes: int | None = None,
+    leave_some: bool = False,
 ) -> BuildReport | None:
     """Publish all that is staged for the windows ``first … last`` (by default all) in one commit.
+
+    Where the dataset may have several builds at once, windows that another one has are left to it.
 
     Args:
         store: the installation.
@@ -108,19 +113,21 @@ def build_windows(
         owner: who builds: a Dagster run id, or host and process; a recovery asks whether it still lives.
         trigger: why.
         target_file_bytes: size at which the next Parquet file of a window starts, by default the settings'.
+        leave_some: take only this build's share of the windows, if more of the dataset may run beside it and it pays.
 
     Returns:
         What was published, or None where nothing was staged there.
 
     Raises:
-        BuildInFlight: another build of the dataset has not ended; try again later.
+        BuildInFlight: as many builds of the dataset as may be have not ended, or others have all of these windows; try
+            again later.
         BuildAborted: this build was taken for dead and fenced meanwhile; its slices are staged again.
         SegmentUnreadable, TableError, DiskFull, LedgerError: nothing was published, the slices are staged again.
 
     After TIMESTORE_BUILD_MAX_ATTEMPTS failures in a row the segments that cannot be read are quarantined, and the rest
     is built. Failures of another cause (a full disk, a broken table) quarantine nothing.
     """
-    options = (store, dataset, first, last, owner, trigger, target_file_bytes)
+    options = (store, dataset, first, last, owner, trigger, target_file_bytes, leave_some)
     # Also before: a process that dies of a segment cannot look at it afterwards.
     looked = out_of_attempts(store, dataset)
     if looked:
@@ -143,6 +150,7 @@ def _build_once(
     owner: str,
     trigger: Trigger,
     target_file_bytes: int | None,
+    leave_some: bool,
 ) -> BuildReport | None:
     started = time.perf_counter()
     spec = store.datasets[dataset]
@@ -166,6 +174,8 @@ def _build_once(
             lease_micros=lease_micros(store),
             now=now,
             replaces=spec.key is not None,
+            lanes=store.limits(tx, spec).concurrent_builds,
+            least_rows=store.settings.build_least_shared_rows if leave_some else None,
         )
         # Only now: what is claimed may have come with new columns since the first look.
         found = columns_now(tx, spec, known)
@@ -357,4 +367,5 @@ def build_report(
         duration_seconds=duration_seconds,
         oldest_staged_at=min(piece.staged_at for piece in claim.slices),
         columns=columns,
+        left_some=claim.left_some,
     )

@@ -19,7 +19,7 @@ from timestore_pipeline.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, build_in_flight
+from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lost_table import forget_table
 from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
 from timestore_pipeline.store import Store
@@ -45,7 +45,7 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     with store.ledger.read() as tx:
         versions = table_versions(tx)
         fenced = last_claimed_sequence(tx, spec.name)
-        in_flight = build_in_flight(tx, spec.name)
+        in_flight = builds_in_flight(tx, spec.name)
     seen = versions.get(spec.name)
     if has_table(path) or (seen is not None and _has_published_files(path, in_flight)):
         # Where only the log is gone, or a part of it, the Parquet files are still there to be restored.
@@ -69,10 +69,10 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     return ensure_table(path, spec.name, columns, fenced=fenced)
 
 
-def _has_published_files(path: Path, in_flight: Build | None) -> bool:
+def _has_published_files(path: Path, in_flight: Sequence[Build]) -> bool:
     """Whether Parquet files are there that no build in flight has written since the table was deleted."""
-    files = path.glob(f"{WINDOW_COLUMN}=*/*.parquet")
-    return any(in_flight is None or not file.name.startswith(file_prefix(in_flight.sequence)) for file in files)
+    written = tuple(file_prefix(build.sequence) for build in in_flight)
+    return any(not file.name.startswith(written) for file in path.glob(f"{WINDOW_COLUMN}=*/*.parquet"))
 
 
 def _mark(root: Path, spec: DatasetSpec, *, published: bool) -> None:

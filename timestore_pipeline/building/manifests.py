@@ -133,16 +133,16 @@ def read_versions(table_path: Path) -> list[tuple[Column, ...]]:
     found: list[tuple[Column, ...]] = []
     for path in _kept_files(table_path):
         with path.open("rb") as file, pa.ipc.open_file(file) as reader:
-            metadata = reader.schema.metadata or {}
-        versions = [columns_from_text(text) for text in json.loads(metadata.get(_VERSIONS, b"[]"))]
+            versions = [columns_from_text(text) for text in _versions_in(reader.schema)]
         found = max(found, versions, key=len)
     return found
 
 
 def merge_manifests(table_path: Path) -> None:
-    """Merge manifests where there are many of one size; to be called while no other build of the dataset can run.
+    """Merge manifests where there are many of one size; to be called by one build of a dataset at a time.
 
-    Never raises: a build does not fail for it, and the next one tries again.
+    Builds in other lanes may keep theirs meanwhile. Never raises: a build does not fail for it, and the next one tries
+    again.
     """
     try:
         for level in range(9):
@@ -161,19 +161,24 @@ def last_manifest_sequence(table_path: Path) -> int:
 
 
 def _merge(table_path: Path, level: int, parts: Sequence[Path]) -> None:
-    first, last = parts[0].stem.split("-")[1], parts[-1].stem.split("-")[2]
-    final = _kept(table_path, level, int(first), int(last))
+    # Builds end in any order, so a part of the next merge may lie between the first and the last of this one.
+    first, last = (getter(int(path.stem.split("-")[index]) for path in parts) for getter, index in ((min, 1), (max, 2)))
+    final = _kept(table_path, level, first, last)
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     try:
-        # The last of them knows of the most columns.
         tables = [_read(path) for path in parts]
-        _write(temporary, pa.concat_tables(tables).replace_schema_metadata(tables[-1].schema.metadata))
+        newest = max(tables, key=lambda table: len(_versions_in(table.schema)))
+        _write(temporary, pa.concat_tables(tables).replace_schema_metadata(newest.schema.metadata))
         put_in_place(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
     reach(CrashPoint.MANIFESTS_MERGED)
     for path in parts:
         path.unlink(missing_ok=True)
+
+
+def _versions_in(schema: pa.Schema) -> list[str]:
+    return json.loads((schema.metadata or {}).get(_VERSIONS, b"[]"))
 
 
 def _write(path: Path, table: pa.Table) -> None:

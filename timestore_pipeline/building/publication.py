@@ -12,16 +12,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import duckdb
-from sqlalchemy import Connection
 
+from timestore_pipeline.building.completion import Committed, record_commit
 from timestore_pipeline.building.manifests import keep_manifest, merge_manifests, write_manifest
-from timestore_pipeline.building.recovery import published_windows, settle_build
+from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.building.table import ParquetFile, Replacement, SequenceTaken, commit_build
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
-from timestore_pipeline.ledger.builds import Build, extend_lease, mark_published
+from timestore_pipeline.ledger.builds import Build, extend_lease
 from timestore_pipeline.ledger.contributions import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.store import Store
@@ -71,7 +71,8 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
             write_manifest(table, build.sequence, contributions, versions, now_micros())
             version = commit_build(table, build, columns, written.files, written.replacement)
             keep_manifest(table, build.sequence)
-            merge_manifests(table)
+            if build.lane == 0:
+                merge_manifests(table)
     except SequenceTaken:
         # Fenced by a recovery; or this very commit is in the table, and only its answer was lost.
         return Publication(_settle_own(store, build, BuildAborted(build.dataset, build.id)), ())
@@ -82,21 +83,8 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
         with suppress(TimestoreError, OSError):
             settle_build(store, build, error=str(error) or type(error).__name__, recovered=False)
         raise
-    spec = store.datasets[build.dataset]
     kept = written.replacement.kept if written.replacement else ()
-
-    def record(tx: Connection) -> None:
-        mark_published(
-            tx,
-            build,
-            table_version=version,
-            published=published_windows(spec, written.files),
-            kept=published_windows(spec, kept),
-            now=now_micros(),
-        )
-        reach(CrashPoint.PUBLICATION_RECORDED)
-
-    store.ledger.transact(record)
+    record_commit(store, Committed(build, version, written.files, kept), lambda: reach(CrashPoint.PUBLICATION_RECORDED))
     reach(CrashPoint.PUBLICATION_COMMITTED)
     return Publication(version, written.files)
 

@@ -26,6 +26,7 @@ from timestore_pipeline.ledger.builds import (
     add_slices,
     batches_of_slice,
     claimed_already,
+    enter,
     new_build,
     staged_windows,
 )
@@ -97,6 +98,8 @@ def rebuild_windows(
             starts = windows_replaced_by(tx, mine.id)
         else:
             starts = coverage.windows | staged_windows(tx, dataset, from_start, to_start)
+        lanes = store.limits(tx, spec).concurrent_builds
+        entry = enter(tx, dataset, BuildKind.REBUILD, lanes, starts) if mine is None else None
         missing = _missing(spec, coverage)
         if missing:
             raise RebuildRefused(dataset, _named(spec, starts), missing)
@@ -105,9 +108,10 @@ def rebuild_windows(
         if mine is not None:
             staged = Claim(mine, tuple(slices_of_build(tx, mine.id)))
         else:
+            assert entry is not None
             build = new_build(
                 tx,
-                dataset,
+                entry,
                 BuildKind.REBUILD,
                 starts,
                 starts,
@@ -117,7 +121,7 @@ def rebuild_windows(
                 now=now,
                 rows=sum(piece.rows for piece in coverage.slices),
             )
-            staged = add_slices(tx, build, from_start, to_start)
+            staged = add_slices(tx, build, from_start, to_start, entry.others)
         return _RebuildClaim(staged, coverage.slices, frozenset(starts), *columns_now(tx, spec, columns))
 
     claimed = store.ledger.transact(claim_them)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.manifests import drop_manifest, keep_manifest
 from timestore_pipeline.building.table import (
-    ParquetFile,
     SequenceTaken,
-    TableFile,
     commit_fence,
     file_prefix,
-    last_published_sequence,
+    is_published,
     live_files,
     open_table,
     sync_found,
@@ -26,7 +25,6 @@ from timestore_pipeline.building.table import (
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import (
@@ -34,9 +32,9 @@ from timestore_pipeline.ledger.builds import (
     builds_in_flight,
     get_build,
     mark_aborted,
-    mark_published,
 )
-from timestore_pipeline.ledger.published import PublishedWindow, windows_replaced_by
+from timestore_pipeline.ledger.published import windows_replaced_by
+from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.store import Store
@@ -84,16 +82,6 @@ def settle_dead_builds(
     return settled
 
 
-def published_windows(spec: DatasetSpec, files: Iterable[ParquetFile | TableFile]) -> dict[int, PublishedWindow]:
-    """Return what files have of each window, by the window's start in microseconds."""
-    found: dict[int, PublishedWindow] = {}
-    for file in files:
-        start = spec.window_from_key(file.window_key).start_micros
-        had = found.get(start, PublishedWindow(start, 0, 0, 0))
-        found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
-    return found
-
-
 def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> SettledBuild:
     """End one build: mark it published if the table has it, else fence it and give its slices back.
 
@@ -115,28 +103,14 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
         commit_fence(path, build, spec.table_columns(columns))
     except SequenceTaken:
         table = open_table(path, build.dataset)
-        sync_found(path, table)
-        if last_published_sequence(table, build.dataset) == build.sequence:
-            version = version_of_build(table, build)
+        if is_published(table, build):
             with store.ledger.read() as tx:
-                replaced = {spec.window_at(start).key for start in windows_replaced_by(tx, build.id)}
-            written, kept = [], []
-            for file in live_files(table):
-                if file.path.rpartition("/")[2].startswith(file_prefix(build.sequence)):
-                    written.append(file)
-                elif file.window_key in replaced:
-                    kept.append(file)
+                replaced = windows_replaced_by(tx, build.id)
+                seen = table_versions(tx, [build.dataset]).get(build.dataset)
+            sync_found(path, table, seen)
+            version = version_of_build(table, build)
             keep_manifest(path, build.sequence)
-            store.ledger.transact(
-                lambda tx: mark_published(
-                    tx,
-                    build,
-                    table_version=version,
-                    published=published_windows(spec, written),
-                    kept=published_windows(spec, kept),
-                    now=now_micros(),
-                )
-            )
+            record_commit(store, found_in_table(spec, build, replaced, version, live_files(table)))
             reach(CrashPoint.RECOVERY_PUBLISHED)
             return SettledBuild(build, version)
     reach(CrashPoint.RECOVERY_FENCED)

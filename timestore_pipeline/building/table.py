@@ -2,8 +2,9 @@
 
 Every commit of a build carries two application transactions (Delta protocol, "Transaction Identifiers"):
 
-- ``timestore/<dataset>`` = the build's sequence. delta-rs refuses a second commit of it from a stale handle.
-- ``timestore/<dataset>/published`` = the same sequence, only where the commit publishes rows. A fence leaves it
+- ``timestore/<dataset>/<lane>`` = the build's sequence. delta-rs refuses a second commit of it from a stale handle, and
+  rebases a commit over those of other lanes.
+- ``timestore/<dataset>/<lane>/published`` = the same sequence, only where the commit publishes rows. A fence leaves it
   out, so that whoever finds the sequence in the table can tell a published build from a fenced one.
 """
 
@@ -35,7 +36,8 @@ from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.builds import PUBLISHING
+from timestore_pipeline.settings import MOST_LANES
 
 if TYPE_CHECKING:
     from timestore_pipeline.ledger.builds import Build
@@ -57,8 +59,10 @@ _ARROW_TYPES = {
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
 }
 _NO_WINDOW = "-"
-_PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 _NAIVE_TIMES = "timestampNtz"
+
+# Each attempt but the first follows a commit of another lane, which takes much longer to prepare than to commit.
+_MOST_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,21 @@ class TableFile:
 class Replacement:
     """Files that a commit takes out of the table, as they are live on ``table``: the handle that it commits on.
 
-    ``kept`` are the other files of the same windows, which stay. ``data_change`` says whether the rows become others;
-    where they do not, as in a compaction, whoever follows the table's changes has nothing to do.
+    ``kept`` are the other files of the same windows (``window_keys``), which stay. ``data_change`` says whether the
+    rows become others; where they do not, as in a compaction, whoever follows the table's changes has nothing to do.
     """
 
     table: DeltaTable
     files: tuple[TableFile, ...]
     kept: tuple[TableFile, ...] = ()
     data_change: bool = True
+    window_keys: frozenset[str] = frozenset()
+
+    def unchanged_on(self, table: DeltaTable) -> Replacement | None:
+        """Return the same replacement on a newer handle; None where its windows have other files there."""
+        live = {file for file in live_files(table) if file.window_key in self.window_keys}
+        same = live == {*self.files, *self.kept} and _types(table.schema()) == _types(self.table.schema())
+        return replace(self, table=table) if same else None
 
     def only(self, files: Collection[TableFile]) -> Replacement:
         """Return the replacement of just these of its files."""
@@ -145,9 +156,7 @@ def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int 
             mode="ignore",
             partition_by=[WINDOW_COLUMN],
             name=dataset,
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(_app_id(dataset), fenced)] if fenced else []
-            ),
+            commit_properties=CommitProperties(app_transactions=_fences(dataset, fenced) if fenced else []),
         )
         version = table.version()
     reach(CrashPoint.TABLE_CREATED)
@@ -170,14 +179,20 @@ def open_table(path: Path, dataset: str, version: int | None = None) -> DeltaTab
         return DeltaTable(str(path), version=version)
 
 
-def last_sequence(table: DeltaTable, dataset: str) -> int:
-    """Return the sequence of the last build that was published or fenced, 0 for none."""
-    return table.transaction_version(_app_id(dataset)) or 0
+def last_sequence(table: DeltaTable, dataset: str, lane: int | None = None) -> int:
+    """Return the sequence of the last build of a lane that was published or fenced, 0 for none; the highest of all."""
+    lanes = range(MOST_LANES) if lane is None else (lane,)
+    return max(table.transaction_version(_app_id(dataset, each)) or 0 for each in lanes)
 
 
-def last_published_sequence(table: DeltaTable, dataset: str) -> int:
-    """Return the sequence of the last build that was published, 0 for none."""
-    return table.transaction_version(_published_app_id(dataset)) or 0
+def last_published_sequence(table: DeltaTable, dataset: str, lane: int) -> int:
+    """Return the sequence of the last build of a lane that was published, 0 for none."""
+    return table.transaction_version(_published_app_id(dataset, lane)) or 0
+
+
+def is_published(table: DeltaTable, build: Build) -> bool:
+    """Whether a build that has not ended in the ledger is in the table, at the version of ``table``."""
+    return last_published_sequence(table, build.dataset, build.lane) == build.sequence
 
 
 def read_for_replacement(
@@ -190,11 +205,11 @@ def read_for_replacement(
         TableError: the table is missing or damaged.
     """
     table = open_table(path, build.dataset)
-    if last_sequence(table, build.dataset) >= build.sequence:
+    if last_sequence(table, build.dataset, build.lane) >= build.sequence:
         raise SequenceTaken
-    wanted = set(window_keys)
+    wanted = frozenset(window_keys)
     files = tuple(file for file in live_files(table) if file.window_key in wanted)
-    return Replacement(table, files, data_change=data_change)
+    return Replacement(table, files, data_change=data_change, window_keys=wanted)
 
 
 def commit_build(
@@ -206,9 +221,9 @@ def commit_build(
 ) -> int:
     """Publish a build's files in one commit, in place of those of ``replacement``, durably; return the table version.
 
-    A replacement is committed on the handle on which its files were found, and only if no other commit, whosever, came
-    in between: delta-rs does not mind when a commit removes a file that another one has removed already, and its rows
-    would be there twice.
+    A replacement is committed on a handle on which its windows are as they were found, and only as the very next
+    version: delta-rs does not mind when a commit removes a file that another one has removed already, and its rows
+    would be there twice. Where another lane's commit came in between, the windows are looked at again on a new handle.
 
     Raises:
         SequenceTaken: the build was fenced (or published) before; nothing was committed.
@@ -244,8 +259,8 @@ def commit_build(
             for file in replacement.files
         ]
     transactions = [
-        Transaction(_app_id(build.dataset), build.sequence),
-        Transaction(_published_app_id(build.dataset), build.sequence),
+        Transaction(_app_id(build.dataset, build.lane), build.sequence),
+        Transaction(_published_app_id(build.dataset, build.lane), build.sequence),
     ]
     if replacement is not None and grows and replacement.kept:
         raise TableError(
@@ -262,7 +277,7 @@ def commit_fence(path: Path, build: Build, columns: Sequence[Column]) -> int:
         SequenceTaken: the build is in the table already, published or fenced.
         TableError: the commit failed.
     """
-    return _commit(path, build, [], [Transaction(_app_id(build.dataset), build.sequence)], "fence", columns)
+    return _commit(path, build, [], [Transaction(_app_id(build.dataset, build.lane), build.sequence)], "fence", columns)
 
 
 def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
@@ -286,6 +301,8 @@ def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
 def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
     """Make sure that no build up to ``sequence``, which nobody knows of any more, can be published; return the table.
 
+    Whatever its lane is.
+
     Raises:
         SequenceTaken: a later one is in the table.
         TableError: the commit failed; nothing is fenced.
@@ -300,7 +317,7 @@ def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
             pa.schema(table.schema().to_arrow()),
             [WINDOW_COLUMN],
             commit_properties=CommitProperties(
-                app_transactions=[Transaction(_app_id(dataset), sequence)],
+                app_transactions=_fences(dataset, sequence),
                 custom_metadata={"timestoreAction": "fence", "timestoreSequence": str(sequence)},
             ),
         )
@@ -318,7 +335,7 @@ def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
 
 def published_sequences(table: DeltaTable, dataset: str) -> set[int]:
     """Return the sequences of builds of which the table still says that it has them: not those of long ago."""
-    found = {last_published_sequence(table, dataset)}
+    found = {last_published_sequence(table, dataset, lane) for lane in range(MOST_LANES)}
     for entry in table.history():
         if entry.get("timestoreAction") == "publish":
             found.add(int(entry["timestoreSequence"]))
@@ -346,17 +363,24 @@ def table_columns(table: DeltaTable) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def version_of_build(table: DeltaTable, build: Build) -> int:
-    """Return the table version that published ``build``; the current one where the log no longer says."""
-    for entry in table.history():
+def version_of_build(table: DeltaTable, build: Build, limit: int | None = None) -> int:
+    """Return the table version that published ``build``; that of ``table`` where its log no longer says.
+
+    ``limit``: look at so many versions only, the last ones.
+    """
+    for entry in table.history(limit):
         if entry.get("timestoreSequence") == str(build.sequence) and entry.get("timestoreAction") == "publish":
             return int(entry["version"])
     return table.version()
 
 
-def sync_found(path: Path, table: DeltaTable) -> None:
-    """Make the last log entries durable, which a process that died may have left unsynced (invariant 6)."""
-    for version in range(max(0, table.version() - 1), table.version() + 1):
+def sync_found(path: Path, table: DeltaTable, seen: int | None) -> None:
+    """Make the log entries durable that processes which died may have left unsynced (invariant 6).
+
+    That is, all since the version ``seen`` that readers are given (None: there was no table yet), and the last two.
+    """
+    last = table.version()
+    for version in range(max(0, min(last - 1, last if seen is None else seen + 1)), last + 1):
         _sync_log(path, version)
 
 
@@ -426,12 +450,16 @@ def _arrow_type(column: Column) -> pa.DataType:
     return _ARROW_TYPES[column.type]
 
 
-def _app_id(dataset: str) -> str:
-    return f"timestore/{dataset}"
+def _app_id(dataset: str, lane: int) -> str:
+    return f"timestore/{dataset}/{lane}"
 
 
-def _published_app_id(dataset: str) -> str:
-    return f"timestore/{dataset}/published"
+def _published_app_id(dataset: str, lane: int) -> str:
+    return f"{_app_id(dataset, lane)}/published"
+
+
+def _fences(dataset: str, sequence: int) -> list[Transaction]:
+    return [Transaction(_app_id(dataset, lane), sequence) for lane in range(MOST_LANES)]
 
 
 def _commit(
@@ -444,48 +472,67 @@ def _commit(
     replacement: Replacement | None = None,
 ) -> int:
     """Commit on a new handle, or on the one that is held since the files to be removed were looked up."""
-    table = replacement.table if replacement is not None else open_table(path, build.dataset)
-    # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
-    # handle and commit on this handle: no commit can come in between unnoticed.
-    if last_sequence(table, build.dataset) >= build.sequence:
-        raise SequenceTaken
-    reach(CrashPoint.TABLE_CHECKED)
-    properties = CommitProperties(
-        app_transactions=transactions,
-        custom_metadata={
-            "timestoreAction": action,
-            "timestoreKind": build.kind.value,
-            "timestoreBuild": str(build.id),
-            "timestoreSequence": str(build.sequence),
-            "timestoreOwner": build.owner,
-        },
-        max_commit_retries=None if replacement is None else 0,
-    )
-    try:
-        # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
-        # of those that are replaced, whose files it then removes instead of actions that it would not take.
-        grows = action == "publish" and _grows(build, table, columns)
-        windows = sorted({file.window_key for file in replacement.files}) if replacement is not None else []
-        table.create_write_transaction(
-            actions,
-            "overwrite" if grows else "append",
-            arrow_schema(columns),
-            [WINDOW_COLUMN],
-            partition_filters=[(WINDOW_COLUMN, "in", windows or [_NO_WINDOW])] if grows else None,
-            commit_properties=properties,
-            # Maintenance does that, and leaves the versions that readers may hold.
-            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-        )
-    except CommitFailedError as error:
-        if last_sequence(open_table(path, build.dataset), build.dataset) >= build.sequence:
-            raise SequenceTaken from error
-        raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
-    except (DeltaError, OSError) as error:
-        raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
+    attempts = 0
+    while True:
+        attempts += 1
+        table = replacement.table if replacement is not None else open_table(path, build.dataset)
+        # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
+        # handle and commit on this handle: no commit can come in between unnoticed.
+        if last_sequence(table, build.dataset, build.lane) >= build.sequence:
+            raise SequenceTaken
+        reach(CrashPoint.TABLE_CHECKED)
+        try:
+            _commit_on(table, build, actions, transactions, action, columns, replacement)
+            break
+        except CommitFailedError as error:
+            now = open_table(path, build.dataset)
+            if last_sequence(now, build.dataset, build.lane) >= build.sequence:
+                raise SequenceTaken from error
+            moved = replacement is not None and now.version() > table.version() and attempts < _MOST_ATTEMPTS
+            replacement = replacement.unchanged_on(now) if replacement is not None and moved else None
+            if replacement is None:
+                raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
+        except (DeltaError, OSError) as error:
+            raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
     reach(CrashPoint.TABLE_COMMITTED)
     mine = _sync_commit(path, build, since=table.version())
     reach(CrashPoint.TABLE_SYNCED)
     return mine
+
+
+def _commit_on(
+    table: DeltaTable,
+    build: Build,
+    actions: list[AddAction | RemoveAction],
+    transactions: list[Transaction],
+    action: str,
+    columns: Sequence[Column],
+    replacement: Replacement | None,
+) -> None:
+    # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
+    # of those that are replaced, whose files it then removes instead of actions that it would not take.
+    grows = action == "publish" and _grows(build, table, columns)
+    windows = sorted({file.window_key for file in replacement.files}) if replacement is not None else []
+    table.create_write_transaction(
+        actions,
+        "overwrite" if grows else "append",
+        arrow_schema(columns),
+        [WINDOW_COLUMN],
+        partition_filters=[(WINDOW_COLUMN, "in", windows or [_NO_WINDOW])] if grows else None,
+        commit_properties=CommitProperties(
+            app_transactions=transactions,
+            custom_metadata={
+                "timestoreAction": action,
+                "timestoreKind": build.kind.value,
+                "timestoreBuild": str(build.id),
+                "timestoreSequence": str(build.sequence),
+                "timestoreOwner": build.owner,
+            },
+            max_commit_retries=None if replacement is None else 0,
+        ),
+        # Maintenance does that, and leaves the versions that readers may hold.
+        post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+    )
 
 
 def has_columns(table: DeltaTable, columns: Sequence[Column]) -> bool:
@@ -502,7 +549,7 @@ def types_that_differ(table: DeltaTable, columns: Sequence[Column]) -> set[str]:
 
 def _grows(build: Build, table: DeltaTable, columns: Sequence[Column]) -> bool:
     """Whether the commit gives the table new columns or wider types: only builds that publish slices do."""
-    return build.kind in _PUBLISHING and not has_columns(table, columns)
+    return build.kind in PUBLISHING and not has_columns(table, columns)
 
 
 def _types(schema: Schema) -> dict[str, str]:

@@ -51,6 +51,7 @@ class Limit(StrEnum):
     MAX_PENDING = "max_pending"
     MAX_BYTES = "max_bytes"
     CONCURRENT_INGESTS = "concurrent_ingests"
+    CONCURRENT_BUILDS = "concurrent_builds"
 
 
 Datasets = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.operator import operator
 from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.leases import slots_held
 from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, overrides, set_override
 from timestore_pipeline.ledger.queue import QueueState, queue_states
@@ -50,6 +53,7 @@ def collect_limits(store: Store, datasets: Sequence[str] = ()) -> list[LimitStat
         limits = store.all_limits(tx)
         queues = queue_states(tx)
         set_by_hand = {(override.dataset, override.name): override for override in overrides(tx)}
+        building = Counter(build.dataset for build in builds_in_flight(tx))
         writing = {spec.name: slots_held(tx, turns_of(spec.name), now) for spec in specs}
     found = []
     for spec in specs:
@@ -58,6 +62,7 @@ def collect_limits(store: Store, datasets: Sequence[str] = ()) -> list[LimitStat
             LimitName.MAX_PENDING: queue.pending_batches,
             LimitName.MAX_BYTES: queue.pending_bytes,
             LimitName.CONCURRENT_INGESTS: writing[spec.name],
+            LimitName.CONCURRENT_BUILDS: building[spec.name],
         }
         for name, source in limits[spec.name].sources:
             override = set_by_hand.get((spec.name, name))
@@ -70,8 +75,15 @@ def set_limit(store: Store, dataset: str, name: LimitName, value: int) -> None:
 
     Raises:
         UnknownDataset: the dataset is not declared.
+        TimestoreError: the limit cannot have that value.
     """
     spec = store.datasets[dataset]
+    least, most = name.bounds
+    if value < least or (most is not None and value > most):
+        raise TimestoreError(
+            f"dataset {dataset!r}: {name.value} must be {least} or more{f' and at most {most}' if most else ''}, "
+            f"not {value}."
+        )
     override = Override(spec.name, name, value, operator(), now_micros())
     store.ledger.transact(lambda tx: set_override(tx, override))
 

@@ -12,7 +12,7 @@ from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, latest_builds, published_totals
+from timestore_pipeline.ledger.builds import Build, latest_builds, oldest_in_flight, published_totals
 from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSource
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
@@ -80,7 +80,7 @@ def collect_status(
         queues = queue_states(tx)
         published = published_totals(tx)
         flushed = latest_builds(tx)
-        in_flight = {build.dataset: build for build in builds_in_flight(tx)}
+        in_flight = oldest_in_flight(tx)
         quarantined = open_totals(tx)
         limits = store.all_limits(tx)
         pauses = all_pauses(tx)

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from timestore_pipeline.building.build import BuildReport, build_windows
+from timestore_pipeline.building.build import BuildReport
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.sharing import build_in_shares
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.arguments import window_of
@@ -102,7 +103,7 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
     codes = []
     for spec, first_window, last_window in ranges:
         try:
-            report = build_windows(store, spec.name, first_window, last_window, owner=owner, trigger=Trigger.MANUAL)
+            report = build_in_shares(store, spec.name, first_window, last_window, owner=owner, trigger=Trigger.MANUAL)
             say(_build_in_words(spec.name, report))
         except TimestoreError as error:
             warn(str(error))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, literal_column, or_, select, update
 
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.completion import complete
@@ -21,8 +21,9 @@ from timestore_pipeline.ledger.counters import (
     count,
     observe,
 )
+from timestore_pipeline.ledger.lanes import free_lane, free_slices, share, windows_of_builds
 from timestore_pipeline.ledger.published import PublishedWindow, move_windows
-from timestore_pipeline.ledger.queue import Slice, slice_is_queued, slices_of_build
+from timestore_pipeline.ledger.queue import Slice, slices_of_build
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import (
     BuildKind,
@@ -32,6 +33,7 @@ from timestore_pipeline.ledger.schema import (
     builds,
     datasets,
     replaced_windows,
+    schemas,
     slices,
     windows,
 )
@@ -45,15 +47,26 @@ _ENDED_FLUSH = and_(
     builds.c.kind == literal_column(f"'{BuildKind.FLUSH}'"),
     builds.c.state != literal_column(f"'{BuildState.CLAIMED}'"),
 )
+# So many flushes back failures are looked for: more than lanes and attempts.
+_RECENT_FLUSHES = 100
+
+PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
+"""Builds that publish slices; the others only write published rows anew, or drop them."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """A build as the ledger has it; windows and times in microseconds since the epoch."""
+    """A build as the ledger has it; windows and times in microseconds since the epoch.
+
+    Sequences count the builds of a dataset, whatever their lanes. ``schema_version`` is that of the dataset's columns
+    when the build was claimed.
+    """
 
     id: int
     dataset: str
     sequence: int
+    lane: int
+    schema_version: int
     owner: str
     kind: BuildKind
     trigger: str
@@ -73,10 +86,14 @@ class Build:
 
 @dataclass(frozen=True)
 class Claim:
-    """A build in flight with the slices that are its own until it ends."""
+    """A build in flight with the slices that are its own until it ends.
+
+    ``left_some``: windows behind its own were left to other builds.
+    """
 
     build: Build
     slices: tuple[Slice, ...]
+    left_some: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,57 +128,138 @@ def claim_slices(
     lease_micros: int,
     now: int,
     replaces: bool = False,
+    lanes: int = 1,
+    least_rows: int | None = None,
 ) -> Claim | None:
     """Claim the dataset's staged slices in the windows ``first_window … last_window`` (starts; None is unbounded).
 
     ``replaces`` says that the build will commit the whole content of these windows, not what it adds to them.
-    Done again with the same ``owner`` and ``now``, it returns the claim that it made the first time.
+    Windows that another build has are left to it. Done again with the same ``owner`` and ``now``, it returns the claim
+    that it made the first time.
+
+    Args:
+        tx: an open transaction.
+        dataset: a known dataset.
+        owner: who builds.
+        trigger: why.
+        first_window: the first window, inclusive.
+        last_window: the last window, inclusive.
+        lease_micros: for how long the build is left alone without a heartbeat.
+        now: microseconds since the epoch.
+        replaces: see above.
+        lanes: how many builds of the dataset may be in flight at once.
+        least_rows: leave windows to builds in the lanes that are still free, if each then gets so many rows; None
+            takes all.
 
     Returns:
         The claim, or None where nothing is staged there.
 
     Raises:
-        BuildInFlight: another build of the dataset has not ended.
+        BuildInFlight: no lane is free, others have all windows in which anything is staged, or the columns have
+            changed and one of the builds has to be alone.
     """
     mine = claimed_already(tx, dataset, owner, now)
     if mine is not None:
         return Claim(mine, tuple(slices_of_build(tx, mine.id)))
-    starts = staged_windows(tx, dataset, first_window, last_window)
+    entry = enter(tx, dataset, BuildKind.FLUSH, lanes)
+    share_ends = None
+    if least_rows is not None and entry.lanes_left > 1:
+        share_ends = _last_of_share(tx, entry, first_window, last_window, least_rows)
+        last_window = last_window if share_ends is None else share_ends
+    starts = staged_windows(tx, dataset, first_window, last_window, entry.others)
     if not starts:
+        if entry.others and staged_windows(tx, dataset, first_window, last_window):
+            raise BuildInFlight(dataset, entry.others[0].id, entry.others[0].owner)
         return None
     replaced = starts if replaces else ()
     build = new_build(
-        tx, dataset, BuildKind.FLUSH, starts, replaced, owner=owner, trigger=trigger, lease_micros=lease_micros, now=now
+        tx, entry, BuildKind.FLUSH, starts, replaced, owner=owner, trigger=trigger, lease_micros=lease_micros, now=now
     )
-    return add_slices(tx, build, first_window, last_window)
+    claim = add_slices(tx, build, first_window, last_window, entry.others)
+    return replace(claim, left_some=share_ends is not None)
 
 
-def staged_windows(tx: Connection, dataset: str, first_window: int | None, last_window: int | None) -> set[int]:
-    """Return the starts of the windows in which anything can be claimed."""
-    free = _free_slices(dataset, first_window, last_window)
+def _last_of_share(
+    tx: Connection, entry: Entry, first_window: int | None, last_window: int | None, least_rows: int
+) -> int | None:
+    """Return the last window of a new build's share; None where that is all that it could have."""
+    free = free_slices(entry.dataset, first_window, last_window, _ids(entry.others))
+    rows = tx.execute(
+        select(slices.c.window_start, func.sum(slices.c.rows))
+        .where(*free)
+        .group_by(slices.c.window_start)
+        .order_by(slices.c.window_start)
+    ).all()
+    chosen = share([(start, int(count)) for start, count in rows], entry.lanes_left, least_rows)
+    return chosen[-1] if len(chosen) < len(rows) else None
+
+
+def staged_windows(
+    tx: Connection, dataset: str, first_window: int | None, last_window: int | None, others: Iterable[Build] = ()
+) -> set[int]:
+    """Return the starts of the windows in which anything can be claimed while the builds ``others`` are in flight."""
+    free = free_slices(dataset, first_window, last_window, _ids(others))
     return set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
 
 
 def claimed_already(tx: Connection, dataset: str, owner: str, now: int) -> Build | None:
-    """Lock the dataset until the transaction ends, and make sure that no build of it is in flight but the caller's own.
+    """Lock the dataset until the transaction ends; return the build that the caller has claimed before.
 
-    Returns:
-        The build that the same ``owner`` has claimed at the same ``now``: the transaction is done again, as nobody
-        knew whether its commit had arrived. None where nothing is in flight.
-
-    Raises:
-        BuildInFlight: another build is.
+    That is one of the same ``owner`` and the same ``now``: the transaction is done again, as nobody knew whether its
+    commit had arrived.
     """
     lock_dataset(tx, dataset)
-    found = build_in_flight(tx, dataset)
-    if found is not None and (found.owner, found.claimed_at) != (owner, now):
-        raise BuildInFlight(dataset, found.id, found.owner)
-    return found
+    mine = (each for each in builds_in_flight(tx, dataset) if (each.owner, each.claimed_at) == (owner, now))
+    return next(mine, None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lane for a new build, the builds that are in flight beside it, and how many lanes are free with this one."""
+
+    dataset: str
+    lane: int
+    others: tuple[Build, ...]
+    lanes_left: int
+
+
+def enter(tx: Connection, dataset: str, kind: BuildKind, lanes: int, window_starts: Iterable[int] = ()) -> Entry:
+    """Find a lane for a new build of the dataset, which the caller has locked (:func:`claimed_already`).
+
+    A build that publishes columns which the table does not have yet has no other one beside it: one that was claimed
+    before knows nothing of them.
+
+    Raises:
+        BuildInFlight: none is free, another build has one of the windows, or one of the builds has to be alone.
+    """
+    others = tuple(builds_in_flight(tx, dataset))
+    lane = free_lane({each.lane for each in others}, lanes)
+    if others:
+        alone = [each for each in others if _changes_columns(tx, dataset, each.kind, each.schema_version)]
+        if lane is None or alone or _changes_columns(tx, dataset, kind, _schema_version(tx, dataset)):
+            raise BuildInFlight(dataset, (alone or others)[0].id, (alone or others)[0].owner)
+        wanted = set(window_starts)
+        for each in others if wanted else ():
+            if wanted & set(tx.execute(windows_of_builds([each.id])).scalars()):
+                raise BuildInFlight(dataset, each.id, each.owner)
+    return Entry(dataset, lane or 0, others, lanes - len(others))
+
+
+def _schema_version(tx: Connection, dataset: str) -> int:
+    return tx.execute(select(func.max(schemas.c.version)).where(schemas.c.dataset == dataset)).scalar() or 0
+
+
+def _changes_columns(tx: Connection, dataset: str, kind: BuildKind, schema_version: int) -> bool:
+    """Whether the build publishes columns that no one has before; a new table has the first version from the start."""
+    if kind not in PUBLISHING:
+        return False
+    published = tx.execute(select(datasets.c.published_schema).where(datasets.c.name == dataset)).scalar_one()
+    return schema_version > max(1, published)
 
 
 def new_build(
     tx: Connection,
-    dataset: str,
+    entry: Entry,
     kind: BuildKind,
     window_starts: Iterable[int],
     replaced: Iterable[int],
@@ -172,11 +270,11 @@ def new_build(
     now: int,
     rows: int = 0,
 ) -> Build:
-    """Enter a build in flight with the next sequence, after :func:`claimed_already` in the same transaction.
+    """Enter a build in flight with the next sequence, after :func:`enter` in the same transaction.
 
     ``replaced`` are those of its windows whose files its commit replaces.
     """
-    starts = set(window_starts)
+    starts, dataset = set(window_starts), entry.dataset
     sequence = tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one()
     tx.execute(update(datasets).where(datasets.c.name == dataset).values(next_sequence=sequence + 1))
     build_id = tx.execute(
@@ -184,6 +282,10 @@ def new_build(
         .values(
             dataset=dataset,
             sequence=sequence,
+            lane=entry.lane,
+            schema_version=select(func.coalesce(func.max(schemas.c.version), 0))
+            .where(schemas.c.dataset == dataset)
+            .scalar_subquery(),
             owner=owner,
             kind=kind.value,
             trigger=trigger,
@@ -213,9 +315,15 @@ def replace_also(tx: Connection, build: Build, window_starts: Iterable[int]) -> 
         tx.execute(insert(replaced_windows), more)
 
 
-def add_slices(tx: Connection, build: Build, first_window: int | None, last_window: int | None) -> Claim:
-    """Give a new build the staged slices of these windows; its rows become theirs and those that it had."""
-    tx.execute(update(slices).where(*_free_slices(build.dataset, first_window, last_window)).values(build_id=build.id))
+def add_slices(
+    tx: Connection, build: Build, first_window: int | None, last_window: int | None, others: Iterable[Build] = ()
+) -> Claim:
+    """Give a new build the staged slices of these windows, unless the builds ``others`` have the window.
+
+    Its rows become theirs and those that it had.
+    """
+    free = free_slices(build.dataset, first_window, last_window, _ids(others))
+    tx.execute(update(slices).where(*free).values(build_id=build.id))
     rows = tx.execute(select(func.sum(slices.c.rows)).where(slices.c.build_id == build.id)).scalar() or 0
     contributing = tx.execute(_batch_count(build.id)).scalar_one()
     tx.execute(
@@ -235,20 +343,22 @@ def claim_windows(
     rows: int,
     lease_micros: int,
     now: int,
+    lanes: int = 1,
 ) -> Build:
     """Claim windows whose ``rows`` published rows a build writes anew (or drops); their staged slices stay staged.
 
     Done again with the same ``owner`` and ``now``, it returns the build that it entered the first time.
 
     Raises:
-        BuildInFlight: another build of the dataset has not ended.
+        BuildInFlight: ``lanes`` builds of the dataset have not ended, or one that has to be alone or has such a window.
     """
     mine = claimed_already(tx, dataset, owner, now)
     if mine is not None:
         return mine
     starts = set(window_starts)
+    entry = enter(tx, dataset, kind, lanes, starts)
     return new_build(
-        tx, dataset, kind, starts, starts, owner=owner, trigger=trigger, rows=rows, lease_micros=lease_micros, now=now
+        tx, entry, kind, starts, starts, owner=owner, trigger=trigger, rows=rows, lease_micros=lease_micros, now=now
     )
 
 
@@ -295,10 +405,15 @@ def mark_published(
     tx.execute(update(slices).where(slices.c.build_id == build.id).values(published_at=now))
     touched = tx.execute(select(slices.c.segment_id).where(slices.c.build_id == build.id).distinct()).scalars().all()
     complete(tx, touched, now)
+    seen, schema = datasets.c.table_version, datasets.c.published_schema
+    known = build.schema_version if build.kind in PUBLISHING else 0
     tx.execute(
         update(datasets)
-        .where(datasets.c.name == build.dataset, func.coalesce(datasets.c.table_version, -1) < table_version)
-        .values(table_version=table_version)
+        .where(datasets.c.name == build.dataset)
+        .values(
+            table_version=case((func.coalesce(seen, -1) < table_version, table_version), else_=seen),
+            published_schema=case((schema < known, known), else_=schema),
+        )
     )
     taken = move_windows(tx, build.dataset, build.id, build.kind, published, kept or {}, now)
     if build.kind is BuildKind.COMPACTION:
@@ -336,17 +451,29 @@ def get_build(tx: Connection, build_id: int) -> Build:
     return _build(tx.execute(select(builds).where(builds.c.id == build_id)).one())
 
 
-def builds_in_flight(tx: Connection) -> list[Build]:
-    """Return all builds that have not ended, oldest first."""
+def builds_in_flight(tx: Connection, dataset: str | None = None) -> list[Build]:
+    """Return all builds that have not ended, of one dataset or of all, oldest first."""
+    query = select(builds).where(_IN_FLIGHT)
+    if dataset is not None:
+        query = query.where(builds.c.dataset == dataset)
     # Sorted here: asked for this order, SQLite walks through all builds that there ever were.
-    found = [_build(row) for row in tx.execute(select(builds).where(_IN_FLIGHT))]
-    return sorted(found, key=lambda build: build.id)
+    return sorted((_build(row) for row in tx.execute(query)), key=lambda build: build.id)
 
 
 def build_in_flight(tx: Connection, dataset: str) -> Build | None:
-    """Return the build of the dataset that has not ended, if any."""
-    row = tx.execute(select(builds).where(builds.c.dataset == dataset, _IN_FLIGHT)).first()
-    return None if row is None else _build(row)
+    """Return the oldest build of the dataset that has not ended, if any."""
+    return next(iter(builds_in_flight(tx, dataset)), None)
+
+
+def windows_in_flight(tx: Connection, dataset: str) -> set[int]:
+    """Return the windows (their starts) that a build of the dataset has just now."""
+    found = _ids(builds_in_flight(tx, dataset))
+    return set(tx.execute(windows_of_builds(found)).scalars()) if found else set()
+
+
+def oldest_in_flight(tx: Connection) -> dict[str, Build]:
+    """Return the oldest build of each dataset that has one in flight."""
+    return {build.dataset: build for build in reversed(builds_in_flight(tx))}
 
 
 def latest_builds(tx: Connection) -> dict[str, Build]:
@@ -367,20 +494,29 @@ def latest_builds(tx: Connection) -> dict[str, Build]:
 
 
 def failures_in_a_row(tx: Connection, dataset: str) -> int:
-    """Return how many flushes of the dataset have failed or died since the last one that published."""
-    flush = (builds.c.dataset == dataset, _ENDED_FLUSH)
-    last = (
-        select(func.coalesce(func.max(builds.c.id), 0))
-        .where(*flush, builds.c.state == BuildState.PUBLISHED.value)
-        .scalar_subquery()
+    """Return how many flushes of the dataset have failed or died since the last one that published.
+
+    One that published other windows, maybe beside them, says nothing of theirs. Failures of windows in which nothing is
+    staged any more are over, as are those before the last flushes.
+    """
+    query = (
+        select(builds.c.state, builds.c.first_window, builds.c.last_window)
+        .where(builds.c.dataset == dataset, _ENDED_FLUSH)
+        .order_by(builds.c.id.desc())
+        .limit(_RECENT_FLUSHES)
     )
-    return tx.execute(
-        select(func.count()).where(*flush, builds.c.state == BuildState.ABORTED.value, builds.c.id > last)
-    ).scalar_one()
+    published: list[tuple[int, int]] = []
+    failures = 0
+    for state, first, last in tx.execute(query).all():
+        if state == BuildState.PUBLISHED.value:
+            published.append((first, last))
+        elif not any(first <= later_last and later_first <= last for later_first, later_last in published):
+            failures += bool(staged_windows(tx, dataset, first, last))
+    return failures
 
 
 def published_build_before(tx: Connection, dataset: str, moment: int) -> Build | None:
-    """Return the last build that had published at ``moment``: readers were then given its table version."""
+    """Return the build whose table version readers were given at ``moment``: the highest one published until then."""
     row = tx.execute(
         select(builds)
         .where(
@@ -389,10 +525,20 @@ def published_build_before(tx: Connection, dataset: str, moment: int) -> Build |
             builds.c.finished_at <= moment,
             builds.c.table_version.is_not(None),
         )
-        .order_by(builds.c.sequence.desc())
+        .order_by(builds.c.table_version.desc(), builds.c.sequence.desc())
         .limit(1)
     ).first()
     return None if row is None else _build(row)
+
+
+def sequences_after(tx: Connection, dataset: str, moment: int) -> set[int]:
+    """Return the sequences of builds that had not published at ``moment``: what they wrote may be in a later version.
+
+    A build may publish after another one that was claimed later.
+    """
+    open_ = builds.c.state == BuildState.CLAIMED.value
+    since = and_(builds.c.state == BuildState.PUBLISHED.value, builds.c.finished_at > moment)
+    return set(tx.execute(select(builds.c.sequence).where(builds.c.dataset == dataset, or_(open_, since))).scalars())
 
 
 def aborted_sequences(tx: Connection) -> dict[str, set[int]]:
@@ -460,13 +606,8 @@ def batches_of_slices(tx: Connection, *conditions: ColumnElement[bool]) -> list[
     return [WindowBatch(**row) for row in tx.execute(query).mappings()]
 
 
-def _free_slices(dataset: str, first_window: int | None, last_window: int | None) -> list[ColumnElement[bool]]:
-    free = [slices.c.dataset == dataset, slice_is_queued(), slices.c.build_id.is_(None)]
-    if first_window is not None:
-        free.append(slices.c.window_start >= first_window)
-    if last_window is not None:
-        free.append(slices.c.window_start <= last_window)
-    return free
+def _ids(others: Iterable[Build]) -> list[int]:
+    return [each.id for each in others]
 
 
 def _batch_count(build_id: int):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, exists, func, select, update
 
-from timestore_pipeline.ledger.builds import build_in_flight
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, find_entry, resolve_entry, set_aside
 from timestore_pipeline.ledger.queue import slice_is_queued
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import (
+    BuildKind,
     QuarantineKind,
     QuarantineState,
     batch_slices,
@@ -38,10 +39,17 @@ def set_slices_aside(
     """Take slices of a segment out of the queue under one entry; ``path`` is where the segment's file is from now on.
 
     Returns:
-        The entry, or None where nothing was set aside: another process did it, or a build of the dataset is in flight.
+        The entry, or None where nothing was set aside: another process did it, or a build that reads the segment is in
+        flight.
     """
     lock_dataset(tx, dataset)
-    if build_in_flight(tx, dataset) is not None:
+    in_flight = builds_in_flight(tx, dataset)
+    reading = slices.c.segment_id == segment_id, slices.c.build_id.in_([build.id for build in in_flight])
+    # A rebuild reads segments of which it has claimed nothing.
+    if (
+        any(build.kind is BuildKind.REBUILD for build in in_flight)
+        or tx.execute(select(exists().where(*reading))).scalar()
+    ):
         return None
     damaged = (
         slices.c.segment_id == segment_id,

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, select
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.schema import limit_overrides
 from timestore_pipeline.ledger.upserts import upsert
-from timestore_pipeline.settings import Settings
+from timestore_pipeline.settings import MOST_LANES, Settings
 
 
 class LimitName(StrEnum):
@@ -23,6 +23,12 @@ class LimitName(StrEnum):
     MAX_PENDING = "max_pending"
     MAX_BYTES = "max_bytes"
     CONCURRENT_INGESTS = "concurrent_ingests"
+    CONCURRENT_BUILDS = "concurrent_builds"
+
+    @property
+    def bounds(self) -> tuple[int, int | None]:
+        """The least and the greatest value (None: any) that the limit can be set to; 0 switches one off."""
+        return (1, MOST_LANES) if self is LimitName.CONCURRENT_BUILDS else (0, None)
 
 
 class LimitSource(StrEnum):
@@ -49,12 +55,13 @@ class EffectiveLimits:
     """The limits of one dataset that hold now; 0 is no limit.
 
     ``max_pending`` counts staged, unpublished batches, ``max_bytes`` their bytes, ``concurrent_ingests`` the segments
-    of the dataset that are written at the same time.
+    of the dataset that are written at the same time, ``concurrent_builds`` its builds in flight (at least 1).
     """
 
     max_pending: int
     max_bytes: int
     concurrent_ingests: int
+    concurrent_builds: int = 1
     sources: tuple[tuple[LimitName, LimitSource], ...] = ()
 
     def value(self, name: LimitName) -> int:
@@ -98,6 +105,7 @@ def _limits(settings: Settings, spec: DatasetSpec, overridden: dict[tuple[str, s
         LimitName.MAX_PENDING: (spec.limits.max_pending, settings.staging_max_pending),
         LimitName.MAX_BYTES: (spec.limits.max_bytes, settings.staging_max_dataset_bytes),
         LimitName.CONCURRENT_INGESTS: (spec.limits.concurrent_ingests, settings.staging_concurrent_ingests),
+        LimitName.CONCURRENT_BUILDS: (spec.limits.concurrent_builds, settings.build_concurrent_builds),
     }
     values: dict[str, int] = {}
     sources: list[tuple[LimitName, LimitSource]] = []

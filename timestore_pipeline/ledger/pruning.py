@@ -96,12 +96,15 @@ def prune_builds(tx: Connection, dataset: str, finished_before: int, *, dry_run:
     """Forget builds that ended before a moment, but not the last of them that published, nor any after it."""
     lock_dataset(tx, dataset)
     last = (
-        select(func.max(builds.c.id))
+        select(builds.c.id)
         .where(
             builds.c.dataset == dataset,
             builds.c.state == BuildState.PUBLISHED.value,
             builds.c.finished_at < finished_before,
         )
+        # The one whose table version readers were given then: not always the one that was claimed last.
+        .order_by(func.coalesce(builds.c.table_version, -1).desc(), builds.c.id.desc())
+        .limit(1)
         .scalar_subquery()
     )
     used = exists().where(slices.c.build_id == builds.c.id)

@@ -116,6 +116,8 @@ datasets = Table(
     Column("published_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("published_files", BigInteger, nullable=False, server_default=text("0")),
     Column("published_at", BigInteger, comment="when rows were published last"),
+    Column("published_schema", Integer, nullable=False, server_default=text("0"),
+           comment="the latest version of its columns that a build has published"),
 )  # fmt: skip
 
 schemas = Table(
@@ -181,6 +183,10 @@ builds = Table(
     Column("id", _RowId, primary_key=True, autoincrement=True),
     Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
     Column("sequence", BigInteger, nullable=False, comment="version of the table's application transaction"),
+    Column("lane", Integer, nullable=False, server_default=text("0"),
+           comment="of the builds that may run at the same time; one of a lane at a time"),
+    Column("schema_version", Integer, nullable=False, server_default=text("0"),
+           comment="of the dataset's columns, as they were when it was claimed"),
     Column("owner", String(255), nullable=False, comment="Dagster run id, or host and process"),
     Column("kind", String(16), nullable=False),
     Column("trigger", String(16), nullable=False),
@@ -197,8 +203,8 @@ builds = Table(
     Column("table_version", BigInteger),
     Column("error", Text),
     UniqueConstraint("dataset", "sequence"),
-    # At most one build of a dataset in flight: its commits must reach the table in the order of their sequences.
-    Index("uq_builds_in_flight", "dataset", unique=True, sqlite_where=text("state = 'claimed'"),
+    # At most one build of a lane in flight: its commits must reach the table in the order of their sequences.
+    Index("uq_builds_in_flight", "dataset", "lane", unique=True, sqlite_where=text("state = 'claimed'"),
           postgresql_where=text("state = 'claimed'")),
     # The last flush of a dataset is one look at the end of its part.
     Index("ix_builds_ended_flushes", "dataset", "id", sqlite_where=text("kind = 'flush' AND state <> 'claimed'"),

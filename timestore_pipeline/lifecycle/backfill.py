@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from timestore_pipeline.building.build import BuildReport, build_windows
+from timestore_pipeline.building.build import BuildReport
 from timestore_pipeline.building.rebuild import rebuild_windows
+from timestore_pipeline.building.sharing import build_in_shares
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.lifecycle.compaction import CompactionReport, compact_dataset
@@ -24,7 +25,7 @@ def materialize_windows(
 ) -> tuple[BuildReport | None, CompactionReport]:
     """Publish what is staged for the windows ``first … last`` (by default all), or ``rebuild`` them, and compact them.
 
-    Other args are those of :func:`timestore_pipeline.building.build.build_windows`.
+    Other args are those of :func:`timestore_pipeline.building.sharing.build_in_shares`.
 
     Returns:
         What was published, None for nothing, and what was merged then. Where another build came in between nothing is
@@ -34,7 +35,7 @@ def materialize_windows(
         RebuildRefused: a window cannot be rebuilt.
         TimestoreError: as builds and compactions say.
     """
-    act = rebuild_windows if rebuild else build_windows
+    act = rebuild_windows if rebuild else build_in_shares
     report = act(store, dataset, first, last, owner=owner, trigger=trigger, target_file_bytes=target_file_bytes)
     try:
         merged = compact_dataset(

@@ -2,7 +2,8 @@
 
 An open window is compacted when it has too many small files; a closed one (its end plus the dataset's lateness has
 passed) until nothing is left to merge. A compaction is a build: it claims, commits and is settled as one, and while
-it is in flight nothing else of the dataset is built. So each is bounded, and a flush that is due goes first.
+it is in flight nothing else of its windows is built, nor of its lane. So each is bounded, and a flush that is due
+goes first.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals
+from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals, windows_in_flight
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.staging.room import check_disk
@@ -173,10 +174,12 @@ def plan_compaction(
     open_from = spec.first_open_window(now)
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
+        # With one lane, whoever has it says that nothing can be compacted just now.
+        taken = windows_in_flight(tx, spec.name) if store.limits(tx, spec).concurrent_builds > 1 else set()
     closed = {}
     for total in totals:
         window = spec.window_at(total.window_start)
-        if (first and window < first) or (last and window > last):
+        if (first and window < first) or (last and window > last) or total.window_start in taken:
             continue
         is_closed = thorough or window < open_from
         least = 1 if is_closed else rules.max_small_files
@@ -232,9 +235,12 @@ def _compact_once(
     check_disk(store, store.table_path(spec.name))
     # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
     columns = published_columns(store, spec, open_table(store.table_path(spec.name), spec.name))
+    with store.ledger.read() as tx:
+        lanes = store.limits(tx, spec).concurrent_builds
     claim = partial(
         claim_windows,
         dataset=spec.name,
+        lanes=lanes,
         kind=BuildKind.COMPACTION,
         window_starts=[window.start_micros for window in plan],
         owner=owner,

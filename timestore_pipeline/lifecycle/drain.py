@@ -17,7 +17,7 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError, UnknownDataset
-from timestore_pipeline.ledger.builds import Build, builds_in_flight
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, oldest_in_flight
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_intake, resume_intake
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
@@ -194,7 +194,7 @@ def what_remains(store: Store, datasets: Sequence[str], errors: dict[str, str] |
     with store.ledger.read() as tx:
         queues = queue_states(tx)
         totals = open_totals(tx)
-        in_flight = {build.dataset: build for build in builds_in_flight(tx)}
+        in_flight = oldest_in_flight(tx)
         names = datasets or sorted(known_datasets(tx) | set(store.datasets))
     return tuple(
         Remainder(

@@ -67,9 +67,11 @@ def expire_windows(
     keys = [spec.window_at(total.window_start).key for total in expired]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec) or ()
+        lanes = store.limits(tx, spec).concurrent_builds
     claim = partial(
         claim_windows,
         dataset=dataset,
+        lanes=lanes,
         kind=BuildKind.EXPIRY,
         window_starts=[total.window_start for total in expired],
         owner=owner,

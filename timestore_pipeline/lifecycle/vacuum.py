@@ -2,13 +2,14 @@
 
 A reader takes the version that the ledger gives it and may go on with it for the grace period. So a file may go when
 it is in neither the version that readers were given when the grace period began, nor in any later one. File names
-begin with the sequence of their build, which says which are later. Files of aborted builds are swept as orphans.
+begin with the sequence of their build, and the ledger says which builds published later: not only those that were
+claimed later. Files of aborted builds are swept as orphans.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -17,7 +18,7 @@ from timestore_pipeline.building.table import LOG_FOLDER, has_table, live_files,
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.ledger.builds import Build, published_build_before
+from timestore_pipeline.ledger.builds import Build, published_build_before, sequences_after
 from timestore_pipeline.ledger.counters import VACUUMED_BYTES, VACUUMED_FILES, count
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.lifecycle.freed import Freed
@@ -40,10 +41,12 @@ def vacuum_table(
     path = store.table_path(dataset)
     if not has_table(path):
         return Freed()
+    moment = now - int(store.settings.vacuum_grace_seconds * 1e6)
     with store.ledger.read() as tx:
-        oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
+        oldest = published_build_before(tx, dataset, moment)
+        later = sequences_after(tx, dataset, moment)
     freed = Freed()
-    for file in _unreferenced(path, dataset, oldest):
+    for file in _unreferenced(path, dataset, oldest, later):
         if max_files is not None and freed.files >= max_files:
             break
         try:
@@ -86,15 +89,20 @@ def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
     return Freed(len(gone), sum(gone))
 
 
-def _unreferenced(path: Path, dataset: str, oldest: Build | None) -> Iterator[Path]:
-    """Yield the files of builds up to ``oldest`` that no version has from that build's on."""
+def _unreferenced(path: Path, dataset: str, oldest: Build | None, later: Collection[int]) -> Iterator[Path]:
+    """Yield the files of builds up to ``oldest``, but not of those ``later``, that no version has from that build's on.
+
+    Builds claimed after ``oldest`` are left alone, wherever they stand: those that are not known yet are among them.
+    """
     if oldest is None:
         return
     # Listed before the table is opened: what is committed in between is not among them.
     candidates = [
         file
         for file in sorted(path.glob(f"{WINDOW_COLUMN}=*/*.parquet"))
-        if (sequence := sequence_of_file(file.name)) is not None and sequence <= oldest.sequence
+        if (sequence := sequence_of_file(file.name)) is not None
+        and sequence <= oldest.sequence
+        and sequence not in later
     ]
     if not candidates:
         return

@@ -6,6 +6,7 @@ something left that waits for somebody: staged rows, a build in flight, an entry
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -102,12 +103,15 @@ class _Found:
     """What waits in the ledger, by dataset."""
 
     queues: dict[str, QueueState]
-    in_flight: dict[str, Build]
+    in_flight: dict[str, list[Build]]
     quarantined: dict[str, QuarantineTotals]
 
     @classmethod
     def look(cls, tx: Connection) -> Self:
-        return cls(queue_states(tx), {build.dataset: build for build in builds_in_flight(tx)}, open_totals(tx))
+        in_flight: defaultdict[str, list[Build]] = defaultdict(list)
+        for build in builds_in_flight(tx):
+            in_flight[build.dataset].append(build)
+        return cls(queue_states(tx), dict(in_flight), open_totals(tx))
 
     @property
     def waiting(self) -> set[str]:
@@ -129,7 +133,8 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
         queue = found.queues.get(name, QueueState(name))
         spec = store.datasets.get(name)
         oldest = oldest_due_from(queue, effective_thresholds(store.settings, spec)) if spec else queue.oldest_at
-        build = found.in_flight.get(name)
+        builds = found.in_flight.get(name, [])
+        oldest_build = builds[0].claimed_at if builds else None
         backlog = backlogs.get(name, Backlog(files=0, bytes=0, oldest_modified_at=now))
         totals = found.quarantined.get(name, QuarantineTotals(batches=0, rows=0))
         window_count, rows, size, files = published.get(name, (0, 0, 0, 0))
@@ -144,9 +149,9 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
             (series.OLDEST_AGE, name, ""): _age(oldest, now),
             (series.OLDEST_TIMESTAMP, name, ""): (oldest or 0) / 1e6,
             (series.INTAKE_PAUSED, name, ""): int(pause_of(pauses, name) is not None),
-            (series.BUILDS_IN_FLIGHT, name, ""): int(build is not None),
-            (series.BUILD_AGE, name, ""): _age(build and build.claimed_at, now),
-            (series.BUILD_TIMESTAMP, name, ""): (build.claimed_at if build else 0) / 1e6,
+            (series.BUILDS_IN_FLIGHT, name, ""): len(builds),
+            (series.BUILD_AGE, name, ""): _age(oldest_build, now),
+            (series.BUILD_TIMESTAMP, name, ""): (oldest_build or 0) / 1e6,
             (series.FLUSH_LAST_SUCCESS, name, ""): published_at.get(name, 0) / 1e6,
             (series.PUBLISHED_ROWS, name, ""): rows,
             (series.PUBLISHED_BYTES, name, ""): size,
@@ -178,6 +183,7 @@ def _bounds(tx: Connection, store: Store) -> _Values:
             (series.LIMIT, name, "batches"): limits[name].max_pending,
             (series.LIMIT, name, "bytes"): limits[name].max_bytes,
             (series.LIMIT, name, "ingests"): limits[name].concurrent_ingests,
+            (series.LIMIT, name, "builds"): limits[name].concurrent_builds,
             (series.SLO, name, "flush"): levels.flush_seconds,
             (series.SLO, name, "publish"): levels.publish_seconds,
         }

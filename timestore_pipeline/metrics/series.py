@@ -152,10 +152,11 @@ SERIES = (
     Series(
         LIMIT,
         SeriesType.GAUGE,
-        "batches, bytes or segments (ingests)",
-        "Effective limit of what may be staged and unpublished, and of segments written at the same time; 0 is off.",
+        "batches, bytes, segments (ingests) or builds",
+        "Effective limit of what may be staged and unpublished, of segments written at the same time (0 is off), and "
+        "of builds in flight.",
         "limit",
-        ("batches", "bytes", "ingests"),
+        ("batches", "bytes", "ingests", "builds"),
     ),
     Series(
         INTAKE_PAUSED,

@@ -132,6 +132,7 @@ def _spec(store: Store, like: str | None) -> DatasetSpec:
             max_pending=limits.max_pending,
             max_bytes=limits.max_bytes,
             concurrent_ingests=limits.concurrent_ingests,
+            concurrent_builds=limits.concurrent_builds,
         ),
     )
 

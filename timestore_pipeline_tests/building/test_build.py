@@ -494,8 +494,8 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
             monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
     from timestore_pipeline.building import publication as publication_module
 
-    mark = publication_module.mark_published
-    monkeypatch.setattr(publication_module, "mark_published", lambda *a, **k: synced.append("LEDGER") or mark(*a, **k))
+    mark = publication_module.record_commit
+    monkeypatch.setattr(publication_module, "record_commit", lambda *a, **k: synced.append("LEDGER") or mark(*a, **k))
 
     build(store)
 

@@ -252,7 +252,7 @@ def test_a_build_that_failed_after_its_commit_counts_what_it_superseded_once(
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(publication, "mark_published", die)
+        patched.setattr(publication, "record_commit", die)
         patched.setattr(publication, "settle_build", die)
         with pytest.raises(Killed):
             build_windows(store, "orders", owner="the test")

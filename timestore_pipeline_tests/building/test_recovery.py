@@ -77,7 +77,7 @@ BEFORE_THE_COMMIT = [
 AFTER_THE_COMMIT = [
     pytest.param("_sync_commit", False, table_module, id="committed and not synced"),
     pytest.param("commit_build", True, publication_module, id="committed"),
-    pytest.param("mark_published", False, publication_module, id="before the ledger"),
+    pytest.param("record_commit", False, publication_module, id="before the ledger"),
 ]
 
 
@@ -132,8 +132,8 @@ def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Sto
     interrupted_build(store, "_sync_commit", module=table_module)
     done: list[str] = []
     monkeypatch.setattr(table_module, "sync_private", lambda path: done.append(path.name))
-    mark = recovery_module.mark_published
-    monkeypatch.setattr(recovery_module, "mark_published", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
+    mark = recovery_module.record_commit
+    monkeypatch.setattr(recovery_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 
     settle_dead_builds(store, everyone)
 
@@ -184,7 +184,7 @@ def test_a_fence_left_by_a_recoverer_that_died_is_not_taken_for_a_publication(st
         with pytest.raises(Killed):
             settle_dead_builds(store, everyone)
     table = DeltaTable(str(store.table_path("weather")))
-    assert (last_sequence(table, "weather"), last_published_sequence(table, "weather")) == (1, 0)
+    assert (last_sequence(table, "weather"), last_published_sequence(table, "weather", 0)) == (1, 0)
     assert readable(store) == ROWS
 
     (settled,) = settle_dead_builds(store, everyone)
@@ -304,7 +304,7 @@ def test_when_the_ledger_fails_after_the_commit_the_rows_stay_readable_once(
         raise LedgerError("the ledger is locked")
 
     with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "mark_published", locked)
+        patched.setattr(publication_module, "record_commit", locked)
         with pytest.raises(LedgerError):
             build(store)
     assert readable(store) == published(store) == rows_of(hourly(3))

@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
-from timestore_pipeline.building.recovery import published_windows, settle_dead_builds
+from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import (
     ParquetFile,
     Replacement,
@@ -168,10 +169,11 @@ def optimize(store: Store, claim: Claim) -> None:
     DeltaTable(str(store.table_path("weather"))).optimize.compact()
 
 
-def append(store: Store, claim: Claim) -> None:
-    """Somebody adds rows with another tool."""
+def append(store: Store, claim: Claim, window_key: str = WINDOWS[0]) -> None:
+    """Somebody adds a row to a window with another tool."""
     path = str(store.table_path("weather"))
-    write_deltalake(path, DeltaTable(path).to_pyarrow_table().slice(0, 1), mode="append")
+    rows = DeltaTable(path).to_pyarrow_table(filters=[("window_key", "=", window_key)])
+    write_deltalake(path, rows.slice(0, 1), mode="append")
 
 
 def fence(store: Store, claim: Claim) -> None:
@@ -193,6 +195,19 @@ def test_nothing_is_replaced_once_the_table_has_moved_on(
         commit(store, claim, files, replacement)
 
     assert published(store) == before
+
+
+def test_a_commit_to_other_windows_that_came_in_between_does_not_matter(two_windows: Store):
+    store = two_windows
+    claim = claim_replacement(store)
+    files, replacement = write(store, claim), read(store, claim)
+    append(store, claim, "2026-01-03")
+
+    commit(store, claim, files, replacement)
+
+    one_more = [row for row in published(store) if row not in rows_of(replacing_rows())]
+    assert len(one_more) == 3 + 1
+    assert [row for row in published(store) if row not in one_more] == rows_of(replacing_rows())
 
 
 def test_files_of_another_tool_are_replaced_too_whatever_their_names(two_windows: Store):

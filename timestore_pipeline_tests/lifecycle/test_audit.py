@@ -219,7 +219,7 @@ def test_a_build_that_died_after_its_commit_adds_up_before_and_after_it_is_settl
     build(store)
     stage(store, "weather", hourly(5, station="LGA"))
     with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "mark_published", _die)
+        patched.setattr(publication_module, "record_commit", _die)
         with pytest.raises(_Killed):
             build_windows(store, "weather", owner="the dead")
 

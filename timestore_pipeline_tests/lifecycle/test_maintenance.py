@@ -173,7 +173,7 @@ def test_grace_counts_from_when_readers_were_moved_on_not_from_the_commit(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(publication, "mark_published", die)
+        patched.setattr(publication, "record_commit", die)
         with pytest.raises(KeyboardInterrupt):
             compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
 

@@ -115,13 +115,13 @@ STEPS = [
     (publication_module, "commit_build", False),
     (table_module, "_sync_commit", False),
     (publication_module, "commit_build", True),
-    (publication_module, "mark_published", False),
-    (publication_module, "mark_published", True),
+    (publication_module, "record_commit", False),
+    (publication_module, "record_commit", True),
 ]
 RECOVERY_STEPS = [
     (recovery_module, "commit_fence", True),
     (recovery_module, "mark_aborted", False),
-    (recovery_module, "mark_published", False),
+    (recovery_module, "record_commit", False),
     (recovery_module, "_remove_files", False),
 ]
 

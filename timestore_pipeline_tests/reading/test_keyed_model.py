@@ -139,7 +139,7 @@ class OneRowPerKey(RuleBasedStateMachine):
     @rule(
         step=st.sampled_from(
             [("write_window", True, build_module), ("commit_build", False, publication_module),
-             ("commit_build", True, publication_module), ("mark_published", True, publication_module)]
+             ("commit_build", True, publication_module), ("record_commit", True, publication_module)]
         )
     )  # fmt: skip
     def flush_and_die(self, step: tuple[str, bool, Any]) -> None:

@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 REFUSED_SUFFIX = ".rows.parquet"
 
-# One build of a dataset is in flight at a time, so its sequence can only be the next one. More costs nothing.
+# Of builds in flight, the sequences are the next ones, of as many as there are lanes. More costs nothing.
 _SEQUENCES_AHEAD = 1_000
 
 

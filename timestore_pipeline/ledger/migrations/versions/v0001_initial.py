@@ -52,6 +52,13 @@ def upgrade() -> None:
         sa.Column("published_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("published_files", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("published_at", sa.BigInteger(), nullable=True, comment="when rows were published last"),
+        sa.Column(
+            "published_schema",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="the latest version of its columns that a build has published",
+        ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_datasets")),
     )
     op.create_table(
@@ -183,6 +190,20 @@ def upgrade() -> None:
             comment="version of the table's application transaction",
         ),
         sa.Column(
+            "lane",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="of the builds that may run at the same time; one of a lane at a time",
+        ),
+        sa.Column(
+            "schema_version",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="of the dataset's columns, as they were when it was claimed",
+        ),
+        sa.Column(
             "owner",
             sa.String(length=255),
             nullable=False,
@@ -215,7 +236,7 @@ def upgrade() -> None:
     op.create_index(
         "uq_builds_in_flight",
         "builds",
-        ["dataset"],
+        ["dataset", "lane"],
         unique=True,
         sqlite_where=sa.text("state = 'claimed'"),
         postgresql_where=sa.text("state = 'claimed'"),
