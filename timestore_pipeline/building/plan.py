@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 
 from timestore_pipeline.building.thresholds import (
+    Due,
     FlushThresholds,
     Trigger,
     distance,
@@ -15,7 +17,8 @@ from timestore_pipeline.building.thresholds import (
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
-from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.lanes import StagedWindow, parts, staged_by_window
+from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Granularity, Window
 
@@ -61,7 +64,15 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
     with store.ledger.read() as tx:
         states = queue_states(tx)
         limits = store.all_limits(tx)
-        in_flight = {build.dataset: build for build in builds_in_flight(tx)}
+        in_flight: defaultdict[str, list[Build]] = defaultdict(list)
+        for build in builds_in_flight(tx):
+            in_flight[build.dataset].append(build)
+        # Only of datasets with more than one lane: the others need no look at each window.
+        staged = {
+            name: staged_by_window(tx, name, [build.id for build in in_flight[name]])
+            for name in states
+            if name in limits and 1 < limits[name].concurrent_builds > len(in_flight[name])
+        }
     due: list[FlushRequest] = []
     waiting: list[str] = []
     for name, state in states.items():
@@ -71,24 +82,68 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
         spec = store.datasets[name]
         thresholds = effective_thresholds(store.settings, spec)
         max_pending = limits[name].max_pending
-        if name in in_flight:
-            waiting.append(f"{distance(state, thresholds, max_pending, now)}; {_describe(in_flight[name], now)}")
+        busy = "".join(f"; {_describe(build, now)}" for build in in_flight[name])
+        lanes = limits[name].concurrent_builds - len(in_flight[name])
+        if lanes < 1:
+            waiting.append(f"{distance(state, thresholds, max_pending, now)}{busy}")
             continue
-        due_now = due_windows(state, thresholds, max_pending, now)
+        windows = staged.get(name)
+        free = state if windows is None else left_to_claim(state, windows)
+        due_now = due_windows(free, thresholds, max_pending, now)
         if due_now is None:
-            waiting.append(distance(state, thresholds, max_pending, now))
+            waiting.append(f"{distance(free, thresholds, max_pending, now)}{busy}")
             continue
-        first, last = spec.window_at(due_now.first_window), spec.window_at(due_now.last_window)
-        why = distance(state, thresholds, max_pending, now)
-        due.append(FlushRequest(name, due_now.trigger, why, thresholds, spec.start, first, last))
+        why = distance(free, thresholds, max_pending, now)
+        for first, last, whole in _divide(due_now, windows, lanes, store.settings.build_least_shared_rows):
+            # What is left when another run has claimed its part may be below the thresholds, and is still to be built.
+            wanted = thresholds if whole else FlushThresholds(max_rows=0, max_bytes=0, max_age_ms=0)
+            request = FlushRequest(
+                name, due_now.trigger, why, wanted, spec.start, spec.window_at(first), spec.window_at(last)
+            )
+            due.append(request)
     return FlushPlan(tuple(group_requests(due)), tuple(waiting))
+
+
+def left_to_claim(state: QueueState, windows: Sequence[StagedWindow]) -> QueueState:
+    """Return the queue without what is staged in windows that builds in flight have: ``windows`` are the others."""
+    on_time, late = ([each for each in windows if each.late is wanted] for wanted in (False, True))
+
+    def bounds(part: Sequence[StagedWindow]) -> dict[str, int | None]:
+        return {
+            "oldest_staged_at": min((each.oldest_staged_at for each in part), default=None),
+            "first_window": min((each.window_start for each in part), default=None),
+            "last_window": max((each.window_start for each in part), default=None),
+        }
+
+    return replace(
+        state,
+        staged_rows=sum(each.rows for each in windows),
+        staged_bytes=sum(each.bytes for each in windows),
+        late=replace(state.late, rows=sum(each.rows for each in late), **bounds(late)),
+        **bounds(on_time),
+    )
+
+
+def _divide(
+    due: Due, windows: Sequence[StagedWindow] | None, lanes: int, least_rows: int
+) -> list[tuple[int, int, bool]]:
+    """Return (first window, last window, whether that is all) for each build that shall publish what is due."""
+    rows: Counter[int] = Counter()
+    for each in windows or ():
+        if due.first_window <= each.window_start <= due.last_window:
+            rows[each.window_start] += each.rows
+    shares = parts(sorted(rows.items()), lanes, least_rows)
+    if len(shares) < 2:
+        return [(due.first_window, due.last_window, True)]
+    return [(share[0], share[-1], False) for share in shares]
 
 
 def group_requests(requests: Iterable[FlushRequest]) -> list[FlushGroup]:
     """Put together the datasets of equal partitions whose window ranges overlap.
 
     A run over the union of their ranges costs no more than over one of them, as only windows with staged rows are
-    built; ranges that do not overlap stay apart, so that late rows of one dataset do not stretch all the others.
+    built; ranges that do not overlap stay apart, so that late rows of one dataset do not stretch all the others. Parts
+    of one dataset are for several runs.
     """
     groups: list[FlushGroup] = []
     for request in sorted(requests, key=lambda item: (item.first.granularity, item.start, item.first, item.dataset)):
@@ -97,6 +152,7 @@ def group_requests(requests: Iterable[FlushRequest]) -> list[FlushGroup]:
             group
             and (group.granularity, group.start) == (request.first.granularity, request.start)
             and (request.first <= group.last)
+            and all(request.dataset != each.dataset for each in group.requests)
         ):
             groups[-1] = FlushGroup(
                 group.granularity, group.start, group.first, max(group.last, request.last), (*group.requests, request)

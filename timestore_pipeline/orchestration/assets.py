@@ -39,7 +39,7 @@ from timestore_pipeline.orchestration.table_checks import table_check_results, t
 from timestore_pipeline.orchestration.tags import tag_run_of_a_person
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window, windows_between
+from timestore_pipeline.windows import Granularity, Window, windows_between
 
 if TYPE_CHECKING:
     from timestore_pipeline.building.build import BuildReport
@@ -52,6 +52,11 @@ _MAX_WARNINGS = 20
 _IN_FLIGHT_RETRIES = 8
 _IN_FLIGHT_FIRST_WAIT = 5
 _IN_FLIGHT_LONGEST_WAIT = 60
+# The runs of a backfill wait for each other: there may be more of them than builds at a time. An hour in all.
+_IN_FLIGHT_RETRIES_OF_A_BACKFILL = 64
+
+# Windows of one run of a backfill that is divided: a month of hours or days, a year of months.
+_WINDOWS_PER_RUN = {Granularity.HOUR: 744, Granularity.DAY: 31, Granularity.MONTH: 12}
 
 
 def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
@@ -122,7 +127,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
                     "dagster/uri": (settings.tables_path / spec.name).as_uri(),
                     "dagster/table_name": spec.name,
                     "table": dg.MetadataValue.path(settings.tables_path / spec.name),
-                    "concurrent_builds": spec.limits.concurrent_builds,
+                    "concurrent_builds": _concurrent_builds(spec, settings),
                     **_links(settings),
                     **_declared_schema(spec),
                 },
@@ -131,7 +136,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
             )
         ],
         check_specs=table_check_specs(spec),
-        backfill_policy=dg.BackfillPolicy.single_run(),
+        backfill_policy=backfill_policy(spec, settings),
         # So that the checks can be run without publishing anything.
         can_subset=True,
     )
@@ -149,6 +154,17 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
         yield from table_check_results(store.opened, spec, context.selected_asset_check_keys, touched)
 
     return partitions
+
+
+def backfill_policy(spec: DatasetSpec, settings: Settings) -> dg.BackfillPolicy:
+    """Return how Dagster divides a backfill: one run, or where a dataset may have several builds at once, several.
+
+    A run costs seconds before it does anything, so each gets many windows. Limits that are changed at run time do not
+    count, as this is part of the definitions.
+    """
+    if _concurrent_builds(spec, settings) == 1:
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(max_partitions_per_run=_WINDOWS_PER_RUN[spec.window])
 
 
 def freshness_policy(spec: DatasetSpec, settings: Settings) -> dg.FreshnessPolicy | None:
@@ -241,7 +257,8 @@ def publish_staged(
             return []
         wait = min(_IN_FLIGHT_FIRST_WAIT * 2**context.retry_number, _IN_FLIGHT_LONGEST_WAIT)
         context.log.info("%s Trying again in %s seconds.", error, wait)
-        raise dg.RetryRequested(max_retries=_IN_FLIGHT_RETRIES, seconds_to_wait=wait) from error
+        retries = _IN_FLIGHT_RETRIES_OF_A_BACKFILL if _BACKFILL_TAG in context.run.tags else _IN_FLIGHT_RETRIES
+        raise dg.RetryRequested(max_retries=retries, seconds_to_wait=wait) from error
     windows = _windows_metadata(store, spec, report, requested)
     context.log.info("%s: %s", spec.name, _summary(report))
     if merged is not None and (merged.files or merged.stopped):
@@ -331,6 +348,10 @@ def _summary(report: "BuildReport | None") -> str:
         f"and {report.files:,} files, table version {report.table_version}, build {report.build_id}, "
         f"{report.duration_seconds:.2f} s"
     )
+
+
+def _concurrent_builds(spec: DatasetSpec, settings: Settings) -> int:
+    return spec.limits.concurrent_builds or settings.build_concurrent_builds
 
 
 def _concurrent_ingests(spec: DatasetSpec, settings: Settings) -> int | str:

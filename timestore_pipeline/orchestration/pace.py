@@ -6,7 +6,7 @@ seconds for a dataset that cannot be built.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from timestore_pipeline.ledger.builds import Build
@@ -33,18 +33,21 @@ def held_back(
     latest: Mapping[str, Build],
     now: float,
     lease_seconds: float,
+    builders: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, str]:
     """Return, for those of ``wanted`` that must wait, a sentence that says why.
 
     ``latest`` is each dataset's last ended build: a run that has built a dataset is done with it, although it may go
-    on with others. A run that has been going for longer than a lease without getting to the dataset does not hold it.
+    on with others. So is one among its ``builders``, the owners of its builds in flight: it has claimed its part of the
+    dataset, and others may have the rest. A run that has been going for longer than a lease without getting to the
+    dataset does not hold it.
     """
     unfinished, failed = list(unfinished), list(failed)
     reasons: dict[str, str] = {}
     for dataset in wanted:
         build = latest.get(dataset)
         for run in unfinished:
-            done = build is not None and build.owner == run.run_id
+            done = (build is not None and build.owner == run.run_id) or run.run_id in (builders or {}).get(dataset, ())
             late = run.started_at is not None and now - run.started_at > lease_seconds
             if dataset in run.datasets and not done and not late:
                 state = "waits for its turn" if run.started_at is None else "is in progress"

@@ -7,6 +7,7 @@ cursor. They start switched on.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -243,7 +244,10 @@ def _held_back(instance: dg.DagsterInstance, store: Store, plan: FlushPlan) -> d
         return {}
     with store.ledger.read() as tx:
         latest = latest_builds(tx)
-    return held_back(wanted, unfinished, failed, latest, time.time(), store.settings.build_lease_seconds)
+        builders: defaultdict[str, set[str]] = defaultdict(set)
+        for build in builds_in_flight(tx):
+            builders[build.dataset].add(build.owner)
+    return held_back(wanted, unfinished, failed, latest, time.time(), store.settings.build_lease_seconds, builders)
 
 
 def _flush_run(record: dg.RunRecord) -> FlushRun:

@@ -338,6 +338,38 @@ def test_a_dataset_with_a_build_in_flight_waits_and_holds_no_other(make_store: M
     assert "build 1 of run-1 in flight" in sentence
 
 
+def test_what_is_due_of_a_dataset_with_lanes_is_divided_among_runs(make_store: MakeStore):
+    store = make_store(THREE, staging_flush_max_rows=1, build_concurrent_builds=3, build_least_shared_rows=24)
+    stage(store, "a", hourly(24 * 6))
+    stage(store, "b", hourly(3))
+
+    groups = plan_flushes(store).groups
+
+    parts = [(item.first.key, item.last.key) for group in groups for item in group.requests if item.dataset == "a"]
+    assert parts == [("2026-01-01", "2026-01-02"), ("2026-01-03", "2026-01-04"), ("2026-01-05", "2026-01-06")]
+    assert len(groups) == 3, "no run has two parts of a dataset"
+    assert {item.thresholds.all_off for group in groups for item in group.requests if item.dataset == "a"} == {True}
+
+
+def test_a_lane_that_is_free_is_used_for_windows_that_nobody_builds(make_store: MakeStore):
+    store = make_store(THREE, staging_flush_max_rows=20, build_concurrent_builds=2)
+    stage(store, "a", hourly(24))
+    with store.ledger.write() as tx:
+        claim_slices(
+            tx, "a", owner="run-1", trigger="rows", first_window=None, last_window=None, lease_micros=10**9,
+            now=now_micros(), lanes=2,
+        )  # fmt: skip
+    stage(store, "a", hourly(24, station="LGA"))
+    plan = plan_flushes(store)
+    assert plan.groups == (), "its window is being built"
+    assert "build 1 of run-1 in flight" in plan.waiting[0]
+    stage(store, "a", hourly(48, station="EWR"))
+
+    (group,) = plan_flushes(store).groups
+
+    assert [(item.first.key, item.last.key) for item in group.requests] == [("2026-01-02", "2026-01-02")]
+
+
 def test_a_dataset_that_is_not_declared_any_more_is_named(make_store: MakeStore):
     stage(make_store(THREE), "a", hourly(3))
     store = make_store(THREE.replace("  a:", "  z:"))

@@ -40,9 +40,23 @@ def test_limits_say_how_much_is_used_and_where_they_come_from(timestore: Run, in
         ["weather", "max_pending"],
         ["weather", "max_bytes"],
         ["weather", "concurrent_ingests"],
+        ["weather", "concurrent_builds"],
     ]
     assert lines[1].split()[2:5] == ["1", "1,000", "environment"]
     assert lines[3].split()[2:5] == ["0", "2", "environment"]
+    assert lines[4].split()[2:5] == ["0", "1", "environment"]
+
+
+@pytest.mark.parametrize("value", [0, 33])
+def test_builds_at_once_are_one_at_least_and_not_too_many(timestore: Run, installation: Install, value: int):
+    installation()
+
+    refused = timestore("limits", "set", "weather", "concurrent_builds", str(value))
+
+    assert refused.code is not ExitCode.DONE
+    assert f"must be 1 or more and at most 32, not {value}" in refused.err
+    timestore("limits", "set", "weather", "concurrent_builds", "2")
+    assert limit(timestore, "concurrent_builds")["value"] == 2
 
 
 def test_a_limit_that_another_process_sets_holds_here_at_once(timestore: Run, installation: Install):

@@ -56,6 +56,11 @@ def _build_slowly(store: Store, seconds: float) -> None:
     build.build_windows(store, "readings", owner="the child")
 
 
+def _build_day(store: Store, key: str) -> None:
+    window = store.datasets["readings"].window_from_key(key)
+    build.build_windows(store, "readings", window, window, owner="the child")
+
+
 def _build_and_merge(store: Store) -> None:
     """Build, and find that there are manifests enough to be merged."""
     manifests.MERGE_FROM = 2
@@ -82,6 +87,8 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, signal.SIGKILL),
     "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, signal.SIGSEGV),
     "build": lambda store: build.build_windows(store, "readings", owner="the child"),
+    "build the first day": lambda store: _build_day(store, "2026-01-01"),
+    "build the second day": lambda store: _build_day(store, "2026-01-02"),
     "build and merge": _build_and_merge,
     "slow build": lambda store: _build_slowly(store, seconds=1.2),
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),

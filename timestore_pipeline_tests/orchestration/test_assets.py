@@ -18,7 +18,7 @@ from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.orchestration import assets as assets_module
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import weather_csv
-from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
@@ -387,6 +387,14 @@ class TestGuardrailsCheck:
         specs = {spec.key.to_user_string(): spec.metadata for spec in definitions.resolve_all_asset_specs()}
         assert specs["staging/weather"]["concurrent_ingests"] == 3
         assert specs["partitions/weather"]["concurrent_builds"] == 1
+
+    def test_a_backfill_is_one_run_or_several_where_a_dataset_has_several_lanes(self, make_store: MakeStore):
+        store = make_store(DATASETS_YAML.replace("window: day", "window: day\n    limits: {concurrent_builds: 2}"))
+
+        policies = {name: assets_module.backfill_policy(spec, store.settings) for name, spec in store.datasets.items()}
+
+        assert policies["weather"].max_partitions_per_run == 31
+        assert policies["events"].max_partitions_per_run is None
 
 
 @pytest.mark.filterwarnings("ignore:.*straight to the table:DeprecationWarning")

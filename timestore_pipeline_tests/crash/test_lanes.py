@@ -1,0 +1,133 @@
+"""A build of one lane killed or stopped between any two steps, while another lane completes and readers look on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import CrashPoint
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import published
+from timestore_pipeline_tests.crash import rows
+from timestore_pipeline_tests.crash.child import killed_at, signal_at, start
+from timestore_pipeline_tests.crash.conftest import Recover
+
+pytestmark = pytest.mark.crash
+
+BEFORE_THE_COMMIT = [CrashPoint.SLICES_CLAIMED, CrashPoint.PARQUET_IN_PLACE, CrashPoint.TABLE_CHECKED]
+AFTER_THE_COMMIT = [CrashPoint.TABLE_COMMITTED, CrashPoint.TABLE_SYNCED, CrashPoint.MANIFEST_KEPT]
+FIRST_DAY, SECOND_DAY = "build the first day", "build the second day"
+
+
+@contextmanager
+def somebody_reads(store: Store) -> Iterator[None]:
+    """Read all the time: every acknowledged row of every batch must be there once, in each look."""
+    wrong: list[BaseException] = []
+    looks, done = threading.Semaphore(0), threading.Event()
+
+    def look() -> None:
+        try:
+            while not done.is_set():
+                rows.assert_acknowledged_rows_are_readable_once(store)
+                looks.release()
+        except BaseException as error:
+            wrong.append(error)
+            looks.release()
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        assert looks.acquire(timeout=60)
+        yield
+        for _ in range(2):  # the last one began after what was done meanwhile
+            assert looks.acquire(timeout=60)
+    finally:
+        done.set()
+        reader.join()
+    assert not wrong, wrong
+
+
+def build_second_day(store: Store) -> None:
+    window = store.datasets["readings"].window_from_key("2026-01-02")
+    assert build_windows(store, "readings", window, window, owner="the test")
+
+
+def in_flight(store: Store) -> int:
+    with store.ledger.read() as tx:
+        return len(builds_in_flight(tx, "readings"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.parametrize("point", [*BEFORE_THE_COMMIT, *AFTER_THE_COMMIT], ids=str)
+def test_a_lane_that_completes_beside_a_dead_one_shows_every_row_once(
+    point: CrashPoint, number: signal.Signals, at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work(build_concurrent_builds=2)
+    child = start(store, FIRST_DAY, signal_at(point, number))
+    if number is signal.SIGSTOP:
+        child.wait_until_stopped()
+    else:
+        assert child.exit_code() == -signal.SIGKILL
+
+    with somebody_reads(store):
+        build_second_day(store)
+        assert in_flight(store) == (point in BEFORE_THE_COMMIT), "what is visible has ended, what is not has not"
+        if number is signal.SIGSTOP:
+            child.signal(signal.SIGCONT)
+            assert child.exit_code() == 0
+
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+@pytest.mark.parametrize("point", BEFORE_THE_COMMIT, ids=str)
+def test_a_lane_that_was_fenced_publishes_nothing_although_others_went_on(
+    point: CrashPoint, at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work(build_concurrent_builds=2)
+    zombie = start(store, FIRST_DAY, signal_at(point, signal.SIGSTOP))
+    zombie.wait_until_stopped()
+    with somebody_reads(store):
+        build_second_day(store)
+        assert [each.published for each in settle_dead_builds(store, lambda owner: owner == "the child")] == [False]
+        before = published(store, "readings")
+
+        zombie.signal(signal.SIGCONT)
+
+        assert zombie.exit_code() == 1
+    assert published(store, "readings") == before
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+def test_two_lanes_that_died_after_their_commits_are_published_by_whoever_recovers_one(
+    at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work(build_concurrent_builds=2)
+    killed_at(store, FIRST_DAY, CrashPoint.TABLE_COMMITTED)
+    killed_at(store, SECOND_DAY, CrashPoint.TABLE_COMMITTED)
+    with somebody_reads(store):
+        killed_at(store, "settle", CrashPoint.RECOVERY_PUBLISHED)
+
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+def test_a_process_that_dies_while_it_records_several_builds_records_none(
+    at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work(build_concurrent_builds=2)
+    killed_at(store, FIRST_DAY, CrashPoint.TABLE_COMMITTED)
+    with somebody_reads(store):
+        killed_at(store, SECOND_DAY, CrashPoint.PUBLICATION_RECORDED)
+        assert in_flight(store) == 2
+
+    recover(store)
+    rows.assert_all_is_well(store)
