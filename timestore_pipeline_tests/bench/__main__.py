@@ -16,6 +16,7 @@ import pyarrow as pa
 from timestore_pipeline_tests.bench import (
     building,
     growth,
+    lanes,
     launchers,
     ledger,
     quality,
@@ -31,6 +32,7 @@ _SUITES = {
     "writing": writing.run,
     "serving": serving.run,
     "building": building.run,
+    "lanes": lanes.run,
     "reading": reading.run,
     "sensor": sensor.run,
     "ledger": ledger.run,
