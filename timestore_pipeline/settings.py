@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import SettingsError
+from timestore_pipeline.locations import ObjectUrl, is_url, parse_url
 
 PREFIX = "TIMESTORE_"
 MOST_LANES = 32
@@ -90,6 +91,9 @@ def _valid_grouping(text: str) -> str:
     return text
 
 
+Place = Annotated[str, BeforeValidator(str)]
+"""A path, or the URL of a place in an object store."""
+
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -139,7 +143,8 @@ class Settings(BaseSettings):
     work_directory: Path = Field(
         default=Path("data/work"),
         description="Local folder of this host for what is kept in an object store: its cached copies and what is on "
-        "its way there. May be lost at any time.",
+        "its way there, which may be lost at any time. Where staging is in an object store, DuckDB's temporary files "
+        "and by default the ledger are here too; the ledger may not be lost.",
     )
     object_cache_bytes: Count = Field(
         default=4_294_967_296,
@@ -160,8 +165,11 @@ class Settings(BaseSettings):
         description="Deprecated, for rollback, gone with the next release: `false` sends ingest straight to the table, "
         "without waiting for a flush trigger. See [back-pressure](back-pressure.md#the-deprecated-way).",
     )
-    staging_directory: Path = Field(
-        default=Path("data/staging"), description="Holds the segments, the quarantine and, by default, the ledger."
+    staging_directory: Place = Field(
+        default="data/staging",
+        description="Holds the segments, the quarantine and, by default, the ledger; or a place for segments and "
+        "quarantine in an object store: `s3://bucket/prefix`, `gs://…` or `az://…` "
+        "([scaling.md](scaling.md#object-store)).",
     )
     staging_max_dataset_bytes: Count = Field(
         default=536_870_912, description="Size guardrail: staged, unpublished bytes of one dataset; 0 switches it off."
@@ -218,7 +226,9 @@ class Settings(BaseSettings):
 
     tables_url: str = Field(default="data/tables", description="Folder of the Delta tables, one per dataset.")
     ledger_url: SecretStr | None = Field(
-        default=None, description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory."
+        default=None,
+        description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory, or in "
+        "TIMESTORE_WORK_DIRECTORY where staging is in an object store.",
     )
     ledger_busy_timeout_seconds: PositiveSeconds = Field(
         default=30.0,
@@ -418,7 +428,7 @@ class Settings(BaseSettings):
     def _folders_that_libraries_can_take(self) -> Self:
         folders = {
             "home": self.home.expanduser().absolute(),
-            "staging_directory": self.staging_path,
+            "staging_directory": self.staging_location,
             "landing_directory": self.landing_path,
             "landing_archive_directory": self.archive_path,
             "tables_url": self.tables_path,
@@ -426,6 +436,8 @@ class Settings(BaseSettings):
             "work_directory": self.work_path,
         }
         for field, folder in folders.items():
+            if not isinstance(folder, Path):
+                continue  # looked at as a URL
             found = _NOT_IN_FOLDERS.search(str(folder))
             if found:
                 # Not a ValueError: Pydantic would keep the message and forget the variable.
@@ -450,10 +462,29 @@ class Settings(BaseSettings):
         """Return ``configured`` as an absolute path, resolved against ``home``."""
         return (self.home.expanduser().absolute() / Path(configured).expanduser()).absolute()
 
+    def location(self, field: str, configured: Path | str) -> Path | ObjectUrl:
+        """Return the place that a setting names: an absolute path, or a URL of an object store.
+
+        Raises:
+            SettingsError: it is a URL of something else; names the variable.
+        """
+        if not is_url(str(configured)):
+            return self.path(configured)
+        try:
+            return parse_url(str(configured))
+        except ValueError as error:
+            raise SettingsError(f"{variable_name(field)}: {error}") from None
+
+    @property
+    def staging_location(self) -> Path | ObjectUrl:
+        """Where segments and quarantine are: a folder, absolute, or a place in an object store."""
+        return self.location("staging_directory", self.staging_directory)
+
     @property
     def staging_path(self) -> Path:
-        """The staging directory, absolute."""
-        return self.path(self.staging_directory)
+        """The local folder of staging, absolute: the staging directory, or the work directory where that is a URL."""
+        location = self.staging_location
+        return location if isinstance(location, Path) else self.work_path
 
     @property
     def landing_path(self) -> Path:

@@ -28,6 +28,9 @@ from timestore_pipeline.storage import Storage, open_storage
 TABLE_LOG = "_delta_log"
 """Folder in that of a table; with an entry in it there is a table."""
 
+SEGMENT_SUFFIX = ".duckdb"
+"""Ends the names of segments."""
+
 QUARANTINE_FOLDER = "_quarantine"
 """Folder in the staging directory for what was set aside; no dataset can be called that."""
 
@@ -83,14 +86,12 @@ class Store:
                 raise
         make_folder(settings.temp_path)
         connect = connect or connector(settings)
-        return cls(
-            settings, datasets, ledger, connect, ConnectionPool(connect, settings.staging_path, settings.landing_path)
-        )
+        return cls(settings, datasets, ledger, connect, writer_pool(settings, connect))
 
     @cached_property
     def staging(self) -> Storage:
         """Where the segments are, and what was set aside."""
-        return storage_at(self.settings, self.settings.staging_path)
+        return storage_at(self.settings, self.settings.staging_location)
 
     def close(self) -> None:
         """Close the ledger and the idle connections."""
@@ -112,17 +113,22 @@ class Store:
         return effective_limits(tx, self.settings, self.datasets.values())
 
     def segment_path(self, relative: str) -> Path:
-        """The file that a ledger row's path, relative to the staging directory, means."""
-        return self.settings.staging_path / relative
+        """A local file with the content of what a ledger row's path, relative to staging, means."""
+        return self.staging.fetch(relative)
 
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
-        """The folders of a dataset's segments: those that are damaged in part lie among what was set aside."""
-        staging = self.settings.staging_path
-        return staging / dataset, staging / QUARANTINE_FOLDER / dataset
+        """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""
+        root = self.staging.root
+        return root / dataset, root / QUARANTINE_FOLDER / dataset
 
     def table_path(self, dataset: str) -> Path:
         """The folder of a dataset's Delta table."""
         return self.settings.tables_path / dataset
+
+
+def writer_pool(settings: Settings, connect: Connect) -> ConnectionPool:
+    """Return the connections that segments are written with, which reach staging and landing files."""
+    return ConnectionPool(connect, storage_at(settings, settings.staging_location).root, settings.landing_path)
 
 
 def storage_at(settings: Settings, location: Path | ObjectUrl) -> Storage:
@@ -146,10 +152,11 @@ def files_of_unknown(settings: Settings, datasets: Iterable[str]) -> list[str]:
     Without it these segments would be swept as orphans, and published rows published again.
     """
     found = []
+    staging = storage_at(settings, settings.staging_location)
     for name in sorted(datasets):
-        staged, table = settings.staging_path / name, settings.tables_path / name
-        if any(staged.glob("*.duckdb")):
-            found.append(f"the segments in {staged}")
+        table = settings.tables_path / name
+        if any(entry.key.endswith(SEGMENT_SUFFIX) for entry in staging.entries(f"{name}/")):
+            found.append(f"the segments in {staging.shown(name)}")
         if any((table / TABLE_LOG).glob("*.json")):
             found.append(f"the table {table}")
     return found

@@ -43,6 +43,7 @@ from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
     attach_segment,
+    bring_segments,
     detach_segment,
     gather_slices,
     rows_of_segment,
@@ -293,6 +294,7 @@ def _windows_with_tables(
     last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
     attached: set[str] = set()
     for window_start, pieces in by_window.items():
+        bring_segments(store, (piece for piece in pieces if piece.segment_id not in attached))
         for piece in pieces:
             if piece.segment_id not in attached:
                 attach_segment(store, connection, piece)

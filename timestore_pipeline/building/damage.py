@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import fsync_path, make_folder
+from timestore_pipeline.errors import ObjectMissing, StorageError
 from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
@@ -90,7 +90,13 @@ class _CannotTell(Exception):
 
 
 def _damage(store: Store, spec: DatasetSpec, pieces: Sequence[Slice]) -> dict[Slice, str]:
-    path = store.segment_path(pieces[0].path)
+    try:
+        store.staging.forget(pieces[0].path)  # what counts is the object, and not a copy of it
+        path = store.staging.fetch(pieces[0].path)
+    except ObjectMissing as error:
+        return dict.fromkeys(pieces, error.reason)
+    except StorageError as error:
+        raise _CannotTell(str(error)) from error
     reason = _damage_of_file(path)
     if reason is not None:
         return dict.fromkeys(pieces, reason)
@@ -169,31 +175,30 @@ def _set_segment_aside(
     store: Store, spec: DatasetSpec, segment_id: str, damaged: Mapping[Slice, str]
 ) -> QuarantineEntry | None:
     """Move a segment to quarantine: it is there under both names until the ledger knows the new one."""
-    relative = next(iter(damaged)).path
-    old = store.segment_path(relative)
-    new = store.settings.staging_path / QUARANTINE_FOLDER / spec.name / old.name
+    staging = store.staging
+    old = next(iter(damaged)).path
+    new = f"{QUARANTINE_FOLDER}/{spec.name}/{old.rpartition('/')[2]}"
     try:
-        make_folder(new.parent)
-        if new != old and old.exists():
-            new.unlink(missing_ok=True)
-            new.hardlink_to(old)
-            fsync_path(new.parent)
+        if new != old and staging.size(old) is not None:
+            staging.link(old, new)
     except OSError as error:
-        log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, old, error.strerror or error)
+        shown = staging.shown(old)
+        log.warning("%s: %s is in quarantine but stays where it is: %s", spec.name, shown, error.strerror or error)
     path = old
 
     def record(tx: Connection) -> QuarantineEntry | None:
         nonlocal path
         # Looked at in here, because a sweep removes a name that the ledger does not know.
-        path = new if new.exists() else old
+        size = staging.size(new)
+        path, size = (new, size) if size is not None else (old, staging.size(old))
         return set_slices_aside(
             tx,
             spec.name,
             segment_id,
             [piece.window_start for piece in damaged],
-            path=str(path.relative_to(store.settings.staging_path)),
+            path=path,
             reason=_reason(spec, damaged),
-            size_bytes=path.stat().st_size if path.exists() else 0,
+            size_bytes=size or 0,
             now=now_micros(),
         )
 
@@ -201,7 +206,7 @@ def _set_segment_aside(
     if entry is None:
         return None  # the second name of the file is swept
     if path != old:
-        old.unlink(missing_ok=True)
+        staging.delete(old)
     return entry
 
 

@@ -90,7 +90,7 @@ def slices_as_source(store: Store, slices: Sequence[Slice], tables: Sequence[str
     ``tables`` are the SQL names.
     """
     ordered = all(earlier.max_time <= later.min_time for earlier, later in pairwise(slices))
-    named = ", ".join(str(store.segment_path(piece.path)) for piece in slices[:3])
+    named = ", ".join(store.staging.shown(piece.path) for piece in slices[:3])
     return WindowSource(
         relations=tables,
         rows=sum(piece.rows for piece in slices),

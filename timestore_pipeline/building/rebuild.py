@@ -166,7 +166,7 @@ def _damaged(store: Store, spec: DatasetSpec, slices: Iterable[Slice]) -> list[s
             with store.ledger.read() as tx:
                 batches = batches_of_slice(tx, piece)
             found += [
-                _batch_in_words(spec, batch, f"segment {store.segment_path(piece.path)} is damaged: {reason}")
+                _batch_in_words(spec, batch, f"segment {store.staging.shown(piece.path)} is damaged: {reason}")
                 for batch in batches
             ]
     return found

@@ -14,7 +14,7 @@ from timestore_pipeline.errors import EntryNotOpen, TimestoreError, UnknownEntry
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, find_entry, open_entries
 from timestore_pipeline.ledger.schema import QuarantineState
 from timestore_pipeline.lifecycle.preview import Preview, preview
-from timestore_pipeline.lifecycle.quarantine import discard_entry, kept_file, open_entry, retry_entry
+from timestore_pipeline.lifecycle.quarantine import discard_entry, kept_at, open_entry, retry_entry
 from timestore_pipeline.store import Store
 
 HEADINGS = (
@@ -55,7 +55,7 @@ def as_row(store: Store, entry: QuarantineEntry) -> list[str]:
         wording.size(entry.bytes),
         entry.source,
         entry.reason,
-        str(kept_file(store, entry)),
+        kept_at(store, entry),
     ]
 
 
@@ -78,7 +78,7 @@ def as_json(store: Store, entry: QuarantineEntry) -> dict[str, Any]:
         "rows": entry.rows,
         "bytes": entry.bytes,
         "created_at": wording.iso(entry.created_at),
-        "path": str(kept_file(store, entry)),
+        "path": kept_at(store, entry),
         "state": entry.state.value,
         "resolved_at": None if entry.resolved_at is None else wording.iso(entry.resolved_at),
         "resolved_by": entry.resolved_by,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Connection
 
@@ -23,6 +22,7 @@ from timestore_pipeline.ledger.queue import QueueState, queue_states, unclaimed_
 from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
 from timestore_pipeline.ledger.segments import published_before
+from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX, marked_file
 from timestore_pipeline.lifecycle.retention import ORPHAN_AGE_SECONDS, sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.slices import by_segment
 from timestore_pipeline.store import Store
@@ -116,7 +116,7 @@ def clear_staging(
     orphans = sweep_orphans(store, 0 if paused else ORPHAN_AGE_SECONDS, datasets=names)
     with store.ledger.read() as tx:
         problems += [
-            f"{store.segment_path(left.path)} cannot be removed"
+            f"{store.staging.shown(left.path)} cannot be removed"
             for left in published_before(tx, now_micros())
             if left.dataset in names
         ]
@@ -183,20 +183,19 @@ def _give_up(tx: Connection, dataset: str, by: str, now: int) -> list[str]:
 
 def _unlink(store: Store, paths: Iterable[str], problems: list[str]) -> tuple[int, int]:
     files = size = 0
-    for path in map(store.segment_path, paths):
+    removed: set[str] = set()
+    for path in paths:
         try:
-            status = path.stat()
-            path.unlink()
-        except FileNotFoundError:
-            continue
+            found = store.staging.size(path)
+            if found is None:
+                continue
+            store.staging.delete(path)
         except OSError as error:
-            problems.append(f"{path} cannot be removed: {error.strerror or error}")
+            problems.append(f"{store.staging.shown(path)} cannot be removed: {error.strerror or error}")
             continue
-        files, size = files + 1, size + status.st_size
-        _unlink_marks(path)
+        files, size = files + 1, size + found
+        removed.add(path)
+    for folder in sorted({path.rpartition("/")[0] for path in removed}):
+        marks = (entry.key for entry in store.staging.entries(f"{folder}/") if entry.key.endswith(DECIDED_SUFFIX))
+        store.staging.delete(*(mark for mark in marks if marked_file(mark) in removed))
     return files, size
-
-
-def _unlink_marks(path: Path) -> None:
-    for mark in path.parent.glob(f"{path.name}.*"):
-        mark.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from shutil import disk_usage
 from timestore_pipeline.building.table import has_table, last_sequence, live_files, open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import Datasets, load_datasets
-from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.errors import StorageError, TimestoreError
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import builds_in_flight, failures_in_a_row, latest_builds
 from timestore_pipeline.ledger.pauses import all_pauses
@@ -24,9 +24,10 @@ from timestore_pipeline.ledger.quarantine import open_totals
 from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
 from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
 from timestore_pipeline.lifecycle.rebuilding.ledger import ledger_file
+from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import Settings, load_settings, unknown_variables
 from timestore_pipeline.staging.slices import by_segment
-from timestore_pipeline.store import Store, files_of_unknown
+from timestore_pipeline.store import Store, files_of_unknown, storage_at
 
 _CLOCK_SLACK_MICROS = 60_000_000
 _STUCK_MICROS = 900_000_000
@@ -96,11 +97,16 @@ def look_at_folders(settings: Settings) -> Iterator[Finding]:
     """Look whether folders are there, may be used by this user, and have free disk."""
     folders = {
         "landing": (settings.landing_path, "TIMESTORE_LANDING_DIRECTORY"),
-        "staging": (settings.staging_path, "TIMESTORE_STAGING_DIRECTORY"),
+        "staging": (settings.staging_location, "TIMESTORE_STAGING_DIRECTORY"),
         "archive": (settings.archive_path, "TIMESTORE_LANDING_ARCHIVE_DIRECTORY"),
         "tables": (settings.tables_path, "TIMESTORE_TABLES_URL"),
     }
+    if any(not isinstance(location, Path) for location, _ in folders.values()):
+        folders["work"] = (settings.work_path, "TIMESTORE_WORK_DIRECTORY")
     for name, (path, variable) in folders.items():
+        if not isinstance(path, Path):
+            yield from _look_at_store(settings, name, path, variable)
+            continue
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         if not existing.is_dir():
             yield Finding(f"folder {name}", Level.ERROR, f"{existing} is no folder", f"move it away, or set {variable}")
@@ -115,6 +121,17 @@ def look_at_folders(settings: Settings) -> Iterator[Finding]:
         level = Level.ERROR if free < needed else Level.WARNING if free < 2 * needed else Level.OK
         fix = "" if level is Level.OK else "free some disk, see 'Full disk' in the runbook"
         yield Finding(f"disk {name}", level, f"{free:,} bytes are free, {needed:,} must be", fix)
+
+
+def _look_at_store(settings: Settings, name: str, location: ObjectUrl, variable: str) -> Iterator[Finding]:
+    """Look whether an object store answers, and whether this process may look into it."""
+    part = f"store {name}"
+    try:
+        next(storage_at(settings, location).entries(), None)
+    except StorageError as error:
+        yield Finding(part, Level.ERROR, str(error), f"see the message, or set {variable}")
+        return
+    yield Finding(part, Level.OK, f"{location} answers")
 
 
 def open_without_changes(settings: Settings, datasets: Datasets) -> tuple[Store | None, Finding]:
@@ -187,10 +204,13 @@ def look_at_segments(store: Store) -> Iterator[Finding]:
     with store.ledger.read() as tx:
         staged = by_segment(unpublished_slices(tx))
     gone: dict[str, list[str]] = {}
+    sizes = store.staging.size
+    if store.staging.local is None:  # many are listed in one request
+        sizes = {entry.key: entry.bytes for entry in store.staging.entries()}.get
     for pieces in staged.values():
-        path = store.segment_path(pieces[0].path)
-        if not path.is_file() or path.stat().st_size < max(piece.bytes for piece in pieces):
-            gone.setdefault(pieces[0].dataset, []).append(str(path))
+        size = sizes(pieces[0].path)
+        if size is None or size < max(piece.bytes for piece in pieces):
+            gone.setdefault(pieces[0].dataset, []).append(store.staging.shown(pieces[0].path))
     for name, paths in gone.items():
         listed = ", ".join(paths[:_NAMED])
         message = f"{len(paths)} segments with staged rows are gone or cut short: {listed}"

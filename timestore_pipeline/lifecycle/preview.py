@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, glob_literal, literal
+from timestore_pipeline.errors import StorageError
 from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
@@ -42,9 +43,12 @@ def preview(store: Store, entry: QuarantineEntry, most: int = PREVIEWED) -> Prev
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    path = kept_file(store, entry)
-    if not path.is_file():
-        return Preview(problem=f"there is no file {path}")
+    try:
+        path = kept_file(store, entry)
+    except StorageError as error:
+        return Preview(problem=str(error))
+    if path is None:
+        return Preview(problem=f"there is no file {store.staging.shown(entry.path)}")
     if entry.kind is QuarantineKind.BATCH:
         return _first_lines(path, most)
     if entry.kind is QuarantineKind.SEGMENT:

@@ -26,6 +26,7 @@ from timestore_pipeline.errors import (
     EntryNotOpen,
     EntryUnusable,
     NotRestored,
+    ObjectMissing,
     UnknownEntry,
 )
 from timestore_pipeline.landing.readers import RowSource
@@ -56,9 +57,9 @@ from timestore_pipeline.staging.receipts import (
     duplicate_receipts,
 )
 from timestore_pipeline.staging.room import check_room
-from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, write_segment
+from timestore_pipeline.staging.segment import write_segment
 from timestore_pipeline.staging.turns import turn
-from timestore_pipeline.store import Store
+from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
         return entry.path not in {other.path for other in open_entries(tx)}
 
     if store.ledger.transact(give_up, repeatable=False):
-        store.segment_path(entry.path).unlink(missing_ok=True)
+        store.staging.delete(entry.path)
     _mark_decided(store, entry)
     return _now(store, entry)
 
@@ -151,25 +152,49 @@ def _mark_decided(store: Store, entry: QuarantineEntry) -> None:
 
     It is swept after the file.
     """
-    path = store.segment_path(entry.path)
-    if entry.kind is not QuarantineKind.ROWS or not path.exists():
+    if entry.kind is not QuarantineKind.ROWS or store.staging.size(entry.path) is None:
         return
     with store.ledger.read() as tx:
         ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
     try:
-        path.with_name(f"{path.name}.{ordinal}{DECIDED_SUFFIX}").touch()
-        fsync_path(path.parent)
+        mark = f"{entry.path}.{ordinal}{DECIDED_SUFFIX}"
+        scratch = store.staging.scratch(mark)
+        scratch.touch()
+        store.staging.put(scratch, mark)
     except OSError as error:
         log.warning("%s: that entry %s is decided is known to the ledger alone: %s", entry.dataset, entry.id, error)
 
 
-def kept_file(store: Store, entry: QuarantineEntry) -> Path:
-    """Return where the bytes of an entry are; of a file that could not be moved, its place in the landing folder."""
-    path = store.segment_path(entry.path)
+def marked_file(mark: str) -> str:
+    """Return the file that a sign of decided rows is of."""
+    return mark.removesuffix(DECIDED_SUFFIX).rpartition(".")[0]
+
+
+def kept_file(store: Store, entry: QuarantineEntry) -> Path | None:
+    """Return a local file with the bytes of an entry; of a file that could not be moved, its place in landing.
+
+    None where there is none.
+
+    Raises:
+        StorageError: it cannot be fetched just now.
+    """
+    try:
+        path = _left_in_landing(store, entry) or store.staging.fetch(entry.path)
+    except ObjectMissing:
+        return None
+    return path if path.is_file() else None
+
+
+def kept_at(store: Store, entry: QuarantineEntry) -> str:
+    """Return where the bytes of an entry are, or should be."""
+    return str(_left_in_landing(store, entry) or store.staging.shown(entry.path))
+
+
+def _left_in_landing(store: Store, entry: QuarantineEntry) -> Path | None:
     landed = store.settings.landing_path / entry.dataset / entry.source
-    if entry.kind is QuarantineKind.BATCH and not path.exists() and landed.is_file():
-        return landed
-    return path
+    if entry.kind is not QuarantineKind.BATCH or not landed.is_file():
+        return None
+    return landed if store.staging.size(entry.path) is None else None
 
 
 def _now(store: Store, entry: QuarantineEntry) -> QuarantineEntry:
@@ -179,8 +204,8 @@ def _now(store: Store, entry: QuarantineEntry) -> QuarantineEntry:
 
 def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
     path = kept_file(store, entry)
-    if not path.is_file():
-        raise EntryUnusable(entry.id, path)
+    if path is None:
+        raise EntryUnusable(entry.id, store.staging.shown(entry.path))
     try:
         receipt = stage_file(store, spec.name, path, source=entry.source, take_late=True)
     except BatchRejected as error:
@@ -193,6 +218,7 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
 
     store.ledger.transact(resolve)
     _clear_away(store, spec, path)
+    store.staging.delete(entry.path)  # what went to the archive may have been a copy of an object
     return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
 
 
@@ -233,7 +259,10 @@ def origins_of_retry(batch_id: str) -> tuple[str, str]:
 
 
 def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
-    path = store.segment_path(entry.path)
+    try:
+        path = store.staging.fetch(entry.path)
+    except ObjectMissing:
+        raise EntryUnusable(entry.id, store.staging.shown(entry.path)) from None
     if not path.is_file():
         raise EntryUnusable(entry.id, path)
     with store.ledger.read() as tx:
@@ -312,15 +341,16 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
     with store.ledger.read() as tx:
         pieces = quarantined_slices(tx, entry.id)
     if not pieces:
-        raise NotRestored(entry.id, store.segment_path(entry.path))
-    staging = store.settings.staging_path
-    kept = store.segment_path(entry.path)
-    home = staging / spec.name / f"{entry.batch_id}.duckdb"
+        raise NotRestored(entry.id, store.staging.shown(entry.path))
+    staging = store.staging
+    kept = entry.path
+    name = f"{entry.batch_id}{SEGMENT_SUFFIX}"
+    home = f"{spec.name}/{name}"
     # An operator puts a backup where the file was, or where its damaged copy is now.
-    places = dict.fromkeys((kept, home, staging / QUARANTINE_FOLDER / spec.name / home.name))
-    found = {place: _damage_at(store, spec, pieces, place) for place in places if place.is_file()}
+    places = dict.fromkeys((kept, home, f"{QUARANTINE_FOLDER}/{spec.name}/{name}"))
+    found = {place: _damage_at(store, spec, pieces, place) for place in places if staging.size(place) is not None}
     if not found:
-        raise EntryUnusable(entry.id, kept)
+        raise EntryUnusable(entry.id, staging.shown(kept))
     best = min(found, key=lambda place: len(found[place]))
     damaged = found[best]
     readable = [piece.window_start for piece in pieces if piece.window_start not in damaged]
@@ -330,38 +360,25 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
         return Retried(_now(store, entry), 0, left)
     target = kept if damaged else home
     if best != target:
-        _link(best, target)
+        staging.link(best, target)
 
     def give_back(tx: Connection) -> bool:
-        if not target.exists():
-            raise EntryUnusable(entry.id, target)  # swept as an orphan: the ledger did not know its new name yet
-        done = give_slices_back(tx, entry, readable, path=str(target.relative_to(staging)), by=by, now=now_micros())
+        if staging.size(target) is None:
+            # Swept as an orphan: the ledger did not know its new name yet.
+            raise EntryUnusable(entry.id, staging.shown(target))
+        done = give_slices_back(tx, entry, readable, path=target, by=by, now=now_micros())
         if done and left:
             change_reason(tx, entry.id, left)
         return done
 
     given_back = store.ledger.transact(give_back, repeatable=False)
     if given_back and not damaged:
-        for place in places:
-            if place != target:
-                place.unlink(missing_ok=True)
+        staging.delete(*(place for place in places if place != target))
     rows = sum(piece.rows for piece in pieces if piece.window_start in readable)
     return Retried(_now(store, entry), rows if given_back else 0, left)
 
 
-def _damage_at(store: Store, spec: DatasetSpec, pieces: Sequence[Slice], place: Path) -> dict[int, str]:
+def _damage_at(store: Store, spec: DatasetSpec, pieces: Sequence[Slice], place: str) -> dict[int, str]:
     """Return window start → reason, for the slices that cannot be read from a file at ``place``."""
-    relative = str(place.relative_to(store.settings.staging_path))
-    there = [replace(piece, path=relative) for piece in pieces]
+    there = [replace(piece, path=place) for piece in pieces]
     return {piece.window_start: reason for piece, reason in damaged_slices(store, spec, there).items()}
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name in place of whatever has it, durably and at once."""
-    make_folder(target.parent)
-    temporary = target.with_name(f"{target.name}.restored.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.hardlink_to(source)
-    temporary.rename(target)
-    fsync_path(target)
-    fsync_path(target.parent)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from timestore_pipeline.building.manifests import pending_manifest, pending_manifests
 from timestore_pipeline.building.table import LOG_FOLDER, file_prefix
@@ -21,12 +21,20 @@ from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.lifecycle.freed import Freed
 from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
-from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+from timestore_pipeline.staging.segment import SURELY_THERE_SECONDS
+from timestore_pipeline.storage import Entry
+from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 log = logging.getLogger(__name__)
 
 ORPHAN_AGE_SECONDS = 3_600
 """An unknown file younger than this may belong to a process that is about to put it into the ledger."""
+
+# Whoever acknowledges a segment relies on it for a minute without asking the store. The rest is for clocks that differ.
+_LEAST_AGE_OF_OBJECTS = 10 * SURELY_THERE_SECONDS
+
+_DELETED_AT_ONCE = 500
+_NAMED = 3
 
 
 def unlink_published_segments(
@@ -60,13 +68,17 @@ def unlink_published_segments(
     if dry_run:
         return Freed(len(expired), sum(segment.bytes for segment in expired))
     gone = []
-    for segment in expired:
+    together = 1 if store.staging.local is not None else _DELETED_AT_ONCE
+    for start in range(0, len(expired), together):
+        chunk = expired[start : start + together]
         try:
-            store.segment_path(segment.path).unlink(missing_ok=True)
+            store.staging.delete(*(segment.path for segment in chunk))
         except OSError as error:
-            log.warning("%s: segment %s cannot be removed: %s", segment.dataset, segment.path, error.strerror or error)
+            names = ", ".join(dict.fromkeys(segment.dataset for segment in chunk))
+            paths = ", ".join(segment.path for segment in chunk[:_NAMED])
+            log.warning("%s: segment %s cannot be removed: %s", names, paths, error.strerror or error)
             continue
-        gone.append(segment)
+        gone += chunk
         reach(CrashPoint.SEGMENT_UNLINKED)
     unlinked = [segment.id for segment in gone]
     store.ledger.transact(lambda tx: mark_unlinked(tx, unlinked, now))
@@ -98,24 +110,38 @@ def sweep_orphans(
     """
     names = [name for name in store.datasets if datasets is None or name in datasets]
     before = time.time() - older_than_seconds
+    staged_before = before
+    if store.staging.local is None:
+        staged_before = min(before, time.time() - _LEAST_AGE_OF_OBJECTS)
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store, names) if _modified_at(path) < before]
-    if not candidates:
+    staged = [entry for entry in _possible_orphans_in_staging(store, names) if entry.modified_at < staged_before * 1e6]
+    if not (candidates or staged):
         return Freed()
-    quarantine = store.settings.staging_path / QUARANTINE_FOLDER
     files = size = 0
     # In one transaction with the removal: a process that slept since it wrote its segment, and acknowledges it now,
     # does so before, and the file is known, or after, and finds it gone.
     with store.ledger.write() as tx:
         lock_datasets(tx, store.datasets)
-        relative = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
-        known = {store.segment_path(path) for path in relative}
-        resolved = {store.segment_path(path) for path in resolved_paths(tx)}
+        known = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
+        resolved = resolved_paths(tx)
+        there = {entry.key for entry in staged}
+        orphans = [
+            entry
+            for entry in staged
+            if entry.key not in known
+            and (
+                not entry.key.startswith(f"{QUARANTINE_FOLDER}/")
+                or entry.key in resolved
+                or _is_of_staging(entry.key, there)
+            )
+        ][:max_files]
+        files, size = len(orphans), sum(entry.bytes for entry in orphans)
+        if not dry_run:
+            _delete_orphans(store, [entry.key for entry in orphans])
         for path in candidates:
-            if path in known or (max_files is not None and files >= max_files):
-                continue
-            if path.is_relative_to(quarantine) and not (path in resolved or _is_of_staging(path)):
-                continue
+            if max_files is not None and files >= max_files:
+                break
             files += 1
             size += path.stat().st_size if path.is_file() else 0
             if dry_run:
@@ -128,13 +154,26 @@ def sweep_orphans(
     return Freed(files, size)
 
 
+def _delete_orphans(store: Store, keys: Sequence[str]) -> None:
+    if store.staging.local is None:
+        store.staging.delete(*keys)
+        reach(CrashPoint.ORPHAN_REMOVED)
+        return
+    for key in keys:
+        store.staging.delete(key)
+        reach(CrashPoint.ORPHAN_REMOVED)
+
+
+def _possible_orphans_in_staging(store: Store, datasets: Iterable[str]) -> Iterator[Entry]:
+    for dataset in datasets:
+        yield from (entry for entry in store.staging.entries(f"{dataset}/") if SEGMENT_SUFFIX in entry.key)
+        yield from store.staging.entries(f"{QUARANTINE_FOLDER}/{dataset}/")
+
+
 def _possible_orphans(store: Store, datasets: Iterable[str]) -> Iterator[Path]:
-    staging = store.settings.staging_path
     with store.ledger.read() as tx:
         aborted = aborted_sequences(tx)
     for dataset in datasets:
-        yield from (staging / dataset).glob("*.duckdb*")
-        yield from (staging / QUARANTINE_FOLDER / dataset).glob("*")
         yield from store.settings.temp_path.glob(f"{dataset}-*.duckdb{TEMPORARY_SUFFIX}*")
         yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
         yield from (store.table_path(dataset) / LOG_FOLDER).glob("*.json#*")
@@ -146,11 +185,12 @@ def _possible_orphans(store: Store, datasets: Iterable[str]) -> Iterator[Path]:
                 yield path
 
 
-def _is_of_staging(path: Path) -> bool:
+def _is_of_staging(key: str, there: Collection[str]) -> bool:
     """Whether the name is one that staging or building gives; what else lies in quarantine is somebody's file."""
+    path = PurePosixPath(key)
     if path.suffix == DECIDED_SUFFIX:
-        return not path.with_suffix("").with_suffix("").exists()
-    return path.suffix == TEMPORARY_SUFFIX or ".duckdb" in path.suffixes or path.name.endswith(".rows.parquet")
+        return str(path.with_suffix("").with_suffix("")) not in there
+    return path.suffix == TEMPORARY_SUFFIX or SEGMENT_SUFFIX in path.suffixes or path.name.endswith(".rows.parquet")
 
 
 def _modified_at(path: Path) -> float:

@@ -8,6 +8,7 @@ loads whatever state the installation is in. A step is one dataset's; its failur
 import warnings
 from collections.abc import Generator, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -21,6 +22,7 @@ from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.metadata import (
@@ -85,7 +87,7 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
         metadata={
-            "dagster/uri": settings.staging_path.as_uri(),
+            "dagster/uri": _uri(settings.staging_location),
             "concurrent_ingests": _concurrent_ingests(spec, settings),
             **_links(settings),
             **_declared_schema(spec),
@@ -101,6 +103,10 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
             metrics.push(store.opened, context.log)
 
     return staging
+
+
+def _uri(location: Path | ObjectUrl) -> str:
+    return location.as_uri() if isinstance(location, Path) else str(location)
 
 
 def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:

@@ -27,6 +27,7 @@ from timestore_pipeline.reading.queries import select
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
     attach_segment,
+    bring_segments,
     by_segment,
     detach_segment,
     gather_slices,
@@ -194,11 +195,11 @@ def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Except
     """Say which segment is damaged, if one is: DuckDB's message names only a place in it."""
     for snapshot in snapshots:
         # One that is gone was published meanwhile; whoever has attached it can still read it.
-        there = [piece for piece in snapshot.slices if store.segment_path(piece.path).exists()]
+        there = [piece for piece in snapshot.slices if store.staging.size(piece.path) is not None]
         found = unreadable_slices(store, snapshot.spec, there)
         for damaged in found.values():
             piece, reason = next(iter(damaged.items()))
-            raise SegmentUnreadable(snapshot.spec.name, store.segment_path(piece.path), reason) from error
+            raise SegmentUnreadable(snapshot.spec.name, store.staging.shown(piece.path), reason) from error
 
 
 def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, pruning: Pruning) -> None:
@@ -299,6 +300,7 @@ def _staged(
         connection.execute(f"DROP TABLE IF EXISTS {table}")
         gather_slices(store, connection, snapshot.spec, columns, slices, table)
         return [f"SELECT {column_list(columns)} FROM {table}"]
+    bring_segments(store, (pieces[0] for pieces in groups.values()))
     for pieces in groups.values():
         attach_segment(store, connection, pieces[0])
     return [select_slices(snapshot.spec, columns, pieces) for pieces in groups.values()]

@@ -176,14 +176,11 @@ class FolderArrivals:
 
     def set_aside(self, path: Path, relative: str) -> None:
         """Rename it, unless it is another file by now, which is looked at the next time."""
-        target = self._store.segment_path(relative)
         try:
             if Stamp.of(path) != self._seen[path]:
                 return
-            make_folder(target.parent)
-            move_file(path, target)
+            self._store.staging.adopt(path, relative)
             reach(CrashPoint.BAD_FILE_MOVED)
-            fsync_path(target.parent)
         except OSError as error:
             self._remember([path])
             log.warning(

@@ -162,7 +162,7 @@ def acknowledge_segment(
 
     def record(tx: Connection) -> tuple[list[QuarantineEntry], list[GuardrailExceeded]]:
         lock_dataset(tx, spec.name)
-        if not all(path.exists() for path in written.files(store)):
+        if not written.is_there(store):
             raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
         known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
         limits = store.limits(tx, spec)

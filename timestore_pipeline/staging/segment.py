@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import duckdb
 
@@ -24,7 +23,7 @@ from timestore_pipeline.columns import (
 )
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_in_place
+from timestore_pipeline.errors import StorageError
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
 from timestore_pipeline.staging.description import (
@@ -37,13 +36,16 @@ from timestore_pipeline.staging.description import (
     described_batches,
 )
 from timestore_pipeline.staging.judging import Judge, RefusedRows, reason_in_words
-from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
 # for 1,000 rows; large blocks make large segments a third smaller and faster to write.
 _SMALL_BLOCK = 16_384
 _LARGE_BLOCK = 262_144
 _LARGE_FROM_BYTES = 4 << 20
+
+SURELY_THERE_SECONDS = 60
+"""An object younger than this is swept by nobody; see ``lifecycle.retention``."""
 
 _TABLE = f"segment.{SEGMENT_TABLE}"
 
@@ -68,14 +70,22 @@ class WrittenSegment:
     judged_at: int = 0
     numbers: int = 0
 
-    def files(self, store: Store) -> list[Path]:
-        """The files that an acknowledgement rests on."""
-        return [store.segment_path(path) for path in (self.row and self.row.path, self.refused_path) if path]
+    @property
+    def files(self) -> list[str]:
+        """The files in staging that an acknowledgement rests on."""
+        return [path for path in (self.row and self.row.path, self.refused_path) if path]
+
+    def is_there(self, store: Store) -> bool:
+        """Whether nobody has swept the files as orphans since they were written."""
+        age = now_micros() - self.judged_at
+        if store.staging.local is None and 0 <= age < SURELY_THERE_SECONDS * 1_000_000:
+            return True  # an object is not swept before it is older; asking costs, inside of a ledger transaction
+        return all(store.staging.size(path) is not None for path in self.files)
 
     def discard(self, store: Store) -> None:
         """Remove the files of a segment that is not going to be acknowledged."""
-        for path in self.files(store):
-            path.unlink(missing_ok=True)
+        with suppress(StorageError):  # else the sweep does
+            store.staging.delete(*self.files)
 
 
 def new_segment_id() -> str:
@@ -110,10 +120,8 @@ def write_segment(
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
     segment_id = new_segment_id()
-    folder = store.settings.staging_path / spec.name
-    make_folder(folder)
-    final = folder / f"{segment_id}.duckdb"
-    temporary = folder / f"{segment_id}.duckdb{TEMPORARY_SUFFIX}"
+    key = f"{spec.name}/{segment_id}{SEGMENT_SUFFIX}"
+    temporary = store.staging.scratch(key)
     try:
         filled = _fill(
             store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, take_late
@@ -133,16 +141,15 @@ def write_segment(
         reach(CrashPoint.SEGMENT_WRITTEN)
         if not filled.groups:
             temporary.unlink()
-            return _written(store, None, filled)
+            return _written(None, filled)
         size = temporary.stat().st_size
-        put_in_place(temporary, final)
+        store.staging.put(temporary, key)
         reach(CrashPoint.SEGMENT_IN_PLACE)
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
     rows = sum(group.rows for group in filled.groups)
-    segment = SegmentRow(segment_id, str(final.relative_to(store.settings.staging_path)), size, rows)
-    return _written(store, segment, filled)
+    return _written(SegmentRow(segment_id, key, size, rows), filled)
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,7 @@ class _Filled:
     groups: Sequence[DescribedGroup]
     refused: Mapping[int, Sequence[RefusedRows]]
     refused_path: str | None
+    refused_bytes: int
     dropped: Mapping[int, int]
     judged_at: int
     numbers: int
@@ -189,14 +197,16 @@ def _fill(
         judged.dropped,
     )
     description = Description(spec.name, spec.window.value, described, judged.groups)
-    refused_path = None
+    refused_path, refused_bytes = None, 0
     if judged.refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
         kept = f"{column_list(columns)}, {BATCH_COLUMN}" + (f", {ROW_COLUMN}" if spec.key else "")
-        _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
+        refused_bytes = _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
     describe_segment(connection, "segment", description)
     connection.execute("COMMIT; DETACH segment")
-    return _Filled(judged.groups, judged.refused, refused_path, judged.dropped, judge.now, numbers)
+    return _Filled(
+        judged.groups, judged.refused, refused_path, refused_bytes, judged.dropped, judge.now, numbers
+    )
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, sources: Iterable[RowSource]) -> int:
@@ -226,10 +236,8 @@ def _set_rows_aside(
     problem: str,
     relative: str,
     description: Description,
-) -> None:
-    final = store.segment_path(relative)
-    make_folder(final.parent)
-    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
+) -> int:
+    temporary = store.staging.scratch(relative)
     connection.execute(
         f"COPY (SELECT {kept}, {problem} AS _problem "
         f"FROM {_TABLE} WHERE {problem} IS NOT NULL) "
@@ -237,20 +245,21 @@ def _set_rows_aside(
         f"KV_METADATA {{{METADATA_KEY}: {literal(description.as_text())}}})"
     )
     reach(CrashPoint.REFUSED_ROWS_WRITTEN)
-    put_in_place(temporary, final)
+    size = temporary.stat().st_size
+    store.staging.put(temporary, relative)
     reach(CrashPoint.REFUSED_ROWS_IN_PLACE)
     connection.execute(f"DELETE FROM {_TABLE} WHERE {problem} IS NOT NULL")
+    return size
 
 
-def _written(store: Store, segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:
-    refused_path = filled.refused_path
+def _written(segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:
     return WrittenSegment(
         row=segment,
         slices=slices_of(filled.groups, segment) if segment else (),
         batch_rows=_rows_by_ordinal(filled.groups),
         refused=filled.refused,
-        refused_path=refused_path,
-        refused_bytes=store.segment_path(refused_path).stat().st_size if refused_path else 0,
+        refused_path=filled.refused_path,
+        refused_bytes=filled.refused_bytes,
         dropped=filled.dropped,
         judged_at=filled.judged_at,
         numbers=filled.numbers,

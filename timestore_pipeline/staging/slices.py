@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import duckdb
 
@@ -22,7 +24,7 @@ from timestore_pipeline.columns import (
     time_range_sql,
 )
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import SegmentUnreadable
+from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
 from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.staging.description import SEGMENT_TABLE
@@ -31,19 +33,46 @@ from timestore_pipeline.store import Store
 MOST_ATTACHED = 32
 """Most segments that are attached to one connection at a time."""
 
+_ATTEMPTS = 3
+_FETCHED_AT_ONCE = 8
+
 
 def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
     """Attach a slice's segment, read-only, under its id.
 
     Raises:
         SegmentUnreadable: it is missing or damaged.
+        StorageError: it cannot be fetched just now.
     """
-    path = store.segment_path(piece.path)
-    try:
-        connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
-    except duckdb.Error as error:
-        reason = readable_reason(error) if path.exists() else "there is no such file"
-        raise SegmentUnreadable(piece.dataset, path, reason) from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            path = store.staging.fetch(piece.path)
+        except ObjectMissing as error:
+            raise SegmentUnreadable(piece.dataset, store.staging.shown(piece.path), error.reason) from error
+        try:
+            connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
+            return
+        except duckdb.Error as error:
+            if store.staging.local is None and attempt < _ATTEMPTS - 1:
+                # The copy was evicted just now, or is damaged. Whoever reads from it keeps what he has open.
+                store.staging.forget(piece.path)
+                continue
+            reason = readable_reason(error) if path.exists() else "there is no such file"
+            raise SegmentUnreadable(piece.dataset, store.staging.shown(piece.path), reason) from error
+
+
+def bring_segments(store: Store, slices: Iterable[Slice]) -> None:
+    """Fetch the segments of slices from an object store, several at a time; what fails says so when it is attached."""
+    if store.staging.local is not None:
+        return
+
+    def bring(path: str) -> None:
+        with suppress(OSError):
+            store.staging.fetch(path)
+
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        for _ in pool.map(bring, dict.fromkeys(piece.path for piece in slices)):
+            pass
 
 
 def detach_segment(connection: duckdb.DuckDBPyConnection, segment_id: str) -> None:
@@ -114,6 +143,7 @@ def gather_slices(
     groups = list(by_segment(slices).values())
     for start in range(0, len(groups), MOST_ATTACHED):
         chunk = groups[start : start + MOST_ATTACHED]
+        bring_segments(store, (pieces[0] for pieces in chunk))
         for pieces in chunk:
             attach_segment(store, connection, pieces[0])
         rows = " UNION ALL ".join(select_slices(spec, columns, pieces) for pieces in chunk)
@@ -129,7 +159,7 @@ def gather_slices(
 
 
 def _named(store: Store, chunk: Sequence[Sequence[Slice]], reason: str) -> SegmentUnreadable:
-    paths = [str(store.segment_path(pieces[0].path)) for pieces in chunk]
+    paths = [store.staging.shown(pieces[0].path) for pieces in chunk]
     more = f" … and {len(paths) - 3} more" if len(paths) > 3 else ""
     return SegmentUnreadable(chunk[0][0].dataset, ", ".join(paths[:3]) + more, reason)
 

@@ -18,6 +18,7 @@ from timestore_pipeline.errors import (
     BatchConflict,
     BatchRejected,
     StagingQueueFull,
+    StorageError,
     TimestoreError,
 )
 from timestore_pipeline.evolution import Schema
@@ -155,6 +156,8 @@ def _stage(
                 batches=batches,
                 expected_bytes=expected_bytes,
             )
+        except StorageError:
+            raise  # says all that there is to say
         except (duckdb.Error, OSError) as error:
             if isinstance(error, duckdb.Error) and not isinstance(error, duckdb.OutOfMemoryException):
                 answers.update(_unreadable(connection, spec, plan.schema, group, order))

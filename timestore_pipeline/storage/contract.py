@@ -93,6 +93,22 @@ class Storage(Protocol):
         """
         ...
 
+    def adopt(self, source: Path, key: str) -> None:
+        """Move a local file, from anywhere on this host, to ``key``; ``source`` goes last.
+
+        Raises:
+            FileExistsError, StorageError, OSError: as :meth:`put`; then ``source`` is where it was.
+        """
+        ...
+
+    def link(self, key: str, target: str) -> None:
+        """Give a file a second key, durably and in place of what has it; the two are removed one by one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        ...
+
     def move(self, key: str, target: str) -> None:
         """Give a file another key, durably; doing it again after it has been done is fine.
 

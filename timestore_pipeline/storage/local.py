@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, put_in_place
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, move_file, put_in_place
 from timestore_pipeline.storage.contract import Entry
 
 
@@ -55,18 +57,43 @@ class LocalStorage:
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Walk through the folder; a link is no file."""
-        for path in sorted((self.root / prefix).rglob("*")):
-            try:
-                found = path.lstat()
-            except FileNotFoundError:
-                continue  # removed meanwhile
-            if path.is_file() and not path.is_symlink():
-                yield Entry(path.relative_to(self.root).as_posix(), found.st_size, found.st_mtime_ns // 1_000)
+        folder = prefix.strip("/")
+        try:
+            with os.scandir(self.root / folder) as listed:
+                found = sorted(listed, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in found:
+            key = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self.entries(key)
+            elif entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    status = entry.stat(follow_symlinks=False)
+                    yield Entry(key, status.st_size, status.st_mtime_ns // 1_000)
 
     def delete(self, *keys: str) -> None:
         """Unlink them."""
         for key in keys:
             (self.root / key).unlink(missing_ok=True)
+
+    def adopt(self, source: Path, key: str) -> None:
+        """Rename it, or copy it from another file system; sync the folder."""
+        target = self.root / key
+        make_folder(target.parent)
+        move_file(source, target)
+        fsync_path(target.parent)
+
+    def link(self, key: str, target: str) -> None:
+        """Give it a second name."""
+        old, new = self.root / key, self.root / target
+        make_folder(new.parent)
+        temporary = new.with_name(f"{new.name}.linked{TEMPORARY_SUFFIX}")
+        temporary.unlink(missing_ok=True)
+        temporary.hardlink_to(old)
+        temporary.rename(new)
+        fsync_path(new)
+        fsync_path(new.parent)
 
     def move(self, key: str, target: str) -> None:
         """Rename it, and sync both folders."""

@@ -6,6 +6,7 @@ A successful put is durable, so nothing is synced that anything rests on (invari
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -174,13 +175,31 @@ class ObjectStorage:
                         self._ask("DELETE", key, lambda key=key: obstore.delete(self._store, key))
             self.cache.forget(*chunk)
 
-    def move(self, key: str, target: str) -> None:
-        """Copy the object on the server, then delete it."""
+    def adopt(self, source: Path, key: str) -> None:
+        """Upload a copy of it, then unlink it."""
+        scratch = self.scratch(key)
+        try:
+            shutil.copyfile(source, scratch)
+            self.put(scratch, key)
+        finally:
+            scratch.unlink(missing_ok=True)
+        source.unlink()
+
+    def link(self, key: str, target: str) -> None:
+        """Copy the object on the server."""
         try:
             self._ask("COPY", key, lambda: obstore.copy(self._store, key, target))
         except FileNotFoundError:
+            raise ObjectMissing(self.shown(key)) from None
+        self.cache.forget(target)
+
+    def move(self, key: str, target: str) -> None:
+        """Copy the object on the server, then delete it."""
+        try:
+            self.link(key, target)
+        except ObjectMissing:
             if self.size(target) is None:
-                raise ObjectMissing(self.shown(key)) from None
+                raise
             return
         self.delete(key)
 

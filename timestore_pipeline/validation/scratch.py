@@ -87,8 +87,7 @@ def remove_leftovers(store: Store) -> list[str]:
     with store.ledger.read() as tx:
         found = known_datasets(tx)
     settings = store.settings
-    for folder in (settings.staging_path, settings.staging_path / QUARANTINE_FOLDER, settings.tables_path):
-        found |= _entries(folder)
+    found |= _entries(settings.tables_path) | _in_staging(store)
     for folder in (settings.landing_path, settings.archive_path):
         found |= {name.removeprefix(".") for name in _entries(folder)}
     # Declared datasets cannot be called so; should one be all the same, it is somebody's.
@@ -144,21 +143,27 @@ def _remove(store: Store, name: str) -> None:
     with store.ledger.write() as tx:
         lock_dataset(tx, name)
         forget_dataset(tx, name)
-    for folder in _folders(store.settings, name):
+    for folder in (*_folders(store.settings, name), *store.segment_folders(name)):
         shutil.rmtree(folder, ignore_errors=True)
+    if store.staging.local is None:
+        prefixes = (f"{name}/", f"{QUARANTINE_FOLDER}/{name}/")
+        store.staging.delete(*(entry.key for prefix in prefixes for entry in store.staging.entries(prefix)))
     with store.ledger.write() as tx:
         release_lease(tx, _lease(name), _owner())
 
 
 def _folders(settings: Settings, name: str) -> list[Path]:
-    staging = settings.staging_path
     return [
         settings.landing_path / f".{name}",
         settings.archive_path / f".{name}",
-        staging / name,
-        staging / QUARANTINE_FOLDER / name,
         settings.tables_path / name,
     ]
+
+
+def _in_staging(store: Store) -> set[str]:
+    if store.staging.local is not None:
+        return _entries(store.staging.root) | _entries(store.staging.root / QUARANTINE_FOLDER)
+    return {part for entry in store.staging.entries() for part in entry.key.split("/") if _NAME.fullmatch(part)}
 
 
 def _entries(folder: Path) -> set[str]:

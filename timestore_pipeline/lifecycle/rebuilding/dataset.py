@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import duckdb
 from sqlalchemy import Connection
@@ -17,7 +16,6 @@ from timestore_pipeline.building.manifests import Published
 from timestore_pipeline.building.table import TableFile
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, make_folder, put_in_place
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.batches import SliceRow
 from timestore_pipeline.ledger.published import PublishedWindow
@@ -52,7 +50,8 @@ from timestore_pipeline.lifecycle.rebuilding.restored import (
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.description import staged_at_of
 from timestore_pipeline.staging.segment import new_segment_id
-from timestore_pipeline.store import Store
+from timestore_pipeline.storage import Entry
+from timestore_pipeline.store import SEGMENT_SUFFIX, Store
 from timestore_pipeline.windows import Granularity, Window
 
 _UNKNOWN_REASON = "it was set aside before the ledger was lost, and the reason with it; a retry says what is wrong"
@@ -222,12 +221,11 @@ class Restoring:
         choices = choose(self.evidence.segments, by_segment.keys(), taken)
         for segment in self.evidence.segments:
             if not any(choice.segment is segment for choice in choices):
-                self.notes.append(f"{segment.path.name}: its batches are in other segments; it will be swept")
-        staging = self.store.settings.staging_path
+                self.notes.append(f"{_name(segment.file)}: its batches are in other segments; it will be swept")
         found = []
         for choice in choices:
             segment = choice.segment if choice.whole else self._carved(choice)
-            found.append(restored(staging, segment, by_segment[choice.segment.id]))
+            found.append(restored(segment, by_segment[choice.segment.id]))
         return each_batch_once([*found, *gone])
 
     def _gone(self, segment_id: str, parts: list[Published]) -> RestoredSegment:
@@ -245,22 +243,25 @@ class Restoring:
         """Write the batches that are needed of a segment into one of their own; the whole one is swept later."""
         whole = choice.segment
         segment_id = new_segment_id()
-        final = self.store.settings.staging_path / self.evidence.dataset / f"{segment_id}.duckdb"
-        make_folder(final.parent)
-        temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
+        staging = self.store.staging
+        key = f"{self.evidence.dataset}/{segment_id}{SEGMENT_SUFFIX}"
+        temporary = staging.scratch(key)
         description = whole.description.only(choice.ordinals)
         try:
             with self.store.connect(*self.store.segment_folders(self.evidence.dataset)) as connection:
-                carve(connection, whole.path, temporary, description)
-            put_in_place(temporary, final)
+                carve(connection, staging.fetch(whole.file.key), temporary, description)
+            size = temporary.stat().st_size
+            staging.put(temporary, key)
         except (duckdb.Error, OSError) as error:
-            raise TimestoreError(f"{whole.path}: some batches of it cannot be taken out: {error}") from error
+            shown = staging.shown(whole.file.key)
+            raise TimestoreError(f"{shown}: some batches of it cannot be taken out: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
-        self.notes.append(f"{whole.path.name}: some of its batches are in other segments; the rest is {final.name} now")
-        return replace(
-            whole, id=segment_id, path=final, bytes=final.stat().st_size, description=description, set_aside=False
+        self.notes.append(
+            f"{_name(whole.file)}: some of its batches are in other segments; the rest is {segment_id} now"
         )
+        file = replace(whole.file, key=key, bytes=size)
+        return replace(whole, id=segment_id, file=file, description=description, set_aside=False)
 
     def _damaged_segments(self, segments: Iterable[RestoredSegment]) -> list[RestoredEntry]:
         """Entries for slices that cannot be read, of those segments that had been set aside before."""
@@ -279,7 +280,7 @@ class Restoring:
                         QuarantineKind.SEGMENT,
                         found.id,
                         ", ".join(sorted({each.batch.source for each in found.description.batches})[:3]),
-                        found.path,
+                        found.file,
                         next(iter(damaged.values())),
                         rows=rows,
                         windows=tuple(damaged),
@@ -298,7 +299,7 @@ class Restoring:
             Slice(
                 name,
                 found.id,
-                self._relative(found.path),
+                found.file.key,
                 each.window_start,
                 each.rows,
                 each.bytes,
@@ -313,11 +314,11 @@ class Restoring:
 
     def _refused_rows(self, known: set[str]) -> list[RestoredEntry]:
         entries = []
-        for path, description in self.evidence.refused:
+        for file, description in self.evidence.refused:
             alone = []
             for each in description.batches:
                 acknowledged = each.batch.batch_id in known or not each.rows
-                decided = (path.name, each.ordinal) in self.evidence.resolved or was_retried(each, known)
+                decided = (_name(file), each.ordinal) in self.evidence.resolved or was_retried(each, known)
                 if not each.refused_rows or not acknowledged:
                     continue  # never acknowledged: its file is still in landing, or its sender was not told
                 if each.batch.batch_id not in known:
@@ -328,38 +329,46 @@ class Restoring:
                             QuarantineKind.ROWS,
                             each.batch.batch_id,
                             each.batch.source,
-                            path,
+                            file,
                             each.reason,
                             rows=each.refused_rows,
-                            size=path.stat().st_size * each.refused_rows // refused(description),
+                            size=file.bytes * each.refused_rows // refused(description),
                         )
                     )
             if alone:
-                restore_batches_without_rows(self.tx, self.evidence.dataset, alone, staged_at_of(path.name))
+                restore_batches_without_rows(self.tx, self.evidence.dataset, alone, staged_at_of(_name(file)))
                 known |= {row.batch_id for row in alone}
         return entries
 
     def _bad_files(self, known: set[str]) -> list[RestoredEntry]:
         entries, seen = [], set()
-        for path in self.evidence.bad_files:
-            batch_id = file_batch_id(file_fingerprint(path))
+        for file in self.evidence.bad_files:
+            batch_id = file_batch_id(file_fingerprint(self.store.staging.fetch(file.key)))
             if batch_id not in seen:
                 seen.add(batch_id)
-                source = _ID_BEFORE_NAME.sub("", path.name)
-                entry = self._entry(QuarantineKind.BATCH, batch_id, source, path, _UNKNOWN_REASON, rows=None)
+                source = _ID_BEFORE_NAME.sub("", _name(file))
+                entry = self._entry(QuarantineKind.BATCH, batch_id, source, file, _UNKNOWN_REASON, rows=None)
                 entries.append(replace(entry, resolved=batch_id in known))
         return entries
 
     def _unreadable_files(self) -> list[RestoredEntry]:
         entries = []
-        for file in self.evidence.unreadable:
-            self.problems.append(f"{file.path}: its rows are not restored: {file.reason}")
+        for found in self.evidence.unreadable:
+            shown = self.store.staging.shown(found.file.key)
+            self.problems.append(f"{shown}: its rows are not restored: {found.reason}")
             reason = (
-                f"{file.reason}. Its rows are not in the rebuilt ledger: restore the file from a backup and run "
+                f"{found.reason}. Its rows are not in the rebuilt ledger: restore the file from a backup and run "
                 "'timestore ledger rebuild --replace', or discard it"
             )
             entries.append(
-                self._entry(QuarantineKind.SEGMENT, file.path.stem, file.path.name, file.path, reason, rows=None)
+                self._entry(
+                    QuarantineKind.SEGMENT,
+                    PurePosixPath(found.file.key).stem,
+                    _name(found.file),
+                    found.file,
+                    reason,
+                    rows=None,
+                )
             )
         return entries
 
@@ -368,25 +377,25 @@ class Restoring:
         kind: QuarantineKind,
         batch_id: str,
         source: str,
-        path: Path,
+        file: Entry,
         reason: str,
         *,
         rows: int | None,
         size: int | None = None,
         windows: tuple[int, ...] = (),
     ) -> RestoredEntry:
-        status = path.stat()
         return RestoredEntry(
             kind=kind,
             batch_id=batch_id,
             source=source,
-            path=self._relative(path),
+            path=file.key,
             reason=reason,
             rows=rows,
-            bytes=status.st_size if size is None else size,
-            created_at=int(status.st_ctime * 1e6),
+            bytes=file.bytes if size is None else size,
+            created_at=file.modified_at,
             windows=windows,
         )
 
-    def _relative(self, path: Path) -> str:
-        return os.fspath(path.relative_to(self.store.settings.staging_path))
+
+def _name(file: Entry) -> str:
+    return PurePosixPath(file.key).name

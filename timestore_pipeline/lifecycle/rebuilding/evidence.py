@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import duckdb
@@ -51,7 +52,8 @@ from timestore_pipeline.staging.description import (
     read_refused_rows,
     read_segment,
 )
-from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+from timestore_pipeline.storage import Entry
+from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 T = TypeVar("T")
 
@@ -66,8 +68,7 @@ class FoundSegment:
     """A segment that says what it holds; ``set_aside`` where it lies in quarantine because part of it is damaged."""
 
     id: str
-    path: Path
-    bytes: int
+    file: Entry
     description: Description
     columns: tuple[Column, ...]
     set_aside: bool
@@ -77,7 +78,7 @@ class FoundSegment:
 class UnreadableFile:
     """A segment or a file of refused rows that does not say what it holds, and why."""
 
-    path: Path
+    file: Entry
     reason: str
 
 
@@ -105,18 +106,23 @@ class Evidence:
     dataset: str
     segments: tuple[FoundSegment, ...] = ()
     unreadable: tuple[UnreadableFile, ...] = ()
-    refused: tuple[tuple[Path, Description], ...] = ()
+    refused: tuple[tuple[Entry, Description], ...] = ()
     resolved: frozenset[tuple[str, int]] = frozenset()
-    bad_files: tuple[Path, ...] = ()
+    bad_files: tuple[Entry, ...] = ()
     table: TableEvidence | None = None
     notes: tuple[str, ...] = field(default=())
 
 
 def datasets_with_files(store: Store) -> set[str]:
     """Return the names of all datasets, declared or not, that have segments, quarantined files or a table."""
-    staging, tables = store.settings.staging_path, store.settings.tables_path
-    found = {path.parent.name for path in staging.glob("*/*.duckdb")}
-    found |= {path.parent.name for path in (staging / QUARANTINE_FOLDER).glob("*/*")}
+    tables = store.settings.tables_path
+    found = set()
+    for entry in store.staging.entries():
+        match entry.key.split("/"):
+            case [dataset, name] if name.endswith(SEGMENT_SUFFIX):
+                found.add(dataset)
+            case [folder, dataset, _] if folder == QUARANTINE_FOLDER:
+                found.add(dataset)
     found |= {name for name in store.datasets if has_table(tables / name)}
     # Other tables may lie there too; a manifest says that it is one of timestore's.
     found |= {path.parent.name for path in tables.glob(f"*/{MANIFEST_FOLDER}")}
@@ -134,26 +140,27 @@ def gather(store: Store, dataset: str, *, fence: bool = True) -> Evidence:
     table = _table_evidence(store, dataset, notes, fence)
     segments: list[FoundSegment] = []
     unreadable: list[UnreadableFile] = []
-    home = store.settings.staging_path / dataset
-    aside = store.settings.staging_path / QUARANTINE_FOLDER / dataset
-    refused: list[tuple[Path, Description]] = []
-    bad_files: list[Path] = []
+    home, aside = _files(store, dataset), _files(store, f"{QUARANTINE_FOLDER}/{dataset}")
+    refused: list[tuple[Entry, Description]] = []
+    bad_files: list[Entry] = []
     resolved: set[tuple[str, int]] = set()
     with store.connect(*store.segment_folders(dataset)) as connection:
-        for path in sorted([*home.glob("*.duckdb"), *aside.glob("*.duckdb")]):
-            found = _try(lambda each: read_segment(connection, each), path, unreadable)
-            if found is not None:
-                segments.append(FoundSegment(path.stem, path, path.stat().st_size, *found, path.parent == aside))
-        for path in _files(aside):
-            if path.name.endswith(REFUSED_SUFFIX):
-                described = _try(lambda each: read_refused_rows(connection, each), path, unreadable)
+        for file in [*aside, *home]:
+            if PurePosixPath(file.key).suffix == SEGMENT_SUFFIX:
+                found = _try(store, lambda each: read_segment(connection, each), file, unreadable)
+                if found is not None:
+                    segments.append(FoundSegment(PurePosixPath(file.key).stem, file, *found, file in aside))
+        for file in aside:
+            name = PurePosixPath(file.key)
+            if name.name.endswith(REFUSED_SUFFIX):
+                described = _try(store, lambda each: read_refused_rows(connection, each), file, unreadable)
                 if described is not None:
-                    refused.append((path, described))
-            elif path.suffix == DECIDED_SUFFIX:
-                name, _, ordinal = path.name.removesuffix(DECIDED_SUFFIX).rpartition(".")
-                resolved.add((name, int(ordinal)))
-            elif path.suffix != TEMPORARY_SUFFIX and ".duckdb" not in path.suffixes:
-                bad_files.append(path)
+                    refused.append((file, described))
+            elif name.suffix == DECIDED_SUFFIX:
+                marked, _, ordinal = name.name.removesuffix(DECIDED_SUFFIX).rpartition(".")
+                resolved.add((marked, int(ordinal)))
+            elif name.suffix != TEMPORARY_SUFFIX and SEGMENT_SUFFIX not in name.suffixes:
+                bad_files.append(file)
     return Evidence(
         dataset,
         tuple(segments),
@@ -166,18 +173,23 @@ def gather(store: Store, dataset: str, *, fence: bool = True) -> Evidence:
     )
 
 
-def _try(read: Callable[[Path], T], path: Path, unreadable: list[UnreadableFile]) -> T | None:
+def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[UnreadableFile]) -> T | None:
+    path = store.staging.fetch(file.key)
     if not os.access(path, os.R_OK):
         raise TimestoreError(f"{path} must not be read by this user; run this as the user of the service")
     try:
         return read(path)
     except NotDescribed as error:
-        unreadable.append(UnreadableFile(path, str(error)))
+        if store.staging.local is None:
+            store.staging.forget(file.key)  # it may be the copy that is damaged
+            with suppress(NotDescribed):
+                return read(store.staging.fetch(file.key))
+        unreadable.append(UnreadableFile(file, str(error)))
         return None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.glob("*")) if path.is_file() and not path.is_symlink())
+def _files(store: Store, folder: str) -> list[Entry]:
+    return [entry for entry in store.staging.entries(f"{folder}/") if entry.key.count("/") == folder.count("/") + 1]
 
 
 def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -> TableEvidence | None:

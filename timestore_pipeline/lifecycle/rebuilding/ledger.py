@@ -16,7 +16,7 @@ from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import ArgumentError
 
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.connections import Connect, ConnectionPool, connector
+from timestore_pipeline.connections import Connect, connector
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.durable_files import fsync_path, make_folder
@@ -29,7 +29,7 @@ from timestore_pipeline.lifecycle.rebuilding.dataset import RestoredDataset, Res
 from timestore_pipeline.lifecycle.rebuilding.evidence import datasets_with_files, gather
 from timestore_pipeline.lifecycle.rebuilding.restored import last_retry
 from timestore_pipeline.settings import Settings, load_settings
-from timestore_pipeline.store import Store
+from timestore_pipeline.store import Store, writer_pool
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def rebuild_ledger(
         _look_before_replacing(settings, datasets, connect)
         moved = move_ledger_aside(settings)
     ledger = Ledger.open(settings.resolved_ledger_url, busy_timeout_seconds=settings.ledger_busy_timeout_seconds)
-    pool = ConnectionPool(connect, settings.staging_path, settings.landing_path)
-    store = Store(settings, datasets, ledger, connect, pool)
+    store = Store(settings, datasets, ledger, connect, writer_pool(settings, connect))
     try:
         with ledger.write() as tx:
             known = lock_ledger(tx)
@@ -133,9 +132,7 @@ def ledger_file(settings: Settings) -> Path | None:
 
 def _look_before_replacing(settings: Settings, datasets: Datasets, connect: Connect) -> None:
     """Read all that a rebuild needs, and change nothing: a ledger that nothing else can stand in for is not moved."""
-    with Store(
-        settings, datasets, Ledger.open("sqlite://"), connect, ConnectionPool(connect, settings.staging_path)
-    ) as store:
+    with Store(settings, datasets, Ledger.open("sqlite://"), connect, writer_pool(settings, connect)) as store:
         for name in sorted(datasets_with_files(store)):
             gather(store, name, fence=False)
 

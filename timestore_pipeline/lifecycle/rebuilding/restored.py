@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 from timestore_pipeline.building.manifests import Published
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
@@ -17,9 +16,9 @@ from timestore_pipeline.staging.segment import slices_of
 from timestore_pipeline.windows import Granularity, Window, from_micros
 
 
-def restored(staging: Path, found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment:
+def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment:
     """Return a segment that is on disk; ``parts`` are what manifests say of it."""
-    row = SegmentRow(found.id, str(found.path.relative_to(staging)), found.bytes, found.description.rows)
+    row = SegmentRow(found.id, found.file.key, found.file.bytes, found.description.rows)
     return RestoredSegment(
         row=row,
         batches=tuple(batch_row(each) for each in found.description.batches),
