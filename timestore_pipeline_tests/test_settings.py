@@ -27,7 +27,7 @@ CHOICES = [name for name, default in DEFAULTS.items() if isinstance(default, Aft
 @pytest.mark.parametrize(
     ("variable", "default"),
     [
-        ("TIMESTORE_STAGING_DIRECTORY", Path("data/staging")),
+        ("TIMESTORE_STAGING_DIRECTORY", "data/staging"),
         ("TIMESTORE_STAGING_MAX_DATASET_BYTES", 536_870_912),
         ("TIMESTORE_STAGING_MAX_TOTAL_BYTES", 0),
         ("TIMESTORE_STAGING_MAX_PENDING", 1_000),

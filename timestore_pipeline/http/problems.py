@@ -19,6 +19,7 @@ from timestore_pipeline.errors import (
     SegmentNotWritten,
     SettingsError,
     StagingQueueFull,
+    StorageError,
     TimestoreError,
     TooManyIngests,
     UnknownDataset,
@@ -88,6 +89,7 @@ _FOR_NOW: tuple[tuple[type[TimestoreError], int, str, float], ...] = (
     (LedgerError, 503, "ledger-away", _A_FLUSH),
     (WriterClosed, 503, "shutting-down", _SOON),
     (SegmentNotWritten, 503, "not-written", _A_FLUSH),
+    (StorageError, 503, "not-written", _A_FLUSH),
 )
 
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import duckdb
 
@@ -204,9 +205,7 @@ def _fill(
         refused_bytes = _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
     describe_segment(connection, "segment", description)
     connection.execute("COMMIT; DETACH segment")
-    return _Filled(
-        judged.groups, judged.refused, refused_path, refused_bytes, judged.dropped, judge.now, numbers
-    )
+    return _Filled(judged.groups, judged.refused, refused_path, refused_bytes, judged.dropped, judge.now, numbers)
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, sources: Iterable[RowSource]) -> int:

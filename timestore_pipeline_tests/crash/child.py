@@ -172,7 +172,8 @@ def start(store: Store, job: str, plan: str | None = None, *, interruptible: boo
     result = store.settings.home / "child.json"
     result.unlink(missing_ok=True)
     fields = store.settings.model_dump(exclude_unset=True)
-    process = _CONTEXT.Process(target=_run, args=(fields, job, plan, interruptible, result))
+    object_store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    process = _CONTEXT.Process(target=_run, args=(fields, object_store, job, plan, interruptible, result))
     process.start()
     return Child(process, result)
 
@@ -216,9 +217,17 @@ def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(f"signal {number}")
 
 
-def _run(fields: dict[str, Any], job: str, plan: str | None, interruptible: bool, result: Path) -> None:
+def _run(
+    fields: dict[str, Any],
+    object_store: dict[str, str],
+    job: str,
+    plan: str | None,
+    interruptible: bool,
+    result: Path,
+) -> None:
     # Of the test during which the server of these processes was started.
     os.environ.pop("TIMESTORE_LEDGER_URL", None)
+    os.environ.update(object_store)
     if interruptible:
         signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -106,10 +106,9 @@ def assert_all_is_well(store: Store) -> None:
     assert {kind for kind, _ in entries} == {QuarantineKind.ROWS, QuarantineKind.BATCH}
     assert len(entries) == 2
     assert entries[QuarantineKind.ROWS, "stage()"].rows == len(TIMELESS)
-    assert store.segment_path(entries[QuarantineKind.BATCH, BAD_FILE].path).is_file()
-    kept = {store.segment_path(path) for path in {*segments, *(entry.path for entry in entries.values())}}
-    found = {path for path in store.settings.staging_path.rglob("*") if path.is_file()}
-    assert found - kept <= {path for path in found if path.name.startswith("ledger.sqlite")}
+    kept = {*segments, *(entry.path for entry in entries.values())}
+    found = {entry.key for entry in store.staging.entries()}
+    assert found - kept <= {key for key in found if key.startswith("ledger.sqlite")}
     assert kept <= found
     assert_table_has_no_strays(store)
 
