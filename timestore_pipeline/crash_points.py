@@ -27,6 +27,7 @@ class CrashPoint(StrEnum):
     BATCHES_RECORDED = "batches.recorded-not-committed"
     BATCHES_ACKNOWLEDGED = "batches.acknowledged"
     READINGS_BEGUN = "landing.readings-begun"
+    LANDING_FILES_COPIED = "landing.files-copied"
     LANDING_FILE_CLEARED = "landing.file-cleared"
     LANDING_CLEARED = "landing.cleared"
     LANDING_REMEMBERED = "landing.remembered"

@@ -360,6 +360,13 @@ class ObjectMissing(StorageError, FileNotFoundError):
         super().__init__(f"{location}: there is no such object")
 
 
+class UnlistableKey(StorageRefused):
+    """A listing has a key with an empty part, '.' or '..' in it: no library takes it, and none of its page is given."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(f"LIST {folder}", reason)
+
+
 class UnknownEntry(TimestoreError):
     """There is no quarantine entry of that id."""
 

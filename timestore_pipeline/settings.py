@@ -115,15 +115,19 @@ class Settings(BaseSettings):
     )
     datasets_file: Path = Field(default=Path("datasets.yaml"), description="The declaration of all datasets.")
 
-    landing_directory: Path = Field(
-        default=Path("data/landing"), description="Files for a dataset are dropped in `<landing>/<dataset>/`."
+    landing_directory: Place = Field(
+        default="data/landing",
+        description="Files for a dataset are dropped in `<landing>/<dataset>/`; a folder, or a place in an object "
+        "store ([scaling.md](scaling.md#object-store)).",
     )
     landing_after_ingest: AfterIngest = Field(
         default=AfterIngest.ARCHIVE,
         description="What becomes of a landing file once its batch is acknowledged: `archive`, `delete` or `keep`.",
     )
-    landing_archive_directory: Path = Field(
-        default=Path("data/archive"), description="Where archived landing files go, in `<archive>/<dataset>/<date>/`."
+    landing_archive_directory: Place = Field(
+        default="data/archive",
+        description="Where archived landing files go, in `<archive>/<dataset>/<date>/`; a folder, or a place in an "
+        "object store. To be set where landing is in one, best to another prefix of the same bucket.",
     )
     landing_max_files_per_run: PositiveCount = Field(
         default=10_000, description="Most landing files that one ingest run takes, over all datasets."
@@ -429,8 +433,8 @@ class Settings(BaseSettings):
         folders = {
             "home": self.home.expanduser().absolute(),
             "staging_directory": self.staging_location,
-            "landing_directory": self.landing_path,
-            "landing_archive_directory": self.archive_path,
+            "landing_directory": self.landing_location,
+            "landing_archive_directory": self.archive_location,
             "tables_url": self.tables_path,
             "duckdb_temp_directory": self.temp_path,
             "work_directory": self.work_path,
@@ -449,7 +453,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = list(_gateway_contradictions(self))
+        problems = [*_gateway_contradictions(self), *_landing_contradictions(self)]
         if self.http_tokens is not None and self.http_tokens_file is not None:
             problems.append(
                 f"{variable_name('http_tokens')} and {variable_name('http_tokens_file')} are both set: keep one of them"
@@ -487,14 +491,26 @@ class Settings(BaseSettings):
         return location if isinstance(location, Path) else self.work_path
 
     @property
+    def landing_location(self) -> Path | ObjectUrl:
+        """Where files land: a folder, absolute, or a place in an object store."""
+        return self.location("landing_directory", self.landing_directory)
+
+    @property
     def landing_path(self) -> Path:
-        """The landing directory, absolute."""
-        return self.path(self.landing_directory)
+        """The folder in which landing files are read: the landing directory, or where objects are fetched to."""
+        location = self.landing_location
+        return location if isinstance(location, Path) else self.work_path / "landing"
+
+    @property
+    def archive_location(self) -> Path | ObjectUrl:
+        """Where landing files are archived: a folder, absolute, or a place in an object store."""
+        return self.location("landing_archive_directory", self.landing_archive_directory)
 
     @property
     def archive_path(self) -> Path:
-        """The archive directory, absolute."""
-        return self.path(self.landing_archive_directory)
+        """The archive directory, absolute, where it is one of this host."""
+        location = self.archive_location
+        return location if isinstance(location, Path) else self.work_path / "archive"
 
     @property
     def tables_path(self) -> Path:
@@ -552,6 +568,27 @@ def _gateway_contradictions(settings: Settings) -> Iterator[str]:
     tls += [] if settings.pushgateway_verify_tls else [variable_name("pushgateway_verify_tls")]
     if tls and settings.pushgateway_url and urlsplit(settings.pushgateway_url).scheme != "https":
         yield f"{tls[0]} has no effect, because {url} does not begin with https://"
+
+
+def _landing_contradictions(settings: Settings) -> Iterator[str]:
+    landing = settings.landing_location
+    if isinstance(landing, Path):
+        return
+    name, archive, after = map(
+        variable_name, ("landing_directory", "landing_archive_directory", "landing_after_ingest")
+    )
+    archives = settings.landing_after_ingest is AfterIngest.ARCHIVE
+    if archives and "landing_archive_directory" not in settings.model_fields_set:
+        yield (
+            f"{name} is {landing}, and {archive} is not set: set it to where archived files are to go, such as "
+            f"{ObjectUrl(landing.scheme, landing.bucket, 'archive')}, or {after} to delete or keep"
+        )
+    others = {"staging_directory": settings.staging_location}
+    if archives:
+        others["landing_archive_directory"] = settings.archive_location
+    for field, other in others.items():
+        if f"{other}/".startswith(f"{landing}/"):
+            yield f"{variable_name(field)} is {other}, within {name}: each look would list it; choose another prefix"
 
 
 def variable_name(field: str) -> str:

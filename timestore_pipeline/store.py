@@ -93,6 +93,16 @@ class Store:
         """Where the segments are, and what was set aside."""
         return storage_at(self.settings, self.settings.staging_location)
 
+    @cached_property
+    def landing(self) -> Storage:
+        """Where files land."""
+        return storage_at(self.settings, self.settings.landing_location)
+
+    @cached_property
+    def archive(self) -> Storage:
+        """Where landing files go when their batches are acknowledged."""
+        return storage_at(self.settings, self.settings.archive_location)
+
     def close(self) -> None:
         """Close the ledger and the idle connections."""
         self.writers.close()

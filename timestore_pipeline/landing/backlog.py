@@ -6,14 +6,19 @@ from collections.abc import Iterable
 
 from timestore_pipeline.landing.files import LandingScan
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs, put_backlogs
+from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, count
 from timestore_pipeline.store import Store
 
 
 def record_backlog(store: Store, scan: LandingScan, datasets: Iterable[str] | None = None) -> bool:
     """Put into the ledger what a look at ``datasets`` (by default all) found; False where nothing has changed.
 
-    Writes only what has changed, so a look that finds what the last one found costs no more than one query.
+    A look that an object store did not answer is counted, and what the last one found stays. Writes only what has
+    changed, so a look that finds what the last one found costs no more than one query.
     """
+    if not scan.answered:
+        store.ledger.transact(lambda tx: count(tx, LANDING_FAILED_LOOKS, "", ""), repeatable=False)
+        return False
     looked_at = set(store.datasets if datasets is None else datasets)
     found = backlog_of(scan)
     with store.ledger.read() as tx:

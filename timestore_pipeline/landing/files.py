@@ -19,20 +19,28 @@ NOT_READY_SUFFIXES = (".tmp", ".partial")
 
 @dataclass(frozen=True)
 class LandingFile:
-    """A file that is ready; ``modified_at`` in seconds since the epoch."""
+    """A file that is ready; ``modified_at`` in seconds since the epoch.
+
+    In an object store ``path`` is its key below the landing prefix, and ``version`` tells its content (its ETag).
+    """
 
     dataset: str
     path: Path
     bytes: int
     modified_at: float
+    version: str = ""
 
 
 @dataclass(frozen=True)
 class LandingScan:
-    """What lies in the landing folders: ready files, oldest first, and sentences about what is wrong there."""
+    """What lies in the landing folders: ready files, oldest first, and sentences about what is wrong there.
+
+    Where an object store has not ``answered`` nobody knows what lies there.
+    """
 
     files: tuple[LandingFile, ...]
     problems: tuple[str, ...]
+    answered: bool = True
 
     def of(self, dataset: str) -> tuple[LandingFile, ...]:
         """The ready files of one dataset."""
@@ -50,7 +58,11 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
     A look over all datasets also reports folders that no dataset declares. Nothing is raised for what is wrong
     with one file or folder: it becomes a problem, and the others go on (invariant 9).
     """
-    landing = store.settings.landing_path
+    landing = store.settings.landing_location
+    if not isinstance(landing, Path):
+        from timestore_pipeline.landing.objects import look_into_bucket  # brings obstore
+
+        return look_into_bucket(store, landing, datasets)
     files: list[LandingFile] = []
     problems: list[str] = []
     try:

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnCollection, Connection, select
 from timestore_pipeline.ledger.schema import counters, histograms
 from timestore_pipeline.ledger.upserts import upsert
 
+LANDING_FAILED_LOOKS = "timestore_landing_failed_looks_total"
 DROPPED_BATCHES = "timestore_staging_dropped_batches_total"
 RETRIED_BATCHES = "timestore_staging_retried_batches_total"
 GUARDRAIL_BREACHES = "timestore_staging_guardrail_breaches_total"

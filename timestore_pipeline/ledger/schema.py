@@ -330,6 +330,7 @@ settled_files = Table(
     Column("name", Text, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("modified_at", BigInteger, nullable=False, comment="nanoseconds since the epoch, as the file system has it"),
+    Column("version", Text, nullable=False, comment="of an object, whose modified_at is 0; else empty"),
     PrimaryKeyConstraint("dataset", "name"),
     comment="files that stay in the landing folder although their batch is in the ledger",
 )

@@ -13,12 +13,16 @@ from timestore_pipeline.ledger.upserts import upsert
 
 @dataclass(frozen=True)
 class SettledFile:
-    """A file by name, size and modification time (nanoseconds since the epoch); any change makes it another one."""
+    """A file by name, size and modification time (nanoseconds since the epoch); any change makes it another one.
+
+    An object is known by its ``version`` instead of the time.
+    """
 
     dataset: str
     name: str
     bytes: int
     modified_at: int
+    version: str = ""
 
 
 def remember_settled(tx: Connection, files: Iterable[SettledFile]) -> None:

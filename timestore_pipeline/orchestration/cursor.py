@@ -36,7 +36,7 @@ def fingerprint(files: Sequence[LandingFile]) -> str:
     """Return what changes when a file comes, goes or changes."""
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(files, key=lambda file: file.path):
-        digest.update(f"{file.path}\0{file.bytes}\0{file.modified_at}\0".encode())
+        digest.update(f"{file.path}\0{file.bytes}\0{file.modified_at}\0{file.version}\0".encode())
     return digest.hexdigest()
 
 

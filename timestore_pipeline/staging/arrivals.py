@@ -138,7 +138,9 @@ class FolderArrivals:
     def clear_away(self, batches: Mapping[Path, IncomingBatch]) -> None:
         """Rename, unlink or remember them."""
         action = self._store.settings.landing_after_ingest
-        folder = self._store.settings.archive_path / self._spec.name / archive_day()
+        archive = self._store.archive
+        day = f"{self._spec.name}/{archive_day()}"
+        folder = archive.root / day
         staying: list[Path] = []
         archived = False
         for path, batch in batches.items():
@@ -149,6 +151,9 @@ class FolderArrivals:
                     log.warning("%s: %s has changed since it was staged; it is taken again", self._spec.name, path)
                 elif action is AfterIngest.DELETE:
                     path.unlink(missing_ok=True)
+                    reach(CrashPoint.LANDING_FILE_CLEARED)
+                elif archive.local is None:
+                    archive.adopt(path, f"{day}/{unique_name(batch.fingerprint, path.name)}")
                     reach(CrashPoint.LANDING_FILE_CLEARED)
                 else:
                     if not archived:
@@ -195,7 +200,13 @@ class FolderArrivals:
 @contextmanager
 def arrivals_of(store: Store, spec: DatasetSpec) -> Iterator[Arrivals]:
     """Give the landing files of a dataset, wherever they lie."""
-    yield FolderArrivals(store, spec)
+    if isinstance(store.settings.landing_location, Path):
+        yield FolderArrivals(store, spec)
+        return
+    from timestore_pipeline.staging.fetched import fetched_arrivals  # brings obstore
+
+    with fetched_arrivals(store, spec) as fetched:
+        yield fetched
 
 
 def remember(store: Store, files: Collection[SettledFile]) -> None:

@@ -9,15 +9,16 @@ import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, InvalidPathError, PreconditionError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.errors import ObjectMissing, StorageRefused, StorageUnavailable
+from timestore_pipeline.errors import ObjectMissing, StorageRefused, StorageUnavailable, UnlistableKey
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.storage.cache import Cache
 from timestore_pipeline.storage.contract import Entry
@@ -57,6 +58,7 @@ class ObjectStorage:
         self.cache = cache
         self._patience = patience_seconds
         self._store = _client(url, timeout_seconds)
+        self._timeout = timeout_seconds
 
     @property
     def location(self) -> str:
@@ -132,20 +134,31 @@ class ObjectStorage:
 
     def size(self, key: str) -> int | None:
         """Return the object's size."""
+        found = self.entry(key)
+        return None if found is None else found.bytes
+
+    def entry(self, key: str) -> Entry | None:
+        """Return what an object is now; None where there is none."""
         try:
-            return self._ask("HEAD", key, lambda: obstore.head(self._store, key))["size"]
+            return _entry(key, self._ask("HEAD", key, lambda: obstore.head(self._store, key)))
         except FileNotFoundError:
             # The answer to a HEAD has no body, so it does not tell a missing bucket from a missing object.
             try:
-                return self._begin(key)[0]["size"]
+                return _entry(key, self._begin(key)[0])
             except FileNotFoundError:
                 return None
 
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """List objects, in the order of their keys; after an error the listing goes on where it was."""
+    def entries(self, prefix: str = "", after: str | None = None) -> Iterator[Entry]:
+        """List objects, in the order of their keys, from behind ``after`` on.
+
+        After an error the listing goes on where it was.
+
+        Raises:
+            UnlistableKey: among the next thousand is a key that cannot be listed.
+        """
         folder = prefix.strip("/")
         pages: Any = None
-        last: str | None = None
+        last = after
 
         def next_page() -> Any:
             nonlocal pages
@@ -153,6 +166,8 @@ class ObjectStorage:
                 pages = iter(obstore.list(self._store, folder or None, offset=last, chunk_size=_LISTED_AT_ONCE))
             try:
                 return next(pages, None)
+            except InvalidPathError as error:
+                raise UnlistableKey(self.shown(prefix), reason_of(error)) from None
             except BaseError:
                 pages = None
                 raise
@@ -161,6 +176,29 @@ class ObjectStorage:
             for meta in page:
                 last = meta["path"]
                 yield _entry(meta["path"], meta)
+
+    def folder(self, prefix: str) -> list[Entry]:
+        """List the objects whose keys have no further '/' behind ``prefix``, a folder, without going into others.
+
+        Raises:
+            UnlistableKey: one of these keys cannot be listed.
+        """
+
+        def ask() -> Any:
+            try:
+                return obstore.list_with_delimiter(self._store, prefix.strip("/"))
+            except InvalidPathError as error:
+                raise UnlistableKey(self.shown(prefix), reason_of(error)) from None
+
+        return [_entry(meta["path"], meta) for meta in self._ask("LIST", prefix, ask)["objects"]]
+
+    def copy_to(self, key: str, target: ObjectUrl) -> None:
+        """Copy an object on the server to another place of its bucket.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        self._ask("COPY", key, lambda: obstore.copy(self._bucket, (self.url / key).prefix, target.prefix))
 
     def delete(self, *keys: str) -> None:
         """Delete objects, many at once, and their copies."""
@@ -202,6 +240,10 @@ class ObjectStorage:
                 raise
             return
         self.delete(key)
+
+    @cached_property
+    def _bucket(self) -> ObjectStore:
+        return _client(ObjectUrl(self.url.scheme, self.url.bucket), self._timeout)
 
     def _ask(self, verb: str, key: str, ask: Callable[[], T]) -> T:
         return insistently(f"{verb} {self.shown(key)}", ask, self._patience)

@@ -57,8 +57,8 @@ def scratch_store(store: Store, like: str | None) -> Iterator[Store]:
     settings = store.settings.model_copy(
         # Hidden, so that no sensor takes an interest; beside the real ones, so on the same disk.
         update={
-            "landing_directory": store.settings.landing_path / f".{spec.name}",
-            "landing_archive_directory": store.settings.archive_path / f".{spec.name}",
+            "landing_directory": str(store.settings.landing_location / f".{spec.name}"),
+            "landing_archive_directory": str(store.settings.archive_location / f".{spec.name}"),
         }
     )
     extend_lease(store, spec.name)

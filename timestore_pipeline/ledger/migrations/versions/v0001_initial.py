@@ -171,6 +171,7 @@ def upgrade() -> None:
             nullable=False,
             comment="nanoseconds since the epoch, as the file system has it",
         ),
+        sa.Column("version", sa.Text(), nullable=False, comment="of an object, whose modified_at is 0; else empty"),
         sa.PrimaryKeyConstraint("dataset", "name", name=op.f("pk_settled_files")),
         comment="files that stay in the landing folder although their batch is in the ledger",
     )
