@@ -47,7 +47,7 @@ class Published:
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """Where one dataset stands. A threshold or limit of 0 is off."""
+    """Where one dataset stands. A threshold or limit of 0 is off; None files are not known."""
 
     dataset: str
     queue: QueueState
@@ -60,7 +60,7 @@ class DatasetStatus:
     last_flush: Build | None
     in_flight: Build | None
     quarantine: QuarantineTotals
-    landing_files: int
+    landing_files: int | None
     pause: Pause | None = None
 
 
@@ -101,7 +101,7 @@ def collect_status(
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
-                landing_files=waiting[spec.name],
+                landing_files=waiting[spec.name] if scan.answered else None,
                 pause=pause_of(pauses, spec.name),
             )
         )
@@ -136,7 +136,7 @@ def as_row(status: DatasetStatus) -> list[str]:
         wording.number(status.published.windows),
         _flush_in_words(status.last_flush),
         _quarantine_in_words(status.quarantine),
-        wording.number(status.landing_files) + (" (paused)" if status.pause else ""),
+        _landing_in_words(status),
     ]
 
 
@@ -200,6 +200,11 @@ def pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
         f"'timestore resume {'--all' if name == EVERY_DATASET else name}' ends it"
         for name, pause in found.items()
     ]
+
+
+def _landing_in_words(status: DatasetStatus) -> str:
+    files = "?" if status.landing_files is None else wording.number(status.landing_files)
+    return f"{files} (paused)" if status.pause else files
 
 
 def _of(value: str, limit_in_words: str, limit: int) -> str:

@@ -68,6 +68,8 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
         warn(problem)
     for sentence in waiting_for_room(store, scan):
         warn(sentence)
+    if not scan.answered:
+        return ExitCode.TRY_LATER
     chosen = files_for_one_run(store, scan)
     codes = []
     for name in names:

@@ -248,6 +248,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "s",
             ),
             Panel(
+                "Landing looks that failed",
+                (Query("max(increase(timestore_landing_failed_looks_total[$__rate_interval]))", "looks"),),
+                description="The object store in which files land refused, or did not answer; files wait there.",
+            ),
+            Panel(
                 "Late rows, by what became of them",
                 (
                     Query(

@@ -29,6 +29,7 @@ from timestore_pipeline.settings import Settings, load_settings, unknown_variabl
 from timestore_pipeline.staging.slices import by_segment
 from timestore_pipeline.store import Store, files_of_unknown, storage_at
 
+_NO_FILE = "_timestore-doctor"
 _CLOCK_SLACK_MICROS = 60_000_000
 _STUCK_MICROS = 900_000_000
 _NAMED = 3
@@ -96,9 +97,9 @@ def look_at_settings() -> tuple[Settings | None, Datasets | None, list[Finding]]
 def look_at_folders(settings: Settings) -> Iterator[Finding]:
     """Look whether folders are there, may be used by this user, and have free disk."""
     folders = {
-        "landing": (settings.landing_path, "TIMESTORE_LANDING_DIRECTORY"),
+        "landing": (settings.landing_location, "TIMESTORE_LANDING_DIRECTORY"),
         "staging": (settings.staging_location, "TIMESTORE_STAGING_DIRECTORY"),
-        "archive": (settings.archive_path, "TIMESTORE_LANDING_ARCHIVE_DIRECTORY"),
+        "archive": (settings.archive_location, "TIMESTORE_LANDING_ARCHIVE_DIRECTORY"),
         "tables": (settings.tables_path, "TIMESTORE_TABLES_URL"),
     }
     if any(not isinstance(location, Path) for location, _ in folders.values()):
@@ -127,7 +128,10 @@ def _look_at_store(settings: Settings, name: str, location: ObjectUrl, variable:
     """Look whether an object store answers, and whether this process may look into it."""
     part = f"store {name}"
     try:
-        next(storage_at(settings, location).entries(), None)
+        storage = storage_at(settings, location)
+        next(storage.entries(), None)
+        if name == "landing":
+            storage.delete(_NO_FILE)  # there is none, but whether it may be deleted is asked first
     except StorageError as error:
         yield Finding(part, Level.ERROR, str(error), f"see the message, or set {variable}")
         return

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -20,7 +20,6 @@ from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
 from timestore_pipeline.errors import (
     BatchRejected,
     EntryNotOpen,
@@ -29,6 +28,7 @@ from timestore_pipeline.errors import (
     ObjectMissing,
     UnknownEntry,
 )
+from timestore_pipeline.landing.files import is_ready_name
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.landing.shapes import describe, readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batch
@@ -45,7 +45,7 @@ from timestore_pipeline.ledger.queue import Slice, quarantined_slices
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging.arrivals import file_fingerprint
+from timestore_pipeline.staging.arrivals import archive_day, file_fingerprint
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.judging import reason_in_words
@@ -187,14 +187,27 @@ def kept_file(store: Store, entry: QuarantineEntry) -> Path | None:
 
 def kept_at(store: Store, entry: QuarantineEntry) -> str:
     """Return where the bytes of an entry are, or should be."""
-    return str(_left_in_landing(store, entry) or store.staging.shown(entry.path))
+    key = _landing_key(entry)
+    if key is not None and store.staging.size(entry.path) is None and store.landing.size(key) is not None:
+        return store.landing.shown(key)
+    return store.staging.shown(entry.path)
+
+
+def _landing_key(entry: QuarantineEntry) -> str | None:
+    """Return where in landing the file of an entry was, if it was there: a caller may call a source what it likes."""
+    from_landing = entry.kind is QuarantineKind.BATCH and is_ready_name(entry.source) and "/" not in entry.source
+    return f"{entry.dataset}/{entry.source}" if from_landing else None
 
 
 def _left_in_landing(store: Store, entry: QuarantineEntry) -> Path | None:
-    landed = store.settings.landing_path / entry.dataset / entry.source
-    if entry.kind is not QuarantineKind.BATCH or not landed.is_file():
+    key = _landing_key(entry)
+    if key is None or store.staging.size(entry.path) is not None:
         return None
-    return landed if store.staging.size(entry.path) is None else None
+    store.landing.forget(key)  # an object may have been written again since it was fetched
+    with suppress(ObjectMissing):
+        landed = store.landing.fetch(key)
+        return landed if landed.is_file() else None
+    return None
 
 
 def _now(store: Store, entry: QuarantineEntry) -> QuarantineEntry:
@@ -234,10 +247,7 @@ def _clear_away(store: Store, spec: DatasetSpec, path: Path) -> None:
         if store.settings.landing_after_ingest is AfterIngest.DELETE:
             path.unlink(missing_ok=True)
             return
-        folder = store.settings.archive_path / spec.name / datetime.now(UTC).strftime("%Y-%m-%d")
-        make_folder(folder)
-        move_file(path, folder / path.name)
-        fsync_path(folder)
+        store.archive.adopt(path, f"{spec.name}/{archive_day()}/{path.name}")
     except OSError as error:
         log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)
 

@@ -16,6 +16,7 @@ from timestore_pipeline.ledger.counters import (
     FLUSH_DURATION,
     FLUSH_ROWS,
     GUARDRAIL_BREACHES,
+    LANDING_FAILED_LOOKS,
     LATE_BATCHES,
     LATE_ROWS,
     LOST_ROWS,
@@ -117,6 +118,13 @@ SERIES = (
         SeriesType.GAUGE,
         "seconds since the Unix epoch",
         "When the oldest landing file that waits was last written to; 0 when none waits.",
+    ),
+    Series(
+        LANDING_FAILED_LOOKS,
+        SeriesType.COUNTER,
+        "looks",
+        "Looks at a landing folder in an object store that the store refused, or did not answer.",
+        per_dataset=False,
     ),
     Series(
         QUEUE_DEPTH,

@@ -71,7 +71,7 @@ def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
         kinds={"file" if format_ is FileFormat.AUTO else str(format_)},
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
-        metadata={"dagster/uri": (settings.landing_path / spec.name).as_uri(), **_links(settings)},
+        metadata={"dagster/uri": _uri(settings.landing_location / spec.name), **_links(settings)},
     )
 
 

@@ -189,6 +189,12 @@ class _Run:
         name = f"batch-{number}.csv"
         with self._tally.lock:
             self._tally.in_files[name] = number
+        landing = self._store.landing
+        if landing.local is None:
+            scratch = landing.scratch(f"{self._name}/{name}")
+            pc.write_csv(table, scratch)
+            landing.put(scratch, f"{self._name}/{name}")
+            return
         pc.write_csv(table, folder / f"{name}.partial")
         (folder / f"{name}.partial").rename(folder / name)
 

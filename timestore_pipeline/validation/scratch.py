@@ -26,11 +26,13 @@ from timestore_pipeline.datasets import (
     LimitSpec,
     TimeSpec,
 )
+from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.ledger.forget import forget_dataset
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 from timestore_pipeline.windows import Granularity
 
@@ -63,7 +65,7 @@ def scratch_store(store: Store, like: str | None) -> Iterator[Store]:
     )
     extend_lease(store, spec.name)
     try:
-        (settings.landing_path / spec.name).mkdir(parents=True)
+        make_folder(settings.landing_path / spec.name)
         with Store.open(settings, datasets=Datasets({spec.name: spec})) as opened:
             yield opened
     finally:
@@ -146,8 +148,10 @@ def _remove(store: Store, name: str) -> None:
     for folder in (*_folders(store.settings, name), *store.segment_folders(name)):
         shutil.rmtree(folder, ignore_errors=True)
     if store.staging.local is None:
-        prefixes = (f"{name}/", f"{QUARANTINE_FOLDER}/{name}/")
-        store.staging.delete(*(entry.key for prefix in prefixes for entry in store.staging.entries(prefix)))
+        _empty(store.staging, f"{name}/", f"{QUARANTINE_FOLDER}/{name}/")
+    for place in (store.landing, store.archive):
+        if place.local is None:
+            _empty(place, f".{name}/")
     with store.ledger.write() as tx:
         release_lease(tx, _lease(name), _owner())
 
@@ -158,6 +162,10 @@ def _folders(settings: Settings, name: str) -> list[Path]:
         settings.archive_path / f".{name}",
         settings.tables_path / name,
     ]
+
+
+def _empty(place: Storage, *prefixes: str) -> None:
+    place.delete(*(entry.key for prefix in prefixes for entry in place.entries(prefix)))
 
 
 def _in_staging(store: Store) -> set[str]:

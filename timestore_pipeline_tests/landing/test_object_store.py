@@ -97,7 +97,7 @@ def test_the_archive_of_objects_can_be_a_folder(open_store: Open, s3_bucket: Buc
 
 def test_odd_names_are_staged_and_unfinished_ones_wait(open_store: Open, s3_bucket: Bucket) -> None:
     store = open_store()
-    odd = ["a b.csv", "100%.csv", "%2e%2e.csv", "ü é.csv", "a+b&c=d#e.csv", "a*[b]?.csv", "~{}|^`<>\".csv", "a\\b.csv"]
+    odd = ["a b.csv", "100%.csv", "%2e%2e.csv", "ü é.csv", "a+b&c=d#e.csv", "a*[b]?.csv", '~{}|^`<>".csv', "a\\b.csv"]
     odd += ["x" * 300 + ".csv", "(1).csv", "..csv"[1:].rjust(5, "c")]
     rows = land(s3_bucket, *odd)
     unready = [".hidden.csv", "..csv", "_x.csv", "a.csv.tmp", "b.csv.partial"]
@@ -397,7 +397,10 @@ def test_two_ingests_at_once_stage_each_object_once(open_store: Open, s3_bucket:
     ("settings", "said"),
     [
         ({"landing_directory": "s3://bucket/landing"}, "LANDING_ARCHIVE_DIRECTORY is not set.*s3://bucket/archive"),
-        ({"landing_directory": "s3://bucket", "landing_archive_directory": "s3://bucket/done"}, "within TIMESTORE_LAND"),
+        (
+            {"landing_directory": "s3://bucket", "landing_archive_directory": "s3://bucket/done"},
+            "within TIMESTORE_LAND",
+        ),
         ({"landing_directory": "ftp://bucket/landing"}, "TIMESTORE_LANDING_DIRECTORY: ftp:// is no place for files"),
         ({"landing_directory": "s3://key:secret@bucket/x"}, "must not hold credentials"),
     ],
@@ -407,5 +410,3 @@ def test_places_that_cannot_be_meant_are_refused(settings: dict[str, str], said:
         load_settings(**settings)
 
     assert "secret@" not in str(raised.value)
-
-
