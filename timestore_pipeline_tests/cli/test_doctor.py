@@ -13,6 +13,8 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, hourly, lose_ledger, segment_file
 from timestore_pipeline_tests.cli.conftest import Finished
+from timestore_pipeline_tests.fault_proxy import denied
+from timestore_pipeline_tests.object_store import Bucket
 
 Run = Callable[..., Finished]
 Install = Callable[..., Store]
@@ -112,3 +114,24 @@ def test_a_dagster_home_without_a_daemon(
     assert code is ExitCode.FAILED
     assert found["daemon SENSOR"]["message"] == "it has never run"
     assert found["sensor flush_sensor"]["level"] == "warning"
+
+
+@pytest.mark.server
+def test_a_bucket_in_which_files_land_is_asked_whether_they_may_be_listed_and_deleted(
+    installation: Install, timestore: Run, s3_bucket: Bucket
+):
+    url = f"{s3_bucket.url}/landing"
+    installation(landing_directory=url, landing_after_ingest="delete", object_store_retry_seconds=0.2)
+    assert f"{url} answers" in timestore("doctor").out
+
+    with s3_bucket.proxy.spoilt(denied("DELETE_MANY", times=None)):
+        assert "AccessDenied" in timestore("doctor").out
+    with s3_bucket.proxy.spoilt(denied("LIST", times=None)):
+        assert "AccessDenied" in timestore("doctor").out
+        status, taken = timestore("status"), timestore("ingest")
+
+    assert "landing cannot be looked at" in status.err
+    assert status.out.splitlines()[-1].split()[-1] == "?"
+    assert taken.code is ExitCode.TRY_LATER
+    assert "AccessDenied" in taken.err
+    assert s3_bucket.environment["AWS_SECRET_ACCESS_KEY"] not in status.err + taken.err

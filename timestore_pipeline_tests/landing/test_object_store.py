@@ -21,6 +21,7 @@ from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, counter_val
 from timestore_pipeline.settings import AfterIngest, SettingsError, load_settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.store import Store
+from timestore_pipeline.validation.run import Load, validate
 from timestore_pipeline_tests.builders import Rows, hourly, ingest, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, denied, slow_down
@@ -410,3 +411,14 @@ def test_places_that_cannot_be_meant_are_refused(settings: dict[str, str], said:
         load_settings(**settings)
 
     assert "secret@" not in str(raised.value)
+
+
+def test_validation_drops_its_files_into_the_bucket_and_leaves_none(open_store: Open, s3_bucket: Bucket) -> None:
+    store = open_store(flush_sensor_interval_seconds=1, landing_sensor_interval_seconds=1, staging_flush_max_rows=20)
+    land(s3_bucket, "a.csv")
+
+    found = validate(store, Load(4, 10, 1))
+
+    assert found.passed, found.checks
+    assert len(s3_bucket.proxy.passed("PUT", "landing/.*")) == 2
+    assert s3_bucket.keys() == ["landing/weather/a.csv"]

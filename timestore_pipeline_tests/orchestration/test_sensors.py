@@ -23,6 +23,8 @@ from timestore_pipeline.orchestration.runs import process_is_gone
 from timestore_pipeline.orchestration.sensors import bounded
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.fault_proxy import denied
+from timestore_pipeline_tests.object_store import Bucket
 from timestore_pipeline_tests.orchestration.conftest import Location
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
@@ -115,6 +117,26 @@ class TestLandingSensor:
         drop(here.store, "wether", "a.csv", WEATHER_CSV)
 
         assert "belongs to no declared dataset" in words_of(here.tick("landing_sensor"))
+
+    @pytest.mark.server
+    def test_an_object_store_is_looked_at_with_one_request_and_may_be_away(
+        self, make_store: MakeStore, location: Locate, s3_bucket: Bucket
+    ):
+        here = location(make_store(landing_directory=f"{s3_bucket.url}/landing", landing_after_ingest="delete"))
+        uri = here.definitions.resolve_asset_graph().get(dg.AssetKey(["landing", "weather"])).metadata["dagster/uri"]
+        assert uri == f"{s3_bucket.url}/landing/weather"
+
+        assert words_of(here.tick("landing_sensor")) == "no new files"
+        s3_bucket.put("landing/weather/a.csv", WEATHER_CSV)
+        with s3_bucket.proxy.spoilt(denied(times=None)):
+            assert "landing cannot be looked at: LIST" in words_of(here.tick("landing_sensor"))
+        (request,) = requests_of(here.tick("landing_sensor"))
+
+        assert [request.operation for request in s3_bucket.proxy.requests] == ["LIST"] * 3
+        assert assets_of(request) == {"staging/weather"}
+        here.materialize("staging/weather")
+        assert here.metadata("staging/weather")[None]["rows"] == 3
+        assert s3_bucket.keys() == []
 
     def test_a_missing_landing_folder_is_said(self, here: Location):
         assert "does not exist" in words_of(here.tick("landing_sensor"))
