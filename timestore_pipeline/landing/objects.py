@@ -39,9 +39,10 @@ class _Look:
     settled: set[SettledFile]
     files: list[LandingFile] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    nested: dict[str, list[str]] = field(default_factory=dict)
+    nested: Counter[str] = field(default_factory=Counter)
     undeclared: Counter[str] = field(default_factory=Counter)
-    loose: list[str] = field(default_factory=list)
+    loose: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
 
     def take(self, entry: Entry) -> None:
         """Find out what a key is."""
@@ -49,7 +50,8 @@ class _Look:
         if not slash:
             # A console makes a folder by writing an empty object in its name.
             if entry.bytes and is_ready_name(dataset):
-                self.loose.append(dataset)
+                self.loose += 1
+                self.examples.setdefault("", dataset)
         elif dataset not in self.store.datasets:
             if is_ready_name(dataset):
                 self.undeclared[dataset] += 1
@@ -59,7 +61,8 @@ class _Look:
     def _take_file(self, dataset: str, name: str, entry: Entry) -> None:
         if "/" in name:
             if entry.bytes and is_ready_name(name) and self.store.datasets[dataset].landing.matches(name):
-                self.nested.setdefault(dataset, []).append(name)
+                self.nested[dataset] += 1
+                self.examples.setdefault(dataset, name)
             return
         if not is_ready_name(name) or not self.store.datasets[dataset].landing.matches(name):
             return
@@ -69,10 +72,10 @@ class _Look:
 
     def scan(self) -> LandingScan:
         """Return what was found."""
-        for dataset, names in sorted(self.nested.items()):
+        for dataset, count in sorted(self.nested.items()):
             self.problems.append(
-                f"{dataset}: {len(names):,} objects lie in folders below {self.url / dataset}, such as {names[0]!r}; "
-                "only those directly in it are taken, write them there"
+                f"{dataset}: {count:,} objects lie in folders below {self.url / dataset}, such as "
+                f"{self.examples[dataset]!r}; only those directly in it are taken, write them there"
             )
         if self.everywhere:
             for name, count in sorted(self.undeclared.items()):
@@ -82,8 +85,8 @@ class _Look:
                 )
             if self.loose:
                 self.problems.append(
-                    f"{len(self.loose):,} objects lie outside of any dataset's folder in {self.url}, such as "
-                    f"{self.loose[0]!r}; move them into one"
+                    f"{self.loose:,} objects lie outside of any dataset's folder in {self.url}, such as "
+                    f"{self.examples['']!r}; move them into one"
                 )
         self.files.sort(key=lambda file: (file.modified_at, file.path))
         return LandingScan(tuple(self.files), tuple(self.problems))

@@ -18,6 +18,8 @@ from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, counter_values
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
+from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.settings import AfterIngest, SettingsError, load_settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.store import Store
@@ -41,6 +43,11 @@ def open_store(make_store: MakeStore, s3_bucket: Bucket) -> Open:
         return make_store(**{**landing, "landing_archive_directory": f"{s3_bucket.url}/archive", **settings})
 
     return opened
+
+
+def quarantined(store: Store) -> list[QuarantineEntry]:
+    with store.ledger.read() as tx:
+        return open_entries(tx, "weather")
 
 
 def land(bucket: Bucket, *names: str) -> Rows:
@@ -372,10 +379,7 @@ def test_a_process_killed_in_an_ingest_of_objects_loses_and_doubles_nothing(
     assert readable(store) == rows
     assert names_left(s3_bucket) == []
     assert len({s3_bucket.get(key) for key in s3_bucket.keys("archive/")}) == 2
-    from timestore_pipeline.ledger.quarantine import open_entries
-
-    with store.ledger.read() as tx:
-        (entry,) = open_entries(tx, "weather")
+    (entry,) = quarantined(store)
     assert store.staging.size(entry.path)
     assert [path.name for path in store.settings.landing_path.iterdir()] == [], "what the dead one fetched is gone"
 
@@ -411,6 +415,22 @@ def test_places_that_cannot_be_meant_are_refused(settings: dict[str, str], said:
         load_settings(**settings)
 
     assert "secret@" not in str(raised.value)
+
+
+def test_an_empty_object_is_a_bad_file_and_can_be_tried_again(open_store: Open, s3_bucket: Bucket) -> None:
+    store = open_store(landing_archive_directory="archive")
+    s3_bucket.put("landing/weather/empty.csv", b"")
+
+    ingest(store)
+
+    (entry,) = quarantined(store)
+    assert entry.source == "empty.csv"
+    assert not retry_entry(store, entry.id, by="the test").rows
+    path = store.staging.fetch(entry.path)
+    path.write_text(weather_csv("2026-01-01T00:00:00Z,JFK,1"))
+    assert retry_entry(store, entry.id, by="the test").rows == 1
+    assert len(readable(store)) == 1
+    assert len(list(store.settings.archive_path.rglob("*.csv"))) == 1
 
 
 def test_validation_drops_its_files_into_the_bucket_and_leaves_none(open_store: Open, s3_bucket: Bucket) -> None:
