@@ -16,9 +16,14 @@ import duckdb
 
 from timestore_pipeline.columns import glob_literal, literal
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.duckdb_files import duckdb_path, register_places
 
 Open = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 """Opens an in-memory connection with :func:`connection_config`, and closes it at the end of the ``with`` block."""
+
+Reach = Path | Storage
+"""What a connection may be opened for: a folder, or a place for files, wherever it is."""
 
 # Beyond these, idle connections are closed: each keeps threads and memory.
 _MAX_IDLE = 4
@@ -27,10 +32,11 @@ _MAX_IDLE = 4
 class Connect(Protocol):
     """Opens connections that are ready for work."""
 
-    def __call__(self, folder: Path, /, *more: Path) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    def __call__(self, folder: Reach, /, *more: Reach) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Give a connection that reaches the files under these folders and no others, closed after the block.
 
-        It reaches DuckDB's temporary folder besides. A link out of the folders is not followed.
+        It reaches DuckDB's temporary folder besides. A link out of the folders is not followed. Of a place in an object
+        store it reads the files, and reaches the local folder in which they are prepared.
         """
         ...
 
@@ -66,7 +72,7 @@ def confined(open_connection: Open) -> Connect:
     """
 
     @contextmanager
-    def connect(folder: Path, /, *more: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    def connect(folder: Reach, /, *more: Reach) -> Iterator[duckdb.DuckDBPyConnection]:
         with open_connection() as connection:
             _confine(connection, (folder, *more))
             yield connection
@@ -74,16 +80,20 @@ def confined(open_connection: Open) -> Connect:
     return connect
 
 
-def kept_connection(settings: Settings, folder: Path, /, *more: Path) -> duckdb.DuckDBPyConnection:
+def kept_connection(settings: Settings, folder: Reach, /, *more: Reach) -> duckdb.DuckDBPyConnection:
     """Return a connection as :func:`connector` gives, which stays open for as long as a relation of it is in use."""
     connection = duckdb.connect(":memory:", config=connection_config(settings))
     _confine(connection, (folder, *more))
     return connection
 
 
-def _confine(connection: duckdb.DuckDBPyConnection, folders: tuple[Path, ...]) -> None:
+def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...]) -> None:
+    places = [each for each in reaches if not isinstance(each, Path)]
+    folders = [each if isinstance(each, Path) else each.root for each in reaches]
     # DuckDB compares names as they are written, and files are named to it as patterns.
     names = {spelling for each in folders for spelling in (str(each), glob_literal(each))}
+    names |= {duckdb_path(place) for place in places}
+    register_places(connection, places)
     connection.execute(
         "SET TimeZone = 'UTC'; "
         "SET enable_progress_bar = false; "

@@ -228,7 +228,11 @@ class Settings(BaseSettings):
         default=268_435_456, description="Free disk that staging and building always leave; less refuses new batches."
     )
 
-    tables_url: str = Field(default="data/tables", description="Folder of the Delta tables, one per dataset.")
+    tables_url: str = Field(
+        default="data/tables",
+        description="Folder of the Delta tables, one per dataset; or a place for them in an object store: "
+        "`s3://bucket/prefix`, `gs://…` or `az://…` ([scaling.md](scaling.md#object-store)).",
+    )
     ledger_url: SecretStr | None = Field(
         default=None,
         description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory, or in "
@@ -435,7 +439,7 @@ class Settings(BaseSettings):
             "staging_directory": self.staging_location,
             "landing_directory": self.landing_location,
             "landing_archive_directory": self.archive_location,
-            "tables_url": self.tables_path,
+            "tables_url": self.tables_location,
             "duckdb_temp_directory": self.temp_path,
             "work_directory": self.work_path,
         }
@@ -513,9 +517,24 @@ class Settings(BaseSettings):
         return location if isinstance(location, Path) else self.work_path / "archive"
 
     @property
+    def tables_location(self) -> Path | ObjectUrl:
+        """Where the tables are: a folder, absolute, or a place in an object store."""
+        return self.location("tables_url", self.tables_url)
+
+    @property
     def tables_path(self) -> Path:
-        """The folder of the tables, absolute."""
-        return self.path(self.tables_url)
+        """The folder of the tables, absolute, where they are in one.
+
+        Raises:
+            SettingsError: they are in an object store.
+        """
+        if isinstance(self.tables_location, Path):
+            return self.tables_location
+        raise SettingsError(f"{variable_name('tables_url')}: the tables are at {self.tables_location}, in no folder")
+
+    def table_location(self, dataset: str) -> Path | ObjectUrl:
+        """Where the table of a dataset is."""
+        return self.tables_location / dataset
 
     @property
     def work_path(self) -> Path:

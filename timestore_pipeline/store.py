@@ -24,9 +24,7 @@ from timestore_pipeline.ledger.registry import known_datasets, register, unregis
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage, open_storage
-
-TABLE_LOG = "_delta_log"
-"""Folder in that of a table; with an entry in it there is a table."""
+from timestore_pipeline.storage.table_folder import has_table
 
 SEGMENT_SUFFIX = ".duckdb"
 """Ends the names of segments."""
@@ -131,9 +129,28 @@ class Store:
         root = self.staging.root
         return root / dataset, root / QUARANTINE_FOLDER / dataset
 
+    @cached_property
+    def tables(self) -> Storage:
+        """Where the tables are, each in a folder named after its dataset."""
+        return storage_at(self.settings, self.settings.tables_location)
+
+    def table(self, dataset: str) -> Storage:
+        """Where the files of a dataset's Delta table are."""
+        if dataset not in self._tables:
+            self._tables[dataset] = storage_at(self.settings, self.settings.table_location(dataset))
+        return self._tables[dataset]
+
     def table_path(self, dataset: str) -> Path:
-        """The folder of a dataset's Delta table."""
+        """The folder of a dataset's Delta table, where tables are in a folder.
+
+        Raises:
+            SettingsError: they are in an object store.
+        """
         return self.settings.tables_path / dataset
+
+    @cached_property
+    def _tables(self) -> dict[str, Storage]:
+        return {}
 
 
 def writer_pool(settings: Settings, connect: Connect) -> ConnectionPool:
@@ -164,9 +181,9 @@ def files_of_unknown(settings: Settings, datasets: Iterable[str]) -> list[str]:
     found = []
     staging = storage_at(settings, settings.staging_location)
     for name in sorted(datasets):
-        table = settings.tables_path / name
+        table = storage_at(settings, settings.table_location(name))
         if any(entry.key.endswith(SEGMENT_SUFFIX) for entry in staging.entries(f"{name}/")):
             found.append(f"the segments in {staging.shown(name)}")
-        if any((table / TABLE_LOG).glob("*.json")):
-            found.append(f"the table {table}")
+        if has_table(table):
+            found.append(f"the table {table.location}")
     return found

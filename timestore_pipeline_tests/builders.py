@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from timestore_pipeline.building.build import BuildReport, build_windows
-from timestore_pipeline.building.table import LOG_FOLDER
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 
 T = TypeVar("T")
@@ -92,10 +92,10 @@ def readable(store: Store, dataset: str = "weather") -> Rows:
 
 def published(store: Store, dataset: str = "weather") -> Rows:
     """Every row of the dataset's table as any reader of Delta tables sees it, in the order of :func:`readable`."""
-    path = store.table_path(dataset)
-    if not (path / LOG_FOLDER).is_dir():
+    place = store.table(dataset)
+    if not has_table(place):
         return []
-    table = DeltaTable(str(path)).to_pyarrow_table().drop_columns(["window_key"])
+    table = DeltaTable(place.location).to_pyarrow_table().drop_columns(["window_key"])
     return in_order(tuple(row.values()) for row in table.to_pylist())
 
 

@@ -159,9 +159,8 @@ def _build_once(
         known = dataset_columns(tx, spec)
     if known is None:
         return None  # nothing was ever staged
-    path = store.table_path(dataset)
     prepare_table(store, spec, known)
-    check_disk(store, path)
+    check_disk(store, store.table(dataset).root)
     now = now_micros()
 
     def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...], bool]:
@@ -228,28 +227,28 @@ def write_claim(
         SegmentUnreadable, TableError, DiskFull: as they say.
         duckdb.Error: the files cannot be written.
     """
-    path = store.table_path(spec.name)
+    place = store.table(spec.name)
     target = target_file_bytes or store.settings.build_target_file_bytes
     claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
     rebuilt = set(rebuilt)
     replaced = claimed | rebuilt if spec.key else set(rebuilt)
     files: list[ParquetFile] = []
     with (
-        store.connect(path, *store.segment_folders(spec.name)) as connection,
-        window_folders(path) as folders,
+        store.connect(place, *store.segment_folders(spec.name)) as connection,
+        window_folders(store, claim.build) as folders,
     ):
         if evolved:
-            declare_types(path, spec.name, columns)
+            declare_types(place, spec.name, columns)
             replaced |= _narrow_windows(store, connection, spec, columns, claim)
         replacement = None
         live: dict[str, list[TableFile]] = defaultdict(list)
         if replaced:
-            replacement = read_for_replacement(path, claim.build, [window.key for window in replaced])
+            replacement = read_for_replacement(place, claim.build, [window.key for window in replaced])
             for file in replacement.files:
                 live[file.window_key].append(file)
 
         def write(window: Window, pieces: Sequence[Slice], tables: Sequence[str]) -> None:
-            check_disk(store, path)
+            check_disk(store, place.root)
             if replacement is not None and window in replaced:
                 kept = () if window in rebuilt else live[window.key]
                 source = rewritten_source(store, connection, spec, columns, window, pieces, tables, kept)
@@ -269,7 +268,7 @@ def _narrow_windows(
     store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], claim: Claim
 ) -> set[Window]:
     """Return the windows whose files must be written anew because a column is wider now; the ledger knows of them."""
-    table = open_table(store.table_path(spec.name), spec.name)
+    table = open_table(store.table(spec.name), spec.name)
     found = {spec.window_from_key(key) for key in narrow_windows(store, connection, spec, columns, table)}
     if found:
         log.warning("%s: a column has a wider type now; %d windows are written anew for it", spec.name, len(found))

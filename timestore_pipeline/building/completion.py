@@ -84,25 +84,29 @@ def _others(tx: Connection, build: Build) -> list[Build]:
 
 def _committed_before(store: Store, commit: Committed) -> list[Committed]:
     """Return the other builds in flight that the table has at the version of ``commit``, in their order there."""
-    path = store.table_path(commit.build.dataset)
+    place = store.table(commit.build.dataset)
     with store.ledger.read() as tx:
         seen = table_versions(tx, [commit.build.dataset]).get(commit.build.dataset)
         others = _others(tx, commit.build)
         replaced = {each.id: windows_replaced_by(tx, each.id) for each in others}
-    table = open_table(path, commit.build.dataset, commit.table_version)
+    table = open_table(place, commit.build.dataset, commit.table_version)
     others = [each for each in others if is_published(table, each)]
     if not others:
         return []
-    sync_found(path, table, seen)
+    sync_found(place, table, seen)
     # What readers do not see yet is in the entries behind the version that they see.
     behind = None if seen is None else max(1, table.version() - seen)
     files = live_files(table)
     found = []
     for each in others:
-        keep_manifest(path, each.sequence)
+        keep_manifest(place, each.sequence)
         found.append(
             found_in_table(
-                store.datasets[each.dataset], each, replaced[each.id], version_of_build(table, each, behind), files
+                store.datasets[each.dataset],
+                each,
+                replaced[each.id],
+                version_of_build(place, table, each, behind),
+                files,
             )
         )
     return sorted(found, key=lambda each: each.table_version)

@@ -8,26 +8,29 @@ table: there the build fails, and goes on when it is back.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
-from timestore_pipeline.building.manifests import MANIFEST_FOLDER
-from timestore_pipeline.building.table import LOG_FOLDER, ensure_table, file_prefix, has_table
+from timestore_pipeline.building.manifests import forget_manifests
+from timestore_pipeline.building.table import ensure_table, file_prefix
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN, Column
+from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lost_table import forget_table
 from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import any_table, file_name, has_table, parquet_files
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
 MARKER = ".timestore"
 """A file in the folder of all tables; where it and all tables are missing, the folder is an empty mount point."""
+
+MARK = b"tables of timestore\n"
+"""Its content in an object store."""
 
 
 def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) -> int:
@@ -40,20 +43,20 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
         TableError: the table cannot be created or opened, or its file system does not seem to be mounted.
         LedgerError: the ledger cannot be used.
     """
-    path = store.table_path(spec.name)
+    place = store.table(spec.name)
     columns = spec.table_columns(columns)
     with store.ledger.read() as tx:
         versions = table_versions(tx)
         fenced = last_claimed_sequence(tx, spec.name)
         in_flight = builds_in_flight(tx, spec.name)
     seen = versions.get(spec.name)
-    if has_table(path) or (seen is not None and _has_published_files(path, in_flight)):
+    if has_table(place) or (seen is not None and _has_published_files(place, in_flight)):
         # Where only the log is gone, or a part of it, the Parquet files are still there to be restored.
-        return ensure_table(path, spec.name, columns, seen)
-    _mark(store.settings.tables_path, spec, published=any(version is not None for version in versions.values()))
+        return ensure_table(place, spec.name, columns, seen)
+    _mark(store.tables, spec, published=any(version is not None for version in versions.values()))
     if seen is not None:
         # Its manifests say of rows that are gone that they are published.
-        shutil.rmtree(path / MANIFEST_FOLDER, ignore_errors=True)
+        forget_manifests(place)
         # Before the new table is there: a reader must not look for a version of the old one in it.
         lost = store.ledger.transact(lambda tx: forget_table(tx, spec.name, now_micros()))
         if lost is not None:
@@ -61,30 +64,49 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
                 "%s: the table at %s is gone with %s published rows. %s of them are still in segments and are staged "
                 "again; %s rows are lost. Their batches are forgotten: let their files land again, from the archive.",
                 spec.name,
-                path,
+                place.location,
                 f"{lost.published_rows:,}",
                 f"{lost.rows_staged_again:,}",
                 f"{lost.rows_gone:,}",
             )
-    return ensure_table(path, spec.name, columns, fenced=fenced)
+    return ensure_table(place, spec.name, columns, fenced=fenced)
 
 
-def _has_published_files(path: Path, in_flight: Sequence[Build]) -> bool:
+def _has_published_files(place: Storage, in_flight: Sequence[Build]) -> bool:
     """Whether Parquet files are there that no build in flight has written since the table was deleted."""
     written = tuple(file_prefix(build.sequence) for build in in_flight)
-    return any(not file.name.startswith(written) for file in path.glob(f"{WINDOW_COLUMN}=*/*.parquet"))
+    return any(not file_name(entry.key).startswith(written) for entry in parquet_files(place))
 
 
-def _mark(root: Path, spec: DatasetSpec, *, published: bool) -> None:
-    """Leave a sign in the folder of all tables by which it is known again, unless it seems to be another folder."""
-    marker = root / MARKER
-    if marker.exists():
+def _mark(tables: Storage, spec: DatasetSpec, *, published: bool) -> None:
+    """Leave a sign in the folder of all tables by which it is known again, unless it seems to be another folder.
+
+    In an object store it also shows that the store refuses to create a key twice: on that rests who decides on a build.
+    """
+    if tables.size(MARKER) is not None:
         return
-    if root.is_dir() and published and not any(root.glob(f"*/{LOG_FOLDER}")):
+    if published and (tables.local is None or tables.local.is_dir()) and not any_table(tables):
         raise TableError(
-            f"dataset {spec.name!r}: {root} has no tables, and the ledger knows of published ones. If its file system "
-            f"is not mounted, mount it. If the tables were deleted on purpose, create the file {marker} to go on."
+            f"dataset {spec.name!r}: {tables.location} has no tables, and the ledger knows of published ones. If its "
+            "file system is not mounted, or this is another bucket, mend that. If the tables were deleted on purpose, "
+            f"create the empty file {tables.shown(MARKER)} to go on."
         )
-    make_folder(root)
-    marker.touch()
-    fsync_path(root)
+    if tables.local is not None:
+        make_folder(tables.local)
+        (tables.local / MARKER).touch()
+        fsync_path(tables.local)
+        return
+    try:
+        tables.create(MARKER, MARK)
+    except FileExistsError:
+        return  # another process was quicker
+    try:
+        tables.create(MARKER, MARK)
+    except FileExistsError:
+        return
+    tables.delete(MARKER)
+    raise TableError(
+        f"dataset {spec.name!r}: the store of {tables.location} created the key {MARKER} twice, so it does not heed "
+        "'If-None-Match: *'. Two builds could take each other's place in a table's log. Use a store that does (Amazon "
+        "S3, Google Cloud Storage, Azure, MinIO, R2), or keep the tables on a file system."
+    )

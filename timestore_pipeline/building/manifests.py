@@ -8,6 +8,7 @@ Parquet files has anything to do for it. Readers of Delta tables do not look int
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,9 +19,10 @@ import pyarrow as pa
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, put_in_place, sync_private
+from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.ledger.contributions import Contribution
 from timestore_pipeline.ledger.schemas import columns_from_text, columns_to_text
+from timestore_pipeline.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Published:
 
 
 def write_manifest(
-    table_path: Path,
+    place: Storage,
     sequence: int,
     contributions: Sequence[Contribution],
     versions: Sequence[Sequence[Column]],
@@ -67,53 +69,72 @@ def write_manifest(
     """
     if not contributions:
         return
-    path = pending_manifest(table_path, sequence)
-    make_folder(path.parent)
     rows = [{**asdict(each), "sequence": sequence, "published_at": now} for each in contributions]
     columns = json.dumps([columns_to_text(version) for version in versions])
-    _write(path, pa.Table.from_pylist(rows, _SCHEMA.with_metadata({_VERSIONS: columns})))
-    # Under its own name at once: one that is not whole is of a build that cannot have committed.
-    sync_private(path)
-    fsync_path(path.parent)
+    table = pa.Table.from_pylist(rows, _SCHEMA.with_metadata({_VERSIONS: columns}))
+    key = pending_manifest(sequence)
+    if place.local is None:
+        scratch = place.scratch(key)
+        _write(scratch, table)
+        place.put(scratch, key, keep=False)
+    else:
+        path = place.local / key
+        make_folder(path.parent)
+        _write(path, table)
+        # Under its own name at once: one that is not whole is of a build that cannot have committed.
+        sync_private(path)
+        fsync_path(path.parent)
     reach(CrashPoint.MANIFEST_WRITTEN)
 
 
-def keep_manifest(table_path: Path, sequence: int) -> None:
+def keep_manifest(place: Storage, sequence: int) -> None:
     """Remember that the table has the build.
 
     Neither synced nor raising anything: of a manifest that stays pending, the table decides again when it is needed.
     """
     try:
-        pending_manifest(table_path, sequence).rename(_kept(table_path, 0, sequence, sequence))
+        _rename(place, pending_manifest(sequence), _kept(0, sequence, sequence))
     except FileNotFoundError:
         return  # a build that publishes no slice, or one whose manifest another process has kept
     except OSError as error:
-        log.warning("the manifest of build sequence %s in %s stays pending: %s", sequence, table_path, error)
+        log.warning("the manifest of build sequence %s in %s stays pending: %s", sequence, place.location, error)
         return
     reach(CrashPoint.MANIFEST_KEPT)
 
 
-def drop_manifest(table_path: Path, sequence: int) -> None:
+def drop_manifest(place: Storage, sequence: int) -> None:
     """Forget the manifest of a build that was fenced."""
-    pending_manifest(table_path, sequence).unlink(missing_ok=True)
+    place.delete(pending_manifest(sequence))
 
 
-def pending_manifests(table_path: Path) -> list[int]:
+def forget_manifests(place: Storage) -> None:
+    """Remove all manifests of a table that is gone: they would say of lost rows that they are published."""
+    place.delete(*(f"{MANIFEST_FOLDER}/{name}" for name in _names(place)))
+
+
+def tables_with_manifests(tables: Storage) -> set[str]:
+    """Return the names of the tables, of whatever dataset, that have manifests."""
+    if tables.local is not None:
+        return {path.parent.name for path in tables.local.glob(f"*/{MANIFEST_FOLDER}")}
+    parts = (entry.key.split("/") for entry in tables.entries())
+    return {names[0] for names in parts if len(names) > 1 and names[1] == MANIFEST_FOLDER}
+
+
+def pending_manifests(place: Storage) -> list[int]:
     """Return the sequences of builds whose manifests nobody has decided on yet."""
-    return sorted(
-        int(path.name.partition(".")[0]) for path in (table_path / MANIFEST_FOLDER).glob(f"[0-9]*{_PENDING}{_SUFFIX}")
-    )
+    names = fnmatch.filter(_names(place), f"[0-9]*{_PENDING}{_SUFFIX}")
+    return sorted(int(name.partition(".")[0]) for name in names)
 
 
-def read_manifests(table_path: Path) -> Iterable[Published]:
+def read_manifests(place: Storage) -> Iterable[Published]:
     """Yield what all kept manifests say was published, each thing once.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: one cannot be read.
     """
     seen: set[tuple[str, int, int]] = set()
-    for path in _kept_files(table_path):
-        for batch in _read(path).to_batches(max_chunksize=10_000):
+    for name in _kept_files(place):
+        for batch in _read(place, name).to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 sequence, published_at = row.pop("sequence"), row.pop("published_at")
                 found = Contribution(**row)
@@ -124,21 +145,20 @@ def read_manifests(table_path: Path) -> Iterable[Published]:
                     yield Published(found, sequence, published_at)
 
 
-def read_versions(table_path: Path) -> list[tuple[Column, ...]]:
+def read_versions(place: Storage) -> list[tuple[Column, ...]]:
     """Return the columns that the dataset had had when it was last published, oldest first.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: a manifest cannot be read.
     """
     found: list[tuple[Column, ...]] = []
-    for path in _kept_files(table_path):
-        with path.open("rb") as file, pa.ipc.open_file(file) as reader:
-            versions = [columns_from_text(text) for text in _versions_in(reader.schema)]
+    for name in _kept_files(place):
+        versions = [columns_from_text(text) for text in _versions_in(_read(place, name).schema)]
         found = max(found, versions, key=len)
     return found
 
 
-def merge_manifests(table_path: Path) -> None:
+def merge_manifests(place: Storage) -> None:
     """Merge manifests where there are many of one size; to be called by one build of a dataset at a time.
 
     Builds in other lanes may keep theirs meanwhile. Never raises: a build does not fail for it, and the next one tries
@@ -146,35 +166,46 @@ def merge_manifests(table_path: Path) -> None:
     """
     try:
         for level in range(9):
-            parts = [path for path in _kept_files(table_path) if _level(path) == level]
+            parts = [name for name in _kept_files(place) if _level(name) == level]
             if len(parts) < MERGE_FROM:
                 return
-            _merge(table_path, level + 1, parts)
+            _merge(place, level + 1, parts)
     except (OSError, pa.ArrowInvalid) as error:
-        log.warning("the manifests in %s were not merged: %s", table_path / MANIFEST_FOLDER, error)
+        log.warning("the manifests in %s were not merged: %s", place.shown(MANIFEST_FOLDER), error)
 
 
-def last_manifest_sequence(table_path: Path) -> int:
+def last_manifest_sequence(place: Storage) -> int:
     """Return the highest sequence of which there is a manifest, 0 for none."""
-    kept = [int(path.stem.split("-")[2]) for path in _kept_files(table_path)]
-    return max([0, *kept, *pending_manifests(table_path)])
+    kept = [_range(name)[1] for name in _kept_files(place)]
+    return max([0, *kept, *pending_manifests(place)])
 
 
-def _merge(table_path: Path, level: int, parts: Sequence[Path]) -> None:
+def pending_manifest(sequence: int) -> str:
+    """Return the key in the table's folder of the manifest of a build until the table has decided."""
+    return f"{MANIFEST_FOLDER}/{sequence:010d}{_PENDING}{_SUFFIX}"
+
+
+def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
     # Builds end in any order, so a part of the next merge may lie between the first and the last of this one.
-    first, last = (getter(int(path.stem.split("-")[index]) for path in parts) for getter, index in ((min, 1), (max, 2)))
-    final = _kept(table_path, level, first, last)
-    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
+    ranges = [_range(name) for name in parts]
+    final = _kept(level, min(first for first, _ in ranges), max(last for _, last in ranges))
+    temporary = place.scratch(final)
     try:
-        tables = [_read(path) for path in parts]
+        tables = [_read(place, name) for name in parts]
         newest = max(tables, key=lambda table: len(_versions_in(table.schema)))
         _write(temporary, pa.concat_tables(tables).replace_schema_metadata(newest.schema.metadata))
-        put_in_place(temporary, final)
+        place.put(temporary, final, keep=False)
     finally:
         temporary.unlink(missing_ok=True)
     reach(CrashPoint.MANIFESTS_MERGED)
-    for path in parts:
-        path.unlink(missing_ok=True)
+    place.delete(*(f"{MANIFEST_FOLDER}/{name}" for name in parts))
+
+
+def _rename(place: Storage, key: str, target: str) -> None:
+    if place.local is None:
+        place.move(key, target)
+    else:
+        (place.local / key).rename(place.local / target)
 
 
 def _versions_in(schema: pa.Schema) -> list[str]:
@@ -186,23 +217,38 @@ def _write(path: Path, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def _read(path: Path) -> pa.Table:
-    with path.open("rb") as file, pa.ipc.open_file(file) as reader:
+def _read(place: Storage, name: str) -> pa.Table:
+    key = f"{MANIFEST_FOLDER}/{name}"
+    if place.local is None:
+        content = place.read(key, 0, place.size(key) or 0)
+        with pa.ipc.open_file(pa.BufferReader(content)) as reader:
+            return reader.read_all()
+    with (place.local / key).open("rb") as file, pa.ipc.open_file(file) as reader:
         return reader.read_all()
 
 
-def pending_manifest(table_path: Path, sequence: int) -> Path:
-    """Return where the manifest of a build is until the table has decided."""
-    return table_path / MANIFEST_FOLDER / f"{sequence:010d}{_PENDING}{_SUFFIX}"
+def _kept(level: int, first: int, last: int) -> str:
+    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{_SUFFIX}"
 
 
-def _kept(table_path: Path, level: int, first: int, last: int) -> Path:
-    return table_path / MANIFEST_FOLDER / f"{level}-{first:010d}-{last:010d}{_SUFFIX}"
+def _kept_files(place: Storage) -> list[str]:
+    """Return the names of kept manifests, those of one level in the order of their sequences."""
+    return fnmatch.filter(_names(place), f"[0-9]-*-*{_SUFFIX}")
 
 
-def _kept_files(table_path: Path) -> list[Path]:
-    return sorted((table_path / MANIFEST_FOLDER).glob(f"[0-9]-*-*{_SUFFIX}"))
+def _names(place: Storage) -> list[str]:
+    """Return the names of all files in the folder of manifests, sorted."""
+    if place.local is None:
+        return sorted(entry.key.rpartition("/")[2] for entry in place.entries(f"{MANIFEST_FOLDER}/"))
+    folder = place.local / MANIFEST_FOLDER
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def _level(path: Path) -> int:
-    return int(path.name[0])
+def _level(name: str) -> int:
+    return int(name[0])
+
+
+def _range(name: str) -> tuple[int, int]:
+    """Return the first and last sequence that a kept manifest has."""
+    _, first, last = name.removesuffix(_SUFFIX).split("-")
+    return int(first), int(last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from timestore_pipeline.columns import (
     WINDOW_COLUMN,
     Column,
     column_list,
-    glob_literal,
     literal,
     quote,
     time_range_sql,
@@ -30,6 +30,10 @@ from timestore_pipeline.durable_files import PRIVATE_FOLDER, TEMPORARY_SUFFIX, f
 from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.duckdb_files import duckdb_name
+from timestore_pipeline.storage.table_folder import PARQUET_SUFFIX
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -37,33 +41,69 @@ from timestore_pipeline.windows import Window
 _SORTED_UNSEEN = 10_000
 
 
+# So many windows may be on their way to an object store: all files of a build need not find room on the local disk.
+_UPLOADED_AT_ONCE = 16
+
+
 @dataclass(frozen=True)
 class WindowFolders:
-    """Where the windows of a build are written; ``later`` takes what makes a window's files durable."""
+    """Where the windows of a build are written; ``later`` takes what makes a window's files durable.
 
-    table: Path
+    ``folder`` is that of the table at ``place``, or local scratch on the way there.
+    """
+
+    place: Storage
+    folder: Path
     later: Callable[[Callable[[], object]], None]
 
     def of(self, window: Window) -> Path:
         """Return the folder of a window, which exists from now on."""
-        folder = self.table / f"{WINDOW_COLUMN}={window.key}"
+        folder = self.folder / f"{WINDOW_COLUMN}={window.key}"
         folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         return folder
 
 
 @contextmanager
-def window_folders(table: Path) -> Iterator[WindowFolders]:
+def window_folders(store: Store, build: Build) -> Iterator[WindowFolders]:
     """Let the windows of a build be written; when the block ends all their files are in place and durable.
 
-    Syncs wait for the disk side by side, while the next windows are written.
+    Syncs wait for the disk side by side, while the next windows are written; so do uploads for an object store.
 
     Raises:
         OSError: a file could not be made durable; the build must not commit.
     """
-    with side_by_side() as later:
-        yield WindowFolders(table, later)
-    # Also where no folder is new: a build that died may have made it.
-    fsync_path(table)
+    place = store.table(build.dataset)
+    if place.local is not None:
+        with side_by_side() as later:
+            yield WindowFolders(place, place.local, later)
+        # Also where no folder is new: a build that died may have made it.
+        fsync_path(place.local)
+        return
+    scratch = scratch_of_build(store.settings, build.dataset, build.sequence)
+    scratch.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    room = threading.BoundedSemaphore(_UPLOADED_AT_ONCE)
+    try:
+        with side_by_side() as later:
+
+            def when_there_is_room(upload: Callable[[], object]) -> None:
+                room.acquire()
+                later(lambda: _and_make_room(upload, room))
+
+            yield WindowFolders(place, scratch, when_there_is_room)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def scratch_of_build(settings: Settings, dataset: str, sequence: int) -> Path:
+    """Return the local folder for Parquet files of a build on their way to an object store; an old one is an orphan."""
+    return settings.temp_path / f"{dataset}-{file_prefix(sequence)}parquet{TEMPORARY_SUFFIX}"
+
+
+def _and_make_room(upload: Callable[[], object], room: threading.BoundedSemaphore) -> None:
+    try:
+        upload()
+    finally:
+        room.release()
 
 
 @dataclass(frozen=True)
@@ -101,12 +141,12 @@ def slices_as_source(store: Store, slices: Sequence[Slice], tables: Sequence[str
     )
 
 
-def parquet_relation(paths: Iterable[Path], columns: Sequence[Column] | None = None) -> str:
-    """Return the SQL for the rows of Parquet files of a table, one file after the other.
+def parquet_relation(place: Storage, paths: Iterable[str], columns: Sequence[Column] | None = None) -> str:
+    """Return the SQL for the rows of Parquet files of the table at ``place``, one file after the other.
 
     ``columns`` are those that the rows are to have where files may have fewer or narrower ones.
     """
-    files = ", ".join(literal(glob_literal(path)) for path in paths)
+    files = ", ".join(literal(duckdb_name(place, path)) for path in paths)
     rows = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
     if columns is None:
         return rows
@@ -157,32 +197,38 @@ def write_window(
         raise source.wrong(f"{found} rows of window {window.key} were read where {source.counted_by} has {source.rows}")
     # DuckDB numbers the files by which of its threads was first.
     in_time_order = sorted(written, key=lambda row: _time_range(time, row[4]))
-    finals = [folder / f"{file_prefix(build.sequence)}{number:03d}.parquet" for number in range(len(in_time_order))]
+    place, partition = folders.place, folder.name
+    keys = [f"{partition}/{file_prefix(build.sequence)}{number:03d}{PARQUET_SUFFIX}" for number in range(len(written))]
     files = [
         ParquetFile(
-            path=str(final.relative_to(folders.table)),
+            path=key,
             window_key=window.key,
             rows=count,
             bytes=size,
             modified_at_ms=int(Path(name).stat().st_mtime * 1_000),
             statistics=delta_statistics(columns, count, statistics),
         )
-        for final, (name, count, size, _, statistics, *_) in zip(finals, in_time_order, strict=True)
+        for key, (name, count, size, _, statistics, *_) in zip(keys, in_time_order, strict=True)
     ]
-    moves = [(Path(row[0]), final) for row, final in zip(in_time_order, finals, strict=True)]
-    folders.later(partial(_put_in_place, moves, temporary))
+    moves = [(Path(row[0]), key) for row, key in zip(in_time_order, keys, strict=True)]
+    folders.later(partial(_put_in_place, place, moves, temporary))
     return files
 
 
-def _put_in_place(moves: Sequence[tuple[Path, Path]], temporary: Path) -> None:
+def _put_in_place(place: Storage, moves: Sequence[tuple[Path, str]], temporary: Path) -> None:
     """Give whole files their final names, durably, and remove the folder that they were written to."""
-    for written, final in moves:
-        sync_private(written)
-        reach(CrashPoint.PARQUET_SYNCED)
-        written.rename(final)
+    for written, key in moves:
+        if place.local is None:
+            reach(CrashPoint.PARQUET_SYNCED)
+            place.put(written, key, keep=False)
+        else:
+            sync_private(written)
+            reach(CrashPoint.PARQUET_SYNCED)
+            written.rename(place.local / key)
         reach(CrashPoint.PARQUET_RENAMED)
     shutil.rmtree(temporary, ignore_errors=True)
-    fsync_path(temporary.parent)
+    if place.local is not None:
+        fsync_path(temporary.parent)
     reach(CrashPoint.PARQUET_IN_PLACE)
 
 

@@ -24,6 +24,7 @@ from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import Build, extend_lease
 from timestore_pipeline.ledger.contributions import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
     try:
         with _kept_alive(store, build):
             written = write()
-            table = store.table_path(build.dataset)
+            table = store.table(build.dataset)
             with store.ledger.read() as tx:
                 contributions = contributions_of_build(tx, build.id)
                 versions = [version.columns for version in schema_history(tx, build.dataset)]
@@ -92,7 +93,7 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
 def _settle_own(store: Store, build: Build, error: Exception) -> int:
     """After a failure: settle the build through the table; return the version if it was published after all."""
     try:
-        settled = settle_build(store, build, error=str(error), recovered=False)
+        settled = settle_build(store, build, error=reason_of(error), recovered=False)
     except (TimestoreError, OSError) as second:
         log.warning("build %s of %r stays claimed until its lease runs out: %s", build.id, build.dataset, second)
         raise _as_timestore_error(build, error) from error
@@ -104,7 +105,9 @@ def _settle_own(store: Store, build: Build, error: Exception) -> int:
 def _as_timestore_error(build: Build, error: Exception) -> TimestoreError:
     if isinstance(error, TimestoreError):
         return error
-    return TimestoreError(f"dataset {build.dataset!r}: build {build.id} failed and published nothing: {error}")
+    return TimestoreError(
+        f"dataset {build.dataset!r}: build {build.id} failed and published nothing: {reason_of(error)}"
+    )
 
 
 @contextmanager

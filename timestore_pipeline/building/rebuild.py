@@ -86,7 +86,7 @@ def rebuild_windows(
     if columns is None:
         return None
     prepare_table(store, spec, columns)
-    check_disk(store, store.table_path(dataset))
+    check_disk(store, store.table(dataset).root)
     from_start, to_start = first.start_micros if first else None, last.start_micros if last else None
     now = now_micros()
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.manifests import drop_manifest, keep_manifest
+from timestore_pipeline.building.parquet import scratch_of_build
 from timestore_pipeline.building.table import (
     SequenceTaken,
     commit_fence,
@@ -19,6 +20,7 @@ from timestore_pipeline.building.table import (
     is_published,
     live_files,
     open_table,
+    remove_files_of,
     sync_found,
     version_of_build,
 )
@@ -92,7 +94,7 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
         LedgerError: likewise the ledger.
     """
     spec = store.datasets[build.dataset]
-    path = store.table_path(build.dataset)
+    place = store.table(build.dataset)
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec)
     if columns is None:
@@ -100,16 +102,16 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
     # Where somebody has deleted the table, there is a new one to put the fence into.
     prepare_table(store, spec, columns)
     try:
-        commit_fence(path, build, spec.table_columns(columns))
+        commit_fence(place, build, spec.table_columns(columns))
     except SequenceTaken:
-        table = open_table(path, build.dataset)
+        table = open_table(place, build.dataset)
         if is_published(table, build):
             with store.ledger.read() as tx:
                 replaced = windows_replaced_by(tx, build.id)
                 seen = table_versions(tx, [build.dataset]).get(build.dataset)
-            sync_found(path, table, seen)
-            version = version_of_build(table, build)
-            keep_manifest(path, build.sequence)
+            sync_found(place, table, seen)
+            version = version_of_build(place, table, build)
+            keep_manifest(place, build.sequence)
             record_commit(store, found_in_table(spec, build, replaced, version, live_files(table)))
             reach(CrashPoint.RECOVERY_PUBLISHED)
             return SettledBuild(build, version)
@@ -132,9 +134,12 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
 def _remove_files(store: Store, build: Build) -> None:
     """Remove what a fenced build wrote; no commit can refer to it any more. What is missed, the sweep finds."""
     prefix = file_prefix(build.sequence)
-    table = store.table_path(build.dataset)
-    drop_manifest(table, build.sequence)
-    for file in table.glob(f"{WINDOW_COLUMN}=*/{prefix}*.parquet"):
-        file.unlink(missing_ok=True)
-    for folder in table.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}"):
+    place = store.table(build.dataset)
+    drop_manifest(place, build.sequence)
+    remove_files_of(place, build.sequence)
+    if place.local is None:
+        folders = [scratch_of_build(store.settings, build.dataset, build.sequence)]
+    else:
+        folders = place.local.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}")
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)  # its builder may be alive and writing

@@ -13,12 +13,13 @@ from deltalake import DeltaTable
 
 from timestore_pipeline.building.parquet import WindowSource, parquet_relation, slices_as_source
 from timestore_pipeline.building.table import TableFile, has_columns, live_files, types_that_differ
-from timestore_pipeline.columns import Column, column_list, glob_literal, literal, time_range_sql
+from timestore_pipeline.columns import Column, column_list, literal, time_range_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.storage.duckdb_files import duckdb_name, duckdb_path
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -55,13 +56,14 @@ def narrow_windows(
     wider = {column.name: column.type for column in columns if column.name in types_that_differ(table, columns)}
     if not wider:
         return set()
-    folder = store.table_path(spec.name)
-    window_of = {str(folder / file.path): file.window_key for file in live_files(table)}
-    paths = list(window_of)
+    place = store.table(spec.name)
+    live = live_files(table)
+    # DuckDB gives the name back without what escapes it.
+    window_of = {str(duckdb_path(place, file.path)): file.window_key for file in live}
     found: set[str] = set()
-    for start in range(0, len(paths), _FILES_PER_LOOK):
-        some = paths[start : start + _FILES_PER_LOOK]
-        files = ", ".join(literal(glob_literal(folder / path)) for path in some)
+    for start in range(0, len(live), _FILES_PER_LOOK):
+        some = live[start : start + _FILES_PER_LOOK]
+        files = ", ".join(literal(duckdb_name(place, file.path)) for file in some)
         rows = connection.execute(f"SELECT file_name, name, duckdb_type FROM parquet_schema([{files}])").fetchall()
         found |= {window_of[path] for path, name, type_ in rows if name in wider and type_ != wider[name]}
     return found
@@ -83,8 +85,7 @@ def rewritten_source(
         SegmentUnreadable, TableError: with a key, another number of rows was read than there should be.
     """
     live = sorted(files, key=lambda file: file.path)
-    folder = store.table_path(spec.name)
-    published = [parquet_relation([folder / file.path for file in live], columns)] if live else []
+    published = [parquet_relation(store.table(spec.name), [file.path for file in live], columns)] if live else []
     staged = slices_as_source(store, pieces, tables) if pieces else None
 
     def wrong(reason: str) -> TimestoreError:

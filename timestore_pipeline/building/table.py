@@ -10,12 +10,14 @@ Every commit of a build carries two application transactions (Delta protocol, "T
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -34,15 +36,25 @@ from deltalake.transaction import AddAction, RemoveAction
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import PUBLISHING
 from timestore_pipeline.settings import MOST_LANES
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import (
+    LOG_FOLDER,
+    entry_is_empty,
+    file_name,
+    has_table,
+    log_entry,
+    log_key,
+    make_table_folder,
+    parquet_files,
+    sync_log,
+    sync_table_folder,
+)
 
 if TYPE_CHECKING:
     from timestore_pipeline.ledger.builds import Build
-
-LOG_FOLDER = "_delta_log"
 
 _ARROW_TYPES = {
     "BOOLEAN": pa.bool_(),
@@ -121,13 +133,9 @@ class SequenceTaken(Exception):
     """The table already has this sequence or a later one: the build was published or fenced."""
 
 
-def has_table(path: Path) -> bool:
-    """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet."""
-    log = path / LOG_FOLDER
-    return log.is_dir() and any(log.glob("*.json"))
-
-
-def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int | None = None, fenced: int = 0) -> int:
+def ensure_table(
+    place: Storage, dataset: str, columns: Sequence[Column], seen: int | None = None, fenced: int = 0
+) -> int:
     """Create the dataset's table unless it exists; return its version.
 
     The table is there before any build commits to it, so that a fence always has a table to be put into. ``seen`` is
@@ -137,46 +145,56 @@ def ensure_table(path: Path, dataset: str, columns: Sequence[Column], seen: int 
     Raises:
         TableError: it cannot be created or opened, or has lost entries of its log since readers saw it.
     """
-    log = path / LOG_FOLDER
-    if has_table(path):
-        version = open_table(path, dataset).version()
+    log = place.shown(LOG_FOLDER)
+    if has_table(place):
+        version = open_table(place, dataset).version()
         if seen is not None and version < seen:
             raise TableError(
-                f"dataset {dataset!r}: the table at {path} is at version {version} and was at {seen}; "
+                f"dataset {dataset!r}: the table at {place.location} is at version {version} and was at {seen}; "
                 f"restore the missing entries of {log}"
             )
         return version
     if seen is not None:
         raise TableError(f"dataset {dataset!r}: {log} is gone or empty, the table was at version {seen}; restore it")
-    with _translated(path, dataset):
-        make_folder(path)
-        table = DeltaTable.create(
-            str(path),
-            schema=arrow_schema(columns),
-            mode="ignore",
-            partition_by=[WINDOW_COLUMN],
-            name=dataset,
-            commit_properties=CommitProperties(app_transactions=_fences(dataset, fenced) if fenced else []),
-        )
+    with _translated(place, dataset):
+        make_table_folder(place)
+        try:
+            table = DeltaTable.create(
+                place.location,
+                schema=arrow_schema(columns),
+                mode="ignore",
+                storage_options=dict(place.options),
+                partition_by=[WINDOW_COLUMN],
+                name=dataset,
+                commit_properties=CommitProperties(app_transactions=_fences(dataset, fenced) if fenced else []),
+            )
+        except (DeltaError, OSError):
+            # Its answer may have been lost on the way from an object store, or another process was quicker.
+            if place.local is not None or not has_table(place):
+                raise
+            table = _opened(place)
         version = table.version()
     reach(CrashPoint.TABLE_CREATED)
-    _sync_log(path, version)
-    fsync_path(path)
+    sync_log(place, version)
+    sync_table_folder(place)
     return version
 
 
-def open_table(path: Path, dataset: str, version: int | None = None) -> DeltaTable:
+def open_table(place: Storage, dataset: str, version: int | None = None) -> DeltaTable:
     """Open the table at ``version``, by default the latest.
 
     Raises:
         TableError: it is missing or damaged.
     """
-    entry = path / LOG_FOLDER / f"{version or 0:020d}.json"
-    if version is not None and entry.exists() and not entry.stat().st_size:
+    if version is not None and entry_is_empty(place, version):
         # delta-rs would take it for a commit of nothing, and its rows would be missing without a word.
-        raise TableError(f"dataset {dataset!r}: the log entry {entry} is empty; restore it")
-    with _translated(path, dataset):
-        return DeltaTable(str(path), version=version)
+        raise TableError(f"dataset {dataset!r}: the log entry {place.shown(log_key(version))} is empty; restore it")
+    with _translated(place, dataset):
+        return _opened(place, version)
+
+
+def _opened(place: Storage, version: int | None = None) -> DeltaTable:
+    return DeltaTable(place.location, version=version, storage_options=dict(place.options))
 
 
 def last_sequence(table: DeltaTable, dataset: str, lane: int | None = None) -> int:
@@ -196,7 +214,7 @@ def is_published(table: DeltaTable, build: Build) -> bool:
 
 
 def read_for_replacement(
-    path: Path, build: Build, window_keys: Collection[str], *, data_change: bool = True
+    place: Storage, build: Build, window_keys: Collection[str], *, data_change: bool = True
 ) -> Replacement:
     """Return all live files of some windows, for a build that reads them and commits others in their place.
 
@@ -204,7 +222,7 @@ def read_for_replacement(
         SequenceTaken: the build was fenced before.
         TableError: the table is missing or damaged.
     """
-    table = open_table(path, build.dataset)
+    table = open_table(place, build.dataset)
     if last_sequence(table, build.dataset, build.lane) >= build.sequence:
         raise SequenceTaken
     wanted = frozenset(window_keys)
@@ -213,7 +231,7 @@ def read_for_replacement(
 
 
 def commit_build(
-    path: Path,
+    place: Storage,
     build: Build,
     columns: Sequence[Column],
     files: Sequence[ParquetFile],
@@ -230,9 +248,12 @@ def commit_build(
         TableError: the commit failed, and whether it is in the table must be looked up.
     """
     for file in files:
-        size = (path / file.path).stat().st_size
+        size = place.size(file.path)
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place.shown(file.path))
         if size != file.bytes:
-            raise TableError(f"dataset {build.dataset!r}: {path / file.path} has {size} bytes instead of {file.bytes}")
+            shown = place.shown(file.path)
+            raise TableError(f"dataset {build.dataset!r}: {shown} has {size} bytes instead of {file.bytes}")
     data_change = replacement is None or replacement.data_change
     actions: list[AddAction | RemoveAction] = [
         AddAction(
@@ -267,20 +288,21 @@ def commit_build(
             f"dataset {build.dataset!r}: its columns have changed, and only some files of a window would get the new "
             "ones; try again after the next flush."
         )
-    return _commit(path, build, actions, transactions, "publish", columns, replacement)
+    return _commit(place, build, actions, transactions, "publish", columns, replacement)
 
 
-def commit_fence(path: Path, build: Build, columns: Sequence[Column]) -> int:
+def commit_fence(place: Storage, build: Build, columns: Sequence[Column]) -> int:
     """Make sure that a build can never be published; return the table version.
 
     Raises:
         SequenceTaken: the build is in the table already, published or fenced.
         TableError: the commit failed.
     """
-    return _commit(path, build, [], [Transaction(_app_id(build.dataset, build.lane), build.sequence)], "fence", columns)
+    fence = Transaction(_app_id(build.dataset, build.lane), build.sequence)
+    return _commit(place, build, [], [fence], "fence", columns)
 
 
-def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
+def declare_types(place: Storage, dataset: str, columns: Sequence[Column]) -> None:
     """Make the table ready for columns of types that it was not created with: a commit that changes no row.
 
     Raises:
@@ -288,17 +310,17 @@ def declare_types(path: Path, dataset: str, columns: Sequence[Column]) -> None:
     """
     if not any(column.type == "TIMESTAMP" for column in columns):
         return
-    table = open_table(path, dataset)
+    table = open_table(place, dataset)
     if _NAIVE_TIMES in (table.protocol().reader_features or []):
         return
-    with _translated(path, dataset):
+    with _translated(place, dataset):
         table.alter.add_feature(TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True)
-    for version in range(table.version(), open_table(path, dataset).version() + 1):
-        _sync_log(path, version)
+    for version in range(table.version(), open_table(place, dataset).version() + 1):
+        sync_log(place, version)
     reach(CrashPoint.TYPES_DECLARED)
 
 
-def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
+def fence_all(place: Storage, dataset: str, sequence: int) -> DeltaTable:
     """Make sure that no build up to ``sequence``, which nobody knows of any more, can be published; return the table.
 
     Whatever its lane is.
@@ -307,7 +329,7 @@ def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
         SequenceTaken: a later one is in the table.
         TableError: the commit failed; nothing is fenced.
     """
-    table = open_table(path, dataset)
+    table = open_table(place, dataset)
     if last_sequence(table, dataset) >= sequence:
         raise SequenceTaken
     try:
@@ -321,22 +343,21 @@ def fence_all(path: Path, dataset: str, sequence: int) -> DeltaTable:
                 custom_metadata={"timestoreAction": "fence", "timestoreSequence": str(sequence)},
             ),
         )
-    except CommitFailedError as error:
-        if last_sequence(open_table(path, dataset), dataset) >= sequence:
-            raise SequenceTaken from error
-        raise TableError(f"dataset {dataset!r}: commit to {path} failed: {error}") from error
     except (DeltaError, OSError) as error:
-        raise TableError(f"dataset {dataset!r}: commit to {path} failed: {error}") from error
-    fenced = open_table(path, dataset)
+        # Whatever it was: the answer to a commit that arrived may be lost on the way.
+        if last_sequence(open_table(place, dataset), dataset) >= sequence:
+            raise SequenceTaken from error
+        raise TableError(f"dataset {dataset!r}: commit to {place.location} failed: {_in_words(error)}") from error
+    fenced = open_table(place, dataset)
     for version in range(max(0, table.version() - 1), fenced.version() + 1):
-        _sync_log(path, version)
+        sync_log(place, version)
     return fenced
 
 
-def published_sequences(table: DeltaTable, dataset: str) -> set[int]:
+def published_sequences(place: Storage, table: DeltaTable, dataset: str) -> set[int]:
     """Return the sequences of builds of which the table still says that it has them: not those of long ago."""
     found = {last_published_sequence(table, dataset, lane) for lane in range(MOST_LANES)}
-    for entry in table.history():
+    for entry in _history(place, table, dataset):
         if entry.get("timestoreAction") == "publish":
             found.add(int(entry["timestoreSequence"]))
     names = (file.path.rpartition("/")[2].partition("-")[0] for file in live_files(table))
@@ -363,25 +384,45 @@ def table_columns(table: DeltaTable) -> tuple[Column, ...]:
     return tuple(found)
 
 
-def version_of_build(table: DeltaTable, build: Build, limit: int | None = None) -> int:
+def version_of_build(place: Storage, table: DeltaTable, build: Build, limit: int | None = None) -> int:
     """Return the table version that published ``build``; that of ``table`` where its log no longer says.
 
     ``limit``: look at so many versions only, the last ones.
     """
-    for entry in table.history(limit):
+    for entry in _history(place, table, build.dataset, limit):
         if entry.get("timestoreSequence") == str(build.sequence) and entry.get("timestoreAction") == "publish":
             return int(entry["version"])
     return table.version()
 
 
-def sync_found(path: Path, table: DeltaTable, seen: int | None) -> None:
+def _history(place: Storage, table: DeltaTable, dataset: str, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
+    """Go through what commits say of themselves, latest first: so many of them, or as far back as the log has entries.
+
+    From an object store they are read one by one: delta-rs reads all, and holds Python's lock meanwhile, so that not
+    even a heartbeat of a build comes through.
+    """
+    with _translated(place, dataset):
+        if place.local is not None:
+            yield from table.history(limit)
+            return
+        first = 0 if limit is None else max(0, table.version() - limit + 1)
+        for version in range(table.version(), first - 1, -1):
+            try:
+                entry = log_entry(place, version)
+            except FileNotFoundError:
+                return  # cleaned up behind a checkpoint
+            for action in map(json.loads, entry.splitlines()):
+                yield from ({**info, "version": version} for name, info in action.items() if name == "commitInfo")
+
+
+def sync_found(place: Storage, table: DeltaTable, seen: int | None) -> None:
     """Make the log entries durable that processes which died may have left unsynced (invariant 6).
 
     That is, all since the version ``seen`` that readers are given (None: there was no table yet), and the last two.
     """
     last = table.version()
     for version in range(max(0, min(last - 1, last if seen is None else seen + 1)), last + 1):
-        _sync_log(path, version)
+        sync_log(place, version)
 
 
 def live_files(table: DeltaTable) -> list[TableFile]:
@@ -413,14 +454,14 @@ def file_bounds(table: DeltaTable) -> pa.Table:
     return bounds.set_column(bounds.column_names.index("path"), "path", paths)
 
 
-def version_at(path: Path, dataset: str, moment: datetime) -> int:
+def version_at(place: Storage, dataset: str, moment: datetime) -> int:
     """Return the version that the table was at, at a time.
 
     Raises:
         TableError: it is missing or damaged, or its log does not reach back so far.
     """
-    table = open_table(path, dataset)
-    with _translated(path, dataset):
+    table = open_table(place, dataset)
+    with _translated(place, dataset):
         table.load_as_version(moment)
     return table.version()
 
@@ -434,6 +475,12 @@ def sequence_of_file(name: str) -> int | None:
     """Return the sequence of the build that wrote a file of that name; None for files of other tools."""
     number = name.partition("-")[0]
     return int(number) if len(number) == len(file_prefix(0)) - 1 and number.isdecimal() else None
+
+
+def remove_files_of(place: Storage, sequence: int) -> None:
+    """Remove the Parquet files of a build that no commit refers to and none ever will."""
+    prefix = file_prefix(sequence)
+    place.delete(*(entry.key for entry in parquet_files(place) if file_name(entry.key).startswith(prefix)))
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
@@ -463,7 +510,7 @@ def _fences(dataset: str, sequence: int) -> list[Transaction]:
 
 
 def _commit(
-    path: Path,
+    place: Storage,
     build: Build,
     actions: list[AddAction | RemoveAction],
     transactions: list[Transaction],
@@ -475,7 +522,7 @@ def _commit(
     attempts = 0
     while True:
         attempts += 1
-        table = replacement.table if replacement is not None else open_table(path, build.dataset)
+        table = replacement.table if replacement is not None else open_table(place, build.dataset)
         # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
         # handle and commit on this handle: no commit can come in between unnoticed.
         if last_sequence(table, build.dataset, build.lane) >= build.sequence:
@@ -484,18 +531,20 @@ def _commit(
         try:
             _commit_on(table, build, actions, transactions, action, columns, replacement)
             break
-        except CommitFailedError as error:
-            now = open_table(path, build.dataset)
+        except (DeltaError, OSError) as error:
+            # Whatever it was: the answer to a commit that arrived may be lost on the way.
+            now = open_table(place, build.dataset)
             if last_sequence(now, build.dataset, build.lane) >= build.sequence:
                 raise SequenceTaken from error
-            moved = replacement is not None and now.version() > table.version() and attempts < _MOST_ATTEMPTS
-            replacement = replacement.unchanged_on(now) if replacement is not None and moved else None
+            conflict = isinstance(error, CommitFailedError)
+            moved = conflict and replacement is not None and now.version() > table.version()
+            again = moved and attempts < _MOST_ATTEMPTS
+            replacement = replacement.unchanged_on(now) if replacement is not None and again else None
             if replacement is None:
-                raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
-        except (DeltaError, OSError) as error:
-            raise TableError(f"dataset {build.dataset!r}: commit to {path} failed: {error}") from error
+                failed = f"dataset {build.dataset!r}: commit to {place.location} failed: {_in_words(error)}"
+                raise TableError(failed) from error
     reach(CrashPoint.TABLE_COMMITTED)
-    mine = _sync_commit(path, build, since=table.version())
+    mine = _sync_commit(place, build, since=table.version())
     reach(CrashPoint.TABLE_SYNCED)
     return mine
 
@@ -556,40 +605,33 @@ def _types(schema: Schema) -> dict[str, str]:
     return {field.name: field.type.to_json() for field in schema.fields}
 
 
-def _sync_commit(path: Path, build: Build, since: int) -> int:
+def _sync_commit(place: Storage, build: Build, since: int) -> int:
     """Make the log durable from version ``since`` on; return the version that is the build's.
 
     The entry before may be of a process that died before it could sync it.
     """
-    latest = open_table(path, build.dataset).version()
+    latest = open_table(place, build.dataset).version()
     mine = latest
     for version in range(since, latest + 1):
-        _sync_log(path, version)
-        if (
-            version > since
-            and f'"timestoreSequence":"{build.sequence}"' in (path / LOG_FOLDER / f"{version:020d}.json").read_text()
-        ):
+        sync_log(place, version)
+        if version > since and f'"timestoreSequence":"{build.sequence}"' in log_entry(place, version):
             mine = version
     return mine
 
 
-def _sync_log(path: Path, version: int) -> None:
-    """Make the log entry ``version`` durable, with a checkpoint that came with it and the folder."""
-    log = path / LOG_FOLDER
-    entry = log / f"{version:020d}.json"
-    if entry.exists():  # old ones are cleaned up behind a checkpoint
-        sync_private(entry)
-    checkpoints = list(log.glob(f"{version:020d}.checkpoint*"))
-    for file in (*checkpoints, *([log / "_last_checkpoint"] if checkpoints else [])):
-        sync_private(file)
-    sync_private(log)
-
-
 @contextmanager
-def _translated(path: Path, dataset: str) -> Iterator[None]:
+def _translated(place: Storage, dataset: str) -> Iterator[None]:
     try:
         yield
     except TableNotFoundError as error:
-        raise TableError(f"dataset {dataset!r}: there is no table at {path}") from error
+        raise TableError(f"dataset {dataset!r}: there is no table at {place.location}") from error
     except (DeltaError, OSError) as error:
-        raise TableError(f"dataset {dataset!r}: the table at {path} cannot be used: {error}") from error
+        raise TableError(
+            f"dataset {dataset!r}: the table at {place.location} cannot be used: {_in_words(error)}"
+        ) from error
+
+
+def _in_words(error: Exception) -> str:
+    """Return what delta-rs says in one line, without colours and without queries of URLs, which may be signed."""
+    plain = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
+    return " ".join(re.sub(r"(\w://[^\s?]*)\?\S*", r"\1", plain).split())

@@ -41,7 +41,7 @@ def table_files(store: Store, dataset: str) -> TableFiles:
     """Return the live files of a dataset's table."""
     from deltalake import DeltaTable
 
-    folder = store.table_path(dataset)
+    folder = store.table(dataset).location
     return TableFiles(tuple(Path(path.removeprefix("file://")) for path in DeltaTable(folder).file_uris()))
 
 

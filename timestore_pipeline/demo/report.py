@@ -122,7 +122,7 @@ def print_ways_on(console: Console, store: Store, environment: Path) -> None:
         [
             ("in the UI", "make dev DEMO=1"),
             ("in SQL", f"(. {shown(environment)} && .venv/bin/timestore sql 'SELECT count(*) FROM flights')"),
-            ("on disk", shown(store.settings.tables_path)),
+            ("on disk", shown(store.tables.root)),
         ],
     )
 

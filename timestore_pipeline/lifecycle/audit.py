@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from timestore_pipeline.building.table import TableFile, has_table, live_files, open_table
+from timestore_pipeline.building.table import TableFile, live_files, open_table
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import ObjectMissing, StorageError
 from timestore_pipeline.ledger.audit import (
     TableState,
     WindowAccount,
@@ -23,6 +23,9 @@ from timestore_pipeline.ledger.audit import (
     table_state,
     window_accounts,
 )
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.duckdb_files import RangeFile
+from timestore_pipeline.storage.table_folder import has_table, parquet_files
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -92,7 +95,7 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
 
     Raises:
         UnknownDataset: it is not declared.
-        TableError, LedgerError: they cannot be read.
+        TableError, LedgerError, StorageError: they cannot be read.
     """
     spec = store.datasets[dataset]
     starts = None if windows is None else {window.start_micros for window in windows}
@@ -102,13 +105,16 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
         by_window.setdefault(file.window_key, []).append(file)
     found = {spec.window_from_key(key) for key in by_window}
     found |= {spec.window_at(start) for start in (*accounts, *recorded)}
+    place = store.table(dataset)
+    # One listing tells the sizes of a thousand objects; local files are looked at one by one.
+    sizes = {} if place.local is not None else {entry.key: entry.bytes for entry in parquet_files(place)}
     audits, opened = [], 0
     for window in sorted(found):
         own = by_window.get(window.key, [])
         account = accounts.get(window.start_micros)
         if account is None and (starts is None or window.start_micros in starts):
             account = WindowAccount(window.start_micros)
-        counted = [_count_file(store.table_path(dataset), file, look=account is not None) for file in own]
+        counted = [_count_file(place, sizes, file, look=account is not None) for file in own]
         opened += sum(count.opened for count in counted)
         audits.append(
             WindowAudit(
@@ -151,22 +157,22 @@ def _consistent_look(
     The latest version is looked at, so that a commit of somebody else is seen too; while builds go on, the version
     that readers are given.
     """
-    path = store.table_path(spec.name)
+    place = store.table(spec.name)
     for attempt in range(_ATTEMPTS):
         with store.ledger.read() as tx:
             state = table_state(tx, spec.name)
             accounts = window_accounts(tx, spec.name, starts)
             recorded = recorded_rows(tx, spec.name)
-        if state.version is None and (state.in_flight is not None or not has_table(path)):
+        if state.version is None and (state.in_flight is not None or not has_table(place)):
             return state, accounts, recorded, 0, ()
         settled = state.in_flight is None
-        table = open_table(path, spec.name, None if settled else state.version)
+        table = open_table(place, spec.name, None if settled else state.version)
         with store.ledger.read() as tx:
             unmoved = table_state(tx, spec.name) == state
         if settled and not unmoved and attempt < _ATTEMPTS - 1:
             continue
         if settled and not unmoved:
-            table = open_table(path, spec.name, state.version)
+            table = open_table(place, spec.name, state.version)
         return state, accounts, recorded, table.version(), live_files(table)
     raise AssertionError("the last attempt returns")
 
@@ -178,21 +184,33 @@ class _Count:
     problem: str | None = None
 
 
-def _count_file(table: Path, file: TableFile, *, look: bool) -> _Count:
+def _count_file(place: Storage, sizes: Mapping[str, int], file: TableFile, *, look: bool) -> _Count:
     """Count the rows of a live file: by its footer if ``look``, or if it is not as long as when it was committed."""
-    path = table / file.path
+    shown = place.shown(file.path)
     try:
-        size = path.stat().st_size
+        size = sizes[file.path] if place.local is None else (place.local / file.path).stat().st_size
+    except KeyError:
+        return _Count(0, False, f"{shown} cannot be read: there is no such object")
     except OSError as error:
-        return _Count(0, False, f"{path} cannot be read: {error.strerror or error}")
+        return _Count(0, False, f"{shown} cannot be read: {error.strerror or error}")
     if not look and size == file.bytes:
         return _Count(file.rows, False)
     try:
-        rows = pq.read_metadata(path).num_rows
+        rows = _rows_of_footer(place, file.path, size)
+    except StorageError as error:
+        if not isinstance(error, ObjectMissing):
+            raise  # it may pass, and says nothing of the file
+        return _Count(0, False, str(error))
     except (OSError, pa.ArrowException) as error:
-        return _Count(0, True, f"{path} is damaged: {' '.join(str(error).split())}")
+        return _Count(0, True, f"{shown} is damaged: {' '.join(str(error).split())}")
     if rows != file.rows:
-        return _Count(rows, True, f"{path} holds {rows:,} rows, it was committed with {file.rows:,}")
+        return _Count(rows, True, f"{shown} holds {rows:,} rows, it was committed with {file.rows:,}")
     if size != file.bytes:
-        return _Count(rows, True, f"{path} has {size:,} bytes, it was committed with {file.bytes:,}")
+        return _Count(rows, True, f"{shown} has {size:,} bytes, it was committed with {file.bytes:,}")
     return _Count(rows, True)
+
+
+def _rows_of_footer(place: Storage, key: str, size: int) -> int:
+    if place.local is not None:
+        return pq.read_metadata(place.local / key).num_rows
+    return pq.read_metadata(pa.PythonFile(RangeFile(place, key, size), mode="r")).num_rows

@@ -21,7 +21,6 @@ from timestore_pipeline.building.table import (
     ParquetFile,
     TableFile,
     has_columns,
-    has_table,
     live_files,
     open_table,
     read_for_replacement,
@@ -35,6 +34,7 @@ from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.staging.room import check_disk
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -185,11 +185,11 @@ def plan_compaction(
         least = 1 if is_closed else rules.max_small_files
         if least and total.files > least:
             closed[window] = is_closed
-    path = store.table_path(spec.name)
-    if not closed or not has_table(path):
+    place = store.table(spec.name)
+    if not closed or not has_table(place):
         return {}
     by_window: dict[Window, list[TableFile]] = {window: [] for window in closed}
-    for file in live_files(open_table(path, spec.name)):
+    for file in live_files(open_table(place, spec.name)):
         window = spec.window_from_key(file.window_key)
         if window in by_window:
             by_window[window].append(file)
@@ -232,9 +232,9 @@ def _compact_once(
     owner: str,
     trigger: Trigger,
 ) -> CompactionReport:
-    check_disk(store, store.table_path(spec.name))
+    check_disk(store, store.table(spec.name).root)
     # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
-    columns = published_columns(store, spec, open_table(store.table_path(spec.name), spec.name))
+    columns = published_columns(store, spec, open_table(store.table(spec.name), spec.name))
     with store.ledger.read() as tx:
         lanes = store.limits(tx, spec).concurrent_builds
     claim = partial(
@@ -253,9 +253,7 @@ def _compact_once(
     merged: list[TableFile] = []
 
     def write() -> WrittenFiles:
-        found = read_for_replacement(
-            store.table_path(spec.name), build, [window.key for window in plan], data_change=False
-        )
+        found = read_for_replacement(store.table(spec.name), build, [window.key for window in plan], data_change=False)
         if not has_columns(found.table, columns):
             raise TableError(
                 f"dataset {spec.name!r}: its columns changed just now; the next compaction merges its files"
@@ -266,13 +264,13 @@ def _compact_once(
         merged.extend(file for files in chosen.values() for file in files)
         written: list[ParquetFile] = []
         with (
-            store.connect(store.table_path(spec.name)) as connection,
-            window_folders(store.table_path(spec.name)) as folders,
+            store.connect(store.table(spec.name)) as connection,
+            window_folders(store, build) as folders,
         ):
             for window, files in chosen.items():
                 if not files:
                     continue
-                check_disk(store, store.table_path(spec.name))
+                check_disk(store, store.table(spec.name).root)
                 count = merged_count(files, rules.target_file_bytes)
                 size = sum(file.bytes for file in files)
                 # What makes one file must not become two because it compresses a little worse.
@@ -298,11 +296,11 @@ def _merged_source(
     store: Store, spec: DatasetSpec, columns: Sequence[Column], build: Build, files: Sequence[TableFile]
 ) -> WindowSource:
     """Return the rows of files as what one file (or a few) of their window are made of."""
-    folder = store.table_path(spec.name)
-    paths = [folder / file.path for file in sorted(files, key=lambda file: file.path)]
-    named = ", ".join(str(path) for path in paths[:3])
+    place = store.table(spec.name)
+    paths = sorted(file.path for file in files)
+    named = ", ".join(place.shown(path) for path in paths[:3])
     return WindowSource(
-        relations=[parquet_relation(paths, columns)],
+        relations=[parquet_relation(place, paths, columns)],
         rows=sum(file.rows for file in files),
         bytes=sum(file.bytes for file in files),
         one_after_the_other=True,

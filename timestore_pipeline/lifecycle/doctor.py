@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from shutil import disk_usage
 
-from timestore_pipeline.building.table import has_table, last_sequence, live_files, open_table
+from timestore_pipeline.building.lost_table import MARK, MARKER
+from timestore_pipeline.building.table import last_sequence, live_files, open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.errors import StorageError, TimestoreError
@@ -27,6 +29,7 @@ from timestore_pipeline.lifecycle.rebuilding.ledger import ledger_file
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import Settings, load_settings, unknown_variables
 from timestore_pipeline.staging.slices import by_segment
+from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, parquet_files
 from timestore_pipeline.store import Store, files_of_unknown, storage_at
 
 _NO_FILE = "_timestore-doctor"
@@ -100,7 +103,7 @@ def look_at_folders(settings: Settings) -> Iterator[Finding]:
         "landing": (settings.landing_location, "TIMESTORE_LANDING_DIRECTORY"),
         "staging": (settings.staging_location, "TIMESTORE_STAGING_DIRECTORY"),
         "archive": (settings.archive_location, "TIMESTORE_LANDING_ARCHIVE_DIRECTORY"),
-        "tables": (settings.tables_path, "TIMESTORE_TABLES_URL"),
+        "tables": (settings.tables_location, "TIMESTORE_TABLES_URL"),
     }
     if any(not isinstance(location, Path) for location, _ in folders.values()):
         folders["work"] = (settings.work_path, "TIMESTORE_WORK_DIRECTORY")
@@ -125,13 +128,20 @@ def look_at_folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_at_store(settings: Settings, name: str, location: ObjectUrl, variable: str) -> Iterator[Finding]:
-    """Look whether an object store answers, and whether this process may look into it."""
+    """Look whether an object store answers, and refuses to create a key that is there: tables rest on that."""
     part = f"store {name}"
+    place = storage_at(settings, location)
     try:
-        storage = storage_at(settings, location)
-        next(storage.entries(), None)
+        next(place.entries(), None)
         if name == "landing":
-            storage.delete(_NO_FILE)  # there is none, but whether it may be deleted is asked first
+            place.delete(_NO_FILE)  # there is none, but whether it may be deleted is asked first
+        if name == "tables" and place.size(MARKER) is not None:
+            with suppress(FileExistsError):
+                place.create(MARKER, MARK)
+                message = f"{location} creates a key twice: two builds could take each other's place in a table"
+                fix = "use a store that heeds 'If-None-Match: *', see docs/scaling.md"
+                yield Finding(part, Level.ERROR, message, fix)
+                return
     except StorageError as error:
         yield Finding(part, Level.ERROR, str(error), f"see the message, or set {variable}")
         return
@@ -225,27 +235,28 @@ def look_at_segments(store: Store) -> Iterator[Finding]:
 
 def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
     """Look whether a table opens, is as new as the ledger says and no newer, and has all its files."""
-    part, path = f"table {dataset}", store.table_path(dataset)
+    part, place = f"table {dataset}", store.table(dataset)
     with store.ledger.read() as tx:
         seen = table_versions(tx, [dataset]).get(dataset)
         claimed = last_claimed_sequence(tx, dataset)
     if seen is None:
         yield Finding(part, Level.OK, "nothing is published yet")
         return
-    if not has_table(path):
+    if not has_table(place):
         fix = "mount or restore it; else the next flush makes a new one, see TimestoreRowsLost in the runbook"
-        yield Finding(part, Level.ERROR, f"{path} is gone", fix)
+        yield Finding(part, Level.ERROR, f"{place.location} is gone", fix)
         return
-    table = open_table(path, dataset)
+    table = open_table(place, dataset)
     if table.version() < seen:
         message = f"it is at version {table.version()} and was at {seen}"
-        yield Finding(part, Level.ERROR, message, f"restore the missing entries of {path}/_delta_log")
+        yield Finding(part, Level.ERROR, message, f"restore the missing entries of {place.shown(LOG_FOLDER)}")
         return
     if last_sequence(table, dataset) > claimed:
         message = "the table is ahead of the ledger, which is an old copy; its builds are refused"
         yield Finding(part, Level.ERROR, message, "stop the service, then timestore ledger rebuild --replace")
-    files = live_files(open_table(path, dataset, seen))
-    gone = [file.path for file in files if not _is_whole(path / file.path, file.bytes)]
+    files = live_files(open_table(place, dataset, seen))
+    sizes = {entry.key: entry.bytes for entry in parquet_files(place)}
+    gone = [file.path for file in files if sizes.get(file.path) != file.bytes]
     if gone:
         message = f"{len(gone)} of {len(files)} files are gone or cut short: {', '.join(gone[:_NAMED])}"
         yield Finding(part, Level.ERROR, message, "restore them from a backup, or timestore build --rebuild")
@@ -262,10 +273,3 @@ def _integrity(file: Path) -> str:
             return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.Error as error:
         return str(error)
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False

@@ -11,13 +11,14 @@ from datetime import timedelta
 from functools import partial
 
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.table import has_table, read_for_replacement
+from timestore_pipeline.building.table import read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.builds import WindowTotals, claim_windows, window_totals
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 
 
@@ -61,8 +62,8 @@ def expire_windows(
     """
     spec = store.datasets[dataset]
     expired = expired_windows(store, spec, now)
-    path = store.table_path(dataset)
-    if not expired or not has_table(path):
+    place = store.table(dataset)
+    if not expired or not has_table(place):
         return ExpiredWindows(dataset)
     keys = [spec.window_at(total.window_start).key for total in expired]
     with store.ledger.read() as tx:
@@ -81,7 +82,7 @@ def expire_windows(
         now=now_micros(),
     )
     build = store.ledger.transact(claim)
-    publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(path, build, keys)))
+    publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(place, build, keys)))
     return ExpiredWindows(
         dataset,
         windows=len(expired),

@@ -27,6 +27,7 @@ from timestore_pipeline.ledger.losses import Loss, accept_loss
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.lifecycle.audit import WindowAudit, audit_rows
+from timestore_pipeline.storage.duckdb_files import of_the_store
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -127,8 +128,8 @@ def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner
 
     The ledger's totals of the windows become those of the table, whoever has changed it.
     """
-    path = store.table_path(spec.name)
-    columns = published_columns(store, spec, open_table(path, spec.name))
+    place = store.table(spec.name)
+    columns = published_columns(store, spec, open_table(place, spec.name))
     claim = partial(
         claim_windows,
         dataset=spec.name,
@@ -143,13 +144,13 @@ def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner
     build = store.ledger.transact(claim)
 
     def write() -> WrittenFiles:
-        found = read_for_replacement(path, build, [each.window.key for each in wrong])
+        found = read_for_replacement(place, build, [each.window.key for each in wrong])
         live = set(found.files)
         leaving = {each.window: [file for file in each.damaged if file.file in live] for each in wrong}
         written: list[ParquetFile] = []
-        with store.connect(path) as connection, window_folders(path) as folders:
+        with store.connect(place) as connection, window_folders(store, build) as folders:
             for window, files in leaving.items():
-                relations = [parquet_relation([path / each.file.path], columns) for each in files if each.rows]
+                relations = [parquet_relation(place, [each.file.path], columns) for each in files if each.rows]
                 readable = [relation for relation in relations if _can_be_read(connection, relation)]
                 if readable:
                     source = _what_is_left(spec, readable, [each.file for each in files])
@@ -164,7 +165,9 @@ def _can_be_read(connection: duckdb.DuckDBPyConnection, relation: str) -> bool:
     """Whether all values can be read, not only the footer."""
     try:
         connection.execute(f"SELECT count(COLUMNS(*)) FROM {relation}").fetchall()
-    except duckdb.Error:
+    except duckdb.Error as error:
+        if of_the_store(error):
+            raise  # it may pass, and says nothing of the file
         return False
     return True
 

@@ -9,18 +9,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
-from timestore_pipeline.building.manifests import pending_manifest, pending_manifests
-from timestore_pipeline.building.table import LOG_FOLDER, file_prefix
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
-from timestore_pipeline.ledger.builds import aborted_sequences
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.lifecycle.freed import Freed
 from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
+from timestore_pipeline.lifecycle.table_orphans import local_orphans, orphan_objects
 from timestore_pipeline.staging.segment import SURELY_THERE_SECONDS
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
@@ -116,8 +113,21 @@ def sweep_orphans(
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store, names) if _modified_at(path) < before]
     staged = [entry for entry in _possible_orphans_in_staging(store, names) if entry.modified_at < staged_before * 1e6]
-    if not (candidates or staged):
-        return Freed()
+    freed = _sweep_files(store, candidates, staged, max_files, dry_run) if candidates or staged else Freed()
+    # No ledger row decides on these: what is fenced can never be published.
+    for orphan in orphan_objects(store, names):
+        if orphan.modified_at >= before or (max_files is not None and freed.files >= max_files):
+            continue
+        freed += Freed(1, orphan.bytes)
+        if not dry_run:
+            orphan.remove()
+            reach(CrashPoint.ORPHAN_REMOVED)
+    return freed
+
+
+def _sweep_files(
+    store: Store, candidates: Sequence[Path], staged: Sequence[Entry], max_files: int | None, dry_run: bool
+) -> Freed:
     files = size = 0
     # In one transaction with the removal: a process that slept since it wrote its segment, and acknowledges it now,
     # does so before, and the file is known, or after, and finds it gone.
@@ -170,19 +180,10 @@ def _possible_orphans_in_staging(store: Store, datasets: Iterable[str]) -> Itera
         yield from store.staging.entries(f"{QUARANTINE_FOLDER}/{dataset}/")
 
 
-def _possible_orphans(store: Store, datasets: Iterable[str]) -> Iterator[Path]:
-    with store.ledger.read() as tx:
-        aborted = aborted_sequences(tx)
+def _possible_orphans(store: Store, datasets: Sequence[str]) -> Iterator[Path]:
     for dataset in datasets:
         yield from store.settings.temp_path.glob(f"{dataset}-*.duckdb{TEMPORARY_SUFFIX}*")
-        yield from store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
-        yield from (store.table_path(dataset) / LOG_FOLDER).glob("*.json#*")
-        for sequence in set(pending_manifests(store.table_path(dataset))) & aborted.get(dataset, set()):
-            yield pending_manifest(store.table_path(dataset), sequence)
-        prefixes = {file_prefix(sequence) for sequence in aborted.get(dataset, ())}
-        for path in store.table_path(dataset).glob(f"{WINDOW_COLUMN}=*/*.parquet") if prefixes else ():
-            if path.name.startswith(tuple(prefixes)):
-                yield path
+    yield from local_orphans(store, datasets)
 
 
 def _is_of_staging(key: str, there: Collection[str]) -> bool:

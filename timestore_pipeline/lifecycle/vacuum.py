@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.table import LOG_FOLDER, has_table, live_files, open_table, sequence_of_file
+from timestore_pipeline.building.table import live_files, open_table, sequence_of_file
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.ledger.builds import Build, published_build_before, sequences_after
 from timestore_pipeline.ledger.counters import VACUUMED_BYTES, VACUUMED_FILES, count
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.lifecycle.freed import Freed
+from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage.table_folder import file_name, has_table, log_sizes, parquet_files
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -38,25 +38,24 @@ def vacuum_table(
         TableError: the table cannot be read; nothing was removed.
     """
     now = now_micros() if now is None else now
-    path = store.table_path(dataset)
-    if not has_table(path):
+    place = store.table(dataset)
+    if not has_table(place):
         return Freed()
     moment = now - int(store.settings.vacuum_grace_seconds * 1e6)
     with store.ledger.read() as tx:
         oldest = published_build_before(tx, dataset, moment)
         later = sequences_after(tx, dataset, moment)
     freed = Freed()
-    for file in _unreferenced(path, dataset, oldest, later):
+    for file in _unreferenced(place, dataset, oldest, later):
         if max_files is not None and freed.files >= max_files:
             break
         try:
-            size = file.stat().st_size
             if not dry_run:
-                file.unlink(missing_ok=True)
+                place.delete(file.key)
         except OSError as error:
-            log.warning("%s: %s cannot be removed: %s", dataset, file, error.strerror or error)
+            log.warning("%s: %s cannot be removed: %s", dataset, place.shown(file.key), error.strerror or error)
             continue
-        freed += Freed(1, size)
+        freed += Freed(1, file.bytes)
         reach(CrashPoint.VACUUM_REMOVED)
     if freed.files and not dry_run:
 
@@ -75,21 +74,21 @@ def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
     Only such as nobody needs to open a version that a reader may still hold.
     """
     now = now_micros() if now is None else now
-    path = store.table_path(dataset)
-    if not has_table(path):
+    place = store.table(dataset)
+    if not has_table(place):
         return Freed()
     with store.ledger.read() as tx:
         oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
     if oldest is None:
         return Freed()
-    before = _log_sizes(path)
-    open_table(path, dataset, oldest.table_version).cleanup_metadata()
-    after = _log_sizes(path)
+    before = log_sizes(place)
+    open_table(place, dataset, oldest.table_version).cleanup_metadata()
+    after = log_sizes(place)
     gone = [size for name, size in before.items() if name not in after]
     return Freed(len(gone), sum(gone))
 
 
-def _unreferenced(path: Path, dataset: str, oldest: Build | None, later: Collection[int]) -> Iterator[Path]:
+def _unreferenced(place: Storage, dataset: str, oldest: Build | None, later: Collection[int]) -> Iterator[Entry]:
     """Yield the files of builds up to ``oldest``, but not of those ``later``, that no version has from that build's on.
 
     Builds claimed after ``oldest`` are left alone, wherever they stand: those that are not known yet are among them.
@@ -99,19 +98,15 @@ def _unreferenced(path: Path, dataset: str, oldest: Build | None, later: Collect
     # Listed before the table is opened: what is committed in between is not among them.
     candidates = [
         file
-        for file in sorted(path.glob(f"{WINDOW_COLUMN}=*/*.parquet"))
-        if (sequence := sequence_of_file(file.name)) is not None
+        for file in parquet_files(place)
+        if (sequence := sequence_of_file(file_name(file.key))) is not None
         and sequence <= oldest.sequence
         and sequence not in later
     ]
     if not candidates:
         return
-    referenced = {file.path for file in live_files(open_table(path, dataset))}
-    referenced |= {file.path for file in live_files(open_table(path, dataset, oldest.table_version))}
+    referenced = {file.path for file in live_files(open_table(place, dataset))}
+    referenced |= {file.path for file in live_files(open_table(place, dataset, oldest.table_version))}
     for file in candidates:
-        if str(file.relative_to(path)) not in referenced:
+        if file.key not in referenced:
             yield file
-
-
-def _log_sizes(path: Path) -> dict[str, int]:
-    return {entry.name: entry.stat().st_size for entry in (path / LOG_FOLDER).iterdir() if entry.is_file()}

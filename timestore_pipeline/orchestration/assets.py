@@ -8,7 +8,6 @@ loads whatever state the installation is in. A step is one dataset's; its failur
 import warnings
 from collections.abc import Generator, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -22,7 +21,7 @@ from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schemas import dataset_columns
-from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.locations import uri_of
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.metadata import (
@@ -71,7 +70,7 @@ def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
         kinds={"file" if format_ is FileFormat.AUTO else str(format_)},
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
-        metadata={"dagster/uri": _uri(settings.landing_location / spec.name), **_links(settings)},
+        metadata={"dagster/uri": uri_of(settings.landing_location / spec.name), **_links(settings)},
     )
 
 
@@ -87,7 +86,7 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
         metadata={
-            "dagster/uri": _uri(settings.staging_location),
+            "dagster/uri": uri_of(settings.staging_location),
             "concurrent_ingests": _concurrent_ingests(spec, settings),
             **_links(settings),
             **_declared_schema(spec),
@@ -103,10 +102,6 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
             metrics.push(store.opened, context.log)
 
     return staging
-
-
-def _uri(location: Path | ObjectUrl) -> str:
-    return location.as_uri() if isinstance(location, Path) else str(location)
 
 
 def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
@@ -130,9 +125,9 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
                 owners=list(spec.owners),
                 tags={DATASET_TAG: spec.name},
                 metadata={
-                    "dagster/uri": (settings.tables_path / spec.name).as_uri(),
+                    "dagster/uri": uri_of(settings.table_location(spec.name)),
                     "dagster/table_name": spec.name,
-                    "table": dg.MetadataValue.path(settings.tables_path / spec.name),
+                    "table": dg.MetadataValue.path(str(settings.table_location(spec.name))),
                     "concurrent_builds": _concurrent_builds(spec, settings),
                     **_links(settings),
                     **_declared_schema(spec),

@@ -122,7 +122,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
 def _files_of(store: Store, dataset: str, version: int | None, window: Window) -> list[TableFile]:
     if version is None:
         return []
-    table = open_table(store.table_path(dataset), dataset, version)
+    table = open_table(store.table(dataset), dataset, version)
     return sorted((file for file in live_files(table) if file.window_key == window.key), key=lambda file: file.path)
 
 

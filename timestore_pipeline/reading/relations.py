@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +15,7 @@ from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.parquet import parquet_relation
 from timestore_pipeline.building.table import file_bounds, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
+from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import QueryError, SegmentUnreadable
 from timestore_pipeline.keyed import winning_rows
@@ -34,6 +34,7 @@ from timestore_pipeline.staging.slices import (
     scratch_table,
     select_slices,
 )
+from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
@@ -107,12 +108,10 @@ def open_reader(
             yield connection
 
 
-def reader_folders(store: Store, datasets: Iterable[str]) -> list[Path]:
-    """Return the folders in which the files of ``datasets`` lie."""
+def reader_folders(store: Store, datasets: Iterable[str]) -> list[Reach]:
+    """Return the folders and places in which the files of ``datasets`` lie."""
     return [
-        folder
-        for name in datasets
-        for folder in (*store.segment_folders(store.datasets[name].name), store.table_path(name))
+        folder for name in datasets for folder in (*store.segment_folders(store.datasets[name].name), store.table(name))
     ]
 
 
@@ -182,7 +181,7 @@ def run_query(store: Store, sql: str) -> pa.Table:
         with open_reader(store, datasets_named(store, sql), sql) as connection:
             return select(connection, sql).to_arrow_table()
     except duckdb.Error as error:
-        raise QueryError(str(error)) from error
+        raise QueryError(reason_of(error)) from error
 
 
 def datasets_named(store: Store, sql: str) -> list[str]:
@@ -210,7 +209,7 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
         parts = _keyed(store, connection, snapshot, columns, pruning)
     else:
         files = _published_files(store, connection, snapshot, columns, pruning)
-        parts = _from_files(snapshot, columns, [path for path, _ in files])
+        parts = _from_files(store, snapshot, columns, [path for path, _ in files])
         parts += _staged(store, connection, snapshot, columns, _wanted_slices(connection, snapshot, columns, pruning))
     body = " UNION ALL ".join(parts) or f"SELECT {typed_nulls(columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
@@ -235,12 +234,12 @@ def _keyed(
     asked |= {
         spec.window_at(piece.window_start).key for piece in _wanted_slices(connection, snapshot, columns, pruning)
     }
-    parts = _from_files(snapshot, columns, [path for path, key in wanted if key not in keys])
+    parts = _from_files(store, snapshot, columns, [path for path, key in wanted if key not in keys])
     if asked:
         starts = {keys[key] for key in asked}
         every_file = _published_files(store, connection, snapshot, columns, READ_ALL) if pruning.conditions else wanted
         stored = spec.table_columns(columns)
-        rows = _from_files(snapshot, stored, [path for path, key in every_file if key in asked])
+        rows = _from_files(store, snapshot, stored, [path for path, key in every_file if key in asked])
         pieces = [piece for piece in snapshot.slices if piece.window_start in starts]
         rows += _staged(store, connection, snapshot, stored, pieces)
         parts.append(f"SELECT {column_list(columns)} FROM ({winning_rows(spec, stored, ' UNION ALL '.join(rows))})")
@@ -253,23 +252,23 @@ def _published_files(
     snapshot: Snapshot,
     columns: tuple[Column, ...],
     pruning: Pruning,
-) -> list[tuple[Path, str]]:
+) -> list[tuple[str, str]]:
     """Return the published files that a query can have rows of, each with its window's key."""
     if snapshot.table_version is None:
         return []
     name = snapshot.spec.name
-    folder = store.table_path(name)
-    bounds = file_bounds(open_table(folder, name, snapshot.table_version))
+    bounds = file_bounds(open_table(store.table(name), name, snapshot.table_version))
     wanted = pruning.surviving(connection, name, columns, bounds)
     rows = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64()))).select(["path", WINDOW_COLUMN])
-    return [(folder / row["path"], row[WINDOW_COLUMN]) for row in rows.to_pylist()]
+    return [(row["path"], row[WINDOW_COLUMN]) for row in rows.to_pylist()]
 
 
-def _from_files(snapshot: Snapshot, columns: tuple[Column, ...], paths: Sequence[Path]) -> list[str]:
+def _from_files(store: Store, snapshot: Snapshot, columns: tuple[Column, ...], paths: Sequence[str]) -> list[str]:
     if not paths:
         return []
     # Older files may have fewer or narrower columns.
-    return [f"SELECT {column_list(columns)} FROM {parquet_relation(paths, columns if snapshot.evolved else None)}"]
+    relation = parquet_relation(store.table(snapshot.spec.name), paths, columns if snapshot.evolved else None)
+    return [f"SELECT {column_list(columns)} FROM {relation}"]
 
 
 def _wanted_slices(

@@ -28,6 +28,7 @@ from timestore_pipeline.reading.relations import (
     reader_folders,
     take_snapshots,
 )
+from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import to_micros
 
@@ -102,7 +103,7 @@ class Rows:
             with damage_named(self._store, self._snapshots):
                 yield
         except duckdb.Error as error:
-            raise QueryError(str(error)) from error
+            raise QueryError(reason_of(error)) from error
 
 
 def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot]] | None = None) -> Rows:
@@ -122,7 +123,7 @@ def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot
         with damage_named(store, snapshots):
             return Rows(store, select(connection, sql), snapshots)
     except duckdb.Error as error:
-        raise QueryError(str(error)) from error
+        raise QueryError(reason_of(error)) from error
 
 
 def range_query(
@@ -182,7 +183,7 @@ def _past(store: Store, now: Snapshot, version: int | None, time: Moment | None)
     name = now.spec.name
     if version is None and now.table_version is not None:
         moment = _moment(time, _LATEST, "time")
-        version = min(version_at(store.table_path(name), name, moment), now.table_version)
+        version = min(version_at(store.table(name), name, moment), now.table_version)
     elif version is not None and (now.table_version is None or version > now.table_version):
         latest = "it has no table yet" if now.table_version is None else f"the latest is {now.table_version}"
         raise TableError(f"dataset {name!r}: there is no table version {version}; {latest}")

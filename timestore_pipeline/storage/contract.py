@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,11 @@ class Storage(Protocol):
         """The local folder in which :meth:`scratch` and :meth:`fetch` give files, at the same keys."""
         ...
 
+    @property
+    def options(self) -> Mapping[str, str]:
+        """How delta-rs is to ask the place, besides what the environment says; nothing secret."""
+        ...
+
     def shown(self, key: str) -> str:
         """Return where a file is, for messages."""
         ...
@@ -51,11 +56,11 @@ class Storage(Protocol):
         """Return where to write what :meth:`put` shall publish as ``key``; its folder is there."""
         ...
 
-    def put(self, scratch: Path, key: str) -> None:
+    def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
         """Publish a complete local file as ``key``, durably; afterwards ``scratch`` is gone.
 
         Nobody ever sees a part of it. In an object store a key is created and never replaced; doing it again after an
-        answer was lost is the same as doing it once.
+        answer was lost is the same as doing it once. With ``keep`` the file stays in the cache as a copy.
 
         Raises:
             FileExistsError: the key has other content (object stores only: locally names are not given twice).
@@ -71,6 +76,24 @@ class Storage(Protocol):
         Raises:
             FileNotFoundError: there is no such key (of object stores; a local path is returned unseen).
             StorageError: it cannot be fetched.
+        """
+        ...
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Return ``length`` bytes of a file from ``start`` on, past the cache; fewer where it ends before.
+
+        Raises:
+            FileNotFoundError: there is no such key.
+            StorageError, OSError: it cannot be read.
+        """
+        ...
+
+    def create(self, key: str, content: bytes) -> None:
+        """Write a small file that must not be there yet, durably.
+
+        Raises:
+            FileExistsError: it is there, whatever its content.
+            StorageError, OSError: it cannot be written.
         """
         ...
 

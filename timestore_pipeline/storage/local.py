@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, move_file, put_in_place
+from timestore_pipeline.durable_files import (
+    TEMPORARY_SUFFIX,
+    fsync_path,
+    make_folder,
+    move_file,
+    put_in_place,
+    sync_private,
+)
 from timestore_pipeline.storage.contract import Entry
 
 
@@ -27,6 +34,11 @@ class LocalStorage:
         """The directory."""
         return self.root
 
+    @property
+    def options(self) -> Mapping[str, str]:
+        """None are needed."""
+        return {}
+
     def shown(self, key: str) -> str:
         """Return the file's path."""
         return str(self.root / key)
@@ -37,13 +49,28 @@ class LocalStorage:
         make_folder(final.parent)
         return final.with_name(final.name + TEMPORARY_SUFFIX)
 
-    def put(self, scratch: Path, key: str) -> None:
+    def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
         """Sync it, give it its name, sync its folder."""
         put_in_place(scratch, self.root / key)
 
     def fetch(self, key: str) -> Path:
         """Return the file itself."""
         return self.root / key
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Read from the file."""
+        with (self.root / key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def create(self, key: str, content: bytes) -> None:
+        """Write it and sync it with its folder."""
+        path = self.root / key
+        make_folder(path.parent)
+        with path.open("xb") as file:
+            file.write(content)
+        sync_private(path)
+        fsync_path(path.parent)
 
     def forget(self, key: str) -> None:
         """Do nothing: there is no copy."""

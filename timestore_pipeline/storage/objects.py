@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,8 +57,8 @@ class ObjectStorage:
         self.url = url
         self.cache = cache
         self._patience = patience_seconds
-        self._store = _client(url, timeout_seconds)
         self._timeout = timeout_seconds
+        self._store = _client(url, timeout_seconds)
 
     @property
     def location(self) -> str:
@@ -75,6 +75,11 @@ class ObjectStorage:
         """The folder of this place's copies."""
         return self.cache.root
 
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The same times as here."""
+        return {**_times(self._timeout), "retry_timeout": f"{max(1, round(self._patience))}s", "max_retries": "1000"}
+
     def shown(self, key: str) -> str:
         """Return the object's URL."""
         return str(self.url / key)
@@ -83,7 +88,7 @@ class ObjectStorage:
         """Return a new name in the cache, beside that of the copy."""
         return self.cache.room(key)
 
-    def put(self, scratch: Path, key: str) -> None:
+    def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
         """Upload it with a create-only condition, then keep it as the copy.
 
         When the answer to a put is lost it is made again, and meets the object that the first one created; then the
@@ -96,8 +101,9 @@ class ObjectStorage:
             if not self._holds(key, scratch):
                 raise FileExistsError(errno.EEXIST, "there is another object of that name", self.shown(key)) from None
         reach(CrashPoint.FILE_RENAMED)
-        with suppress(OSError):  # what counts is there; a copy saves the next reader the way
-            self.cache.take_in(scratch, key)
+        if keep:
+            with suppress(OSError):  # what counts is there; a copy saves the next reader the way
+                self.cache.take_in(scratch, key)
         scratch.unlink(missing_ok=True)
         reach(CrashPoint.FILE_IN_PLACE)
 
@@ -127,6 +133,23 @@ class ObjectStorage:
             for chunk in chunks:
                 stream.write(chunk)
         return entry
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Ask for a range of the object."""
+        if not length:
+            return b""
+        ask = partial(obstore.get_range, self._store, key, start=start, length=length)
+        try:
+            return bytes(self._ask("GET", key, ask))
+        except FileNotFoundError:
+            raise ObjectMissing(self.shown(key)) from None
+
+    def create(self, key: str, content: bytes) -> None:
+        """Put it with a create-only condition."""
+        try:
+            self._ask("PUT", key, lambda: obstore.put(self._store, key, content, mode="create"))
+        except AlreadyExistsError:
+            raise FileExistsError(errno.EEXIST, "there is such an object", self.shown(key)) from None
 
     def forget(self, key: str) -> None:
         """Drop the copy."""
@@ -317,9 +340,13 @@ def _entry(key: str, meta: ObjectMeta) -> Entry:
     return Entry(key, meta["size"], int(meta["last_modified"].timestamp() * 1_000_000), meta["e_tag"])
 
 
+def _times(timeout_seconds: float) -> dict[str, str]:
+    return {"timeout": f"{max(1, round(timeout_seconds * 1_000))}ms", "connect_timeout": "5s"}
+
+
 def _client(url: ObjectUrl, timeout_seconds: float) -> ObjectStore:
     # Not as client options: those would replace what the environment says of the client, such as AWS_ALLOW_HTTP.
-    config: Any = {"timeout": f"{max(1, round(timeout_seconds * 1_000))}ms", "connect_timeout": "5s"}
+    config: Any = _times(timeout_seconds)
     kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
     try:
         # Without retries of its own: see retries.py.

@@ -21,7 +21,7 @@ import pyarrow.csv as pc
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.building.table import has_table, open_table
+from timestore_pipeline.building.table import open_table
 from timestore_pipeline.building.thresholds import ServiceLevels, Trigger, effective_thresholds, service_levels
 from timestore_pipeline.errors import BuildInFlight, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
@@ -31,6 +31,7 @@ from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.validation.scratch import extend_lease, scratch_name, scratch_store
 from timestore_pipeline.validation.verdict import Check, Load, Measurements, RowCount, checks
@@ -301,10 +302,10 @@ class _Run:
         return {batch: RowCount(rows, distinct) for batch, rows, distinct in found}
 
     def _in_table(self) -> dict[int, RowCount]:
-        path = self._store.table_path(self._name)
-        if not has_table(path):
+        place = self._store.table(self._name)
+        if not has_table(place):
             return {}
-        table = open_table(path, self._name).to_pyarrow_table(columns=["batch", "number"])
+        table = open_table(place, self._name).to_pyarrow_table(columns=["batch", "number"])
         grouped = table.group_by("batch").aggregate([("number", "count"), ("number", "count_distinct")])
         return {
             row["batch"]: RowCount(row["number_count"], row["number_count_distinct"]) for row in grouped.to_pylist()

@@ -89,7 +89,7 @@ def remove_leftovers(store: Store) -> list[str]:
     with store.ledger.read() as tx:
         found = known_datasets(tx)
     settings = store.settings
-    found |= _entries(settings.tables_path) | _in_staging(store)
+    found |= _in_staging(store) | _tables(store)
     for folder in (settings.landing_path, settings.archive_path):
         found |= {name.removeprefix(".") for name in _entries(folder)}
     # Declared datasets cannot be called so; should one be all the same, it is somebody's.
@@ -152,6 +152,11 @@ def _remove(store: Store, name: str) -> None:
     for place in (store.landing, store.archive):
         if place.local is None:
             _empty(place, f".{name}/")
+    table = store.table(name)
+    if table.local is not None:
+        shutil.rmtree(table.local, ignore_errors=True)
+    else:
+        _empty(table, "")
     with store.ledger.write() as tx:
         release_lease(tx, _lease(name), _owner())
 
@@ -160,7 +165,6 @@ def _folders(settings: Settings, name: str) -> list[Path]:
     return [
         settings.landing_path / f".{name}",
         settings.archive_path / f".{name}",
-        settings.tables_path / name,
     ]
 
 
@@ -172,6 +176,12 @@ def _in_staging(store: Store) -> set[str]:
     if store.staging.local is not None:
         return _entries(store.staging.root) | _entries(store.staging.root / QUARANTINE_FOLDER)
     return {part for entry in store.staging.entries() for part in entry.key.split("/") if _NAME.fullmatch(part)}
+
+
+def _tables(store: Store) -> set[str]:
+    if store.tables.local is not None:
+        return _entries(store.tables.local)
+    return {name for name in (entry.key.split("/")[0] for entry in store.tables.entries()) if _NAME.fullmatch(name)}
 
 
 def _entries(folder: Path) -> set[str]:

@@ -68,7 +68,7 @@ def _work(staged: Path, workers: int, cpu: list[float]) -> float:
         assert {process.exitcode for process in processes} == {0}
         cpu.append(sum(used.get() for _ in processes))
         with open_store(folder, _DAILY) as store:
-            found = live_files(open_table(store.table_path("ticks"), "ticks"))
+            found = live_files(open_table(store.table("ticks"), "ticks"))
         assert sum(file.rows for file in found) == ROWS
         return seconds
 

@@ -77,7 +77,7 @@ def _maintain(store: Store, now: int) -> int:
 
 
 def _live(store: Store) -> list[TableFile]:
-    return live_files(open_table(store.table_path("ticks"), "ticks"))
+    return live_files(open_table(store.table("ticks"), "ticks"))
 
 
 def _line(name: str, store: Store, direct: Path, repeats: int) -> str:

@@ -26,6 +26,7 @@ from timestore_pipeline.ledger.builds import build_in_flight, claim_slices, late
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -469,9 +470,9 @@ def test_a_file_that_is_not_whole_before_the_commit_is_not_committed(store: Stor
     stage(store, "weather", hourly(3))
     commit = table_module.commit_build
 
-    def cut_first(path: Path, build: Any, columns: Any, files: Any, replacement: Any) -> int:
-        (path / files[0].path).write_bytes(parquet_bytes(hourly(1)))
-        return commit(path, build, columns, files, replacement)
+    def cut_first(place: Storage, build: Any, columns: Any, files: Any, replacement: Any) -> int:
+        (place.root / files[0].path).write_bytes(parquet_bytes(hourly(1)))
+        return commit(place, build, columns, files, replacement)
 
     with monkeypatch.context() as patched:
         patched.setattr("timestore_pipeline.building.publication.commit_build", cut_first)
@@ -489,7 +490,7 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
     def sync(path: Path) -> None:
         synced.append("/".join(path.parts[-2:]))
 
-    for module in ("building.table", "building.parquet", "durable_files"):
+    for module in ("storage.table_folder", "building.parquet", "durable_files"):
         for name in ("fsync_path", "sync_private"):
             monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
     from timestore_pipeline.building import publication as publication_module

@@ -131,16 +131,17 @@ def write(store: Store, flight: Flight) -> Flight:
     flight.written = write_claim(store, spec, columns_of(store, spec.name), flight.claim, None, evolved=False)
     with store.ledger.read() as tx:
         contributions = contributions_of_build(tx, flight.build.id)
-    path = store.table_path(spec.name)
-    write_manifest(path, flight.build.sequence, contributions, [columns_of(store, spec.name)], now_micros())
+    write_manifest(
+        store.table(spec.name), flight.build.sequence, contributions, [columns_of(store, spec.name)], now_micros()
+    )
     return flight
 
 
 def commit(store: Store, flight: Flight) -> Flight:
     assert flight.written is not None
-    path, dataset = store.table_path(flight.build.dataset), flight.build.dataset
+    place, dataset = store.table(flight.build.dataset), flight.build.dataset
     columns = columns_of(store, dataset)
-    flight.version = commit_build(path, flight.build, columns, flight.written.files, flight.written.replacement)
+    flight.version = commit_build(place, flight.build, columns, flight.written.files, flight.written.replacement)
     return flight
 
 
@@ -222,11 +223,11 @@ class TestFences:
     )
     def test_a_commit_on_a_stale_handle_is_refused(self, lanes: Store, meanwhile: str, monkeypatch: pytest.MonkeyPatch):
         first, other = (write(lanes, claim(lanes, first=day, last=day)) for day in range(2))  # type: ignore[arg-type]
-        path, columns = lanes.table_path("weather"), columns_of(lanes, "weather")
+        place, columns = lanes.table("weather"), columns_of(lanes, "weather")
         acts: dict[str, Callable[[], object]] = {
             "other": lambda: commit(lanes, other),
-            "fence": lambda: commit_fence(path, first.build, columns),
-            "fence of all": lambda: fence_all(path, "weather", 1_000),
+            "fence": lambda: commit_fence(place, first.build, columns),
+            "fence of all": lambda: fence_all(place, "weather", 1_000),
         }
 
         def act(point: CrashPoint) -> None:
@@ -254,7 +255,7 @@ class TestFences:
         assert readable(lanes) == everything()
 
     def test_a_new_lane_begins_above_every_fence(self, lanes: Store):
-        table = fence_all(lanes.table_path("weather"), "weather", 500)
+        table = fence_all(lanes.table("weather"), "weather", 500)
 
         assert [last_sequence(table, "weather", lane) for lane in (0, 7, 31)] == [500, 500, 500]
         assert last_sequence(table, "weather") == 500
@@ -385,7 +386,7 @@ def test_workers_share_a_month(make_store: MakeStore, limit: int):
     assert sum(rows) == 720
     assert published(store) == rows_of(month)
     if limit == 1:
-        assert open_table(store.table_path("weather"), "weather").version() == 1, "one commit, as ever"
+        assert open_table(store.table("weather"), "weather").version() == 1, "one commit, as ever"
 
 
 def test_shares_are_fair_and_not_too_small():

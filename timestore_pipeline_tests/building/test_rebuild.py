@@ -32,7 +32,7 @@ def rebuild(store: Store, first: str | None = None, last: str | None = None) -> 
 
 
 def files(store: Store) -> int:
-    return len(live_files(open_table(store.table_path("weather"), "weather")))
+    return len(live_files(open_table(store.table("weather"), "weather")))
 
 
 def test_windows_are_swapped_in_one_commit_for_the_same_rows_in_fewer_files(store: Store):
@@ -40,7 +40,7 @@ def test_windows_are_swapped_in_one_commit_for_the_same_rows_in_fewer_files(stor
     for number, table in enumerate(tables):
         stage(store, "weather", table, batch_id=f"b{number}")
         build(store)
-    version = open_table(store.table_path("weather"), "weather").version()
+    version = open_table(store.table("weather"), "weather").version()
 
     report = rebuild(store)
 

@@ -23,6 +23,7 @@ from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage import table_folder
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     build,
@@ -131,7 +132,7 @@ def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Sto
     stage(store, "weather", hourly(3))
     interrupted_build(store, "_sync_commit", module=table_module)
     done: list[str] = []
-    monkeypatch.setattr(table_module, "sync_private", lambda path: done.append(path.name))
+    monkeypatch.setattr(table_folder, "sync_private", lambda path: done.append(path.name))
     mark = recovery_module.record_commit
     monkeypatch.setattr(recovery_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 
@@ -325,7 +326,7 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
             claim_slices(
                 tx, dataset, owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
             )
-        table_module.ensure_table(store.table_path(dataset), dataset, store.datasets[dataset].declared_columns or ())
+        table_module.ensure_table(store.table(dataset), dataset, store.datasets[dataset].declared_columns or ())
     broken = store.table_path("weather") / "_delta_log" / f"{0:020d}.json"
     whole = broken.read_bytes()
     broken.write_bytes(b"rubbish")

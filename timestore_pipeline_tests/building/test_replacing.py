@@ -65,7 +65,7 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
     files = []
     with (
         store.connect(store.table_path("weather"), *store.segment_folders("weather")) as connection,
-        window_folders(store.table_path("weather")) as folders,
+        window_folders(store, claim.build) as folders,
     ):
         attach_segment(store, connection, claim.slices[0])
         for piece in claim.slices:
@@ -78,12 +78,12 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
 
 
 def read(store: Store, claim: Claim) -> Replacement:
-    return read_for_replacement(store.table_path("weather"), claim.build, WINDOWS)
+    return read_for_replacement(store.table("weather"), claim.build, WINDOWS)
 
 
 def commit(store: Store, claim: Claim, files: list[ParquetFile], replacement: Replacement) -> int:
     columns = store.datasets["weather"].declared_columns or ()
-    return commit_build(store.table_path("weather"), claim.build, columns, files, replacement)
+    return commit_build(store.table("weather"), claim.build, columns, files, replacement)
 
 
 def totals(store: Store) -> list[tuple[str, int, int]]:
@@ -103,7 +103,7 @@ def expected(store: Store):
 def test_several_windows_are_replaced_in_one_commit_and_readers_see_it_with_the_ledger(two_windows: Store):
     store = two_windows
     before = readable(store)
-    version = open_table(store.table_path("weather"), "weather").version()
+    version = open_table(store.table("weather"), "weather").version()
     claim = claim_replacement(store)
     files = write(store, claim)
 
@@ -130,7 +130,7 @@ def test_a_window_that_is_replaced_by_nothing_is_gone(two_windows: Store):
         mark_published(tx, claim.build, table_version=version, published=contents, now=now_micros())
 
     assert [window for window, _, _ in totals(store)] == ["2026-01-02", "2026-01-03"]
-    assert {file.window_key for file in live_files(open_table(store.table_path("weather"), "weather"))} == {
+    assert {file.window_key for file in live_files(open_table(store.table("weather"), "weather"))} == {
         "2026-01-02", "2026-01-03",
     }  # fmt: skip
 
@@ -178,7 +178,7 @@ def append(store: Store, claim: Claim, window_key: str = WINDOWS[0]) -> None:
 
 def fence(store: Store, claim: Claim) -> None:
     """A recovery takes the build for dead."""
-    commit_fence(store.table_path("weather"), claim.build, store.datasets["weather"].declared_columns or ())
+    commit_fence(store.table("weather"), claim.build, store.datasets["weather"].declared_columns or ())
 
 
 @pytest.mark.parametrize(("meanwhile", "error"), [(optimize, TableError), (append, TableError), (fence, SequenceTaken)])
@@ -227,7 +227,7 @@ def test_windows_in_between_are_left_alone(two_windows: Store):
     claim = claim_replacement(store)
     keys = [window.key for window in windows_between(*(spec.window_from_key(key) for key in WINDOWS))]
 
-    replacement = read_for_replacement(store.table_path("weather"), claim.build, keys)
+    replacement = read_for_replacement(store.table("weather"), claim.build, keys)
 
     assert {file.window_key for file in replacement.files} == set(WINDOWS)
     assert len(replacement.files) == 4

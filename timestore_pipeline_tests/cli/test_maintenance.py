@@ -24,7 +24,7 @@ def flushed(store: Store) -> None:
 
 
 def files(store: Store) -> int:
-    return len(live_files(open_table(store.table_path("weather"), "weather")))
+    return len(live_files(open_table(store.table("weather"), "weather")))
 
 
 def test_build_publishes_and_compacts(installation: Install, timestore: Run):  # noqa: F811

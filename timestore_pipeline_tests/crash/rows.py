@@ -16,6 +16,7 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.segments import paths_on_disk
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import files_under, published, readable
 
@@ -115,7 +116,10 @@ def assert_all_is_well(store: Store) -> None:
 
 def assert_table_has_no_strays(store: Store) -> None:
     """Every Parquet file in the table's folder is live, and nothing in its log is half there."""
-    path = store.table_path("readings")
-    live = {path / file.path for file in live_files(open_table(path, "readings"))}
-    assert set(path.glob(f"{WINDOW_COLUMN}=*/*")) == live
-    assert [name for name in files_under(path / "_delta_log") if "#" in name] == []
+    place = store.table("readings")
+    live = {file.path for file in live_files(open_table(place, "readings"))}
+    found = {entry.key for entry in place.entries()}
+    assert {key for key in found if key.startswith(f"{WINDOW_COLUMN}=")} == live
+    assert [key for key in found if key.startswith(LOG_FOLDER) and "#" in key] == []
+    scratch = [place.root.glob(f"{WINDOW_COLUMN}=*/.*"), store.settings.temp_path.glob("*")]
+    assert [path for paths in scratch for path in paths] == []

@@ -15,7 +15,6 @@ from timestore_pipeline.building import build as building
 from timestore_pipeline.building import recovery
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.table import LOG_FOLDER
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import LedgerError, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight
@@ -23,6 +22,7 @@ from timestore_pipeline.lifecycle import retention
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging import receipts, segment
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import published, readable
 from timestore_pipeline_tests.conftest import MakeStore

@@ -49,7 +49,7 @@ def wrong(store: Store, *only: str) -> dict[str, str]:
 def table_files(store: Store) -> list[Path]:
     """The live Parquet files, in the order of their windows."""
     path = store.table_path("weather")
-    return sorted(path / file.path for file in live_files(open_table(path, "weather")))
+    return sorted(path / file.path for file in live_files(open_table(store.table("weather"), "weather")))
 
 
 def cut_rows(path: Path) -> None:

@@ -54,7 +54,7 @@ def flushed(store: Store, flushes: int, hours: int = 24, number_from: int = 0) -
 
 
 def files(store: Store) -> list[TableFile]:
-    return live_files(open_table(store.table_path("weather"), "weather"))
+    return live_files(open_table(store.table("weather"), "weather"))
 
 
 def totals(store: Store) -> list[tuple[int, int, int]]:

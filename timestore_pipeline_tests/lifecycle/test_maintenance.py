@@ -61,7 +61,7 @@ def parquet_files(store: Store) -> set[Path]:
 
 def live(store: Store) -> set[Path]:
     path = store.table_path("weather")
-    return {path / file.path for file in live_files(open_table(path, "weather"))}
+    return {path / file.path for file in live_files(open_table(store.table("weather"), "weather"))}
 
 
 def test_one_pass_after_the_other_leaves_only_what_is_needed(store: Store):

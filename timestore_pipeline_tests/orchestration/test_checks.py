@@ -12,10 +12,10 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from timestore_pipeline.building.table import LOG_FOLDER
 from timestore_pipeline.ledger.builds import published_totals
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,

@@ -37,7 +37,7 @@ def flushed(store: Store, flushes: int, hours: int = 24) -> list:
 
 
 def files(store: Store) -> int:
-    return len(live_files(open_table(store.table_path("weather"), "weather")))
+    return len(live_files(open_table(store.table("weather"), "weather")))
 
 
 def maintain(here: Location, **config: object) -> dg.ExecuteInProcessResult:

@@ -18,7 +18,6 @@ import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.building.manifests import (
-    MANIFEST_FOLDER,
     Published,
     drop_manifest,
     keep_manifest,
@@ -26,17 +25,17 @@ from timestore_pipeline.building.manifests import (
     pending_manifests,
     read_manifests,
     read_versions,
+    tables_with_manifests,
 )
 from timestore_pipeline.building.table import (
     SequenceTaken,
     TableFile,
     fence_all,
-    file_prefix,
-    has_table,
     last_sequence,
     live_files,
     open_table,
     published_sequences,
+    remove_files_of,
     table_columns,
 )
 from timestore_pipeline.columns import BATCH_COLUMN, WINDOW_COLUMN, Column, literal
@@ -52,7 +51,8 @@ from timestore_pipeline.staging.description import (
     read_refused_rows,
     read_segment,
 )
-from timestore_pipeline.storage import Entry
+from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 T = TypeVar("T")
@@ -115,7 +115,6 @@ class Evidence:
 
 def datasets_with_files(store: Store) -> set[str]:
     """Return the names of all datasets, declared or not, that have segments, quarantined files or a table."""
-    tables = store.settings.tables_path
     found = set()
     for entry in store.staging.entries():
         match entry.key.split("/"):
@@ -123,9 +122,9 @@ def datasets_with_files(store: Store) -> set[str]:
                 found.add(dataset)
             case [folder, dataset, _] if folder == QUARANTINE_FOLDER:
                 found.add(dataset)
-    found |= {name for name in store.datasets if has_table(tables / name)}
+    found |= {name for name in store.datasets if has_table(store.table(name))}
     # Other tables may lie there too; a manifest says that it is one of timestore's.
-    found |= {path.parent.name for path in tables.glob(f"*/{MANIFEST_FOLDER}")}
+    found |= tables_with_manifests(store.tables)
     return {name for name in found if re.match(NAME_PATTERN, name)}
 
 
@@ -193,61 +192,65 @@ def _files(store: Store, folder: str) -> list[Entry]:
 
 
 def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -> TableEvidence | None:
-    path = store.table_path(dataset)
-    if not has_table(path):
-        if any(path.glob(f"{WINDOW_COLUMN}=*/*.parquet")):
+    place = store.table(dataset)
+    if not has_table(place):
+        if any(parquet_files(place)):
             raise TableError(
-                f"dataset {dataset!r}: {path} has Parquet files and no log, so nobody can say what is published. "
-                "Restore its _delta_log; or move the folder away, then what segments still have is published again"
+                f"dataset {dataset!r}: {place.location} has Parquet files and no log, so nobody can say what is "
+                "published. Restore its _delta_log; or move the folder away, then what segments still have is "
+                "published again"
             )
         return None
     while True:
-        table = open_table(path, dataset)
+        table = open_table(place, dataset)
         last = last_sequence(table, dataset)
-        fenced = max(last, last_manifest_sequence(path), *_sequences_of_files(path)) + _SEQUENCES_AHEAD
+        fenced = max(last, last_manifest_sequence(place), *_sequences_of_files(place)) + _SEQUENCES_AHEAD
         try:
-            table = fence_all(path, dataset, fenced) if fence else table
+            table = fence_all(place, dataset, fenced) if fence else table
             break
         except SequenceTaken:
             continue  # a build that was alive came in between; the next fence is above it
     files = tuple(live_files(table))
-    have = published_sequences(table, dataset)
-    pending = pending_manifests(path)
+    have = published_sequences(place, table, dataset)
+    pending = pending_manifests(place)
     # The next one too: a build that had claimed its slices may not have written anything yet.
     newest = max(have, default=0)
-    dead = sorted(each for each in {last + 1, *pending, *_sequences_of_files(path)} if each > newest)
+    dead = sorted(each for each in {last + 1, *pending, *_sequences_of_files(place)} if each > newest)
     if fence:
         for sequence in pending:
             if sequence in have:
-                keep_manifest(path, sequence)
+                keep_manifest(place, sequence)
                 notes.append(f"{dataset}: build sequence {sequence} had reached the table before its end was recorded")
             else:
                 notes.append(f"{dataset}: build sequence {sequence} had not reached the table, its rows are staged")
         for sequence in {*dead, *(set(pending) - have)}:
-            _remove(path, sequence)
+            _remove(place, sequence)
     try:
-        published = tuple(read_manifests(path))
-        versions = tuple(read_versions(path))
+        published = tuple(read_manifests(place))
+        versions = tuple(read_versions(place))
         columns = table_columns(table)
     except (OSError, pa.ArrowInvalid, ValueError) as error:
         raise TableError(
-            f"dataset {dataset!r}: a manifest or the schema of {path} cannot be read, so nobody can say what is "
-            f"published: {error}. Restore it from a backup"
+            f"dataset {dataset!r}: a manifest or the schema of {place.location} cannot be read, so nobody can say what "
+            f"is published: {error}. Restore it from a backup"
         ) from error
     return TableEvidence(table.version(), fenced, tuple(dead), columns, versions, files, published)
 
 
-def _sequences_of_files(path: Path) -> set[int]:
+def _sequences_of_files(place: Storage) -> set[int]:
     """The sequences in the names of Parquet files, and 0: of builds too that died before their manifests."""
-    names = (file.name.lstrip(".").partition("-")[0] for file in path.glob(f"{WINDOW_COLUMN}=*/*"))
-    return {0, *(int(name) for name in names if name.isdecimal())}
+    if place.local is not None:
+        names = [path.name.lstrip(".") for path in place.local.glob(f"{WINDOW_COLUMN}=*/*")]
+    else:
+        names = [file_name(entry.key) for entry in parquet_files(place)]
+    numbers = (name.partition("-")[0] for name in names)
+    return {0, *(int(number) for number in numbers if number.isdecimal())}
 
 
-def _remove(path: Path, sequence: int) -> None:
+def _remove(place: Storage, sequence: int) -> None:
     """Remove what a build left that never was in the table and never will be."""
-    drop_manifest(path, sequence)
-    for file in path.glob(f"{WINDOW_COLUMN}=*/{file_prefix(sequence)}*.parquet"):
-        file.unlink(missing_ok=True)
+    drop_manifest(place, sequence)
+    remove_files_of(place, sequence)
 
 
 def carve(connection: duckdb.DuckDBPyConnection, source: Path, target: Path, description: Description) -> None:

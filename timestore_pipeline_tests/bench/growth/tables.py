@@ -22,6 +22,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.schema import BuildKind, BuildState
+from timestore_pipeline.storage.local import LocalStorage
 from timestore_pipeline_tests.bench.growth.cost import cost_of
 
 ROUNDS = 5
@@ -45,21 +46,22 @@ def measure(versions: tuple[int, ...], workspace: Path, say: Callable[[str], obj
 
 
 def _row(path: Path, versions: int) -> dict[str, Any]:
+    place = LocalStorage(path)
     log = path / "_delta_log"
     entries = list(log.iterdir())
 
     def commit(number: int) -> None:
-        commit_build(path, _build(versions + number + 1), _COLUMNS, [_file(path, versions + number + 1)])
+        commit_build(place, _build(versions + number + 1), _COLUMNS, [_file(path, versions + number + 1)])
 
     def plan(_: int) -> None:
-        file_bounds(open_table(path, _NAME))
+        file_bounds(open_table(place, _NAME))
 
     return {
-        "files": len(live_files(open_table(path, _NAME))),
+        "files": len(live_files(open_table(place, _NAME))),
         "log_entries": len(entries),
         "log_bytes": sum(entry.stat().st_size for entry in entries),
         "costs": {
-            "open": asdict(cost_of(lambda _: open_table(path, _NAME), ROUNDS)),
+            "open": asdict(cost_of(lambda _: open_table(place, _NAME), ROUNDS)),
             "plan a read": asdict(cost_of(plan, ROUNDS)),
             "commit": asdict(cost_of(commit, ROUNDS)),
         },
@@ -68,8 +70,9 @@ def _row(path: Path, versions: int) -> dict[str, Any]:
 
 def _grow(path: Path, versions: int, *, compacted: bool, cleaned: bool) -> None:
     """Make a table of so many versions: the entries of the log are copies of a real one, with a real checkpoint."""
-    ensure_table(path, _NAME, _COLUMNS)
-    commit_build(path, _build(1), _COLUMNS, [_file(path, 1)])
+    place = LocalStorage(path)
+    ensure_table(place, _NAME, _COLUMNS)
+    commit_build(place, _build(1), _COLUMNS, [_file(path, 1)])
     log = path / "_delta_log"
     pattern = (log / f"{1:020d}.json").read_text()
     added = json.loads(next(line for line in pattern.splitlines() if '"add"' in line))["add"]
@@ -81,7 +84,7 @@ def _grow(path: Path, versions: int, *, compacted: bool, cleaned: bool) -> None:
             entry += "\n" + json.dumps({"remove": removed})
         (log / f"{version:020d}.json").write_text(entry)
         if version % _CHECKPOINT_EVERY == 0 and version + _CHECKPOINT_EVERY > versions:
-            open_table(path, _NAME).create_checkpoint()
+            open_table(place, _NAME).create_checkpoint()
             if cleaned:
                 for old in range(version):
                     (log / f"{old:020d}.json").unlink(missing_ok=True)
@@ -110,6 +113,8 @@ def _build(sequence: int) -> Build:
         id=sequence,
         dataset=_NAME,
         sequence=sequence,
+        lane=0,
+        schema_version=1,
         owner="the benchmark",
         kind=BuildKind.FLUSH,
         trigger="age",
