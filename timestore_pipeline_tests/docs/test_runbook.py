@@ -119,7 +119,20 @@ def with_lost_ledger(store: Store, timestore: Run) -> dict[str, Callable[[], obj
     return {}
 
 
-ARRANGED = {"Poison batch": with_poison, "Corrupt segment": with_damage, "Lost ledger": with_lost_ledger}
+def with_lost_rows(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+    """A published file is gone, its segment too, and nothing else has the rows."""
+    assert timestore("flush", "weather").code is ExitCode.DONE
+    (path, *_) = sorted(store.table_path("weather").rglob("*.parquet"))
+    path.unlink()
+    return {}
+
+
+ARRANGED = {
+    "Failed row audit": with_lost_rows,
+    "Poison batch": with_poison,
+    "Corrupt segment": with_damage,
+    "Lost ledger": with_lost_ledger,
+}
 SECTIONS = {heading: text for page in (RUNBOOK, UPGRADE) for heading, text in sections(page) if commands(text)}
 
 
