@@ -20,6 +20,7 @@ from timestore_pipeline_tests.crash import rows, test_kills_of_replacements, tes
 from timestore_pipeline_tests.crash.child import killed_at
 from timestore_pipeline_tests.crash.conftest import Recover
 from timestore_pipeline_tests.crash.test_kills_of_replacements import EVERY_STEP
+from timestore_pipeline_tests.landing.test_object_store import KILLED_INGESTS
 
 pytestmark = pytest.mark.crash
 
@@ -187,6 +188,6 @@ def test_every_crash_point_is_in_the_code():
 
 
 def test_a_process_is_killed_at_every_crash_point():
-    killed = {kill.point for kill in (*KILLS, *test_kills_of_replacements.KILLS)}
+    killed = {kill.point for kill in (*KILLS, *test_kills_of_replacements.KILLS)} | set(KILLED_INGESTS)
 
     assert killed | set(KEEPING) | set(test_lost_ledger.KILLED_REBUILDS) == set(CrashPoint)

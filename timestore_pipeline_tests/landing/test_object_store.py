@@ -357,15 +357,11 @@ def killed_at(point: CrashPoint, store: Store) -> None:
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == -signal.SIGKILL
 
 
+KILLED_INGESTS = (CrashPoint.BATCHES_ACKNOWLEDGED, CrashPoint.LANDING_FILES_COPIED, CrashPoint.BAD_FILE_MOVED)
+
+
 @pytest.mark.crash
-@pytest.mark.parametrize(
-    "point",
-    [
-        CrashPoint.BATCHES_ACKNOWLEDGED,
-        CrashPoint.LANDING_FILES_COPIED,
-        CrashPoint.BAD_FILE_MOVED,
-    ],
-)
+@pytest.mark.parametrize("point", KILLED_INGESTS)
 def test_a_process_killed_in_an_ingest_of_objects_loses_and_doubles_nothing(
     open_store: Open, s3_bucket: Bucket, point: CrashPoint
 ) -> None:

@@ -234,8 +234,8 @@ def test_when_it_is_unknown_whether_the_ledger_committed_the_rows_are_kept(
 ):
     acknowledge = together.acknowledge_segment
 
-    def break_off(*args: object) -> None:
-        acknowledge(*args)  # type: ignore[arg-type]
+    def break_off(*args: Any, **options: Any) -> None:
+        acknowledge(*args, **options)
         raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched:
@@ -263,9 +263,9 @@ def limit_writes(size):
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store.open(Settings(home=Path(sys.argv[1]), staging_min_free_disk_bytes=0))
 acknowledge = together.acknowledge_segment
-def unlimited(*args):
+def unlimited(*args, **options):
     limit_writes(resource.RLIM_INFINITY)
-    return acknowledge(*args)
+    return acknowledge(*args, **options)
 together.acknowledge_segment = unlimited
 acked = refused = 0
 for size in range(1_000, 60_000, 3_000):
