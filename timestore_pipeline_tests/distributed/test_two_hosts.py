@@ -27,6 +27,7 @@ from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests import object_store
 from timestore_pipeline_tests.builders import counted, published
 from timestore_pipeline_tests.distributed.deployment import (
     ROOT,
@@ -43,6 +44,7 @@ from timestore_pipeline_tests.redis_server import running_redis
 pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
 DAYS = 20
+BUCKET = "between-hosts"
 FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
 
 
@@ -164,20 +166,24 @@ def cluster(
         network_of(names, tmp_path) as network,
         running_server(network.range, fsync="off") as server,
         running_redis(program, tmp_path, network.address, "127.0.0.1") as broker,
+        object_store.running_server(network.address) as objects,
     ):
-        shared = tmp_path / "shared"
+        objects.client.create_bucket(Bucket=BUCKET)
         environment = store_environment(
             (ROOT / "datasets.yaml").read_text(encoding="utf-8"),
-            staging_directory=shared / "staging",
-            tables_url=shared / "tables",
-            landing_directory=shared / "landing",
-            landing_archive_directory=shared / "archive",
+            staging_directory=f"s3://{BUCKET}/staging",
+            tables_url=f"s3://{BUCKET}/tables",
+            landing_directory=f"s3://{BUCKET}/landing",
+            landing_archive_directory=f"s3://{BUCKET}/archive",
+            object_store_retry_seconds=5,
+            object_store_timeout_seconds=10,
             staging_flush_max_rows=1,
             staging_flush_late_max_age_ms=1,
             flush_sensor_interval_seconds=1,
             landing_sensor_interval_seconds=1,
         )
         servers = servers_environment(server.port, server.create_database(), broker, network.address)
+        servers |= object_store.access(objects.endpoint)
         home = tmp_path / "first" / "dagster_home"
         home.parent.mkdir()
         write_instance(home, max_concurrent_runs=2)

@@ -1,4 +1,4 @@
-"""Files land in a bucket, are staged in it and published from it, with the ledger on PostgreSQL and a real daemon."""
+"""Nothing but PostgreSQL and an object store is shared: files land there, are staged, published and read from there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import dagster as dg
 import pytest
+from deltalake import DeltaTable
 
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline_tests.builders import hourly, readable, rows_of, weather_csv
@@ -36,7 +37,7 @@ def land(bucket: Bucket, station: str) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.timeout(500)
-def test_what_lands_in_a_bucket_is_published_whatever_the_store_does_meanwhile(
+def test_what_lands_in_a_bucket_is_published_into_it_whatever_the_store_does_meanwhile(
     shared_ledger: None, s3_bucket: Bucket, deploy: Callable[..., Deployment]
 ):
     url, proxy = s3_bucket.url, s3_bucket.proxy
@@ -44,6 +45,7 @@ def test_what_lands_in_a_bucket_is_published_whatever_the_store_does_meanwhile(
         landing_directory=f"{url}/landing",
         landing_archive_directory=f"{url}/archive",
         staging_directory=f"{url}/staging",
+        tables_url=f"{url}/tables",
         staging_flush_max_rows=1,
     )
     store = deployment.store
@@ -53,6 +55,7 @@ def test_what_lands_in_a_bucket_is_published_whatever_the_store_does_meanwhile(
         *(slow_down(operation, times=2) for operation in ("LIST", "GET", "PUT", "COPY", "DELETE_MANY")),
         # The first segment, and the first commit of a table: done, and the answer is lost.
         Fault(Effect.DROP_AFTER, "PUT", key="staging/*"),
+        Fault(Effect.DROP_AFTER, "PUT", key="tables/*"),
         Fault(Effect.CUT, "GET", key="staging/*"),
     )
     deployment.start()
@@ -67,9 +70,11 @@ def test_what_lands_in_a_bucket_is_published_whatever_the_store_does_meanwhile(
     deployment.wait_for("all runs end", lambda: all(run.is_finished for run in deployment.instance.get_runs()))
 
     assert readable(store) == sorted(expected, key=repr)
+    assert DeltaTable(f"{url}/tables/weather").to_pyarrow_table().num_rows == len(expected) == 10 * ROWS_PER_FILE
     assert statuses(deployment) == {dg.DagsterRunStatus.SUCCESS}
     assert len({s3_bucket.get(key) for key in s3_bucket.keys("archive/weather/")}) == 10
     with store.ledger.read() as tx:
         (entry,) = open_entries(tx)
     assert s3_bucket.get(f"staging/{entry.path}") == b"no,such,columns\n1,2,3\n"
-    assert not store.settings.path("data/staging").exists(), "nothing is staged on the host"
+    assert not store.settings.path("data/staging").exists(), "nothing but what may be lost is on the host"
+    assert not store.settings.path("data/tables").exists()
