@@ -44,13 +44,13 @@ def browser_page(chromium: str, last_look: Path | None = None) -> Iterator[Page]
 
 
 @contextlib.contextmanager
-def webserver(environment: Mapping[str, str], log: Path) -> Iterator[str]:
+def webserver(environment: Mapping[str, str], log: Path, workspace: Path = ROOT / "workspace.yaml") -> Iterator[str]:
     """Run a Dagster webserver over the instance of ``environment``; gives its address once it answers."""
     address = f"http://127.0.0.1:{(port := unused_port())}"
     command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
     with log.open("ab") as output:
         server = subprocess.Popen(
-            [*command, "-w", str(ROOT / "workspace.yaml")],
+            [*command, "-w", str(workspace)],
             cwd=ROOT,
             env=dict(environment),
             stdout=output,

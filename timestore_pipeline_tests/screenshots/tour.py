@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -23,10 +23,13 @@ CONFIG = """ops:
 """
 
 
-def take_all(page: Page, address: str, folder: Path) -> Iterator[Path]:
+Show = Callable[[Page, str], None]
+
+
+def take_all(page: Page, address: str, folder: Path, pictures: Mapping[str, Show]) -> Iterator[Path]:
     """Take every picture into ``folder`` and yield its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, show in PICTURES.items():
+    for name, show in pictures.items():
         show(page, address)
         # What is still fading in or being plotted.
         page.wait_for_load_state("networkidle")
@@ -102,14 +105,42 @@ def launchpad(page: Page, address: str) -> None:
     set_config(page, dialog, CONFIG)
 
 
-PICTURES: dict[str, Callable[[Page, str], None]] = {
+def plots(page: Page, address: str) -> None:
+    """The numbers of a table's windows over time."""
+    asset(page, address)
+    page.get_by_role("button", name="Plots").click()
+    # By partition it would show the newest ones, and the demo's are of 2013.
+    page.get_by_text("Events", exact=True).last.click()
+    page.locator("canvas").first.wait_for()
+    page.locator("canvas").first.evaluate("plot => plot.scrollIntoView()")
+
+
+def maintenance(page: Page, address: str) -> None:
+    """What the maintenance job freed."""
+    page.goto(f"{address}/runs?q%5B0%5D=job%3Amaintenance")
+    page.locator("a[href^='/runs/']").first.click()
+    page.get_by_text("View full message").first.click()
+    page.get_by_text("files_merged_into").last.wait_for()
+
+
+def consumers(page: Page, address: str) -> None:
+    """Assets of another code location around a table."""
+    page.goto(f"{address}/assets/partitions/readings?view=lineage&lineageScope=neighbors")
+    page.get_by_text("daily_means").first.wait_for()
+
+
+PICTURES: dict[str, Show] = {
     "lineage": lineage,
     "asset": asset,
     "partition": partition,
     "events": events,
+    "plots": plots,
     "checks": checks,
     "runs": runs,
     "sensor": sensor,
     "tick": tick,
     "launchpad": launchpad,
+    "maintenance": maintenance,
 }
+
+PICTURES_OF_EXAMPLE: dict[str, Show] = {"consumers": consumers}
