@@ -30,6 +30,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published
 from timestore_pipeline.ledger.published import PublishedWindow, windows_replaced_by
 from timestore_pipeline.ledger.registry import lock_dataset, table_versions
+from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
 
 
@@ -122,7 +123,7 @@ def found_in_table(
     keys = {spec.window_at(start).key for start in replaced}
     written, kept = [], []
     for file in files:
-        if file.path.rpartition("/")[2].startswith(file_prefix(build.sequence)):
+        if file_name(file.path).startswith(file_prefix(build.sequence)):
             written.append(file)
         elif file.window_key in keys:
             kept.append(file)

@@ -7,6 +7,7 @@ is left that no other one has; so workers may come and go at any time. With one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from timestore_pipeline.building.build import BuildReport, build_windows
 from timestore_pipeline.building.thresholds import Trigger
@@ -78,12 +79,8 @@ def _together(reports: Sequence[BuildReport]) -> BuildReport | None:
         return next(iter(reports), None)
     last = reports[-1]
     windows = tuple(window for report in reports for window in report.windows)
-    return BuildReport(
-        dataset=last.dataset,
-        build_id=last.build_id,
-        sequence=last.sequence,
-        trigger=last.trigger,
-        table_version=last.table_version,
+    return replace(
+        last,
         windows=windows,
         rows=sum(report.rows for report in reports),
         bytes=sum(report.bytes for report in reports),
@@ -91,5 +88,5 @@ def _together(reports: Sequence[BuildReport]) -> BuildReport | None:
         batches=len({batch.batch_id for window in windows for batch in window.batches}),
         duration_seconds=sum(report.duration_seconds for report in reports),
         oldest_staged_at=min(report.oldest_staged_at for report in reports),
-        columns=last.columns,
+        left_some=False,
     )

@@ -360,7 +360,7 @@ def published_sequences(place: Storage, table: DeltaTable, dataset: str) -> set[
     for entry in _history(place, table, dataset):
         if entry.get("timestoreAction") == "publish":
             found.add(int(entry["timestoreSequence"]))
-    names = (file.path.rpartition("/")[2].partition("-")[0] for file in live_files(table))
+    names = (file_name(file.path).partition("-")[0] for file in live_files(table))
     return (found | {int(name) for name in names if name.isdecimal()}) - {0}
 
 
