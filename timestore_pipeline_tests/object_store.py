@@ -7,7 +7,6 @@ own. Use the fixture ``s3_bucket``, or :func:`running_server` and :func:`bucket`
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import secrets
@@ -29,6 +28,7 @@ import pytest
 
 from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.fault_proxy import FaultProxy, fault_proxy
+from timestore_pipeline_tests.processes import until_exit
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIATESTSONLY",
@@ -131,16 +131,7 @@ def running_server(host: str = "127.0.0.1", port: int | None = None) -> Iterator
 @cache
 def shared_server() -> S3Server:
     """Return the server that the tests of this process share; it ends with the process."""
-    manager = running_server()
-    server = manager.__enter__()
-    owner = os.getpid()
-
-    def end() -> None:
-        if os.getpid() == owner:  # not in a forked child
-            manager.__exit__(None, None, None)
-
-    atexit.register(end)
-    return server
+    return until_exit(running_server())
 
 
 @contextmanager

@@ -7,7 +7,6 @@ or fail where ``CI`` says that all must be there.
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import pwd
@@ -27,7 +26,7 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline_tests.conftest import unused_port
-from timestore_pipeline_tests.processes import end_with_the_parent
+from timestore_pipeline_tests.processes import end_with_the_parent, until_exit
 
 LEDGERS = ("sqlite", "postgresql")
 """The databases that a ledger can be on."""
@@ -200,16 +199,7 @@ def running_server(network: str | None = None, **settings: str) -> Iterator[Post
 @cache
 def shared_server() -> PostgresqlServer:
     """Return the server that the tests of this process share; it is stopped at the end of the process."""
-    manager = running_server(**_FAST)
-    server = manager.__enter__()
-    owner = os.getpid()
-
-    def end() -> None:
-        if os.getpid() == owner:  # not in a forked child
-            manager.__exit__(None, None, None)
-
-    atexit.register(end)
-    return server
+    return until_exit(running_server(**_FAST))
 
 
 @contextmanager
