@@ -521,17 +521,6 @@ class Settings(BaseSettings):
         """Where the tables are: a folder, absolute, or a place in an object store."""
         return self.location("tables_url", self.tables_url)
 
-    @property
-    def tables_path(self) -> Path:
-        """The folder of the tables, absolute, where they are in one.
-
-        Raises:
-            SettingsError: they are in an object store.
-        """
-        if isinstance(self.tables_location, Path):
-            return self.tables_location
-        raise SettingsError(f"{variable_name('tables_url')}: the tables are at {self.tables_location}, in no folder")
-
     def table_location(self, dataset: str) -> Path | ObjectUrl:
         """Where the table of a dataset is."""
         return self.tables_location / dataset

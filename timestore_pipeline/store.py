@@ -120,10 +120,6 @@ class Store:
         """The limits of every declared dataset that hold now, by name."""
         return effective_limits(tx, self.settings, self.datasets.values())
 
-    def segment_path(self, relative: str) -> Path:
-        """A local file with the content of what a ledger row's path, relative to staging, means."""
-        return self.staging.fetch(relative)
-
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
         """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""
         root = self.staging.root
@@ -139,14 +135,6 @@ class Store:
         if dataset not in self._tables:
             self._tables[dataset] = storage_at(self.settings, self.settings.table_location(dataset))
         return self._tables[dataset]
-
-    def table_path(self, dataset: str) -> Path:
-        """The folder of a dataset's Delta table, where tables are in a folder.
-
-        Raises:
-            SettingsError: they are in an object store.
-        """
-        return self.settings.tables_path / dataset
 
     @cached_property
     def _tables(self) -> dict[str, Storage]:

@@ -131,7 +131,7 @@ def test_relative_paths_are_resolved_against_home(tmp_path: Path):
     settings = load_settings(home=tmp_path, landing_directory=Path("in"), tables_url="out")
 
     assert settings.landing_path == tmp_path / "in"
-    assert settings.tables_path == tmp_path / "out"
+    assert settings.tables_location == tmp_path / "out"
     assert settings.staging_path == tmp_path / "data" / "staging"
     assert settings.datasets_path == tmp_path / "datasets.yaml"
     assert settings.temp_path.is_relative_to(settings.staging_path)

@@ -175,7 +175,7 @@ def test_files_whose_statistics_rule_a_filter_out_are_not_opened(timestore: Time
 def _keep_only(timestore: Timestore, *parts: str) -> None:
     """Remove all data files whose paths have none of ``parts`` in them."""
     removed = 0
-    for root in (timestore.store.table_path("weather"), timestore.store.settings.staging_path / "weather"):
+    for root in (timestore.store.table("weather").root, timestore.store.settings.staging_path / "weather"):
         for path in [*root.rglob("*.parquet"), *root.rglob("*.duckdb")]:
             if not any(part in str(path) for part in parts):
                 path.unlink()

@@ -98,7 +98,7 @@ def _copy(store: Store, slices: list[Slice], folder: Path, *, ordered: bool) -> 
     """What one would write by hand: attach the files, COPY each hour to a Parquet file, no fsync and no commit."""
     with duckdb.connect(":memory:", config=connection_config(store.settings)) as connection:
         for piece in {piece.segment_id: piece for piece in slices}.values():
-            connection.execute(f"ATTACH '{store.segment_path(piece.path)}' AS \"{piece.segment_id}\" (READ_ONLY)")
+            connection.execute(f"ATTACH '{store.staging.fetch(piece.path)}' AS \"{piece.segment_id}\" (READ_ONLY)")
         for hour in sorted({piece.window_start for piece in slices}):
             rows = " UNION ALL ".join(
                 f'SELECT time, id, a, b, c, d, tag FROM "{piece.segment_id}".{SEGMENT_TABLE} '

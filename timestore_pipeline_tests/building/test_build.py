@@ -101,7 +101,7 @@ def test_late_rows_go_to_their_own_window(store: Store):
 
     assert [window.window.key for window in report.windows] == ["2026-01-01", "2026-02-10"]
     assert published(store) == readable(store) == rows_of(hourly(48), late)
-    folder = store.table_path("weather") / "window_key=2026-01-01"
+    folder = store.table("weather").root / "window_key=2026-01-01"
     assert len(files_under(folder)) == 2
     with store.ledger.read() as tx:
         assert {total.window_start: total.files for total in window_totals(tx, "weather")}[
@@ -162,7 +162,7 @@ def test_row_groups_are_sorted_by_time_and_do_not_overlap(store: Store, shuffled
 
     assert build(store).files == 1
 
-    (path,) = store.table_path("weather").rglob("*.parquet")
+    (path,) = store.table("weather").root.rglob("*.parquet")
     file = pq.ParquetFile(path)
     groups = sorted(
         file.read_row_group(number, ["ts"])["ts"].cast(pa.int64()).to_numpy().tolist()
@@ -185,11 +185,11 @@ def test_a_window_larger_than_the_target_becomes_several_files_in_time_order(sto
     assert report is not None
     assert report.files >= 4
     assert report.windows[0].files == report.files
-    folder = store.table_path("weather") / "window_key=2026-01-01"
+    folder = store.table("weather").root / "window_key=2026-01-01"
     times = [pq.read_table(folder / name)["ts"].cast(pa.int64()).to_numpy() for name in files_under(folder)]
     assert all(one.max() <= other.min() for one, other in pairwise(times)), "files are in time order"
     assert sum(map(len, times)) == 600_000
-    total = DeltaTable(str(store.table_path("weather"))).to_pyarrow_table()
+    total = DeltaTable(str(store.table("weather").root)).to_pyarrow_table()
     assert total.sort_by("ts").select(table.column_names).equals(table.sort_by("ts"))
 
 
@@ -197,7 +197,7 @@ def test_published_files_are_plain_zstd_parquet_that_says_where_it_is_from(store
     stage(store, "weather", hourly(3))
     report = build(store)
 
-    (path,) = store.table_path("weather").rglob("*.parquet")
+    (path,) = store.table("weather").root.rglob("*.parquet")
     footer = pq.ParquetFile(path)
 
     assert footer.schema_arrow.names == ["ts", "station", "temp"]
@@ -250,7 +250,7 @@ def test_statistics_in_the_log_are_those_of_the_data(make_store: MakeStore, rows
 
     report = build(store)
 
-    log = DeltaTable(str(store.table_path("weather")), version=report.table_version)
+    log = DeltaTable(str(store.table("weather").root), version=report.table_version)
     actions = pa.table(log.get_add_actions(flatten=True))
     mine = next(index for index, path in enumerate(actions["path"].to_pylist()) if f"/{report.sequence:010d}-" in path)
     assert actions["num_records"][mine].as_py() == len(rows)
@@ -299,8 +299,8 @@ def test_times_that_few_readers_know_stay_readable(make_store: MakeStore, drop: 
     with open_reader(store, ["weather"]) as connection:
         found = connection.execute(f"SELECT a = {value}, b = {value}, c = {value} FROM weather").fetchall()
     assert found == [(True, True, True)]
-    assert DeltaTable(str(store.table_path("weather"))).to_pyarrow_table().num_rows == 1
-    log = (store.table_path("weather") / "_delta_log" / f"{1:020d}.json").read_text()
+    assert DeltaTable(str(store.table("weather").root)).to_pyarrow_table().num_rows == 1
+    log = (store.table("weather").root / "_delta_log" / f"{1:020d}.json").read_text()
     assert "infinity" not in log
     assert "BC" not in log
     assert "12000" not in log
@@ -311,7 +311,7 @@ def test_bounds_of_texts_are_these_texts(store: Store, text: str):
     stage(store, "weather", weather((NEW_YEAR, text, 1.0)))
     build(store)
 
-    actions = pa.table(DeltaTable(str(store.table_path("weather"))).get_add_actions(flatten=True))
+    actions = pa.table(DeltaTable(str(store.table("weather").root)).get_add_actions(flatten=True))
 
     assert (actions["min.station"].to_pylist(), actions["max.station"].to_pylist()) == ([text], [text])
 
@@ -330,7 +330,7 @@ def test_filters_of_other_readers_find_every_row(make_store: MakeStore):
         columns = {name: pa.array([row[name]], type_) for name, type_ in schema.items()}
         stage(store, "weather", pa.table({"ts": pa.array([NEW_YEAR + timedelta(days=number)]), **columns}))
         build(store)
-    table = DeltaTable(str(store.table_path("weather")))
+    table = DeltaTable(str(store.table("weather").root))
 
     for name in ("tiny", "small", "n", "big", "f", "d", "text", "day", "local", "zoned"):
         for value in table.to_pyarrow_table(columns=[name])[name]:
@@ -395,7 +395,7 @@ def test_a_damaged_segment_releases_its_slices_and_other_datasets_go_on(make_sto
 
     assert not in_flight(store)
     assert published(store) == []
-    assert files_under(store.table_path("weather")) == ["00000000000000000000.json", "00000000000000000001.json"]
+    assert files_under(store.table("weather").root) == ["00000000000000000000.json", "00000000000000000001.json"]
     build(store, "other")
     assert published(store, "other") == rows_of(hourly(3))
     segment.write_bytes(whole)
@@ -420,15 +420,15 @@ def test_a_table_that_cannot_be_made_claims_nothing_and_other_datasets_go_on(mak
     store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
     stage(store, "weather", hourly(3))
     stage(store, "other", hourly(3))
-    store.settings.tables_path.mkdir(parents=True)
-    store.table_path("weather").write_text("a file is in the way")
+    store.tables.root.mkdir(parents=True)
+    store.table("weather").root.write_text("a file is in the way")
 
     with pytest.raises(TableError, match=r"dataset 'weather': the table at .* cannot be used"):
         build(store)
 
     assert not in_flight(store)
     build(store, "other")
-    store.table_path("weather").unlink()
+    store.table("weather").root.unlink()
     build(store)
     assert published(store) == published(store, "other") == rows_of(hourly(3))
 
@@ -437,14 +437,14 @@ def test_a_window_folder_that_cannot_be_written_releases_the_slices(store: Store
     stage(store, "weather", hourly(3))
     build(store)
     stage(store, "weather", hourly(30))
-    (store.table_path("weather") / "window_key=2026-01-02").write_text("a file is in the way")
+    (store.table("weather").root / "window_key=2026-01-02").write_text("a file is in the way")
 
     with pytest.raises(TimestoreError, match="published nothing"):
         build(store)
 
     assert not in_flight(store)
     assert readable(store) == rows_of(hourly(3), hourly(30))
-    (store.table_path("weather") / "window_key=2026-01-02").unlink()
+    (store.table("weather").root / "window_key=2026-01-02").unlink()
     build(store)
     assert published(store) == readable(store) == rows_of(hourly(3), hourly(30))
 
@@ -453,7 +453,7 @@ def test_a_table_whose_log_is_damaged_is_reported_and_claims_nothing(store: Stor
     stage(store, "weather", hourly(3))
     build(store)
     stage(store, "weather", hourly(4))
-    entry = store.table_path("weather") / "_delta_log" / f"{1:020d}.json"
+    entry = store.table("weather").root / "_delta_log" / f"{1:020d}.json"
     whole = entry.read_bytes()
     entry.write_bytes(whole[:50])
 

@@ -109,7 +109,7 @@ def test_a_damaged_segment_is_set_aside_after_bounded_attempts_and_the_rest_is_p
     (entry,) = entries(store)
     assert (entry.kind, entry.dataset, entry.rows, entry.source) == (QuarantineKind.SEGMENT, "weather", 24, "bad.csv")
     assert entry.reason.startswith("2026-01-01: ")
-    kept = store.segment_path(entry.path)
+    kept = store.staging.fetch(entry.path)
     if left is None:
         assert not kept.exists()
     else:
@@ -162,7 +162,7 @@ def test_only_the_damaged_windows_of_a_segment_are_set_aside(make_store: MakeSto
     assert published(store) == readable(store)
     assert len(readable(store)) == report.rows
     unlink_published_segments(store, now=1 << 62)
-    assert store.segment_path(entry.path).exists()
+    assert store.staging.fetch(entry.path).exists()
 
 
 def test_rows_in_quarantine_leave_the_queue_and_are_counted_where_they_are(make_store: MakeStore):
@@ -204,7 +204,7 @@ def test_neither_retention_nor_sweeping_touches_what_is_in_quarantine(make_store
     sweep_orphans(store, older_than_seconds=-60)
 
     (entry,) = entries(store)
-    assert store.segment_path(entry.path).stat().st_size == entry.bytes
+    assert store.staging.fetch(entry.path).stat().st_size == entry.bytes
     assert files_under(store.settings.staging_path / "weather") == []
 
 

@@ -71,7 +71,7 @@ def values(store: Store, where: str = "true") -> list[tuple[Any, ...]]:
 
 def in_table(store: Store) -> list[tuple[Any, ...]]:
     """(id, part, value) of every row as another reader of the Delta table has them."""
-    rows = DeltaTable(str(store.table_path("orders"))).to_pyarrow_table().to_pylist()
+    rows = DeltaTable(str(store.table("orders").root)).to_pyarrow_table().to_pylist()
     return in_order((row["id"], row["part"], row["value"]) for row in rows)
 
 
@@ -223,7 +223,7 @@ def test_compaction_keeps_the_positions(make_store: MakeStore):
     rows = [(number, "a", 0.0) for number in range(20_000)]
     stage(store, "orders", orders(*rows))
     build_windows(store, "orders", owner="the test", target_file_bytes=50_000)
-    files = len(DeltaTable(str(store.table_path("orders"))).file_uris())
+    files = len(DeltaTable(str(store.table("orders").root)).file_uris())
     assert files > 1
 
     report = compact_dataset(store, "orders", owner="the test", trigger=Trigger.MANUAL, thorough=True)
@@ -232,7 +232,7 @@ def test_compaction_keeps_the_positions(make_store: MakeStore):
 
     assert report.merged_files < files
     assert values(store, "id = 7") == [(7, "a", 7.0)]
-    positions = DeltaTable(str(store.table_path("orders"))).to_pyarrow_table()[POSITION_COLUMN].to_pylist()
+    positions = DeltaTable(str(store.table("orders").root)).to_pyarrow_table()[POSITION_COLUMN].to_pylist()
     assert len(positions) == len(set(positions)) == 20_000
     assert audit_rows(store, "orders").wrong == ()
 

@@ -57,9 +57,9 @@ def test_a_build_in_flight_is_settled_although_its_table_is_gone(
     store = forgetful
     stage(store, "weather", NEW)
     die_in_a_build(store, monkeypatch)
-    shutil.rmtree(store.table_path("weather"))
+    shutil.rmtree(store.table("weather").root)
     if writing:  # its builder went on for a while
-        left = store.table_path("weather") / "window_key=2026-01-01" / "0000000002-000.parquet"
+        left = store.table("weather").root / "window_key=2026-01-01" / "0000000002-000.parquet"
         left.parent.mkdir(parents=True)
         left.touch()
 
@@ -80,7 +80,7 @@ def test_a_build_in_flight_is_settled_although_its_table_is_gone(
 
 def test_batches_that_are_lost_can_be_staged_again(forgetful: Store):
     store = forgetful
-    shutil.rmtree(store.table_path("weather"))
+    shutil.rmtree(store.table("weather").root)
     stage(store, "weather", NEW)
     assert stage(store, "weather", OLD).duplicate  # nobody has noticed yet
     build(store)
@@ -96,7 +96,7 @@ def test_what_is_still_retained_is_published_again(store: Store, caplog: pytest.
     build(store)
     stage(store, "weather", NEW)
     build(store)
-    shutil.rmtree(store.table_path("weather"))
+    shutil.rmtree(store.table("weather").root)
     with pytest.raises(TableError, match="there is no table"):
         readable(store)
 
@@ -119,10 +119,10 @@ def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, mon
     commit = publication_module.commit_build
 
     def sleep_then_commit(*arguments):
-        shutil.rmtree(store.table_path("weather"))
+        shutil.rmtree(store.table("weather").root)
         settle_dead_builds(store, lambda owner: owner == "the sleeper")
         for file in arguments[3]:  # as if it wrote its files only now
-            path = store.table_path("weather") / file.path
+            path = store.table("weather").root / file.path
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * file.bytes)
         return commit(*arguments)
@@ -147,10 +147,10 @@ def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkey
     def another_makes_the_table(*arguments):
         from timestore_pipeline.building.lost_table import prepare_table
 
-        shutil.rmtree(store.table_path("weather"))
+        shutil.rmtree(store.table("weather").root)
         prepare_table(store, store.datasets["weather"], store.datasets["weather"].declared_columns or ())
         for file in arguments[3]:
-            path = store.table_path("weather") / file.path
+            path = store.table("weather").root / file.path
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"x" * file.bytes)
         return commit(*arguments)
@@ -170,7 +170,7 @@ def test_a_crash_between_forgetting_the_table_and_making_the_new_one_changes_not
 ):
     stage(store, "weather", OLD)
     build(store)
-    shutil.rmtree(store.table_path("weather"))
+    shutil.rmtree(store.table("weather").root)
 
     def die(*_: object, **__: object) -> None:
         raise Killed
@@ -188,7 +188,7 @@ def test_a_crash_between_forgetting_the_table_and_making_the_new_one_changes_not
 def test_a_table_that_lost_only_its_log_is_not_taken_for_deleted(store: Store):
     stage(store, "weather", OLD)
     build(store)
-    log = store.table_path("weather") / "_delta_log"
+    log = store.table("weather").root / "_delta_log"
     away = log.rename(log.with_name("away"))
     stage(store, "weather", NEW)
 
@@ -206,7 +206,7 @@ def test_a_retained_segment_that_is_gone_too_ends_in_quarantine(make_store: Make
     build(store)
     stage(store, "weather", NEW)
     path.unlink()
-    shutil.rmtree(store.table_path("weather"))
+    shutil.rmtree(store.table("weather").root)
 
     assert build(store).rows == 3
     assert readable(store) == rows_of(NEW)
@@ -216,7 +216,7 @@ def test_tables_that_are_not_mounted_are_not_taken_for_deleted(store: Store, cap
     stage(store, "weather", OLD)
     build(store)
     stage(store, "weather", NEW)
-    tables = store.settings.tables_path
+    tables = store.tables.root
     away = tables.rename(tables.with_name("away"))
     tables.mkdir()  # the mount point
 
@@ -237,11 +237,11 @@ def test_an_operator_who_deleted_all_tables_says_so_with_the_marker(store: Store
     stage(store, "weather", OLD)
     build(store)
     stage(store, "weather", NEW)
-    shutil.rmtree(store.settings.tables_path)
-    store.settings.tables_path.mkdir()
+    shutil.rmtree(store.tables.root)
+    store.tables.root.mkdir()
     with pytest.raises(TableError, match=MARKER):
         build_windows(store, "weather", owner="the test")
 
-    (store.settings.tables_path / MARKER).touch()
+    (store.tables.root / MARKER).touch()
 
     assert build(store).rows == 8

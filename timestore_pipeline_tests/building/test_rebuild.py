@@ -72,7 +72,7 @@ def test_what_is_staged_for_the_windows_is_published_with_it(store: Store):
 def test_a_table_that_somebody_has_spoilt_is_made_good(store: Store):
     stage(store, "weather", hourly(48))
     build(store)
-    DeltaTable(str(store.table_path("weather"))).delete("temp > 10")
+    DeltaTable(str(store.table("weather").root)).delete("temp > 10")
     assert published(store) != rows_of(hourly(48))
 
     rebuild(store)

@@ -95,7 +95,7 @@ def test_a_build_that_died_before_its_commit_is_fenced_and_its_rows_are_staged_a
     assert not settled.published
     assert readable(store) == ROWS
     assert published(store) == []
-    assert [name for name in files_under(store.table_path("weather")) if not name.endswith(".json")] == []
+    assert [name for name in files_under(store.table("weather").root) if not name.endswith(".json")] == []
     assert counted(store, RETRIED_BATCHES) == {"flush_abort": 1}
     assert counted(store, FLUSH_ROWS) == {"failure": 30}
     with store.ledger.read() as tx:
@@ -184,7 +184,7 @@ def test_a_fence_left_by_a_recoverer_that_died_is_not_taken_for_a_publication(st
         stop_at(patched, "mark_aborted", module=recovery_module)
         with pytest.raises(Killed):
             settle_dead_builds(store, everyone)
-    table = DeltaTable(str(store.table_path("weather")))
+    table = DeltaTable(str(store.table("weather").root))
     assert (last_sequence(table, "weather"), last_published_sequence(table, "weather", 0)) == (1, 0)
     assert readable(store) == ROWS
 
@@ -327,7 +327,7 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
                 tx, dataset, owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
             )
         table_module.ensure_table(store.table(dataset), dataset, store.datasets[dataset].declared_columns or ())
-    broken = store.table_path("weather") / "_delta_log" / f"{0:020d}.json"
+    broken = store.table("weather").root / "_delta_log" / f"{0:020d}.json"
     whole = broken.read_bytes()
     broken.write_bytes(b"rubbish")
 

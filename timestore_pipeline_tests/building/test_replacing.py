@@ -64,7 +64,7 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
     spec = store.datasets["weather"]
     files = []
     with (
-        store.connect(store.table_path("weather"), *store.segment_folders("weather")) as connection,
+        store.connect(store.table("weather").root, *store.segment_folders("weather")) as connection,
         window_folders(store, claim.build) as folders,
     ):
         attach_segment(store, connection, claim.slices[0])
@@ -166,12 +166,12 @@ def test_recovery_of_a_replacement_before_its_commit_leaves_everything_as_it_was
 
 def optimize(store: Store, claim: Claim) -> None:
     """Somebody merges small files with another tool."""
-    DeltaTable(str(store.table_path("weather"))).optimize.compact()
+    DeltaTable(str(store.table("weather").root)).optimize.compact()
 
 
 def append(store: Store, claim: Claim, window_key: str = WINDOWS[0]) -> None:
     """Somebody adds a row to a window with another tool."""
-    path = str(store.table_path("weather"))
+    path = str(store.table("weather").root)
     rows = DeltaTable(path).to_pyarrow_table(filters=[("window_key", "=", window_key)])
     write_deltalake(path, rows.slice(0, 1), mode="append")
 
@@ -212,7 +212,7 @@ def test_a_commit_to_other_windows_that_came_in_between_does_not_matter(two_wind
 
 def test_files_of_another_tool_are_replaced_too_whatever_their_names(two_windows: Store):
     store = two_windows
-    path = store.table_path("weather")
+    path = store.table("weather").root
     DeltaTable(str(path)).optimize.compact()
     claim = claim_replacement(store)
 

@@ -82,7 +82,7 @@ def test_files_that_are_gone(timestore: Run, installation: Install):
     build(store)
     segment_id = stage(store, "weather", hourly(3, station="LGA")).segment_id
     segment_file(store, segment_id).unlink()
-    next(store.table_path("weather").glob("window_key=*/*.parquet")).unlink()
+    next(store.table("weather").root.glob("window_key=*/*.parquet")).unlink()
 
     code, found = findings(timestore)
 

@@ -20,7 +20,7 @@ def test_a_loss_from_its_sight_to_its_withdrawal(timestore: Run, installation: I
     stage(store, "weather", hourly(30))
     build(store)
     assert timestore("loss", "show", "weather").out == "weather: no row is missing\n"
-    next(store.table_path("weather").glob("window_key=2026-01-01/*.parquet")).unlink()
+    next(store.table("weather").root.glob("window_key=2026-01-01/*.parquet")).unlink()
 
     shown = timestore("loss", "show", "weather")
     assert shown.code is ExitCode.FAILED

@@ -69,7 +69,7 @@ def test_maintain_tells_first_and_then_does(installation: Install, timestore: Ru
 def test_maintain_fails_where_something_could_not_be_done(installation: Install, timestore: Run):  # noqa: F811
     store = installation()
     flushed(store)
-    sorted((store.table_path("weather") / "_delta_log").glob("*.json"))[-1].write_text("{")
+    sorted((store.table("weather").root / "_delta_log").glob("*.json"))[-1].write_text("{")
 
     finished = timestore("maintain")
 

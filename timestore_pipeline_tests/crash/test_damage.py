@@ -77,7 +77,7 @@ def test_a_damaged_segment_is_a_clear_error_and_others_go_on(damage: Damage, mak
 
 
 def last_entry(store: Store) -> Path:
-    return max((store.table_path("readings") / LOG_FOLDER).glob("*.json"))
+    return max((store.table("readings").root / LOG_FOLDER).glob("*.json"))
 
 
 @pytest.mark.parametrize("damage", [truncated, overwritten, removed])
@@ -113,7 +113,7 @@ def test_rows_of_an_emptied_log_entry_are_not_left_out_silently(at_work: Callabl
 
 def test_a_table_whose_log_is_gone_is_not_made_anew(at_work: Callable[..., Store]):
     store = at_work()
-    log = store.table_path("readings") / LOG_FOLDER
+    log = store.table("readings").root / LOG_FOLDER
     log.rename(log.with_name("elsewhere"))
 
     with pytest.raises(TableError, match=r"'readings'.*restore"):
@@ -128,7 +128,7 @@ def test_a_table_whose_log_is_gone_is_not_made_anew(at_work: Callable[..., Store
 def test_a_log_folder_that_was_made_and_not_filled_is_no_table(make_store: MakeStore):
     store = make_store(rows.DATASETS_YAML)
     stage(store, "readings", rows.batch("a"))
-    (store.table_path("readings") / LOG_FOLDER).mkdir(parents=True)
+    (store.table("readings").root / LOG_FOLDER).mkdir(parents=True)
 
     assert build_windows(store, "readings", owner="the test")
 

@@ -274,7 +274,7 @@ def test_a_full_disk_in_the_log_of_the_table_publishes_nothing(
 ):
     store = at_work()
     # Only there: the threads of a process wake each other up by writes too.
-    entry = store.table_path("readings") / "_delta_log" / f"{2:020d}.json#1"
+    entry = store.table("readings").root / "_delta_log" / f"{2:020d}.json#1"
 
     reached, ending = broken_disk(store, "build", "write:error=ENOSPC:when=1+", entry)
 

@@ -193,7 +193,7 @@ def readable(store: Store) -> Counter[tuple[Any, ...]]:
 
 def published(store: Store) -> Counter[tuple[Any, ...]]:
     """Every (day, id, value) as any reader of Delta tables has them."""
-    return _counted(DeltaTable(str(store.table_path(_TABLE))).to_pyarrow_table())
+    return _counted(DeltaTable(str(store.table(_TABLE).root)).to_pyarrow_table())
 
 
 def _counted(table: pa.Table) -> Counter[tuple[Any, ...]]:
@@ -202,7 +202,7 @@ def _counted(table: pa.Table) -> Counter[tuple[Any, ...]]:
 
 def types_in_files(store: Store) -> set[str]:
     """The types of ``value`` in the live files of the table."""
-    uris = DeltaTable(str(store.table_path(_TABLE))).file_uris()
+    uris = DeltaTable(str(store.table(_TABLE).root)).file_uris()
     return {str(pq.read_schema(uri.removeprefix("file://")).field("value").type) for uri in uris}
 
 

@@ -46,6 +46,6 @@ def test_a_file_that_kills_its_readers_is_quarantined_alone(
     with store.ledger.read() as tx:
         (entry,) = [entry for entry in open_entries(tx, "readings") if entry.source == "bomb.csv"]
     assert f"has ended the process {attempts} times, the last time alone" in entry.reason
-    assert store.segment_path(entry.path).read_text().startswith("id,at\n77")
+    assert store.staging.fetch(entry.path).read_text().startswith("id,at\n77")
     build_windows(store, "readings", owner="the test")
     assert sorted(row[0] for row in published(store, "readings")) == list(range(30))

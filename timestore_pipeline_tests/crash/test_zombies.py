@@ -189,7 +189,7 @@ def test_refused_rows_that_were_swept_before_they_were_acknowledged_are_written_
     assert swept == [1]
     with store.ledger.read() as tx:
         (entry,) = open_entries(tx, "readings")
-    assert store.segment_path(entry.path).is_file()
+    assert store.staging.fetch(entry.path).is_file()
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def with_poison(store: Store, timestore: Run) -> dict[str, Callable[[], object]]
     (folder / "b.csv").write_text("no,weather,either\n", encoding="utf-8")
     assert timestore("ingest").code is ExitCode.FAILED
     with store.ledger.read() as tx:
-        kept = store.segment_path(open_entries(tx)[0].path)
+        kept = store.staging.fetch(open_entries(tx)[0].path)
     return {"timestore quarantine retry 1": lambda: kept.write_text(REPAIRED_CSV, encoding="utf-8")}
 
 
@@ -107,7 +107,7 @@ def with_damage(store: Store, timestore: Run) -> dict[str, Callable[[], object]]
         timestore("flush", "weather")
     with store.ledger.read() as tx:
         first, _ = open_entries(tx)
-    kept = store.segment_path(first.path)
+    kept = store.staging.fetch(first.path)
     backup = next(content for path, content in backups.items() if path.stem in kept.name)
     return {"timestore quarantine retry 1": lambda: kept.write_bytes(backup)}
 
@@ -122,7 +122,7 @@ def with_lost_ledger(store: Store, timestore: Run) -> dict[str, Callable[[], obj
 def with_lost_rows(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
     """A published file is gone, its segment too, and nothing else has the rows."""
     assert timestore("flush", "weather").code is ExitCode.DONE
-    (path, *_) = sorted(store.table_path("weather").rglob("*.parquet"))
+    (path, *_) = sorted(store.table("weather").root.rglob("*.parquet"))
     path.unlink()
     return {}
 

@@ -48,7 +48,7 @@ def wrong(store: Store, *only: str) -> dict[str, str]:
 
 def table_files(store: Store) -> list[Path]:
     """The live Parquet files, in the order of their windows."""
-    path = store.table_path("weather")
+    path = store.table("weather").root
     return sorted(path / file.path for file in live_files(open_table(store.table("weather"), "weather")))
 
 
@@ -59,7 +59,7 @@ def cut_rows(path: Path) -> None:
 
 def add_again(store: Store) -> None:
     """Commit a copy of a file that is in the table already, as a botched restore would."""
-    path = store.table_path("weather")
+    path = store.table("weather").root
     original = table_files(store)[0]
     copy = original.with_name("copy.parquet")
     shutil.copy(original, copy)
@@ -92,11 +92,11 @@ def change_ledger(statement: object) -> Callable[[Store], None]:
 
 
 def drop_rows_of_table(store: Store) -> None:
-    DeltaTable(str(store.table_path("weather"))).delete("temp = 0")
+    DeltaTable(str(store.table("weather").root)).delete("temp = 0")
 
 
 def append_foreign_rows(store: Store) -> None:
-    path = str(store.table_path("weather"))
+    path = str(store.table("weather").root)
     write_deltalake(path, DeltaTable(path).to_pyarrow_table().slice(0, 2), mode="append")
 
 
@@ -204,7 +204,7 @@ def test_a_new_table_in_place_of_a_deleted_one_adds_up(make_store: MakeStore):
     unlink_published_segments(store)
     stage(store, "weather", hourly(30, station="LGA"))
     build(store)
-    shutil.rmtree(store.table_path("weather"))
+    shutil.rmtree(store.table("weather").root)
 
     stage(store, "weather", hourly(3, station="EWR"))
     build(store)

@@ -76,7 +76,7 @@ def test_a_closed_window_gets_one_file_with_the_same_rows_in_time_order(store: S
     assert published(store) == readable(store) == rows_of(*tables)
     assert len(files(store)) == 2
     for file in files(store):
-        times = pq.read_table(store.table_path("weather") / file.path)["ts"].to_pylist()
+        times = pq.read_table(store.table("weather").root / file.path)["ts"].to_pylist()
         assert times == sorted(times)
     assert [(rows, count) for rows, _, count in totals(store)] == [(120, 1), (120, 1)]
     assert sum(size for _, size, _ in totals(store)) == sum(file.bytes for file in files(store))
@@ -105,7 +105,7 @@ def test_whoever_follows_the_changes_of_the_table_sees_none(store: Store):
     flushed(store, 3)
     compact(store)
 
-    entry = sorted((store.table_path("weather") / "_delta_log").glob("*.json"))[-1].read_text()
+    entry = sorted((store.table("weather").root / "_delta_log").glob("*.json"))[-1].read_text()
 
     assert '"dataChange":false' in entry
     assert '"dataChange":true' not in entry
@@ -194,7 +194,7 @@ def test_nothing_is_compacted_while_a_build_is_in_flight(store: Store):
 
 def test_a_damaged_file_leaves_everything_as_it_was(store: Store):
     tables = flushed(store, 3)
-    path = store.table_path("weather") / files(store)[1].path
+    path = store.table("weather").root / files(store)[1].path
     content = path.read_bytes()
     path.write_bytes(content[:-40] + bytes(40))
 
@@ -209,7 +209,7 @@ def test_a_damaged_file_leaves_everything_as_it_was(store: Store):
 
 def test_a_file_with_other_rows_than_the_table_says_is_not_merged(store: Store):
     flushed(store, 2)
-    path = store.table_path("weather") / files(store)[0].path
+    path = store.table("weather").root / files(store)[0].path
     pq.write_table(pq.read_table(path).slice(1), path)
 
     with pytest.raises(TableError, match="47 rows of window 2026-01-01 were read where the table has 48"):
@@ -220,7 +220,7 @@ def test_a_file_with_other_rows_than_the_table_says_is_not_merged(store: Store):
 
 def test_files_of_another_tool_are_merged_too(store: Store):
     tables = flushed(store, 2)
-    DeltaTable(str(store.table_path("weather"))).optimize.compact()
+    DeltaTable(str(store.table("weather").root)).optimize.compact()
     tables += [hourly(24, station="NEW")]
     stage(store, "weather", tables[-1])
     build(store)
@@ -296,7 +296,7 @@ def test_files_have_the_target_size_only(make_store: MakeStore):
     ranges = sorted(
         (times[0], times[-1])
         for file in files(store)
-        for times in [pq.read_table(store.table_path("weather") / file.path, columns=["ts"])["ts"].to_pylist()]
+        for times in [pq.read_table(store.table("weather").root / file.path, columns=["ts"])["ts"].to_pylist()]
     )
     assert all(earlier[1] <= later[0] for earlier, later in pairwise(ranges))
     assert compact(store).builds == 0

@@ -56,11 +56,11 @@ def flushed(store: Store, flushes: int, hours: int = 24) -> list:
 
 
 def parquet_files(store: Store) -> set[Path]:
-    return set(store.table_path("weather").glob("window_key=*/*.parquet"))
+    return set(store.table("weather").root.glob("window_key=*/*.parquet"))
 
 
 def live(store: Store) -> set[Path]:
-    path = store.table_path("weather")
+    path = store.table("weather").root
     return {path / file.path for file in live_files(open_table(store.table("weather"), "weather"))}
 
 
@@ -184,7 +184,7 @@ def test_grace_counts_from_when_readers_were_moved_on_not_from_the_commit(
 def test_files_that_are_not_ours_are_left_alone(store: Store):
     flushed(store, 2)
     compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
-    foreign = store.table_path("weather") / "window_key=2026-01-01" / "part-00000.parquet"
+    foreign = store.table("weather").root / "window_key=2026-01-01" / "part-00000.parquet"
     foreign.write_bytes(b"x")
 
     vacuum_table(store, "weather", now=later(DAY))
@@ -211,7 +211,7 @@ def test_one_broken_table_holds_no_other_dataset(make_store: MakeStore):
         for number in range(2):
             stage(store, dataset, hourly(24, station=f"S{number}"))
             build(store, dataset)
-    entry = sorted((store.table_path("aaa") / "_delta_log").glob("*.json"))[-1]
+    entry = sorted((store.table("aaa").root / "_delta_log").glob("*.json"))[-1]
     entry.write_text("{")
 
     report = run(store, now=to_micros(NEW_YEAR + timedelta(days=9)))
@@ -266,7 +266,7 @@ def test_old_builds_are_forgotten_but_not_the_last_ones(store: Store):
 
 def test_a_damaged_log_entry_is_a_problem_that_is_told(store: Store):
     flushed(store, 2)
-    sorted((store.table_path("weather") / "_delta_log").glob("*.json"))[-1].write_text("{")
+    sorted((store.table("weather").root / "_delta_log").glob("*.json"))[-1].write_text("{")
 
     with pytest.raises(TableError):
         compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)

@@ -108,21 +108,21 @@ def test_a_file_that_still_fails_stays_with_its_new_reason(store: Store, drop: D
     drop(store, "weather", "a.csv", weather_csv("not a time,JFK,1"))
     ingest(store)
     entry = the_entry(store)
-    store.segment_path(entry.path).write_text("something,else\n1,2\n")
+    store.staging.fetch(entry.path).write_text("something,else\n1,2\n")
 
     outcome = retry_entry(store, entry.id, "ann@host")
 
     assert not outcome.done
     assert "something" in (outcome.left or "")
     assert the_entry(store).reason == outcome.left
-    assert store.segment_path(entry.path).exists()
+    assert store.staging.fetch(entry.path).exists()
 
 
 def test_a_file_that_was_mended_in_quarantine_is_staged(store: Store, drop: Drop):
     drop(store, "weather", "a.csv", weather_csv("not a time,JFK,1"))
     ingest(store)
     entry = the_entry(store)
-    store.segment_path(entry.path).write_text(weather_csv("2026-01-01,JFK,1"))
+    store.staging.fetch(entry.path).write_text(weather_csv("2026-01-01,JFK,1"))
 
     assert retry_entry(store, entry.id, "ann@host").done
     assert len(readable(store)) == 1
@@ -275,7 +275,7 @@ def test_a_segment_restored_from_a_backup_goes_back_to_the_queue(store: Store, p
     entry = the_entry(store)
     assert not retry_entry(store, entry.id, "ann@host").done
     backup = path.with_name("backup")
-    shutil.copyfile(backup, path if place == "old" else store.segment_path(entry.path))
+    shutil.copyfile(backup, path if place == "old" else store.staging.fetch(entry.path))
 
     outcome = retry_entry(store, entry.id, "ann@host")
 
@@ -327,9 +327,9 @@ def test_discarding_removes_the_bytes_and_remembers_who_and_when(make_store: Mak
     assert set(kinds) == set(QuarantineKind)
 
     for entry in kinds.values():
-        assert store.segment_path(entry.path).exists()
+        assert store.staging.fetch(entry.path).exists()
         assert discard_entry(store, entry.id, "ann@host").resolved_by == "ann@host"
-        assert not store.segment_path(entry.path).exists()
+        assert not store.staging.fetch(entry.path).exists()
 
     assert {entry.state for entry in entries(store)} == {QuarantineState.DISCARDED}
     assert all(entry.resolved_at for entry in entries(store))
@@ -349,9 +349,9 @@ def test_bytes_that_another_entry_needs_are_kept(make_store: MakeStore, drop: Dr
     assert a.path == b.path
 
     discard_entry(store, a.id, "ann@host")
-    assert store.segment_path(b.path).exists()
+    assert store.staging.fetch(b.path).exists()
     discard_entry(store, b.id, "ann@host")
-    assert not store.segment_path(b.path).exists()
+    assert not store.staging.fetch(b.path).exists()
 
 
 def test_a_crash_after_the_ledger_was_told_of_a_discard_leaves_bytes_that_are_swept(
@@ -379,7 +379,7 @@ def test_an_open_entry_is_never_swept(make_store: MakeStore, drop: Drop):
 
     sweep_orphans(store, older_than_seconds=-60)
 
-    assert all(store.segment_path(entry.path).exists() for entry in entries(store))
+    assert all(store.staging.fetch(entry.path).exists() for entry in entries(store))
 
 
 def test_a_look_shows_how_an_entry_begins(make_store: MakeStore, drop: Drop):
@@ -395,7 +395,7 @@ def test_a_look_shows_how_an_entry_begins(make_store: MakeStore, drop: Drop):
     assert rows.columns == ("ts", "station", "temp", "_problem")
     assert [row[3] for row in rows.rows] == ["early", "early", "null"]
     assert "it cannot be read" in (looks[QuarantineKind.SEGMENT].problem or "")
-    shutil.copyfile(path.with_name("backup"), store.segment_path(entries(store)[0].path))
+    shutil.copyfile(path.with_name("backup"), store.staging.fetch(entries(store)[0].path))
     assert len(preview(store, entries(store)[0]).rows) == 10
 
 
@@ -428,7 +428,7 @@ def kept_rows(store: Store) -> Rows:
         for entry in open_entries(tx):
             if entry.kind is QuarantineKind.ROWS:
                 ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
-                table = pq.read_table(store.segment_path(entry.path))
+                table = pq.read_table(store.staging.fetch(entry.path))
                 found += [
                     (row["ts"], row["station"], row["temp"]) for row in table.to_pylist() if row["_batch"] == ordinal
                 ]
@@ -469,7 +469,7 @@ def test_every_row_is_readable_once_or_in_quarantine_once(make_store: MakeStore,
         elif action == "restore":
             for entry in entries(store):
                 if entry.state is QuarantineState.OPEN and entry.kind is QuarantineKind.SEGMENT:
-                    store.segment_path(entry.path).write_bytes(backups[entry.batch_id])
+                    store.staging.fetch(entry.path).write_bytes(backups[entry.batch_id])
         elif action == "retry":
             for entry in entries(store):
                 if entry.state is QuarantineState.OPEN:

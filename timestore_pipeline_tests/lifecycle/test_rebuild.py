@@ -198,7 +198,7 @@ class TestWhatIsRestored:
         assert stage(again, "weather", weather((None, "EWR", 3.0)), batch_id="none of it").duplicate
         for entry in found:
             if entry.kind is QuarantineKind.BATCH:
-                kept = again.segment_path(entry.path)
+                kept = again.staging.fetch(entry.path)
                 kept.write_text(weather_csv("2026-01-03T00:30:00Z,EWR,4.5"))
                 assert retry_entry(again, entry.id, "ann").rows == 1
             else:
@@ -253,7 +253,7 @@ class TestWhatIsRestored:
         again = make_store()
         (entry,) = entries(again)
         assert (entry.kind, entry.batch_id, entry.path) == (before.kind, before.batch_id, before.path)
-        again.segment_path(entry.path).write_bytes(backup)
+        again.staging.fetch(entry.path).write_bytes(backup)
         if outcome.complete:
             assert retry_entry(again, entry.id, "ann").rows == 24
         else:
@@ -438,7 +438,7 @@ class TestWhatIsSaidOrRefused:
     def test_a_table_without_its_log_cannot_be_judged(self, store: Store):
         stage(store, "weather", hourly(3))
         build(store)
-        shutil.rmtree(store.table_path("weather") / "_delta_log")
+        shutil.rmtree(store.table("weather").root / "_delta_log")
         lose_ledger(store)
 
         with pytest.raises(TableError, match="_delta_log"):
@@ -447,7 +447,7 @@ class TestWhatIsSaidOrRefused:
     def test_a_replaced_ledger_is_not_moved_where_there_is_nothing_to_stand_in_for_it(self, store: Store):
         stage(store, "weather", hourly(3))
         build(store)
-        log = store.table_path("weather") / "_delta_log"
+        log = store.table("weather").root / "_delta_log"
         log.rename(log.with_name("elsewhere"))
         file = ledger_file(store.settings)
         assert file is not None
@@ -464,7 +464,7 @@ class TestWhatIsSaidOrRefused:
     def test_without_its_table_everything_retained_is_staged_again(self, store: Store, make_store: MakeStore):
         stage(store, "weather", hourly(3))
         build(store)
-        shutil.rmtree(store.table_path("weather"))
+        shutil.rmtree(store.table("weather").root)
 
         again = lost_and_rebuilt(store, make_store)
 
@@ -505,7 +505,7 @@ class TestManifests:
         for day in range(11):
             stage(store, "weather", hourly(1, start=NEW_YEAR + timedelta(days=day)), batch_id=f"day {day}")
             build(store)
-        folder = store.table_path("weather") / MANIFEST_FOLDER
+        folder = store.table("weather").root / MANIFEST_FOLDER
 
         assert len(files_under(folder)) < 6
         assert {each.contribution.batch_id for each in read_manifests(store.table("weather"))} == {
@@ -530,14 +530,14 @@ class TestManifests:
 
     def test_a_build_that_cannot_write_its_manifest_publishes_nothing(self, store: Store):
         stage(store, "weather", hourly(3))
-        store.table_path("weather").mkdir(parents=True)
-        (store.table_path("weather") / MANIFEST_FOLDER).write_text("in the way")
+        store.table("weather").root.mkdir(parents=True)
+        (store.table("weather").root / MANIFEST_FOLDER).write_text("in the way")
 
         with pytest.raises(TimestoreError):
             build(store)
 
         assert published(store) == []
-        (store.table_path("weather") / MANIFEST_FOLDER).unlink()
+        (store.table("weather").root / MANIFEST_FOLDER).unlink()
         build(store)
         assert len(published(store)) == 3
 
@@ -545,7 +545,7 @@ class TestManifests:
         stage(store, "weather", hourly(3))
         build(store)
 
-        assert files_under(store.table_path("weather") / MANIFEST_FOLDER) == ["0-0000000001-0000000001.arrow"]
+        assert files_under(store.table("weather").root / MANIFEST_FOLDER) == ["0-0000000001-0000000001.arrow"]
         assert len(published(store)) == 3
 
 

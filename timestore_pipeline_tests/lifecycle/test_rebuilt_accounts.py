@@ -143,7 +143,7 @@ def test_batches_that_the_ledger_had_forgotten_are_known_again_and_add_up(how: s
 def test_rows_that_something_else_took_out_of_the_table_are_said(store: Store, make_store: MakeStore):
     stage(store, "weather", hourly(48))
     build(store)
-    DeltaTable(str(store.table_path("weather"))).delete(f"window_key = '{FIRST_DAY}'")
+    DeltaTable(str(store.table("weather").root)).delete(f"window_key = '{FIRST_DAY}'")
 
     (outcome,) = lost_and_rebuilt(store).datasets
 
@@ -157,7 +157,7 @@ def test_rows_that_something_else_took_out_of_the_table_are_said(store: Store, m
 def test_rows_of_which_no_manifest_knows_are_said(store: Store, make_store: MakeStore):
     stage(store, "weather", hourly(3))
     build(store)
-    path = str(store.table_path("weather"))
+    path = str(store.table("weather").root)
     write_deltalake(path, DeltaTable(path).to_pyarrow_table(), mode="append")
 
     (outcome,) = lost_and_rebuilt(store).datasets

@@ -83,7 +83,7 @@ def test_old_files_that_no_ledger_row_knows_are_swept_and_nothing_else(store: St
     landing.mkdir(parents=True)
     (landing / "bad.rows.parquet").write_bytes(b"rubbish")
     ingest(store)
-    staging, table = store.settings.staging_path, store.table_path("weather")
+    staging, table = store.settings.staging_path, store.table("weather").root
     orphans = [
         staging / "weather" / "0123.duckdb",
         staging / "weather" / "0124.duckdb.tmp",
@@ -134,7 +134,7 @@ def test_what_a_builder_writes_after_it_was_fenced_is_swept(store: Store):
     ensure_table(store.table("weather"), "weather", store.datasets["weather"].declared_columns or ())
     assert claim is not None
     settle_dead_builds(store)
-    late = store.table_path("weather") / "window_key=2026-01-01" / f"{file_prefix(claim.build.sequence)}000.parquet"
+    late = store.table("weather").root / "window_key=2026-01-01" / f"{file_prefix(claim.build.sequence)}000.parquet"
     late.parent.mkdir()
     late.write_bytes(b"1234")
     build(store)

@@ -98,7 +98,7 @@ def test_what_is_staged_is_in_the_queue_until_it_is_published(store: Store):
     assert value(store, names.PUBLISHED_ROWS) == 7
     assert value(store, names.PUBLISHED_WINDOWS) == 1
     assert value(store, names.PUBLISHED_FILES) == 1
-    parquet = list(store.table_path("weather").rglob("*.parquet"))
+    parquet = list(store.table("weather").root.rglob("*.parquet"))
     assert value(store, names.PUBLISHED_BYTES) == sum(path.stat().st_size for path in parquet)
 
 

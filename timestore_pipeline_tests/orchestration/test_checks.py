@@ -67,7 +67,7 @@ def test_the_checks_pass_while_there_is_nothing_to_say(store: Store, drop: Drop,
 
 def cut_rows(store: Store) -> None:
     """Take a row out of a Parquet file behind everybody's back."""
-    (path, *_) = sorted(store.table_path("weather").rglob("*.parquet"))
+    (path, *_) = sorted(store.table("weather").root.rglob("*.parquet"))
     pq.write_table(pq.ParquetFile(path).read().slice(1), path)
 
 
@@ -154,7 +154,7 @@ class TestRowAudit:
         here = location(store)
         stage(store, "weather", hourly(5))
         here.materialize("partitions/weather")
-        (store.table_path("weather") / LOG_FOLDER / f"{1:020d}.json").write_text("nonsense")
+        (store.table("weather").root / LOG_FOLDER / f"{1:020d}.json").write_text("nonsense")
 
         found = row_audit(here.check("partitions/weather", "row_audit"))
 

@@ -104,8 +104,10 @@ def test_assets_tell_the_ui_what_they_are(make_settings: Callable[..., Settings]
     assert table.tags["timestore/dataset"] == "weather"
     assert [column.name for column in table.metadata["dagster/column_schema"].columns] == ["ts", "temp"]
     assert table.metadata["dagster/table_name"] == "weather"
-    assert table.metadata["dagster/uri"] == (settings.tables_path / "weather").as_uri()
-    assert table.metadata["table"] == dg.MetadataValue.path(settings.tables_path / "weather")
+    folder = settings.table_location("weather")
+    assert isinstance(folder, Path)
+    assert table.metadata["dagster/uri"] == folder.as_uri()
+    assert table.metadata["table"] == dg.MetadataValue.path(folder)
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assert node.description

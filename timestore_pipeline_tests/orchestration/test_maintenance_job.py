@@ -96,7 +96,7 @@ class TestMaintenanceJob:
     def test_what_cannot_be_done_fails_the_run_after_all_else_is_done(self, make_store: MakeStore, location: Locate):
         here = location(make_store(staging_retention_seconds=0))
         flushed(here.store, 2)
-        sorted((here.store.table_path("weather") / "_delta_log").glob("*.json"))[-1].write_text("{")
+        sorted((here.store.table("weather").root / "_delta_log").glob("*.json"))[-1].write_text("{")
 
         result = maintain(here)
 

@@ -137,7 +137,7 @@ def test_a_missing_segment_is_an_error_and_not_fewer_rows(store: Store):
 def test_a_missing_table_is_an_error_and_not_fewer_rows(store: Store):
     stage(store, "weather", hourly(3))
     build(store)
-    store.table_path("weather").rename(store.table_path("gone"))
+    store.table("weather").root.rename(store.table("gone").root)
 
     with pytest.raises(TableError, match="dataset 'weather'"):
         run_query(store, COUNT_AND_SUM)

@@ -175,5 +175,5 @@ def test_what_is_created_is_for_owner_and_group_whatever_the_umask(make_store: M
     kinds = (".duckdb", ".parquet", ".json", ".sqlite", ".sqlite-wal")
     assert {path.suffix for path in closed} >= set(kinds)
     assert [path for path in created if path.suffix in kinds and path not in closed] == []
-    tops = [store.settings.staging_path, store.settings.tables_path, store.settings.archive_path]
+    tops = [store.settings.staging_path, store.tables.root, store.settings.archive_path]
     assert [oct(stat.S_IMODE(path.stat().st_mode)) for path in tops] == ["0o770"] * 3

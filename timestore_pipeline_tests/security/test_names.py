@@ -127,7 +127,7 @@ def test_a_dataset_that_is_not_declared_is_no_folder_and_no_table(make_store: Ma
         with pytest.raises(UnknownDataset):
             attempt()
     assert outside() == before
-    assert not (store.settings.staging_path / "_tmp").exists() or not list(store.settings.tables_path.glob("*"))
+    assert not (store.settings.staging_path / "_tmp").exists() or not list(store.tables.root.glob("*"))
 
 
 @bounded
@@ -170,7 +170,7 @@ def test_a_landing_file_of_any_name_stays_within_its_folders(
     report = ingest(store).get("weather")
 
     for entry in report.quarantined if report else ():
-        assert store.segment_path(entry.path).parent == store.settings.staging_path / "_quarantine" / "weather"
+        assert store.staging.fetch(entry.path).parent == store.settings.staging_path / "_quarantine" / "weather"
         retry_entry(store, entry.id, "ann@host")
         discard_entry(store, entry.id, "ann@host")
     assert outside() == before

@@ -27,14 +27,14 @@ def places(store: Store, tmp_path: Path) -> dict[str, str]:
     landing = store.settings.landing_path / "weather"
     landing.mkdir(parents=True)
     (landing / "waiting.csv").write_text(SECRET)
-    parquet = next(store.table_path("weather").rglob("*.parquet"))
+    parquet = next(store.table("weather").root.rglob("*.parquet"))
     return {
         "outside": str(outside),
         "folder": str(tmp_path),
         "landing": str(landing / "waiting.csv"),
         "ledger": str(store.settings.staging_path / "ledger.sqlite"),
         "parquet": str(parquet),
-        "table": str(store.table_path("weather")),
+        "table": str(store.table("weather").root),
         "segments": str(store.segment_folders("weather")[0]),
     }
 

@@ -115,7 +115,7 @@ def test_a_bad_file_is_set_aside_with_its_reason_and_the_others_go_on(store: Sto
     assert reason.lower() in entry.reason.lower()
     assert "\n" not in entry.reason
     assert entry.bytes == len(content)
-    assert store.segment_path(entry.path).read_bytes() == content
+    assert store.staging.fetch(entry.path).read_bytes() == content
     assert not landed.exists()
     assert scan_landing(store).files == ()
     assert ingest(store) == {}
@@ -232,7 +232,7 @@ def test_a_row_with_an_impossible_time_is_set_aside_and_its_neighbours_are_stage
     assert entry.kind is QuarantineKind.ROWS
     assert entry.rows == 2
     assert reason in entry.reason
-    assert sorted(pq.read_table(store.segment_path(entry.path))["n"].to_pylist()) == [2, 4]
+    assert sorted(pq.read_table(store.staging.fetch(entry.path))["n"].to_pylist()) == [2, 4]
     build(store)
     assert [row[1] for row in published(store)] == [1, 3]
 
@@ -296,7 +296,7 @@ def test_the_same_bad_file_offered_again_is_one_entry(store: Store, drop: Drop):
         (entry,) = open_entries(tx)
     assert entry.source == "bad.csv"
     assert not again.exists()
-    assert store.segment_path(entry.path).read_bytes() == b"rubbish"
+    assert store.staging.fetch(entry.path).read_bytes() == b"rubbish"
 
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".csv", "ü" * 125 + "x.csv", "😀" * 62 + ".csv"])
@@ -307,7 +307,7 @@ def test_a_bad_file_with_a_very_long_name_is_moved_to_quarantine(store: Store, d
 
     assert entry.source == name
     assert not landed.exists()
-    kept = store.segment_path(entry.path)
+    kept = store.staging.fetch(entry.path)
     assert kept.read_bytes() == b"rubbish"
     assert kept.suffix == ".csv"
 

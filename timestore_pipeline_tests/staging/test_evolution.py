@@ -132,7 +132,7 @@ def test_a_wider_type_is_taken_up_and_older_rows_keep_their_values(make_store: M
     build(store)
     assert values(store, "n") == expected
     assert in_order((row[1],) for row in rows_in_table(store)) == expected
-    queried = QueryBuilder().register("t", DeltaTable(str(store.table_path("weather")))).execute("SELECT n FROM t")
+    queried = QueryBuilder().register("t", DeltaTable(str(store.table("weather").root))).execute("SELECT n FROM t")
     assert in_order((row["n"],) for row in pa.table(queried.read_all()).to_pylist()) == expected
 
 
@@ -371,7 +371,7 @@ def test_hourly_batches_of_the_declared_dataset_are_as_before(store: Store):
 
 def types_in_files(store: Store, column: str) -> set[str]:
     """The types that a column has in the live files of the table, as their footers say."""
-    files = [path.removeprefix("file://") for path in DeltaTable(str(store.table_path("weather"))).file_uris()]
+    files = [path.removeprefix("file://") for path in DeltaTable(str(store.table("weather").root)).file_uris()]
     schemas = [pq.read_schema(file) for file in files]
     return {str(schema.field(column).type) for schema in schemas if column in schema.names}
 
@@ -384,7 +384,7 @@ def test_the_commit_that_widens_a_column_leaves_no_file_with_the_narrow_type(mak
         rows = batch(first, narrow).set_column(0, "ts", pa.array([NEW_YEAR + timedelta(days=day)], TS))
         stage(store, "weather", rows)
         build(store)
-    before = DeltaTable(str(store.table_path("weather"))).version()
+    before = DeltaTable(str(store.table("weather").root)).version()
 
     stage(store, "weather", batch(second, wide))
     build(store)
@@ -394,7 +394,7 @@ def test_the_commit_that_widens_a_column_leaves_no_file_with_the_narrow_type(mak
     expected = in_order([(as_wide,)] * 3 + [(second,)])
     assert values(store, "n") == in_order((row[1],) for row in rows_in_table(store)) == expected
     assert audit_rows(store, "weather").wrong == ()
-    old = DeltaTable(str(store.table_path("weather")), version=before).to_pyarrow_table()
+    old = DeltaTable(str(store.table("weather").root), version=before).to_pyarrow_table()
     assert old["n"].to_pylist() == pa.array([first] * 3, narrow).to_pylist()
 
 
@@ -402,7 +402,7 @@ def test_files_that_never_had_a_column_stay_when_it_is_widened(make_store: MakeS
     store = make_store(INFERRED)
     stage(store, "weather", batch(1))
     build(store)
-    (untouched,) = DeltaTable(str(store.table_path("weather"))).file_uris()
+    (untouched,) = DeltaTable(str(store.table("weather").root)).file_uris()
     later = pa.array([NEW_YEAR + timedelta(days=1)], TS)
     stage(store, "weather", batch(2, gust=pa.array([0.5], pa.float32())).set_column(0, "ts", later))
     build(store)
@@ -410,7 +410,7 @@ def test_files_that_never_had_a_column_stay_when_it_is_widened(make_store: MakeS
     stage(store, "weather", batch(3, gust=0.1).set_column(0, "ts", later))
     build(store)
 
-    assert untouched in DeltaTable(str(store.table_path("weather"))).file_uris()
+    assert untouched in DeltaTable(str(store.table("weather").root)).file_uris()
     assert types_in_files(store, "gust") == {"double"}
     assert values(store, "n", "gust") == [(1, None), (2, 0.5), (3, 0.1)]
 

@@ -236,7 +236,7 @@ def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(
     (entry,) = ingest(store)["weather"].quarantined
 
     assert entry.id == 1
-    assert store.segment_path(entry.path).read_bytes() == b"rubbish"
+    assert store.staging.fetch(entry.path).read_bytes() == b"rubbish"
 
 
 def test_when_it_is_unknown_whether_the_ledger_committed_the_segment_is_kept(

@@ -37,8 +37,8 @@ def test_rows_of_many_segments_are_published_in_time_order(store: Store) -> None
 
     build(store, "weather")
 
-    with store.connect(store.table_path("weather")) as connection:
-        files = [str(path) for path in store.table_path("weather").rglob("*.parquet")]
+    with store.connect(store.table("weather").root) as connection:
+        files = [str(path) for path in store.table("weather").root.rglob("*.parquet")]
         times = [row[0] for row in connection.execute("SELECT ts FROM read_parquet(?)", [files]).fetchall()]
     assert len(times) == SEGMENTS
     assert times == sorted(times)
@@ -58,7 +58,7 @@ def test_a_build_of_some_windows_leaves_the_other_slices_of_its_segments_staged(
 
 def test_one_missing_segment_among_many_is_named_and_leaves_all_slices_staged(store: Store) -> None:
     receipts = [stage(store, "weather", hourly(1, station=f"S{number}")) for number in range(SEGMENTS)]
-    lost = store.segment_path(f"weather/{receipts[5].segment_id}.duckdb")
+    lost = store.staging.fetch(f"weather/{receipts[5].segment_id}.duckdb")
     lost.rename(lost.with_suffix(".away"))
 
     with pytest.raises(SegmentUnreadable, match=str(receipts[5].segment_id)):

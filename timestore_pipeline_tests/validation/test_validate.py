@@ -62,7 +62,7 @@ def test_an_installation_that_keeps_its_promises_passes_and_is_as_it_was(install
     store = installation(**QUICK)
     rows = hourly(5)
     stage(store, "weather", rows)
-    for folder in (store.settings.landing_path, store.settings.archive_path, store.settings.tables_path / ".timestore"):
+    for folder in (store.settings.landing_path, store.settings.archive_path, store.tables.root / ".timestore"):
         folder.mkdir(parents=True, exist_ok=True)
     before = everything(store)
 
@@ -132,7 +132,7 @@ def test_rows_that_a_build_loses_are_found(make_store: MakeStore, monkeypatch: p
 
     def forgetful(store: Store, dataset: str, **options: Any) -> Any:
         report = build(store, dataset, **options)
-        for path in store.table_path(dataset).glob("_delta_log/*.json"):
+        for path in store.table(dataset).root.glob("_delta_log/*.json"):
             actions = [json.loads(line) for line in path.read_text().splitlines()]
             kept = [each for each in actions if "add" not in each]
             path.write_text("\n".join(map(json.dumps, kept)))
@@ -230,7 +230,7 @@ def test_nothing_else_is_ever_taken_for_a_leftover(make_store: MakeStore):
     store = make_store()
     near = [f"{SCRATCH_PREFIX}x", f"{SCRATCH_PREFIX}0123456789", "weather", f"my_{SCRATCH_PREFIX}01234567"]
     for name in near:
-        (store.settings.tables_path / name).mkdir(parents=True)
+        (store.tables.root / name).mkdir(parents=True)
     with store.ledger.write() as tx:
         for name in near[:2]:
             tx.execute(insert(schema.datasets).values(name=name, granularity="day"))
