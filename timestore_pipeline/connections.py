@@ -28,6 +28,8 @@ Reach = Path | Storage
 # Beyond these, idle connections are closed: each keeps threads and memory.
 _MAX_IDLE = 4
 
+_INTERRUPTED = "Query interrupted"
+
 
 class Connect(Protocol):
     """Opens connections that are ready for work."""
@@ -73,11 +75,28 @@ def confined(open_connection: Open) -> Connect:
 
     @contextmanager
     def connect(folder: Reach, /, *more: Reach) -> Iterator[duckdb.DuckDBPyConnection]:
-        with open_connection() as connection:
+        with open_connection() as connection, interrupts_passed_on():
             _confine(connection, (folder, *more))
             yield connection
 
     return connect
+
+
+@contextmanager
+def interrupts_passed_on() -> Iterator[None]:
+    """Raise what a signal's handler raised while DuckDB ran a query: an interrupt, and no failure of the query.
+
+    DuckDB stops the query, and puts a plain ``RuntimeError`` in the place of the handler's exception, whatever it was.
+
+    Raises:
+        KeyboardInterrupt: a handler raised, as Python's does of Ctrl-C and Dagster's of SIGTERM.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != _INTERRUPTED:
+            raise
+        raise KeyboardInterrupt("interrupted in a DuckDB query") from error
 
 
 def kept_connection(settings: Settings, folder: Reach, /, *more: Reach) -> duckdb.DuckDBPyConnection:
@@ -122,7 +141,8 @@ class ConnectionPool:
         """Give a connection that no one else uses and that reaches ``also`` too; after an error it is closed."""
         stack, connection = self._take(also)
         try:
-            yield connection
+            with interrupts_passed_on():
+                yield connection
         except BaseException:
             stack.close()
             raise

@@ -128,7 +128,10 @@ def make_store(home: Path, make_settings: Callable[..., Settings]) -> Iterator[M
     def make(datasets_yaml: str = DATASETS_YAML, **settings: Any) -> Store:
         from timestore_pipeline.store import Store
 
-        (home / "datasets.yaml").write_text(datasets_yaml, encoding="utf-8")
+        datasets_file = home / "datasets.yaml"
+        # Another thread of the test may be reading it, and would find it empty.
+        if not datasets_file.exists() or datasets_file.read_text(encoding="utf-8") != datasets_yaml:
+            datasets_file.write_text(datasets_yaml, encoding="utf-8")
         store = Store.open(make_settings(**settings))
         opened.append(store)
         return store

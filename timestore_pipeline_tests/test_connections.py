@@ -1,0 +1,58 @@
+"""DuckDB connections: what a signal's handler raises while a query runs is not lost in DuckDB."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from timestore_pipeline.connections import ConnectionPool, connector
+from timestore_pipeline.settings import Settings
+
+
+class Told(BaseException):
+    """What the handler raises, as Dagster's raises an exception of its own."""
+
+
+@pytest.fixture
+def handler() -> Iterator[None]:
+    def tell(number: int, _frame: object) -> None:
+        raise Told(number)
+
+    before = signal.signal(signal.SIGUSR1, tell)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture(params=["connection", "pooled connection"])
+def opened(
+    request: pytest.FixtureRequest, home: Path, make_settings: Callable[..., Settings]
+) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    connect = connector(make_settings())
+    return connect(home) if request.param == "connection" else ConnectionPool(connect, home).connection()
+
+
+def test_a_signal_during_a_query_is_an_interrupt(
+    handler: None, opened: AbstractContextManager[duckdb.DuckDBPyConnection]
+):
+    signaller = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+
+    with pytest.raises(KeyboardInterrupt):
+        _work(opened, signaller)
+
+
+def _work(opened: AbstractContextManager[duckdb.DuckDBPyConnection], signaller: threading.Timer) -> None:
+    with opened as connection:
+        signaller.start()
+        connection.execute("SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b")
+
+
+def test_other_errors_are_left_as_they_are(opened: AbstractContextManager[duckdb.DuckDBPyConnection]):
+    with pytest.raises(RuntimeError, match="of another kind"), opened:
+        raise RuntimeError("of another kind")
