@@ -86,7 +86,8 @@ def confined(open_connection: Open) -> Connect:
 def interrupts_passed_on() -> Iterator[None]:
     """Raise what a signal's handler raised while DuckDB ran a query: an interrupt, and no failure of the query.
 
-    DuckDB looks for signals when a statement is done, and puts a plain ``RuntimeError`` in the place of the handler's exception, whatever it was.
+    DuckDB looks for signals when a statement is done, and puts a plain ``RuntimeError`` in the place of the handler's
+    exception, whatever it was.
 
     Raises:
         KeyboardInterrupt: a handler raised, as Python's does of Ctrl-C and Dagster's of SIGTERM.
