@@ -34,11 +34,14 @@ _INTERRUPTED = "Query interrupted"
 class Connect(Protocol):
     """Opens connections that are ready for work."""
 
-    def __call__(self, folder: Reach, /, *more: Reach) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    def __call__(
+        self, folder: Reach, /, *more: Reach, threads: int | None = None
+    ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Give a connection that reaches the files under these folders and no others, closed after the block.
 
         It reaches DuckDB's temporary folder besides. A link out of the folders is not followed. Of a place in an object
-        store it reads the files, and reaches the local folder in which they are prepared.
+        store it reads the files, and reaches the local folder in which they are prepared. ``threads`` goes before the
+        settings' number: with one, a COPY to several files fills one after the other.
         """
         ...
 
@@ -74,8 +77,10 @@ def confined(open_connection: Open) -> Connect:
     """
 
     @contextmanager
-    def connect(folder: Reach, /, *more: Reach) -> Iterator[duckdb.DuckDBPyConnection]:
+    def connect(folder: Reach, /, *more: Reach, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         with open_connection() as connection, interrupts_passed_on():
+            if threads:
+                connection.execute(f"SET threads = {threads}")
             _confine(connection, (folder, *more))
             yield connection
 

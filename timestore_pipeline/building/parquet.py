@@ -41,6 +41,10 @@ from timestore_pipeline.windows import Window
 _SORTED_UNSEEN = 10_000
 
 
+# DuckDB hands rows on, and counts them for row groups, by so many; and a row group has at most so many.
+_ROWS_PER_VECTOR = 2_048
+_ROWS_PER_GROUP = 122_880
+
 # So many windows may be on their way to an object store: all files of a build need not find room on the local disk.
 _UPLOADED_AT_ONCE = 16
 
@@ -107,6 +111,31 @@ def _and_make_room(upload: Callable[[], object], room: threading.BoundedSemaphor
 
 
 @dataclass(frozen=True)
+class EvenSplit:
+    """Files of so many row groups of so many rows each; the last one has what is left."""
+
+    groups_per_file: int
+    rows_per_group: int
+
+    @property
+    def rows_per_file(self) -> int:
+        """Rows of every file but the last."""
+        return self.groups_per_file * self.rows_per_group
+
+    def files(self, rows: int) -> int:
+        """Return how many files so many rows make."""
+        return max(1, -(-rows // self.rows_per_file))
+
+
+def even_split(rows: int, files: int) -> EvenSplit:
+    """Return how ``rows`` become at most so many files, of as many rows each as whole vectors let them have."""
+    wanted = -(-rows // files)
+    groups = max(1, -(-wanted // _ROWS_PER_GROUP))
+    vectors = max(1, -(-wanted // (groups * _ROWS_PER_VECTOR)))
+    return EvenSplit(groups, vectors * _ROWS_PER_VECTOR)
+
+
+@dataclass(frozen=True)
 class WindowSource:
     """Rows that become the files of one window.
 
@@ -163,8 +192,12 @@ def write_window(
     window: Window,
     source: WindowSource,
     target_file_bytes: int,
+    most_files: int | None = None,
 ) -> list[ParquetFile]:
     """Write the rows of one window, in time order, to as many files as their size asks for.
+
+    With ``most_files`` that many, or fewer, of about as many rows each, none of which begins before the one before it
+    ends; for sources that know their rows, and a ``connection`` with one thread where it is more than one file.
 
     They have their names, and are durable, when the block of ``folders`` has ended.
 
@@ -177,9 +210,11 @@ def write_window(
     shutil.rmtree(temporary, ignore_errors=True)
     time = spec.time_column(columns)
     condition = time_range_sql(time, window.start_micros, window.end_micros)
-    # Files are filled side by side, a row group here and one there. Row groups never overlap in time; sorting keeps
-    # files from overlapping too, where there will be several.
-    may_lie_in_order = source.bytes < target_file_bytes and source.one_after_the_other
+    # Files are filled side by side, a row group here and one there: row groups never overlap in time, files may.
+    split = even_split(source.rows, most_files) if source.rows and most_files and most_files > 1 else None
+    may_lie_in_order = split is None and source.one_after_the_other
+    if most_files is None:
+        may_lie_in_order = may_lie_in_order and source.bytes < target_file_bytes
     few = source.rows is not None and source.rows < _SORTED_UNSEEN
     in_order = may_lie_in_order and not few and _in_time_order(connection, source.relations, time, condition)
     order = "" if in_order else f" ORDER BY {quote(time.name)}"
@@ -187,9 +222,13 @@ def write_window(
         f"SELECT {column_list(columns)} FROM {relation} WHERE {condition}" for relation in source.relations
     )
     metadata = f"{{dataset: {literal(spec.name)}, window_key: {literal(window.key)}, build: '{build.id}'}}"
+    # What is to be one file must not become two because it compresses a little worse than its parts.
+    size = f"FILE_SIZE_BYTES {target_file_bytes if most_files is None else 2 * max(target_file_bytes, source.bytes)}"
+    if split:
+        size = f"ROW_GROUPS_PER_FILE {split.groups_per_file}, ROW_GROUP_SIZE {split.rows_per_group}"
     written = connection.execute(
-        f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
-        f"FILE_SIZE_BYTES {target_file_bytes}, KV_METADATA {metadata}, RETURN_STATS)"
+        f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, {size}, "
+        f"KV_METADATA {metadata}, RETURN_STATS)"
     ).fetchall()
     reach(CrashPoint.PARQUET_WRITTEN)
     found = sum(row[1] for row in written)

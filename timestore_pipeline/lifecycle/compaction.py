@@ -1,9 +1,9 @@
 """Compaction: the small files of a window become few of the target size, in time order, and no row changes.
 
 An open window is compacted when it has too many small files; a closed one (its end plus the dataset's lateness has
-passed) until nothing is left to merge. A compaction is a build: it claims, commits and is settled as one, and while
-it is in flight nothing else of its windows is built, nor of its lane. So each is bounded, and a flush that is due
-goes first.
+passed) until its files have the target size, or are as few and as even as its bytes let them be. A compaction is a
+build: it claims, commits and is settled as one, and while it is in flight nothing else of its windows is built, nor of
+its lane. So each is bounded, and a flush that is due goes first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from timestore_pipeline.building.parquet import WindowSource, parquet_relation, window_folders, write_window
+from timestore_pipeline.building.parquet import WindowSource, even_split, parquet_relation, window_folders, write_window
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.table import (
@@ -38,18 +38,28 @@ from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
-# A file of at least this share of the target size is not small: to merge it costs more than it brings.
+# In an open window a file of at least this share of the target size is not small: it is written once more at the end.
 _LARGE_ENOUGH = 0.5
+# In a closed window a file of at least this share has the target size; for good, so it must be near.
+_FULL = 0.7
+# So many times the target size fit into one file: better one a little larger than two half empty ones.
+_FITS = 1.15
+# Files of more than this many times the target size stay as they are; splitting them makes no reader faster.
+_OVERSIZE = 1.5
+# So many full files are written again at most for the sake of small ones beside them.
+_MOST_FULL = 8
+# Files of one size are those of which none has fewer rows than this share of the mean.
+_EVEN = 0.8
 # A file of up to this many times the size of all smaller ones is merged with them: so sizes grow by steps, and a window
 # that is flushed a thousand times is not written anew each time.
 _SIZE_RATIO = 2
-# Merged files compress a little better or worse than their parts did.
-_SLACK = 1.02
 
 
 @dataclass(frozen=True)
 class CompactionRules:
     """Files below half of ``target_file_bytes`` are small; an open window may have ``max_small_files`` of them.
+
+    In a closed one files are small that are below 0.7 of it, and there may be none that could be had fuller.
 
     With 0 an open window is never compacted.
     """
@@ -85,22 +95,47 @@ def effective_rules(store: Store, spec: DatasetSpec, target_file_bytes: int | No
 
 def files_to_merge(files: Sequence[TableFile], rules: CompactionRules, *, closed: bool) -> list[TableFile]:
     """Return which files of one window are to be merged, none where it is well as it is."""
-    small = sorted(
-        (file for file in files if file.bytes < rules.target_file_bytes * _LARGE_ENOUGH),
-        key=lambda file: (file.bytes, file.path),
-    )
+    by_size = sorted(files, key=lambda file: (file.bytes, file.path))
     if closed:
-        chosen = small
-    elif not rules.max_small_files or len(small) <= rules.max_small_files:
+        return _to_make_even(by_size, rules.target_file_bytes)
+    small = [file for file in by_size if file.bytes < rules.target_file_bytes * _LARGE_ENOUGH]
+    if not rules.max_small_files or len(small) <= rules.max_small_files:
         return []
-    else:
-        chosen = small[: _alike(small)]
+    chosen = small[: _alike(small)]
     return chosen if merged_count(chosen, rules.target_file_bytes) < len(chosen) else []
 
 
 def merged_count(files: Sequence[TableFile], target_file_bytes: int) -> int:
-    """Return how many files of up to the target size these make."""
-    return max(1, math.ceil(sum(file.bytes for file in files) / target_file_bytes))
+    """Return how many files of about the target size these make; as few as fit."""
+    return max(1, math.ceil(sum(file.bytes for file in files) / (_FITS * target_file_bytes)))
+
+
+def _to_make_even(by_size: Sequence[TableFile], target_file_bytes: int) -> list[TableFile]:
+    """Return which files of a closed window are written anew: small ones, and full ones that take them in.
+
+    Each time there are fewer files, or as many with more even rows; so it comes to an end.
+    """
+    small = [file for file in by_size if file.bytes < target_file_bytes * _FULL]
+    if not small:
+        return []
+    full = [file for file in by_size if _FULL <= file.bytes / target_file_bytes <= _OVERSIZE]
+    choices = [small + full[:number] for number in range(min(len(full), _MOST_FULL) + 1)]
+    worth = [files for files in choices if _is_worth_it(files, merged_count(files, target_file_bytes))]
+    enough = (files for files in worth if _mean(files, target_file_bytes) >= target_file_bytes * _FULL)
+    return next(enough, max(worth, key=lambda files: _mean(files, target_file_bytes), default=[]))
+
+
+def _mean(files: Sequence[TableFile], target_file_bytes: int) -> float:
+    return sum(file.bytes for file in files) / merged_count(files, target_file_bytes)
+
+
+def _is_worth_it(files: Sequence[TableFile], count: int) -> bool:
+    if count != len(files):
+        return count < len(files)
+    rows = sum(file.rows for file in files)
+    split = even_split(rows, count)
+    enough = rows / count * _EVEN
+    return min(file.rows for file in files) < enough <= rows - (split.files(rows) - 1) * split.rows_per_file
 
 
 def compact_dataset(
@@ -262,21 +297,20 @@ def _compact_once(
         live = set(found.files)
         chosen = {window: [file for file in files if file in live] for window, files in plan.items()}
         merged.extend(file for files in chosen.values() for file in files)
+        counts = {window: merged_count(files, rules.target_file_bytes) for window, files in chosen.items() if files}
         written: list[ParquetFile] = []
         with (
-            store.connect(store.table(spec.name)) as connection,
+            store.connect(
+                store.table(spec.name), threads=1 if any(n > 1 for n in counts.values()) else None
+            ) as connection,
             window_folders(store, build) as folders,
         ):
-            for window, files in chosen.items():
-                if not files:
-                    continue
+            for window, count in counts.items():
                 check_disk(store, store.table(spec.name).root)
-                count = merged_count(files, rules.target_file_bytes)
-                size = sum(file.bytes for file in files)
-                # What makes one file must not become two because it compresses a little worse.
-                split = 2 * rules.target_file_bytes if count == 1 else int(size / count * _SLACK) + 1
-                source = _merged_source(store, spec, columns, build, files)
-                written += write_window(folders, connection, spec, columns, build, window, source, split)
+                source = _merged_source(store, spec, columns, build, chosen[window])
+                written += write_window(
+                    folders, connection, spec, columns, build, window, source, rules.target_file_bytes, count
+                )
         return WrittenFiles(written, found.only(merged))
 
     publication = publish(store, build, columns, write)

@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timestore_pipeline.building.parquet import even_split
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import TableFile, live_files, open_table
@@ -291,8 +292,8 @@ def test_files_have_the_target_size_only(make_store: MakeStore):
     report = compact(store)
 
     assert 1 < report.merged_files < report.files
-    assert all(file.bytes <= 1.6 * TARGET for file in files(store))
-    assert sum(file.bytes < TARGET / 2 for file in files(store)) <= 1
+    assert len(files(store)) == merged_count(files(store), TARGET)
+    assert all(0.7 * TARGET <= file.bytes <= 1.2 * TARGET for file in files(store))
     ranges = sorted(
         (times[0], times[-1])
         for file in files(store)
@@ -306,21 +307,54 @@ sizes = st.lists(st.integers(1, 2 * TARGET), max_size=60)
 rules = st.builds(CompactionRules, target_file_bytes=st.just(TARGET), max_small_files=st.integers(0, 20))
 
 
-@given(sizes, rules, st.booleans())
-def test_what_is_merged_is_small_and_becomes_fewer_files(some: list[int], rule: CompactionRules, closed: bool):
+@given(sizes, rules)
+def test_what_is_merged_of_an_open_window_is_small_and_becomes_fewer_files(some: list[int], rule: CompactionRules):
     all_files = of_sizes(*some)
 
-    chosen = files_to_merge(all_files, rule, closed=closed)
+    chosen = files_to_merge(all_files, rule, closed=False)
 
     assert set(chosen) <= set(all_files)
     assert all(file.bytes < TARGET / 2 for file in chosen)
     if chosen:
+        assert rule.max_small_files
         assert merged_count(chosen, TARGET) < len(chosen)
-    if closed:
-        left = [file for file in all_files if file.bytes < TARGET / 2 and file not in chosen]
-        assert len(left) <= 1 or merged_count(left, TARGET) >= len(left)
-    elif rule.max_small_files == 0:
-        assert not chosen
+
+
+@given(sizes)
+def test_a_closed_window_ends_with_files_near_the_target_size_or_even_ones(some: list[int]):
+    live = [TableFile(f"{number}", "2026-01-01", size // 10, size) for number, size in enumerate(some)]
+    rule = CompactionRules(target_file_bytes=TARGET, max_small_files=0)
+    for look in range(len(some) + 2):
+        chosen = files_to_merge(live, rule, closed=True)
+        if not chosen:
+            break
+        count = merged_count(chosen, TARGET)
+        rows, size = (sum(counts) for counts in zip(*((file.rows, file.bytes) for file in chosen), strict=True))
+        split = even_split(rows, count)
+        left = [file for file in live if file not in chosen]
+        for number in range(split.files(rows)):
+            has = min(split.rows_per_file, rows - number * split.rows_per_file)
+            left.append(TableFile(f"{look}-{number}", "2026-01-01", has, size * has // rows if rows else size))
+        live = left
+    else:
+        pytest.fail("it does not come to an end")
+    small = [file.bytes for file in live if file.bytes < 0.7 * TARGET]
+    others = [file.bytes for file in live if 0.7 * TARGET <= file.bytes <= 1.5 * TARGET]
+    # A small one is left only where there is nothing to even it with.
+    assert not small or (len(small) == 1 and not others) or min(small) >= 0.5 * TARGET
+
+
+def test_what_a_small_file_is_merged_with():
+    def sizes_of(*shares: float) -> list[float]:
+        some = [TableFile(f"{n}", "w", int(share * 1e6), int(share * TARGET)) for n, share in enumerate(shares)]
+        rule = CompactionRules(target_file_bytes=TARGET, max_small_files=4)
+        return sorted(round(file.bytes / TARGET, 2) for file in files_to_merge(some, rule, closed=True))
+
+    assert sizes_of(0.54, 0.54, 0.54, 0.54, 0.54, 0.29) == [0.29, 0.54, 0.54, 0.54, 0.54, 0.54]
+    assert sizes_of(1, 1, 1, 0.01) == [0.01, 1]
+    assert sizes_of(1.1, 0.4) == [0.4, 1.1]  # two even ones
+    assert sizes_of(0.8, 1.1, 1.2) == sizes_of(1.1) == sizes_of(0.1) == sizes_of(0.1, 9) == sizes_of() == []
+    assert sizes_of(0.62, 0.62) == []
 
 
 @given(st.integers(4, 32))
