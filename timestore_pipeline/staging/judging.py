@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, Column, quote, utc_timestamp_sql
@@ -14,6 +16,9 @@ from timestore_pipeline.datasets import DatasetSpec, LatePolicy
 from timestore_pipeline.durations import format_duration
 from timestore_pipeline.staging.description import DescribedGroup
 from timestore_pipeline.windows import Window, from_micros, to_micros
+
+# DuckDB keeps these as they are: what Arrow says of their values holds for the rows in a segment.
+_KEPT_TYPES = {False: "TIMESTAMP", True: "TIMESTAMP WITH TIME ZONE"}
 
 # Later ones have no window with an end.
 _LAST_MOMENT = to_micros(datetime(9998, 12, 31, tzinfo=UTC))
@@ -45,6 +50,29 @@ class Judgement:
     groups: tuple[DescribedGroup, ...]
     refused: Mapping[int, Sequence[RefusedRows]] = field(default_factory=dict)
     dropped: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """How many rows a batch has, all with a time, and the first and last of these, in microseconds since the epoch."""
+
+    rows: int
+    low: int
+    high: int
+
+
+def batch_times(table: pa.Table, column: Column) -> BatchTimes | None:
+    """Return a batch's times by its Arrow values; None where some are null, or only DuckDB can say what they are."""
+    if not table.num_rows or len(table.schema.get_all_field_indices(column.name)) != 1:
+        return None
+    values = table[column.name]
+    type_ = values.type
+    if not pa.types.is_timestamp(type_) or type_.unit != "us" or _KEPT_TYPES[type_.tz is not None] != column.type:
+        return None
+    if values.null_count:
+        return None
+    found = pc.call_function("min_max", [values.cast(pa.int64())])
+    return BatchTimes(table.num_rows, found["min"].as_py(), found["max"].as_py())
 
 
 @dataclass(frozen=True)
@@ -87,12 +115,20 @@ class Judge:
         """The SQL condition for rows that came too late."""
         return f"{self.problem} = '{_LATE}'"
 
-    def look(self, connection: duckdb.DuckDBPyConnection, table: str) -> Judgement:
+    def look(
+        self, connection: duckdb.DuckDBPyConnection, table: str, times: Sequence[BatchTimes] | None = None
+    ) -> Judgement:
         """Judge the rows of ``table``, which has the ordinal of each row's batch.
 
-        Almost always there is no problem, and small batches have one window each: then it costs least.
+        Almost always there is no problem, and small batches have one window each: then it costs least, and nothing is
+        read where ``times`` says by ordinal what the rows have.
         """
-        batches = self._batches(connection, table)
+        if times is None or self.spec.key:
+            batches = self._batches(connection, table)
+        else:
+            batches = self._without_problem(
+                [(ordinal, each.rows, each.low, each.high) for ordinal, each in enumerate(times)]
+            )
         if batches is None:
             return self._judged(connection, table)
         windows = {ordinal: self._window(low) for ordinal, _, low, _ in batches}
@@ -121,11 +157,15 @@ class Judge:
             f"SELECT {BATCH_COLUMN}, count(*), CASE WHEN isfinite(min({column})) AND isfinite(max({column})) "
             f"THEN {low} END, {high}, count({column}), {wrong} FROM {table} GROUP BY {BATCH_COLUMN}"
         ).fetchall()
+        if any(times < rows or nulls_in_key or first is None for _, rows, first, _, times, nulls_in_key in found):
+            return None
+        return self._without_problem([row[:4] for row in found])
+
+    def _without_problem(self, batches: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]] | None:
+        # What Arrow has for infinities lies beyond these too.
         earliest = max(self.spec.first_window.start_micros, self.first_open or self.spec.first_window.start_micros)
-        for _, rows, first, last, times, nulls_in_key in found:
-            if times < rows or nulls_in_key or first is None or first < earliest or last > self.horizon:
-                return None
-        return [row[:4] for row in found]
+        fine = all(first >= earliest and last <= self.horizon for _, _, first, last in batches)
+        return batches if fine else None
 
     def _judged(self, connection: duckdb.DuckDBPyConnection, table: str) -> Judgement:
         time = utc_timestamp_sql(self.time)

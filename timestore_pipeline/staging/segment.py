@@ -36,7 +36,7 @@ from timestore_pipeline.staging.description import (
     describe_segment,
     described_batches,
 )
-from timestore_pipeline.staging.judging import Judge, RefusedRows, reason_in_words
+from timestore_pipeline.staging.judging import BatchTimes, Judge, RefusedRows, reason_in_words
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
@@ -104,6 +104,7 @@ def write_segment(
     batches: Sequence[IncomingBatch],
     expected_bytes: int,
     take_late: bool = False,
+    times: Sequence[BatchTimes] | None = None,
 ) -> WrittenSegment:
     """Write the rows of ``sources`` into a new segment; returns once it is whole and durable on disk.
 
@@ -116,6 +117,7 @@ def write_segment(
         batches: what the batches are, by ordinal; the segment says so of itself.
         expected_bytes: rough size of the input; chooses the segment's block size.
         take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
+        times: the times of the batches by ordinal, where they are known without reading them back.
 
     Raises:
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
@@ -125,7 +127,7 @@ def write_segment(
     temporary = store.staging.scratch(key)
     try:
         filled = _fill(
-            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, take_late
+            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, take_late, times
         )
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
@@ -177,6 +179,7 @@ def _fill(
     segment_id: str,
     expected_bytes: int,
     take_late: bool,
+    times: Sequence[BatchTimes] | None,
 ) -> _Filled:
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
     row_number = f", {ROW_COLUMN} BIGINT NOT NULL" if spec.key else ""
@@ -187,7 +190,7 @@ def _fill(
     )
     numbers = _insert(connection, spec, sources)
     judge = Judge.of(spec, columns, store.settings.staging_max_future_ms, take_late=take_late)
-    judged = judge.look(connection, _TABLE)
+    judged = judge.look(connection, _TABLE, times)
     if judged.dropped:
         connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
     described = described_batches(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline.columns import BATCH_COLUMN
+from timestore_pipeline.columns import BATCH_COLUMN, Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
     BatchConflict,
@@ -30,6 +30,7 @@ from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.frames import as_table, content_batch_id, table_fingerprint
+from timestore_pipeline.staging.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.receipts import (
     Receipt,
     SegmentSchema,
@@ -139,7 +140,8 @@ def _stage(
 ) -> dict[int, Answer]:
     outlook.schema = None
     answers: dict[int, Answer] = {}
-    with store.writers.connection() as connection:
+    size = sum(item.table.nbytes for item in group.values())
+    with store.writers_for(size).connection() as connection:
         plan = _plan(connection, spec, schema, group, answers)
         order = plan.order
         if not order or plan.schema is None:
@@ -155,6 +157,7 @@ def _stage(
                 plan.sources,
                 batches=batches,
                 expected_bytes=expected_bytes,
+                times=_times([group[number].table for number in order], spec.time_column(plan.schema.columns)),
             )
         except StorageError:
             raise  # says all that there is to say
@@ -273,6 +276,12 @@ def _add_source(spec: DatasetSpec, plan: _Plan, group: _Group, shape: _Shape) ->
     sql = select_rows(spec, plan.schema, shape.found, name, ordinal, shape.passed_over)
     plan.sources.append(RowSource(sql, {name: table}))
     plan.order += shape.numbers
+
+
+def _times(tables: Sequence[pa.Table], column: Column) -> list[BatchTimes] | None:
+    found = [batch_times(table, column) for table in tables]
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) else None
 
 
 def _unreadable(
