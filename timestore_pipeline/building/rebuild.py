@@ -23,12 +23,11 @@ from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreErr
 from timestore_pipeline.ledger.builds import (
     Claim,
     WindowBatch,
-    add_slices,
     batches_of_slice,
     claimed_already,
     enter,
     new_build,
-    staged_windows,
+    staged_slices,
 )
 from timestore_pipeline.ledger.published import windows_replaced_by
 from timestore_pipeline.ledger.queue import Slice, slices_of_build
@@ -91,25 +90,25 @@ def rebuild_windows(
     now = now_micros()
 
     def claim_them(tx: Connection) -> _RebuildClaim | None:
-        mine = claimed_already(tx, dataset, owner, now)
+        mine, in_flight = claimed_already(tx, dataset, owner, now)
         coverage = published_coverage(tx, dataset, from_start, to_start)
         # What was staged since an earlier attempt is for the next build: this one does not replace its window.
         if mine is not None:
+            pieces: tuple[Slice, ...] = tuple(slices_of_build(tx, mine.id))
             starts = windows_replaced_by(tx, mine.id)
         else:
-            starts = coverage.windows | staged_windows(tx, dataset, from_start, to_start)
+            pieces = staged_slices(tx, dataset, from_start, to_start)
+            starts = coverage.windows | {piece.window_start for piece in pieces}
         lanes = store.limits(tx, spec).concurrent_builds
-        entry = enter(tx, dataset, BuildKind.REBUILD, lanes, starts) if mine is None else None
+        entry = enter(tx, dataset, BuildKind.REBUILD, lanes, in_flight, starts) if mine is None else None
         missing = _missing(spec, coverage)
         if missing:
             raise RebuildRefused(dataset, _named(spec, starts), missing)
         if not starts:
             return None
-        if mine is not None:
-            staged = Claim(mine, tuple(slices_of_build(tx, mine.id)))
-        else:
+        if mine is None:
             assert entry is not None
-            build = new_build(
+            mine = new_build(
                 tx,
                 entry,
                 BuildKind.REBUILD,
@@ -120,8 +119,9 @@ def rebuild_windows(
                 lease_micros=lease_micros(store),
                 now=now,
                 rows=sum(piece.rows for piece in coverage.slices),
+                pieces=pieces,
             )
-            staged = add_slices(tx, build, from_start, to_start, entry.others)
+        staged = Claim(mine, pieces)
         return _RebuildClaim(staged, coverage.slices, frozenset(starts), *columns_now(tx, spec, columns))
 
     claimed = store.ledger.transact(claim_them)

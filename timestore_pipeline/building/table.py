@@ -166,11 +166,15 @@ def ensure_table(
                 storage_options=dict(place.options),
                 partition_by=[WINDOW_COLUMN],
                 name=dataset,
-                commit_properties=CommitProperties(app_transactions=_fences(dataset, fenced) if fenced else []),
+                commit_properties=CommitProperties(
+                    # Retried, one of two processes would put its metadata after the other's, and fail builds by that.
+                    max_commit_retries=0,
+                    app_transactions=_fences(dataset, fenced) if fenced else [],
+                ),
             )
         except (DeltaError, OSError):
             # Its answer may have been lost on the way from an object store, or another process was quicker.
-            if place.local is not None or not has_table(place):
+            if not has_table(place):
                 raise
             table = _opened(place)
         version = table.version()

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
-from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.errors import BuildInFlight, LedgerError
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.counters import (
     COMPACTED_FILES,
@@ -23,7 +36,7 @@ from timestore_pipeline.ledger.counters import (
 )
 from timestore_pipeline.ledger.lanes import free_lane, free_slices, share, windows_of_builds
 from timestore_pipeline.ledger.published import PublishedWindow, move_windows
-from timestore_pipeline.ledger.queue import Slice, slices_of_build
+from timestore_pipeline.ledger.queue import Slice, slices_of_build, slices_where
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import (
     BuildKind,
@@ -158,25 +171,34 @@ def claim_slices(
         BuildInFlight: no lane is free, others have all windows in which anything is staged, or the columns have
             changed and one of the builds has to be alone.
     """
-    mine = claimed_already(tx, dataset, owner, now)
+    mine, in_flight = claimed_already(tx, dataset, owner, now)
     if mine is not None:
         return Claim(mine, tuple(slices_of_build(tx, mine.id)))
-    entry = enter(tx, dataset, BuildKind.FLUSH, lanes)
+    entry = enter(tx, dataset, BuildKind.FLUSH, lanes, in_flight)
     share_ends = None
     if least_rows is not None and entry.lanes_left > 1:
         share_ends = _last_of_share(tx, entry, first_window, last_window, least_rows)
         last_window = last_window if share_ends is None else share_ends
-    starts = staged_windows(tx, dataset, first_window, last_window, entry.others)
+    pieces = staged_slices(tx, dataset, first_window, last_window, entry.others)
+    starts = {piece.window_start for piece in pieces}
     if not starts:
         if entry.others and staged_windows(tx, dataset, first_window, last_window):
             raise BuildInFlight(dataset, entry.others[0].id, entry.others[0].owner)
         return None
     replaced = starts if replaces else ()
     build = new_build(
-        tx, entry, BuildKind.FLUSH, starts, replaced, owner=owner, trigger=trigger, lease_micros=lease_micros, now=now
+        tx,
+        entry,
+        BuildKind.FLUSH,
+        starts,
+        replaced,
+        owner=owner,
+        trigger=trigger,
+        lease_micros=lease_micros,
+        now=now,
+        pieces=pieces,
     )
-    claim = add_slices(tx, build, first_window, last_window, entry.others)
-    return replace(claim, left_some=share_ends is not None)
+    return Claim(build, pieces, left_some=share_ends is not None)
 
 
 def _last_of_share(
@@ -202,15 +224,23 @@ def staged_windows(
     return set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
 
 
-def claimed_already(tx: Connection, dataset: str, owner: str, now: int) -> Build | None:
-    """Lock the dataset until the transaction ends; return the build that the caller has claimed before.
+def staged_slices(
+    tx: Connection, dataset: str, first_window: int | None, last_window: int | None, others: Iterable[Build] = ()
+) -> tuple[Slice, ...]:
+    """Return what can be claimed in the windows while the builds ``others`` are in flight, by windows and times."""
+    return tuple(slices_where(tx, *free_slices(dataset, first_window, last_window, _ids(others))))
+
+
+def claimed_already(tx: Connection, dataset: str, owner: str, now: int) -> tuple[Build | None, tuple[Build, ...]]:
+    """Lock the dataset until the transaction ends; return the build that the caller has claimed before, and all others.
 
     That is one of the same ``owner`` and the same ``now``: the transaction is done again, as nobody knew whether its
-    commit had arrived.
+    commit had arrived. The others are those in flight.
     """
     lock_dataset(tx, dataset)
-    mine = (each for each in builds_in_flight(tx, dataset) if (each.owner, each.claimed_at) == (owner, now))
-    return next(mine, None)
+    in_flight = builds_in_flight(tx, dataset)
+    mine = next((each for each in in_flight if (each.owner, each.claimed_at) == (owner, now)), None)
+    return mine, tuple(each for each in in_flight if each is not mine)
 
 
 @dataclass(frozen=True)
@@ -223,8 +253,15 @@ class Entry:
     lanes_left: int
 
 
-def enter(tx: Connection, dataset: str, kind: BuildKind, lanes: int, window_starts: Iterable[int] = ()) -> Entry:
-    """Find a lane for a new build of the dataset, which the caller has locked (:func:`claimed_already`).
+def enter(
+    tx: Connection,
+    dataset: str,
+    kind: BuildKind,
+    lanes: int,
+    others: tuple[Build, ...],
+    window_starts: Iterable[int] = (),
+) -> Entry:
+    """Find a lane for a new build beside ``others``, which :func:`claimed_already` has found under the dataset's lock.
 
     A build that publishes columns which the table does not have yet has no other one beside it: one that was claimed
     before knows nothing of them.
@@ -232,7 +269,6 @@ def enter(tx: Connection, dataset: str, kind: BuildKind, lanes: int, window_star
     Raises:
         BuildInFlight: none is free, another build has one of the windows, or one of the builds has to be alone.
     """
-    others = tuple(builds_in_flight(tx, dataset))
     lane = free_lane({each.lane for each in others}, lanes)
     if others:
         alone = [each for each in others if _changes_columns(tx, dataset, each.kind, each.schema_version)]
@@ -269,40 +305,58 @@ def new_build(
     lease_micros: int,
     now: int,
     rows: int = 0,
+    pieces: Sequence[Slice] = (),
 ) -> Build:
     """Enter a build in flight with the next sequence, after :func:`enter` in the same transaction.
 
-    ``replaced`` are those of its windows whose files its commit replaces.
+    ``replaced`` are those of its windows whose files its commit replaces. ``pieces`` are all that :func:`staged_slices`
+    found in windows of its own: they are the build's from now on, and their rows are added to ``rows``.
     """
     starts, dataset = set(window_starts), entry.dataset
-    sequence = tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one()
-    tx.execute(update(datasets).where(datasets.c.name == dataset).values(next_sequence=sequence + 1))
-    build_id = tx.execute(
-        insert(builds)
-        .values(
-            dataset=dataset,
-            sequence=sequence,
-            lane=entry.lane,
-            schema_version=select(func.coalesce(func.max(schemas.c.version), 0))
-            .where(schemas.c.dataset == dataset)
-            .scalar_subquery(),
-            owner=owner,
-            kind=kind.value,
-            trigger=trigger,
-            state=BuildState.CLAIMED.value,
-            claimed_at=now,
-            lease_expires_at=now + lease_micros,
-            first_window=min(starts),
-            last_window=max(starts),
-            batches=0,
-            rows=rows,
-        )
-        .returning(builds.c.id)
+    free: list[ColumnElement[bool]] = []
+    if pieces:
+        free = free_slices(dataset, pieces[0].window_start, pieces[-1].window_start, _ids(entry.others))
+    sequence = tx.execute(
+        update(datasets)
+        .where(datasets.c.name == dataset)
+        .values(next_sequence=datasets.c.next_sequence + 1)
+        .returning(datasets.c.next_sequence - 1)
     ).scalar_one()
-    listed = [{"build_id": build_id, "window_start": start} for start in sorted(set(replaced))]
+    build = _build(
+        tx.execute(
+            insert(builds)
+            .values(
+                dataset=dataset,
+                sequence=sequence,
+                lane=entry.lane,
+                schema_version=select(func.coalesce(func.max(schemas.c.version), 0))
+                .where(schemas.c.dataset == dataset)
+                .scalar_subquery(),
+                owner=owner,
+                kind=kind.value,
+                trigger=trigger,
+                state=BuildState.CLAIMED.value,
+                claimed_at=now,
+                lease_expires_at=now + lease_micros,
+                first_window=min(starts),
+                last_window=max(starts),
+                batches=_batch_count(free).scalar_subquery() if free else 0,
+                rows=rows + sum(piece.rows for piece in pieces),
+            )
+            .returning(builds)
+        ).one()
+    )
+    if free:
+        taken = tx.execute(update(slices).where(*free).values(build_id=build.id)).rowcount
+        if taken != len(pieces):
+            raise LedgerError(
+                f"dataset {dataset!r}: {taken:,} slices were there to claim just after {len(pieces):,} were; something "
+                "writes to the ledger without the dataset's lock. Nothing was claimed"
+            )
+    listed = [{"build_id": build.id, "window_start": start} for start in sorted(set(replaced))]
     if listed:
         tx.execute(insert(replaced_windows), listed)
-    return get_build(tx, build_id)
+    return build
 
 
 def replace_also(tx: Connection, build: Build, window_starts: Iterable[int]) -> None:
@@ -313,23 +367,6 @@ def replace_also(tx: Connection, build: Build, window_starts: Iterable[int]) -> 
     more = [{"build_id": build.id, "window_start": start} for start in sorted(set(window_starts) - known)]
     if more:
         tx.execute(insert(replaced_windows), more)
-
-
-def add_slices(
-    tx: Connection, build: Build, first_window: int | None, last_window: int | None, others: Iterable[Build] = ()
-) -> Claim:
-    """Give a new build the staged slices of these windows, unless the builds ``others`` have the window.
-
-    Its rows become theirs and those that it had.
-    """
-    free = free_slices(build.dataset, first_window, last_window, _ids(others))
-    tx.execute(update(slices).where(*free).values(build_id=build.id))
-    rows = tx.execute(select(func.sum(slices.c.rows)).where(slices.c.build_id == build.id)).scalar() or 0
-    contributing = tx.execute(_batch_count(build.id)).scalar_one()
-    tx.execute(
-        update(builds).where(builds.c.id == build.id).values(batches=contributing, rows=builds.c.rows + int(rows))
-    )
-    return Claim(get_build(tx, build.id), tuple(slices_of_build(tx, build.id)))
 
 
 def claim_windows(
@@ -352,11 +389,11 @@ def claim_windows(
     Raises:
         BuildInFlight: ``lanes`` builds of the dataset have not ended, or one that has to be alone or has such a window.
     """
-    mine = claimed_already(tx, dataset, owner, now)
+    mine, in_flight = claimed_already(tx, dataset, owner, now)
     if mine is not None:
         return mine
     starts = set(window_starts)
-    entry = enter(tx, dataset, kind, lanes, starts)
+    entry = enter(tx, dataset, kind, lanes, in_flight, starts)
     return new_build(
         tx, entry, kind, starts, starts, owner=owner, trigger=trigger, rows=rows, lease_micros=lease_micros, now=now
     )
@@ -610,7 +647,7 @@ def _ids(others: Iterable[Build]) -> list[int]:
     return [each.id for each in others]
 
 
-def _batch_count(build_id: int):
+def _batch_count(of_slices: Iterable[ColumnElement[bool]]) -> Select[int]:
     pairs = (
         select(batch_slices.c.segment_id, batch_slices.c.ordinal)
         .distinct()
@@ -618,7 +655,7 @@ def _batch_count(build_id: int):
             slices,
             (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
         )
-        .where(slices.c.build_id == build_id)
+        .where(*of_slices)
         .subquery()
     )
     return select(func.count()).select_from(pairs)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from timestore_pipeline_tests.bench import (
     building,
+    claims,
     growth,
     lanes,
     launchers,
@@ -36,6 +37,7 @@ _SUITES = {
     "reading": reading.run,
     "sensor": sensor.run,
     "ledger": ledger.run,
+    "claims": claims.run,
     "launchers": launchers.run,
     "quality": quality.run,
 }

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event
 
 from timestore_pipeline.ledger.audit import window_accounts
-from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.builds import Claim, claim_slices, mark_published, published_totals
+from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.growth.history import BATCHES_PER_WINDOW, ROWS, Past, fill, name_of
 from timestore_pipeline_tests.bench.growth.ledger import operations
@@ -106,3 +107,38 @@ def _walks(connection: Connection, statement: str, parameters: Any) -> Iterator[
         walked = node["Node Type"].endswith("Scan") and not {"Index Cond", "TID Cond"} & node.keys()
         if walked and node.get("Relation Name") in HISTORY and node.get("Index Name") not in NOW:
             yield f"{node['Node Type']} of {node['Relation Name']} ({node.get('Index Name')}): {statement}"
+
+
+def test_a_claim_is_few_round_trips_and_no_table_is_locked(with_past: Store, ledger_kind: str) -> None:
+    def claim(tx: Connection) -> Claim | None:
+        return claim_slices(
+            tx, name_of(3), owner="me", trigger="age", first_window=None, last_window=None, lease_micros=1, now=1
+        )
+
+    with with_past.ledger.write() as tx:
+        with _round_trips() as said:
+            claimed = claim(tx)
+        assert claimed is not None
+        assert len(said) <= 6, "each is a round trip to a server"
+        rows = {piece.window_start: piece.rows for piece in claimed.slices}
+        published = {start: PublishedWindow(start, count, 48 * count, 1) for start, count in rows.items()}
+        mark_published(tx, claimed.build, table_version=10**6, published=published, now=2)
+        if ledger_kind == "postgresql":
+            mine = "SELECT DISTINCT mode FROM pg_locks WHERE locktype = 'relation' AND pid = pg_backend_pid()"
+            held = set(tx.exec_driver_sql(mine).scalars())
+            assert "RowExclusiveLock" in held
+            assert held <= {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}, "others would wait at a table"
+
+
+@contextmanager
+def _round_trips() -> Iterator[list[str]]:
+    said: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield said
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
