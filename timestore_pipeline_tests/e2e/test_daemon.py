@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionStatus
 
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.demo.source import DAYS, FIRST_DAY, unpack_sources
-from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.doctor import Level
 from timestore_pipeline.orchestration.doctor import look_at_dagster
+from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import hourly, published, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV
-from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment
+from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment, processes_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+# A run of a backfill that is divided has 31 windows of a day.
+_TWO_RUNS_OF_DAYS = 62
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 
@@ -118,6 +126,63 @@ def test_a_backfill_over_the_whole_demo_data_is_one_run(deploy: Callable[..., De
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert run.tags["timestore/trigger"] == "backfill"
     assert run.tags["timestore/windows"] == "2013-01-01...2013-12-31"
+
+
+@pytest.mark.timeout(400)
+def test_a_backfill_of_a_dataset_with_lanes_is_several_runs_side_by_side(deploy: Callable[..., Deployment]):
+    # Each run stops in mid-build, so that nothing but lanes lets the other one go on.
+    deployment = deploy(
+        signals=f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP",
+        build_concurrent_builds=2,
+        **dict.fromkeys(("staging_flush_max_rows", "staging_flush_max_bytes"), 0),
+        staging_flush_max_age_ms=86_400_000,
+        build_lease_seconds=300,
+    )
+    store, rows = deployment.store, hourly(24 * _TWO_RUNS_OF_DAYS)
+    stage(store, "weather", rows)
+    days = [str(date(2026, 1, 1) + timedelta(days=number)) for number in range(_TWO_RUNS_OF_DAYS)]
+    deployment.start()
+
+    backfill_id = launch_backfill(deployment, ["weather"], days)
+
+    def in_flight() -> list[Build]:
+        with store.ledger.read() as tx:
+            return builds_in_flight(tx)
+
+    def all_stopped() -> bool:
+        return len(stopped_processes(deployment)) == 2
+
+    deployment.wait_for("both runs are in mid-build", all_stopped, seconds=200)
+    assert {build.lane for build in in_flight()} == {0, 1}
+    assert len({build.owner for build in in_flight()}) == 2
+    assert published_rows(store) == {}
+    for process in stopped_processes(deployment):
+        process.resume()
+
+    def ended() -> bool:
+        found = deployment.instance.get_backfill(backfill_id)
+        return found is not None and found.status in BULK_ACTION_TERMINAL_STATUSES
+
+    deployment.wait_for("the backfill ends", ended)
+    backfill = deployment.instance.get_backfill(backfill_id)
+    assert backfill
+    assert backfill.status is BulkActionStatus.COMPLETED_SUCCESS
+    runs = deployment.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill_id}))
+    assert [run.status for run in runs] == [dg.DagsterRunStatus.SUCCESS] * 2
+    assert marked(deployment, "weather") == set(days)
+    assert published(store) == rows_of(rows)
+    assert pending_rows(store) == {}
+    assert audit_rows(store, "weather").wrong == ()
+
+
+def stopped_processes(deployment: Deployment) -> list[psutil.Process]:
+    """The processes of runs that have stopped themselves at a crash point."""
+    found = []
+    for process in processes_of(deployment.environment):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                found.append(process)
+    return found
 
 
 @pytest.mark.timeout(400)
