@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 
 import duckdb
@@ -287,3 +289,23 @@ def test_the_environment_describes_the_installation(store_environment: Callable[
     with Timestore.open() as opened:
         assert list(opened.datasets) == ["weather", "events"]
         assert isinstance(opened.store, Store)
+
+
+def test_opening_an_installation_again_in_a_process_takes_nothing_from_who_has_it_open(timestore: Timestore):
+    timestore.stage("weather", day(0))
+    assert timestore.read("weather").to_arrow().num_rows == 24
+    Timestore.open(timestore.store.settings).close()
+
+    # Whoever closes the ledger last removes its log, but this process has it open still.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(_stage_in_another_process, timestore.store.settings).result()
+
+    assert timestore.read("weather").to_arrow().num_rows == 48
+    timestore.stage("weather", day(2))
+    with Timestore.open(timestore.store.settings) as again:
+        assert again.read("weather").to_arrow().num_rows == 72
+
+
+def _stage_in_another_process(settings: Settings) -> None:
+    with Timestore.open(settings) as another:
+        another.stage("weather", day(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,10 @@ def _sqlite_engine(url: URL, busy_timeout_seconds: float) -> Engine:
     if file is not None:
         make_folder(file.parent)
         # Made here for the sake of its mode, which SQLite gives to the files beside it.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
+        # Never one that is there: to close it would take from this process, by the rules of POSIX, the locks that its
+        # other connections hold, and whoever closes the ledger next would remove the log under them.
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
     engine = create_engine(url, connect_args={"timeout": busy_timeout_seconds})
 
     @event.listens_for(engine, "connect")
