@@ -30,6 +30,9 @@ _MAX_IDLE = 4
 
 _INTERRUPTED = "Query interrupted"
 
+_Kind = tuple[tuple[Path, ...], int | None]
+"""What one pooled connection may have and another not: more folders that it reaches, and a number of threads."""
+
 
 class Connect(Protocol):
     """Opens connections that are ready for work."""
@@ -140,19 +143,23 @@ class ConnectionPool:
     def __init__(self, connect: Connect, folder: Path, /, *more: Path) -> None:
         self._connect = connect
         self._folders = (folder, *more)
-        self._idle: list[tuple[tuple[Path, ...], ExitStack, duckdb.DuckDBPyConnection]] = []
+        self._idle: list[tuple[_Kind, ExitStack, duckdb.DuckDBPyConnection]] = []
 
     @contextmanager
-    def connection(self, *also: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Give a connection that no one else uses and that reaches ``also`` too; after an error it is closed."""
-        stack, connection = self._take(also)
+    def connection(self, *also: Path, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a connection that no one else uses and that reaches ``also`` too; after an error it is closed.
+
+        ``threads`` goes before the settings' number.
+        """
+        kind = (also, threads)
+        stack, connection = self._take(kind)
         try:
             with interrupts_passed_on():
                 yield connection
         except BaseException:
             stack.close()
             raise
-        self._idle.append((also, stack, connection))
+        self._idle.append((kind, stack, connection))
         while len(self._idle) > _MAX_IDLE:
             self._idle.pop(0)[1].close()
 
@@ -161,12 +168,12 @@ class ConnectionPool:
         while self._idle:
             self._idle.pop()[1].close()
 
-    def _take(self, also: tuple[Path, ...]) -> tuple[ExitStack, duckdb.DuckDBPyConnection]:
+    def _take(self, kind: _Kind) -> tuple[ExitStack, duckdb.DuckDBPyConnection]:
         for index in reversed(range(len(self._idle))):
             try:
-                if self._idle[index][0] == also:
+                if self._idle[index][0] == kind:
                     return self._idle.pop(index)[1:]
             except IndexError:
                 break  # another thread was quicker
-        stack = ExitStack()
-        return stack, stack.enter_context(self._connect(*self._folders, *also))
+        stack, (also, threads) = ExitStack(), kind
+        return stack, stack.enter_context(self._connect(*self._folders, *also, threads=threads))

@@ -26,9 +26,6 @@ from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage, open_storage
 from timestore_pipeline.storage.table_folder import has_table
 
-ONE_THREAD_BYTES = 4 << 20
-"""Work on less than this has nothing for a second thread to do: a row group of a segment has 122,880 rows."""
-
 SEGMENT_SUFFIX = ".duckdb"
 """Ends the names of segments."""
 
@@ -104,21 +101,9 @@ class Store:
         """Where landing files go when their batches are acknowledged."""
         return storage_at(self.settings, self.settings.archive_location)
 
-    @cached_property
-    def quick_writers(self) -> ConnectionPool:
-        """Connections as ``writers`` has, of one thread each: small work costs less than sharing it between threads."""
-        alone = self.settings.model_copy(update={"duckdb_threads": 1})
-        return writer_pool(alone, connector(alone))
-
-    def writers_for(self, size_bytes: int) -> ConnectionPool:
-        """Return the connections to write so many bytes with."""
-        return self.quick_writers if size_bytes < ONE_THREAD_BYTES else self.writers
-
     def close(self) -> None:
         """Close the ledger and the idle connections."""
         self.writers.close()
-        if "quick_writers" in self.__dict__:
-            self.quick_writers.close()
         self.ledger.close()
 
     def __enter__(self) -> Self:

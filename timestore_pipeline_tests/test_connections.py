@@ -1,4 +1,4 @@
-"""DuckDB connections: what a signal's handler raises while a query runs is not lost in DuckDB."""
+"""DuckDB connections: what a signal's handler raises is not lost in them, and a pool gives what was asked for."""
 
 from __future__ import annotations
 
@@ -56,3 +56,14 @@ def _work(opened: AbstractContextManager[duckdb.DuckDBPyConnection], signaller: 
 def test_other_errors_are_left_as_they_are(opened: AbstractContextManager[duckdb.DuckDBPyConnection]):
     with pytest.raises(RuntimeError, match="of another kind"), opened:
         raise RuntimeError("of another kind")
+
+
+def test_a_pool_keeps_connections_of_other_numbers_of_threads_apart(home: Path, make_settings: Callable[..., Settings]):
+    pool = ConnectionPool(connector(make_settings(duckdb_threads=2)), home)
+
+    def threads_of(wanted: int | None) -> int:
+        with pool.connection(threads=wanted) as connection:
+            return connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
+
+    assert [threads_of(wanted) for wanted in (None, 1, None, 1)] == [2, 1, 2, 1]
+    pool.close()

@@ -44,6 +44,10 @@ from timestore_pipeline.staging.segment import write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 
+# To write less than this has nothing for a second thread to do (a row group of a segment has 122,880 rows), and sharing
+# it between threads costs more than it brings.
+_ONE_THREAD_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class Incoming:
@@ -141,7 +145,7 @@ def _stage(
     outlook.schema = None
     answers: dict[int, Answer] = {}
     size = sum(item.table.nbytes for item in group.values())
-    with store.writers_for(size).connection() as connection:
+    with store.writers.connection(threads=1 if size < _ONE_THREAD_BYTES else None) as connection:
         plan = _plan(connection, spec, schema, group, answers)
         order = plan.order
         if not order or plan.schema is None:
