@@ -212,9 +212,8 @@ def write_window(
     condition = time_range_sql(time, window.start_micros, window.end_micros)
     # Files are filled side by side, a row group here and one there: row groups never overlap in time, files may.
     split = even_split(source.rows, most_files) if source.rows and most_files and most_files > 1 else None
-    may_lie_in_order = split is None and source.one_after_the_other
-    if most_files is None:
-        may_lie_in_order = may_lie_in_order and source.bytes < target_file_bytes
+    one_file = split is None if most_files else source.bytes < target_file_bytes
+    may_lie_in_order = one_file and source.one_after_the_other
     few = source.rows is not None and source.rows < _SORTED_UNSEEN
     in_order = may_lie_in_order and not few and _in_time_order(connection, source.relations, time, condition)
     order = "" if in_order else f" ORDER BY {quote(time.name)}"
@@ -222,10 +221,13 @@ def write_window(
         f"SELECT {column_list(columns)} FROM {relation} WHERE {condition}" for relation in source.relations
     )
     metadata = f"{{dataset: {literal(spec.name)}, window_key: {literal(window.key)}, build: '{build.id}'}}"
-    # What is to be one file must not become two because it compresses a little worse than its parts.
-    size = f"FILE_SIZE_BYTES {target_file_bytes if most_files is None else 2 * max(target_file_bytes, source.bytes)}"
     if split:
         size = f"ROW_GROUPS_PER_FILE {split.groups_per_file}, ROW_GROUP_SIZE {split.rows_per_group}"
+    elif most_files:
+        # What is to be one file must not become two because it compresses a little worse than its parts.
+        size = f"FILE_SIZE_BYTES {2 * max(target_file_bytes, source.bytes)}"
+    else:
+        size = f"FILE_SIZE_BYTES {target_file_bytes}"
     written = connection.execute(
         f"COPY ({rows}{order}) TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, {size}, "
         f"KV_METADATA {metadata}, RETURN_STATS)"
