@@ -33,6 +33,9 @@ LEDGERS = ("sqlite", "postgresql")
 
 URL_VARIABLE = "TIMESTORE_LEDGER_URL"
 
+ROW_LOCKS = frozenset({"AccessShareLock", "RowShareLock", "RowExclusiveLock"})
+"""What a transaction of the ledger may hold on a table; the next stronger one would keep other writers out."""
+
 _TEMPLATE = "empty_ledger"
 # A test's rows need not outlive the machine, only the server: what is committed is in the kernel's hands.
 _FAST = {"fsync": "off", "full_page_writes": "off", "autovacuum": "off"}

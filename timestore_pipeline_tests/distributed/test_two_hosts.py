@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import sys
 import time
@@ -37,7 +36,7 @@ from timestore_pipeline_tests.distributed.deployment import (
     write_instance,
 )
 from timestore_pipeline_tests.distributed.hosts import Host, network_of
-from timestore_pipeline_tests.e2e.conftest import processes_of
+from timestore_pipeline_tests.e2e.conftest import stopped_processes
 from timestore_pipeline_tests.postgresql import running_server
 from timestore_pipeline_tests.redis_server import running_redis
 
@@ -87,11 +86,7 @@ class Cluster:
 
     def stopped(self, host: Host) -> psutil.Process | None:
         """The process of a host that has stopped itself in mid-build."""
-        for process in processes_of(self.environment_of(host)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.status() == psutil.STATUS_STOPPED:
-                    return process
-        return None
+        return next(iter(stopped_processes(self.environment_of(host))), None)
 
     def at_work_on(self, dataset: str) -> dg.DagsterRun | None:
         """The run whose build of a dataset is in flight."""

@@ -32,6 +32,16 @@ def processes_of(environment: Mapping[str, str]) -> list[psutil.Process]:
     ]
 
 
+def stopped_processes(environment: Mapping[str, str]) -> list[psutil.Process]:
+    """Those of :func:`processes_of` that have stopped themselves at a crash point."""
+    found = []
+    for process in processes_of(environment):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                found.append(process)
+    return found
+
+
 @dataclass
 class Deployment:
     """A daemon, started and stopped at will; ``instance`` is what it writes to."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import pytest
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionStatus
 
@@ -27,7 +25,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, published, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV
-from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment, processes_of
+from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment, stopped_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -150,13 +148,13 @@ def test_a_backfill_of_a_dataset_with_lanes_is_several_runs_side_by_side(deploy:
             return builds_in_flight(tx)
 
     def all_stopped() -> bool:
-        return len(stopped_processes(deployment)) == 2
+        return len(stopped_processes(deployment.environment)) == 2
 
     deployment.wait_for("both runs are in mid-build", all_stopped, seconds=200)
     assert {build.lane for build in in_flight()} == {0, 1}
     assert len({build.owner for build in in_flight()}) == 2
     assert published_rows(store) == {}
-    for process in stopped_processes(deployment):
+    for process in stopped_processes(deployment.environment):
         process.resume()
 
     def ended() -> bool:
@@ -173,16 +171,6 @@ def test_a_backfill_of_a_dataset_with_lanes_is_several_runs_side_by_side(deploy:
     assert published(store) == rows_of(rows)
     assert pending_rows(store) == {}
     assert audit_rows(store, "weather").wrong == ()
-
-
-def stopped_processes(deployment: Deployment) -> list[psutil.Process]:
-    """The processes of runs that have stopped themselves at a crash point."""
-    found = []
-    for process in processes_of(deployment.environment):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() == psutil.STATUS_STOPPED:
-                found.append(process)
-    return found
 
 
 @pytest.mark.timeout(400)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
-from sqlalchemy import Engine, event
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import BatchConflict, IntakePaused, StagingQueueFull, TooManyIngests
@@ -21,6 +19,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import files_under, hourly, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.staging.test_back_pressure import override
+from timestore_pipeline_tests.statements import statements
 
 INFERRED = "datasets: {weather: {time: ts, window: day}}"
 
@@ -41,26 +40,11 @@ def writer(store: Store) -> Iterator[Writer]:
         yield opened
 
 
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    """Everything that is executed on any ledger meanwhile."""
-    found: list[str] = []
-
-    def note(_connection, _cursor, statement: str, *_: object) -> None:
-        found.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        yield found
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-
-
 def test_a_group_of_new_batches_costs_one_transaction_of_few_statements(writer: Writer):
     with statements() as found:
         writer.write(batch(1))
 
-    asked = [statement for statement in found if not statement.startswith(("BEGIN", "SELECT pg_", "SHOW", "SET"))]
+    asked = [each.text for each in found if not each.text.startswith(("BEGIN", "SELECT pg_", "SHOW", "SET"))]
     assert len(asked) <= MOST_STATEMENTS, "\n".join(asked)
     assert sum(statement.startswith("SELECT batches.batch_id") for statement in asked) == 1, "it asked before it wrote"
 
