@@ -20,16 +20,11 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import make_url
 
-from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
-from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.store import Store
+from timestore_pipeline_tests.bench.ledger import WORKERS, claim_and_give_back, declare, store_in
 from timestore_pipeline_tests.bench.staging import START_MICROS
-from timestore_pipeline_tests.postgresql import URL_VARIABLE, PostgresqlServer, running_server
+from timestore_pipeline_tests.postgresql import ROW_LOCKS, URL_VARIABLE, PostgresqlServer, running_server
 
-WORKERS = (1, 2, 4)
 ROUND_TRIPS_MS = (0.0, 1.0, 5.0)
 _SECONDS = 3.0
 _WINDOWS = 20
@@ -38,8 +33,6 @@ _HOUR = 3_600_000_000
 _begin: Any = None
 _OWN = [f"dataset_{number}" for number in range(max(WORKERS))]
 _SHARED = "shared"
-# What a transaction of the ledger may hold on a table; the next stronger one would keep other writers out.
-_ROW_LOCKS = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 
 
 def run(repeats: int, workspace: Path) -> list[str]:
@@ -47,13 +40,12 @@ def run(repeats: int, workspace: Path) -> list[str]:
     home = workspace / "claims"
     home.mkdir()
     names = [*_OWN, _SHARED]
-    declared = "\n".join(f"  {name}: {{time: time, window: hour, start: 2026-01-01}}" for name in names)
-    (home / "datasets.yaml").write_text(f"datasets:\n{declared}\n")
+    declare(home, names)
     rates: dict[tuple[float, bool, int], float] = {}
     strong: set[str] = set()
     with running_server() as server:
         direct = server.url(server.create_database(), socket=False)
-        with _ledger_at(direct), _store(home) as store:
+        with _ledger_at(direct), store_in(home) as store:
             for name in names:
                 times = [START_MICROS + _HOUR * number for number in range(_WINDOWS)]
                 stage(store, name, pa.table({"time": pa.array(times, pa.timestamp("us", "UTC"))}))
@@ -92,12 +84,8 @@ def _ledger_at(url: str) -> Iterator[None]:
         yield
 
 
-def _store(home: Path) -> Store:
-    return Store.open(Settings.model_validate({"home": home, "ledger_url": os.environ[URL_VARIABLE]}))
-
-
 def _rate(home: Path, url: str, workers: int, shared: bool, server: PostgresqlServer, strong: set[str]) -> float:
-    weak = ", ".join(f"'{mode}'" for mode in _ROW_LOCKS)
+    weak = ", ".join(f"'{mode}'" for mode in sorted(ROW_LOCKS))
     query = (
         "SELECT DISTINCT mode FROM pg_locks JOIN pg_stat_activity AS those USING (pid) WHERE locktype = 'relation' "
         f"AND those.application_name = 'timestore' AND mode NOT IN ({weak})"
@@ -124,30 +112,13 @@ def _repeat(home: Path, number: int, shared: bool) -> float:
     """Claim for some seconds, beginning together with the others, and give back; return how often a second."""
     dataset = _SHARED if shared else _OWN[number]
     # In lanes each has windows of its own, as a backfill that is divided has.
-    window = START_MICROS + number * _HOUR
-    with _store(home) as store:
+    window = START_MICROS + number * _HOUR if shared else None
+    with store_in(home) as store:
         _begin.wait()
         started, count = time.perf_counter(), 0
         while time.perf_counter() < started + _SECONDS:
-            owner, now = f"{os.getpid()}-{count}", now_micros()
-            claim = store.ledger.transact(
-                lambda tx, owner=owner, now=now: claim_slices(
-                    tx,
-                    dataset,
-                    owner=owner,
-                    trigger=Trigger.MANUAL,
-                    first_window=window if shared else None,
-                    last_window=window if shared else None,
-                    lease_micros=10**9,
-                    now=now,
-                    lanes=max(WORKERS),
-                )
-            )
-            assert claim is not None
+            claim_and_give_back(store, dataset, f"{os.getpid()}-{count}", window, lanes=max(WORKERS))
             count += 1
-            store.ledger.transact(
-                lambda tx, build=claim.build: mark_aborted(tx, build, error="", recovered=False, now=now_micros())
-            )
         return count / (time.perf_counter() - started)
 
 

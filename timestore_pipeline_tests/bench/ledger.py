@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.building.plan import plan_flushes
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
 from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
@@ -41,14 +42,14 @@ def run(repeats: int, workspace: Path) -> list[str]:
     for number in range(repeats):
         for kind in LEDGERS:
             with _ledger(kind, workspace / f"{kind}-{number}") as home:
-                for operation in (_claim_and_give_back, _acknowledge):
+                for operation in (claim_and_give_back, _acknowledge):
                     for workers in WORKERS:
                         rate = _rate(home, operation, workers)
                         rates.setdefault((operation.__name__, kind, workers), []).append(rate)
     for kind in LEDGERS:
         with _ledger(kind, workspace / f"{kind}-plan") as home, sensor.filled_store(home / "many", due=False) as store:
             evaluations[kind] = [timed(lambda store=store: plan_flushes(store)) * 1_000 for _ in range(repeats + 2)][2:]
-    names = {_claim_and_give_back.__name__: f"claims of {_SLICES} slices, each given back",
+    names = {claim_and_give_back.__name__: f"claims of {_SLICES} slices, each given back",
              _acknowledge.__name__: "acknowledged batches"}  # fmt: skip
     lines = [
         "| a second, in all; every process works on a dataset of its own | SQLite | PostgreSQL | ratio |",
@@ -74,8 +75,7 @@ def run(repeats: int, workspace: Path) -> list[str]:
 @contextmanager
 def _ledger(kind: str, home: Path) -> Iterator[Path]:
     home.mkdir()
-    declared = "\n".join(f"  {name}: {{time: time, window: hour, start: 2026-01-01}}" for name in _DATASETS)
-    (home / "datasets.yaml").write_text(f"datasets:\n{declared}\n")
+    declare(home, _DATASETS)
     if kind == "sqlite":
         yield home
         return
@@ -84,8 +84,14 @@ def _ledger(kind: str, home: Path) -> Iterator[Path]:
         yield home
 
 
+def declare(home: Path, names: Iterable[str]) -> None:
+    """Declare datasets of hourly windows in the installation of a folder."""
+    declared = "\n".join(f"  {name}: {{time: time, window: hour, start: 2026-01-01}}" for name in names)
+    (home / "datasets.yaml").write_text(f"datasets:\n{declared}\n")
+
+
 def _rate(home: Path, operation: Any, workers: int) -> float:
-    with _store(home) as store:
+    with store_in(home) as store:
         for name in _DATASETS:
             # The first batch brings the columns that slices are read with.
             stage(
@@ -98,14 +104,15 @@ def _rate(home: Path, operation: Any, workers: int) -> float:
         return sum(each.result() for each in done) / _SECONDS
 
 
-def _store(home: Path) -> Store:
+def store_in(home: Path) -> Store:
+    """Open the installation in a folder, with the ledger of the environment if it names one."""
     url = {"ledger_url": os.environ[URL_VARIABLE]} if URL_VARIABLE in os.environ else {}
     return Store.open(Settings.model_validate({"home": home, **url}))
 
 
 def _repeat(home: Path, operation: Any, dataset: str, begin: float) -> int:
     """Do ``operation`` for some seconds from ``begin`` on; return how often."""
-    with _store(home) as store:
+    with store_in(home) as store:
         while (left := begin - time.time()) > 0:
             time.sleep(left)
         count = 0
@@ -115,17 +122,20 @@ def _repeat(home: Path, operation: Any, dataset: str, begin: float) -> int:
         return count
 
 
-def _claim_and_give_back(store: Store, dataset: str, unique: str) -> None:
+def claim_and_give_back(store: Store, dataset: str, unique: str, window: int | None = None, lanes: int = 1) -> None:
+    """Claim what is staged of a dataset, or of one of its windows in a lane, and let it go."""
+    now = now_micros()
     claim = store.ledger.transact(
         lambda tx: claim_slices(
             tx,
             dataset,
             owner=unique,
-            trigger="manual",
-            first_window=None,
-            last_window=None,
+            trigger=Trigger.MANUAL,
+            first_window=window,
+            last_window=window,
             lease_micros=10**9,
-            now=now_micros(),
+            now=now,
+            lanes=lanes,
         )
     )
     assert claim is not None
