@@ -17,6 +17,7 @@ from timestore_pipeline.landing.shapes import readable_reason
 
 # A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
 _ROWS_PER_HASHED_CHUNK = 1 << 16
+_HASHED_BYTES = 1 << 18
 
 # What pandas calls an index without a name, which numbers rows and is no column of anyone's.
 _NAMELESS_INDEX = re.compile(r"^__index_level_\d+__$")
@@ -65,7 +66,11 @@ def table_fingerprint(table: pa.Table) -> str:
     """
     digest = blake3(table.schema.to_string(show_field_metadata=False, show_schema_metadata=False).encode())
     for part in _content(table):
-        with pa.ipc.new_stream(pa.PythonFile(_HashSink(digest), mode="w"), part.schema) as writer:
+        # Through a buffer: each write to the sink takes the interpreter's lock, and a stream has dozens of small ones.
+        with (
+            pa.BufferedOutputStream(pa.PythonFile(_HashSink(digest), mode="w"), _HASHED_BYTES) as stream,
+            pa.ipc.new_stream(stream, part.schema) as writer,
+        ):
             writer.write_table(part.combine_chunks(), max_chunksize=_ROWS_PER_HASHED_CHUNK)
     return digest.hexdigest()
 

@@ -144,14 +144,14 @@ def _stage(
 ) -> dict[int, Answer]:
     outlook.schema = None
     answers: dict[int, Answer] = {}
-    size = sum(item.table.nbytes for item in group.values())
+    size = sum(item.batch.source_bytes for item in group.values())
     with store.writers.connection(threads=1 if size < _ONE_THREAD_BYTES else None) as connection:
         plan = _plan(connection, spec, schema, group, answers)
         order = plan.order
         if not order or plan.schema is None:
             return answers
         batches = [group[number].batch for number in order]
-        expected_bytes = sum(group[number].table.nbytes for number in order)
+        expected_bytes = sum(batch.source_bytes for batch in batches)
         try:
             written = write_segment(
                 store,

@@ -15,13 +15,16 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
+
+import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
-from timestore_pipeline.staging.frames import Frame
+from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
 from timestore_pipeline.staging.together import Answer, Incoming, Outlook, stage_together
@@ -35,11 +38,10 @@ MAX_WAITING_BYTES = 64 << 20
 _MOST_BATCHES_PER_GROUP = 1_000
 _MOST_BYTES_PER_GROUP = 64 << 20
 
-# Callers that wait for their answer come back a moment after they got it. Waiting for them, for a part of what a commit
-# takes, spares most of them a second commit: else two halves take turns, each with commits of its own. A caller that is
-# alone is never waited for, and those that do not come back are waited for ever less.
-_LONGEST_GATHERING_SECONDS = 0.005
-_GATHERING_SHARE = 0.25
+# Callers that wait for their answer come back a moment after they got it. Waiting for them, for no longer than a commit
+# takes, spares them a second commit: else two halves take turns, each with commits of its own. A caller that is alone
+# is never waited for, and those that do not come back are waited for ever less.
+_LONGEST_GATHERING_SECONDS = 0.02
 _LEAST_TRUST = 1 / 64
 
 
@@ -47,14 +49,30 @@ _LEAST_TRUST = 1 / 64
 class _Waiting:
     """A batch that has no answer yet."""
 
-    incoming: Incoming
+    dataset: str
+    table: pa.Table
+    batch_id: str | None
+    source: str
+    fingerprint: str | None
     future: Future[Receipt]
     deadline: float
     retries: int = 0
     bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bytes = self.incoming.table.nbytes
+        self.bytes = self.table.nbytes
+
+    @cached_property
+    def incoming(self) -> Incoming:
+        """The batch with its id, for which its content may have to be hashed.
+
+        Only the writing thread asks: callers that hash at the same time are in each other's way, at the interpreter's
+        lock, for longer than it takes to hash their batches one after the other.
+
+        Raises:
+            BatchRejected: its id or source is one that no ledger can hold.
+        """
+        return Incoming.of(self.dataset, self.table, self.batch_id, self.source, self.fingerprint)
 
 
 class Writer:
@@ -144,8 +162,10 @@ class Writer:
             WriterFull: too many bytes wait, and none were answered in time.
             WriterClosed: the writer is closed.
         """
-        incoming = Incoming.of(self.dataset, data, batch_id, source or self._source, fingerprint)
-        waiting = _Waiting(incoming, Future(), time.monotonic() + self._wait_seconds)
+        source = source or self._source
+        table = as_table(self.dataset, data, source)
+        deadline = time.monotonic() + self._wait_seconds
+        waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, Future(), deadline)
         with self._changed:
             self._check_open()
             if not self._changed.wait_for(lambda: self._closed or self._has_room(waiting.bytes), timeout):
@@ -203,61 +223,80 @@ class Writer:
         return not self._waiting_bytes or self._waiting_bytes + size <= self._max_waiting_bytes
 
     def _run(self) -> None:
-        while group := self._gather():
+        while taken := self._gather():
             started = time.monotonic()
-            refused = self._commit(group)
+            refused = self._commit(self._identified(taken))
             self._last_seconds = time.monotonic() - started
             self._count_turned_away()
             if refused:
-                with self._changed:
-                    self._queue.extendleft(reversed(refused))
+                self._put_back(refused)
                 pause = pause_before(max(waiting.retries for waiting in refused) - 1, random.random())
                 left = min(waiting.deadline for waiting in refused) - time.monotonic()
                 time.sleep(max(0.0, min(pause, left)))
         self._count_turned_away()
 
     def _gather(self) -> list[_Waiting]:
-        """Return the batches to commit next, whose ids are all different; none where the writer is closed and done."""
+        """Take the batches to commit next; none where the writer is closed and done."""
         with self._changed:
             self._arrived.wait_for(lambda: self._queue or self._closed)
-            patience = self._trust * min(_LONGEST_GATHERING_SECONDS, self._last_seconds * _GATHERING_SHARE)
+            patience = self._trust * min(_LONGEST_GATHERING_SECONDS, self._last_seconds)
             came = self._arrived.wait_for(lambda: self._closed or len(self._queue) >= self._awaited, patience)
             self._trust = min(1.0, self._trust * 2) if came else max(_LEAST_TRUST, self._trust / 2)
-            group: list[_Waiting] = []
-            twins: list[_Waiting] = []
-            ids: set[str] = set()
+            taken: list[_Waiting] = []
             size = 0
-            while self._queue and len(group) < _MOST_BATCHES_PER_GROUP and (not group or size < _MOST_BYTES_PER_GROUP):
+            while self._queue and len(taken) < _MOST_BATCHES_PER_GROUP and (not taken or size < _MOST_BYTES_PER_GROUP):
                 waiting = self._queue.popleft()
-                batch_id = waiting.incoming.batch.batch_id
-                # Once the first of two has its answer, the ledger says what becomes of the second.
-                (twins if batch_id in ids else group).append(waiting)
-                ids.add(batch_id)
+                taken.append(waiting)
                 size += waiting.bytes
-            self._queue.extendleft(reversed(twins))
-            return group
+            return taken
+
+    def _identified(self, taken: list[_Waiting]) -> list[_Waiting]:
+        """Return those whose ids are all different, once the others have been answered, dropped or put back."""
+        group: dict[str, _Waiting] = {}
+        twins: list[_Waiting] = []
+        done: list[_Waiting] = []
+        for waiting in taken:
+            if not (waiting.future.running() or waiting.future.set_running_or_notify_cancel()):
+                done.append(waiting)
+                continue
+            try:
+                batch_id = waiting.incoming.batch.batch_id
+            except BaseException as error:  # as in _commit: whatever it is
+                waiting.future.set_exception(error)
+                done.append(waiting)
+                continue
+            if batch_id in group:
+                # Once the first of two has its answer, the ledger says what becomes of the second.
+                twins.append(waiting)
+            else:
+                group[batch_id] = waiting
+        self._forget(done)
+        self._put_back(twins)
+        return list(group.values())
+
+    def _put_back(self, batches: list[_Waiting]) -> None:
+        with self._changed:
+            self._queue.extendleft(reversed(batches))
 
     def _commit(self, group: list[_Waiting]) -> list[_Waiting]:
         """Stage a group and answer its batches; return those that are to be tried again."""
-        running = [waiting for waiting in group if waiting.retries or waiting.future.set_running_or_notify_cancel()]
-        self._forget([waiting for waiting in group if waiting not in running])
-        if not running:
+        if not group:
             return []
         try:
-            answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in running], self._outlook)
-            again = self._refused_for_now(running, answers)
+            answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in group], self._outlook)
+            again = self._refused_for_now(group, answers)
             publish_if_direct(self._store, self.dataset)
         except BaseException as error:  # whatever it is, callers wait for their answer
-            log.exception("dataset %r: %s batches could not be written", self.dataset, len(running))
-            for waiting in running:
+            log.exception("dataset %r: %s batches could not be written", self.dataset, len(group))
+            for waiting in group:
                 waiting.future.set_exception(error)
-            self._forget(running)
+            self._forget(group)
             return []
         with self._changed:
             # Before any of them can be back: who waits already, and who is about to come back.
-            self._awaited = len(self._queue) + len(running)
+            self._awaited = len(self._queue) + len(group)
         answered = []
-        for waiting, answer in zip(running, answers, strict=True):
+        for waiting, answer in zip(group, answers, strict=True):
             if waiting in again:
                 continue
             answered.append(waiting)
@@ -268,12 +307,12 @@ class Writer:
         self._forget(answered)
         return again
 
-    def _refused_for_now(self, running: list[_Waiting], answers: list[Answer]) -> list[_Waiting]:
+    def _refused_for_now(self, group: list[_Waiting], answers: list[Answer]) -> list[_Waiting]:
         """Count the batches that were refused for want of room, and return those that have time left."""
         now = time.monotonic()
         again: list[_Waiting] = []
         counts: dict[tuple[type[TimestoreError], str], tuple[TimestoreError, int]] = {}
-        for waiting, answer in zip(running, answers, strict=True):
+        for waiting, answer in zip(group, answers, strict=True):
             if not isinstance(answer, tuple(REFUSALS)):
                 continue
             metric = DROPPED_BATCHES if now >= waiting.deadline else RETRIED_BATCHES

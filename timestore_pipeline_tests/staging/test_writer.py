@@ -116,6 +116,7 @@ def test_what_is_wrong_with_one_batch_of_a_group_is_answered_to_its_caller_only(
             "columns": writer.submit(batch(1).drop_columns(["temp"])),
             "value": writer.submit(bad_value),
             "conflict": writer.submit(batch(2), batch_id="taken"),
+            "id": writer.submit(batch(5), batch_id="a\0b"),
         }
         right = [writer.submit(batch(number)) for number in (3, 4)]
         same = writer.submit(batch(1000), batch_id="taken")
@@ -128,6 +129,8 @@ def test_what_is_wrong_with_one_batch_of_a_group_is_answered_to_its_caller_only(
             wrong["value"].result(30)
         with pytest.raises(BatchConflict, match="'taken'"):
             wrong["conflict"].result(30)
+        with pytest.raises(BatchRejected, match="batch id"):
+            wrong["id"].result(30)
 
     assert readable(store) == rows_of(*(batch(number) for number in (0, 3, 4, 1000)))
 
