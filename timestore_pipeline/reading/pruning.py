@@ -55,32 +55,43 @@ class Pruning:
     conditions: Mapping[str, str]
 
     def surviving(
-        self, connection: duckdb.DuckDBPyConnection, dataset: str, columns: Sequence[Column], statistics: pa.Table
-    ) -> list[int] | None:
-        """Return the numbers of the rows of ``statistics`` that must be read, None for all of them.
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        dataset: str,
+        columns: Sequence[Column],
+        statistics: Sequence[pa.Table],
+    ) -> list[list[int]] | None:
+        """Return for each table of ``statistics`` the numbers of the rows that must be read, None for all of all.
 
-        ``statistics`` has a row per file or slice and, as far as they are known, columns ``min.<name>`` and
-        ``max.<name>``.
+        A table has a row per file or slice and, as far as they are known, columns ``min.<name>`` and ``max.<name>``.
         """
         condition = self.conditions.get(dataset)
-        if condition is None or not statistics.num_rows:
+        if condition is None:
             return None
-        bounds = ", ".join(
-            _bound(prefix + column.name, column.type, statistics.column_names)
-            for column in columns
-            for prefix in (LOW, HIGH)
+        found: list[list[int]] = [[] for _ in statistics]
+        tables = {f"_statistics_{part}": (part, table) for part, table in enumerate(statistics) if table.num_rows}
+        if not tables:
+            return found
+        # One statement over all tables, and of the bounds that count only: it costs more to plan than to run.
+        selects = " UNION ALL ".join(
+            f"SELECT {part} AS part, row_number() OVER () - 1 AS number"
+            f"{_bounds(condition, columns, table.column_names)} FROM {name}"
+            for name, (part, table) in tables.items()
         )
-        connection.register("_statistics", statistics)
+        for name, (_, table) in tables.items():
+            connection.register(name, table)
         try:
             rows = connection.execute(
-                f"SELECT number FROM (SELECT row_number() OVER () - 1 AS number, {bounds} FROM _statistics) "
-                f"WHERE ({condition}) IS DISTINCT FROM false ORDER BY number"
+                f"SELECT part, number FROM ({selects}) WHERE ({condition}) IS DISTINCT FROM false ORDER BY part, number"
             ).fetchall()
         except duckdb.Error:
             return None  # the query itself says better what is wrong with it, if anything is
         finally:
-            connection.unregister("_statistics")
-        return [number for (number,) in rows]
+            for name in tables:
+                connection.unregister(name)
+        for part, number in rows:
+            found[part].append(number)
+        return found
 
 
 READ_ALL = Pruning({})
@@ -115,6 +126,11 @@ def prune(connection: duckdb.DuckDBPyConnection, sql: str, columns: Mapping[str,
         )
     except (duckdb.Error, LookupError, TypeError, AttributeError):
         return READ_ALL  # a shape of query that this version of DuckDB describes in other words
+
+
+def _bounds(condition: str, columns: Sequence[Column], known: Sequence[str]) -> str:
+    names = ((prefix + column.name, column.type) for column in columns for prefix in (LOW, HIGH))
+    return "".join(f", {_bound(name, type_, known)}" for name, type_ in names if quote(name) in condition)
 
 
 def _bound(name: str, type_: str, known: Sequence[str]) -> str:

@@ -208,9 +208,10 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
     if snapshot.spec.key and snapshot.slices:
         parts = _keyed(store, connection, snapshot, columns, pruning)
     else:
-        files = _published_files(store, connection, snapshot, columns, pruning)
-        parts = _from_files(store, snapshot, columns, [path for path, _ in files])
-        parts += _staged(store, connection, snapshot, columns, _wanted_slices(connection, snapshot, columns, pruning))
+        files = _published_files(store, snapshot)
+        wanted, slices = _wanted(connection, snapshot, columns, pruning, files)
+        parts = _from_files(store, snapshot, columns, [path for path, _ in wanted])
+        parts += _staged(store, connection, snapshot, columns, slices)
     body = " UNION ALL ".join(parts) or f"SELECT {typed_nulls(columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
 
@@ -229,38 +230,55 @@ def _keyed(
     """
     spec = snapshot.spec
     keys = {spec.window_at(piece.window_start).key: piece.window_start for piece in snapshot.slices}
-    wanted = _published_files(store, connection, snapshot, columns, pruning)
+    files = _published_files(store, snapshot)
+    wanted, slices = _wanted(connection, snapshot, columns, pruning, files)
     asked = {key for _, key in wanted if key in keys}
-    asked |= {
-        spec.window_at(piece.window_start).key for piece in _wanted_slices(connection, snapshot, columns, pruning)
-    }
+    asked |= {spec.window_at(piece.window_start).key for piece in slices}
     parts = _from_files(store, snapshot, columns, [path for path, key in wanted if key not in keys])
     if asked:
         starts = {keys[key] for key in asked}
-        every_file = _published_files(store, connection, snapshot, columns, READ_ALL) if pruning.conditions else wanted
         stored = spec.table_columns(columns)
-        rows = _from_files(store, snapshot, stored, [path for path, key in every_file if key in asked])
+        rows = _from_files(store, snapshot, stored, [path for path, key in _keyed_paths(files) if key in asked])
         pieces = [piece for piece in snapshot.slices if piece.window_start in starts]
         rows += _staged(store, connection, snapshot, stored, pieces)
         parts.append(f"SELECT {column_list(columns)} FROM ({winning_rows(spec, stored, ' UNION ALL '.join(rows))})")
     return parts
 
 
-def _published_files(
-    store: Store,
+def _published_files(store: Store, snapshot: Snapshot) -> pa.Table:
+    """Return the published files and their bounds, as :func:`file_bounds` does."""
+    if snapshot.table_version is None:
+        return pa.table({name: pa.array([], pa.string()) for name in ("path", WINDOW_COLUMN)})
+    name = snapshot.spec.name
+    return file_bounds(open_table(store.table(name), name, snapshot.table_version))
+
+
+def _keyed_paths(files: pa.Table) -> list[tuple[str, str]]:
+    """Return the path of each file with its window's key."""
+    return list(zip(files["path"].to_pylist(), files[WINDOW_COLUMN].to_pylist(), strict=True))
+
+
+def _wanted(
     connection: duckdb.DuckDBPyConnection,
     snapshot: Snapshot,
     columns: tuple[Column, ...],
     pruning: Pruning,
-) -> list[tuple[str, str]]:
-    """Return the published files that a query can have rows of, each with its window's key."""
-    if snapshot.table_version is None:
-        return []
-    name = snapshot.spec.name
-    bounds = file_bounds(open_table(store.table(name), name, snapshot.table_version))
-    wanted = pruning.surviving(connection, name, columns, bounds)
-    rows = (bounds if wanted is None else bounds.take(pa.array(wanted, pa.int64()))).select(["path", WINDOW_COLUMN])
-    return [(row["path"], row[WINDOW_COLUMN]) for row in rows.to_pylist()]
+    files: pa.Table,
+) -> tuple[list[tuple[str, str]], Sequence[Slice]]:
+    """Return the published files, with their windows' keys, and the slices that a query can have rows of."""
+    time = snapshot.spec.time_column(columns).name
+    bounds = {
+        f"{LOW}{time}": [piece.min_time for piece in snapshot.slices],
+        f"{HIGH}{time}": [piece.max_time for piece in snapshot.slices],
+    }
+    type_ = pa.timestamp("us", "UTC")
+    slices = pa.table({name: pa.array(values, pa.int64()).cast(type_) for name, values in bounds.items()})
+    found = pruning.surviving(connection, snapshot.spec.name, columns, [files, slices])
+    named = _keyed_paths(files)
+    if found is None:
+        return named, snapshot.slices
+    of_files, of_slices = found
+    return [named[number] for number in of_files], [snapshot.slices[number] for number in of_slices]
 
 
 def _from_files(store: Store, snapshot: Snapshot, columns: tuple[Column, ...], paths: Sequence[str]) -> list[str]:
@@ -269,20 +287,6 @@ def _from_files(store: Store, snapshot: Snapshot, columns: tuple[Column, ...], p
     # Older files may have fewer or narrower columns.
     relation = parquet_relation(store.table(snapshot.spec.name), paths, columns if snapshot.evolved else None)
     return [f"SELECT {column_list(columns)} FROM {relation}"]
-
-
-def _wanted_slices(
-    connection: duckdb.DuckDBPyConnection, snapshot: Snapshot, columns: tuple[Column, ...], pruning: Pruning
-) -> Sequence[Slice]:
-    time = snapshot.spec.time_column(columns).name
-    bounds = {
-        f"{LOW}{time}": [piece.min_time for piece in snapshot.slices],
-        f"{HIGH}{time}": [piece.max_time for piece in snapshot.slices],
-    }
-    type_ = pa.timestamp("us", "UTC")
-    statistics = pa.table({name: pa.array(values, pa.int64()).cast(type_) for name, values in bounds.items()})
-    wanted = pruning.surviving(connection, snapshot.spec.name, columns, statistics)
-    return snapshot.slices if wanted is None else [snapshot.slices[number] for number in wanted]
 
 
 def _staged(

@@ -122,8 +122,7 @@ def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence
     stored = pieces[0].columns
     time = spec.time_column(stored)
     condition = " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
-    rows = f"SELECT * FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
-    return f"SELECT {_as_rows_of(columns, pieces[0])} FROM ({rows})"
+    return f"SELECT {_as_rows_of(columns, pieces[0])} FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
 
 
 def gather_slices(
