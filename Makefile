@@ -9,6 +9,8 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); ec
 SECONDS ?= 300
 # Which suites, and how often: --only writing --only reading --only serving --repeats 5; how cost grows: --only growth
 BENCH_ARGS ?=
+# Which sample of the matrices `make test` runs; by default a new one each time, printed at the top: SEED=4f20ab
+SEED ?=
 # More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
 PYTEST_ARGS ?=
 
@@ -20,21 +22,37 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# Where it is set, each of the many processes that tests start would compile the project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format dev demo bench soak docs screenshots clean
+.PHONY: help test test-quick test-all lint format dev demo bench soak docs screenshots clean
 
 help:  ## Show these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: lint  ## Lint, type-check, run every test (installs the servers that some tests need, where it may)
-	@.ci/install-servers
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not bench" $(PYTEST_ARGS)
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --bar
+
+test: lint  ## Lint, type-check, run the tests (installs the servers that some need, where it may)
+	@echo "Servers of the tests ..." && .ci/install-servers
+	@echo "Tests, by $(WORKERS) processes ..."
+	@$(PYTEST) --sample $(if $(SEED),--seed $(SEED)) -m "not bench" $(PYTEST_ARGS)
+
+test-quick: lint  ## The same without what needs a server or another process: two minutes, for while you work
+	@echo "Tests without servers and processes, by $(WORKERS) processes ..."
+	@$(PYTEST) --quick $(if $(SEED),--seed $(SEED)) -m "not bench" $(PYTEST_ARGS)
+
+test-all: lint  ## The same with all cases of all matrices, and long fuzzing and soaking: an hour or two
+	@echo "Servers of the tests ..." && .ci/install-servers
+	@echo "Tests, all of them, by $(WORKERS) processes ..."
+	@$(PYTEST) --thorough -m "not bench" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## Lint and type-check only
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	@echo "Lint ..."
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@echo "Types, in half a minute ..."
+	@$(BIN)/pyright
 
 format: $(VENV)/.installed-dev  ## Format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix-only --quiet

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from timestore_pipeline.store import Store
     from timestore_pipeline_tests.object_store import Bucket
 
+pytest_plugins = ("timestore_pipeline_tests.sampling", "timestore_pipeline_tests.progress")
+
 # Examples are not timed: how long one takes says more of the machine than of the code.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
@@ -73,12 +75,33 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def shared_statements() -> Iterator[None]:
+    """A statement is compiled once for all ledgers of this process that are on one kind of database."""
+    from timestore_pipeline_tests.reuse import compiled_once
+
+    with compiled_once():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def shared_schema() -> Iterator[None]:
+    """A new ledger has the schema that one migration has left; overridden where migrations are what is tested."""
+    from timestore_pipeline_tests.reuse import migrated_once
+
+    with migrated_once():
+        yield
+
+
 ON_BOTH_LEDGERS = ("ledger", "staging", "building", "reading", "lifecycle", "crash")
 """Folders whose tests run on both SQLite and PostgreSQL, as far as they open an installation (``home``)."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what touches the ledger once on each database; ``@pytest.mark.only_on("sqlite")`` for what is of one only."""
+    """Run what touches the ledger once on each database; ``@pytest.mark.only_on("sqlite")`` for what is of one only.
+
+    A sample of the tests has one of the two (see ``sampling.py``), both where a test is marked ``both_ledgers``.
+    """
     folder = metafunc.definition.path.relative_to(Path(__file__).parent).parts[0]
     if "ledger_kind" not in metafunc.fixturenames or folder not in ON_BOTH_LEDGERS:
         return

@@ -27,6 +27,14 @@ from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.postgresql import URL_VARIABLE, shared_server
 
 
+pytestmark = pytest.mark.both_ledgers
+
+
+@pytest.fixture(autouse=True)
+def shared_schema() -> None:
+    """Each ledger is migrated here."""
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "ledger.sqlite"
