@@ -7,7 +7,8 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
@@ -84,7 +85,34 @@ def serve(settings: Settings | None, host: str, port: int, ready: Callable[[str]
         SettingsError: the address is not this machine's and there are no tokens, or they are not usable.
         TimestoreError: it cannot listen there, or the installation is not usable.
     """
-    settings = settings or load_settings()
+    with listening(settings or load_settings(), host, port) as server:
+        # uvicorn sends itself the signal again once it has ended in order: that is no way to die.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        ready(server.url)
+        server.run()
+
+
+class HttpServer:
+    """A server that listens; what is sent to it waits until it is run."""
+
+    def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        self.url = _url(listener)
+        self._server = server
+        self._listener = listener
+
+    def run(self) -> None:
+        """Answer until SIGTERM or SIGINT reaches the main thread if this is it, or until :meth:`stop`."""
+        self._server.run(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Take nothing more, and let :meth:`run` return once all that was begun is answered."""
+        self._server.should_exit = True
+
+
+@contextmanager
+def listening(settings: Settings, host: str, port: int) -> Iterator[HttpServer]:
+    """Open the installation and listen; see :func:`serve`, also for what is raised."""
     tokens = Tokens(settings)
     if not tokens.required and not is_loopback(host):
         raise SettingsError(
@@ -103,11 +131,7 @@ def serve(settings: Settings | None, host: str, port: int, ready: Callable[[str]
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(settings.http_body_seconds + settings.http_request_seconds),
         )
-        # uvicorn sends itself the signal again once it has ended in order: that is no way to die.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        ready(_url(listener))
-        uvicorn.Server(config).run(sockets=[listener])
+        yield HttpServer(uvicorn.Server(config), listener)
 
 
 def is_loopback(host: str) -> bool:

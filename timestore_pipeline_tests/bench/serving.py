@@ -17,7 +17,7 @@ from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline_tests.bench.measure import HEADER, Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, open_store, ticks
 from timestore_pipeline_tests.builders import arrow_bytes
-from timestore_pipeline_tests.http.server import serving
+from timestore_pipeline_tests.http.server import process_serving
 
 ROWS = 1_000
 BATCHES = 320
@@ -70,7 +70,7 @@ def _http(workspace: Path, media_type: str, bodies: list[bytes]) -> Callable[[],
             (home / "datasets.yaml").write_text(DATASETS)
             unlimited = {"TIMESTORE_STAGING_MAX_PENDING": "0", "TIMESTORE_STAGING_MAX_DATASET_BYTES": "0"}
             environment = {**os.environ, "TIMESTORE_HOME": folder, **unlimited}
-            with serving(environment, home / "server.log") as server, ThreadPoolExecutor(CONNECTIONS) as pool:
+            with process_serving(environment, home / "server.log") as server, ThreadPoolExecutor(CONNECTIONS) as pool:
                 first, *others = bodies
                 post(server.port, [first])
                 shares = [others[number::CONNECTIONS] for number in range(CONNECTIONS)]

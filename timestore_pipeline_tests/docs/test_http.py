@@ -16,7 +16,7 @@ import yaml
 from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.openapi import ENDPOINTS
 from timestore_pipeline.http.tokens import Tokens
-from timestore_pipeline.settings import Settings
+from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline_tests.http.server import Server, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
@@ -27,8 +27,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def server(store_environment: Callable[..., dict[str, str]], tmp_path: Path) -> Iterator[Server]:
-    with serving(store_environment(), tmp_path / "server.log") as server:
+def server(store_environment: Callable[..., dict[str, str]]) -> Iterator[Server]:
+    store_environment()
+    with serving(load_settings()) as server:
         yield server
 
 

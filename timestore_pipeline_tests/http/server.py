@@ -1,4 +1,4 @@
-"""A server process of one's own, as an operator starts it."""
+"""Servers of one's own: a process as an operator starts it, and a thread of the test where that is not the point."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import httpx
+
+from timestore_pipeline.http.server import listening
+from timestore_pipeline.settings import Settings
 
 TOKENS = {"all": "token-of-all", "weather": "token-of-weather", "reader": "token-of-reader", "scraper": "of-scraper"}
 """Name → token, of :func:`tokens_document`."""
@@ -40,6 +44,36 @@ def bearer(name: str) -> dict[str, str]:
 
 
 class Server:
+    """A server at ``url``."""
+
+    url: str
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rpartition(":")[2])
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client of it."""
+        return httpx.Client(base_url=self.url, headers=headers, timeout=240, trust_env=False)
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[Server]:
+    """Serve an installation in a thread of this process, to the end of the block."""
+    with listening(settings, "127.0.0.1", 0) as listener:
+        thread = Thread(target=listener.run)
+        thread.start()
+        server = Server()
+        server.url = listener.url
+        try:
+            yield server
+        finally:
+            listener.stop()
+            thread.join()
+
+
+class ServerProcess(Server):
     """A ``timestore serve`` that has said where it listens."""
 
     def __init__(self, environment: dict[str, str], log: Path, port: int = 0) -> None:
@@ -56,26 +90,17 @@ class Server:
         assert line.startswith("serving at "), log.read_text()
         self.url = line.removeprefix("serving at ").strip()
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.url.rpartition(":")[2])
-
-    def client(self, **headers: str) -> httpx.Client:
-        """A client of it."""
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
-
     def kill(self) -> None:
         """End it as a power cut would."""
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(60)
+        self.process.wait(240)
         self._close()
 
     def stop(self) -> int:
         """Ask it to end, and return its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(120)
+        code = self.process.wait(240)
         self._close()
         return code
 
@@ -86,9 +111,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(environment: dict[str, str], log: Path, port: int = 0) -> Iterator[Server]:
-    """Start a server, and stop it at the end of the block."""
-    server = Server(environment, log, port)
+def process_serving(environment: dict[str, str], log: Path, port: int = 0) -> Iterator[ServerProcess]:
+    """Start a server process, and stop it at the end of the block."""
+    server = ServerProcess(environment, log, port)
     try:
         yield server
     finally:

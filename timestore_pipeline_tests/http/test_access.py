@@ -27,8 +27,8 @@ def tokens_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_token_opens_what_it_is_for_and_is_in_no_log(make_server, tokens_file: Path, tmp_path: Path):
-    server = make_server(http_tokens_file=tokens_file)
+def test_a_token_opens_what_it_is_for_and_is_in_no_log(start_server, tokens_file: Path, tmp_path: Path):
+    server = start_server(http_tokens_file=tokens_file)
     with server.client() as client:
         for answer in (
             post(client, ROW, CSV),
@@ -77,7 +77,7 @@ def test_without_tokens_only_this_machine_is_served(store_environment: Callable[
     environment = store_environment()
     command = [sys.executable, "-m", "timestore_pipeline.cli", "serve", "--host", "0.0.0.0", "--port", "0"]
 
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
     assert ended.returncode == 3
     assert "TIMESTORE_HTTP_TOKENS_FILE" in ended.stderr

@@ -66,7 +66,7 @@ def test_a_ledger_that_is_away_is_told(make_server):
 
 
 def hung_up(connection: socket.socket) -> bool:
-    connection.settimeout(60)
+    connection.settimeout(240)
     try:
         while connection.recv(65_536):
             pass
@@ -75,7 +75,8 @@ def hung_up(connection: socket.socket) -> bool:
     return True
 
 
-def test_a_client_that_dribbles_its_headers_is_hung_up_on(make_server):
+def test_a_client_that_dribbles_its_headers_is_hung_up_on(make_server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("timestore_pipeline.http.server.HEADER_SECONDS", 2.0)
     server = make_server()
     with socket.create_connection(("127.0.0.1", server.port)) as slow, server.client() as client:
         stop = threading.Event()
@@ -103,7 +104,7 @@ def test_a_body_that_does_not_come_is_answered_and_hung_up_on(make_server):
             b"POST /datasets/weather/batches HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n"
             b"Content-Length: 1000\r\n\r\nts,station,temp\n"
         )
-        slow.settimeout(60)
+        slow.settimeout(240)
         answer = b""
         while piece := slow.recv(65_536):
             answer += piece
@@ -112,13 +113,13 @@ def test_a_body_that_does_not_come_is_answered_and_hung_up_on(make_server):
 
 
 def test_only_so_many_requests_go_on_at_the_same_time(make_server):
-    server = make_server(http_max_requests=1, http_body_seconds=30)
+    server = make_server(http_max_requests=1, http_body_seconds=240)
     with socket.create_connection(("127.0.0.1", server.port)) as slow, server.client() as client:
         slow.sendall(
             b"POST /datasets/weather/batches HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n"
             + f"Content-Length: {len(ROW)}\r\n\r\n".encode()
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while (refused := client.get("/datasets")).status_code != 503 and time.monotonic() < deadline:
             time.sleep(0.01)
         problem(refused, 503, "busy")
@@ -138,8 +139,8 @@ def test_bodies_are_held_up_to_a_limit_and_one_always():
     room.take(40)
 
 
-def test_a_server_that_is_stopped_answers_what_it_has_begun(make_server):
-    server = make_server()
+def test_a_server_that_is_stopped_answers_what_it_has_begun(start_server):
+    server = start_server()
     body = parquet_bytes(hourly(2_000))
     answered: list[httpx.Response] = []
     begun = threading.Barrier(17)
@@ -157,7 +158,7 @@ def test_a_server_that_is_stopped_answers_what_it_has_begun(make_server):
     with ThreadPoolExecutor(16) as pool:
         clients = [pool.submit(one, number) for number in range(16)]
         begun.wait()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(answered) < 8 and time.monotonic() < deadline:
             time.sleep(0.005)
         code = server.stop()
