@@ -243,14 +243,14 @@ def free_port() -> int:
 
 @pytest.fixture
 def program() -> Callable[[str], str]:
-    """Finds a program of the system; without it the test is skipped, or fails where ``CI`` says all must be there."""
+    """Finds a program of the system, see :func:`find_program`."""
+    return find_program
 
-    def find(name: str) -> str:
-        path = shutil.which(name)
-        if path is None and os.environ.get("CI") == "true":
-            pytest.fail(f"{name} is not installed; .ci/install-servers installs it")
-        if path is None:
-            pytest.skip(f"{name} is not installed; .ci/install-servers installs it")
-        return path
 
-    return find
+def find_program(name: str) -> str:
+    """Return the path of a program; without it the test is skipped, or fails where ``CI`` says all must be there."""
+    path = shutil.which(name)
+    if path is None:
+        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        complain(f"{name} is not installed; .ci/install-servers installs it")
+    return path

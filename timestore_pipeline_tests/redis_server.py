@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import redis
+from typing import TYPE_CHECKING
 
 from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.processes import end_with_the_parent
+
+if TYPE_CHECKING:
+    import redis
 
 _DEADLINE_SECONDS = 30
 
@@ -35,6 +37,8 @@ class RedisServer:
 
     def client(self, database: int = 0) -> redis.Redis:
         """A client of one of its databases."""
+        import redis
+
         return redis.Redis(host=self._address, port=self.port, db=database)
 
     def start(self) -> None:
@@ -60,6 +64,8 @@ class RedisServer:
             self._process.wait()
 
     def _answers(self) -> bool:
+        import redis
+
         try:
             with self.client() as client:
                 return bool(client.ping())

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment
+from timestore_pipeline_tests.e2e.conftest import ROOT, Site
 from timestore_pipeline_tests.redis_server import RedisServer
 
 SHIPPED = ROOT / "deploy" / "celery"
 WORKER_APP = "timestore_pipeline.orchestration.celery_worker"
+SIGNALLED_WORKER_APP = "timestore_pipeline_tests.distributed.worker"
+"""The same, and runs send themselves the signals that the file named by :data:`SIGNALS_VARIABLE` says."""
+SIGNALS_VARIABLE = "SIGNALS_OF_RUNS"
 
 
 def servers_environment(
@@ -45,17 +48,19 @@ def write_instance(home: Path, *, poll_seconds: int = 2, silence_seconds: float 
 
 
 @dataclass
-class CeleryDeployment(Deployment):
+class CeleryDeployment(Site):
     """A daemon and workers, started and stopped at will."""
 
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    worker_app: str = WORKER_APP
 
     def start_worker(self, name: str = "one", processes: int = 2) -> None:
         """Start a worker and wait until it takes runs."""
+        before = self.worker_said(name).count(" ready.")
         with self.worker_log(name).open("ab") as log:
             self.workers[name] = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "celery", "-A", WORKER_APP, "worker", "-Q", "dagster"),
+                    *(sys.executable, "-m", "celery", "-A", self.worker_app, "worker", "-Q", "dagster"),
                     *("-n", f"{name}@%h", "-c", str(processes), "--loglevel", "INFO"),
                 ],
                 cwd=self.folder,
@@ -65,7 +70,7 @@ class CeleryDeployment(Deployment):
                 stderr=log,
                 start_new_session=True,
             )
-        self.wait_for(f"worker {name} is ready", lambda: " ready." in self.worker_said(name))
+        self.wait_for(f"worker {name} is ready", lambda: self.worker_said(name).count(" ready.") > before)
 
     def kill_worker(self, name: str) -> None:
         """Kill a worker with its pool, as the death of its host does."""

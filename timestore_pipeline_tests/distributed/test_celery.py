@@ -1,39 +1,42 @@
-"""Runs on Celery workers, by the files of ``deploy/celery``: a real Redis, a real PostgreSQL, real workers."""
+"""Runs on Celery workers, by the files of ``deploy/celery``; what is shared are PostgreSQL, Redis, an object store."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import dagster as dg
 import pytest
+from deltalake import DeltaTable
 
-from timestore_pipeline import crash_points
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
-from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import counted, published, readable
+from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline_tests.builders import counted, hourly, published, readable, rows_of, weather_csv
+from timestore_pipeline_tests.distributed.conftest import Servers
 from timestore_pipeline_tests.distributed.deployment import CeleryDeployment
 from timestore_pipeline_tests.e2e.test_faults import (
-    all_runs_have_ended,
     each_twice,
     file_of,
+    published_rows,
     resume,
     run_at_its_crash_point,
     stations,
 )
-from timestore_pipeline_tests.redis_server import RedisServer
+from timestore_pipeline_tests.fault_proxy import Effect, Fault, slow_down
 
-pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
-Drop = Callable[[Store, str, str, str | bytes], Path]
+Land = Callable[[str, str, str], str]
 FAILURE, STARTED, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
 CANCELED = dg.DagsterRunStatus.CANCELED
+ROWS_PER_FILE = 30
+# One job builds all datasets, as all have windows of a day.
+BUILD = "partition_build"
 
 
 def statuses(deployment: CeleryDeployment, job: str) -> Counter[dg.DagsterRunStatus]:
-    return Counter(run.status for run in deployment.instance.get_runs(dg.RunsFilter(job_name=job)))
+    return Counter(run.status for run in deployment.runs(job_name=job))
 
 
 def status_of(deployment: CeleryDeployment, run_id: str) -> dg.DagsterRunStatus:
@@ -42,60 +45,99 @@ def status_of(deployment: CeleryDeployment, run_id: str) -> dg.DagsterRunStatus:
     return run.status
 
 
-def test_what_lands_is_staged_and_built_by_a_worker_also_after_a_run_was_canceled(
-    deploy_celery: Callable[..., CeleryDeployment], drop: Drop
+def test_what_lands_in_a_bucket_is_published_into_it_by_a_worker_whatever_the_store_does_meanwhile(
+    celery: CeleryDeployment, servers: Servers, land: Land
 ):
-    deployment = deploy_celery(staging_flush_max_rows=1, signals=f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
-    store = deployment.store
-    deployment.start_worker(processes=1)
-    deployment.start()
-    drop(store, "weather", "1.csv", file_of(1))
+    store, bucket = celery.store, servers.bucket
 
-    canceled = run_at_its_crash_point(deployment, "partition_build_day")
-    assert deployment.instance.run_launcher.terminate(canceled.run_id)
-    resume(deployment)
-    deployment.wait_for("the run is canceled", lambda: status_of(deployment, canceled.run_id) is CANCELED)
+    def land_rows(station: str) -> list[tuple[object, ...]]:
+        """Let a file of rows in two windows land; return its rows."""
+        table = hourly(ROWS_PER_FILE, station=station)
+        lines = (f"{row['ts']:%Y-%m-%dT%H:%M:%SZ},{station},{row['temp']}" for row in table.to_pylist())
+        land("landed", f"{station} %.csv", weather_csv(*lines))
+        return rows_of(table)
 
-    deployment.wait_for("the next run publishes", lambda: stations(published(store)) == each_twice(1))
-    deployment.wait_for("all runs end", lambda: all_runs_have_ended(deployment))
-    assert stations(readable(store)) == each_twice(1)
-    assert statuses(deployment, "ingest") == {SUCCESS: 1}
-    assert statuses(deployment, "partition_build_day") == {CANCELED: 1, SUCCESS: 1}
-    worker = deployment.workers.pop("one")
+    expected = [row for number in range(3) for row in land_rows(f"first-{number}")]
+    land("landed", "bad.csv", "no,such,columns\n1,2,3\n")
+    bucket.proxy.add(
+        *(slow_down(operation, times=2) for operation in ("LIST", "GET", "PUT", "COPY", "DELETE_MANY")),
+        # The first segment, and the first commit of a table: done, and the answer is lost.
+        Fault(Effect.DROP_AFTER, "PUT", key="staging/*"),
+        Fault(Effect.DROP_AFTER, "PUT", key="tables/*"),
+        Fault(Effect.CUT, "GET", key="staging/*"),
+    )
+    celery.wait_for("the first rows are published", lambda: published_rows(store, "landed") == len(expected))
+
+    land_rows("first-0")  # delivered twice
+    expected += [row for number in range(2) for row in land_rows(f"second-{number}")]
+    celery.wait_for("all rows are published", lambda: published_rows(store, "landed") == len(expected))
+    celery.wait_for("nothing waits", lambda: not bucket.keys("landing/landed/"))
+    celery.wait_for_the_end_of_runs()
+
+    assert readable(store, "landed") == sorted(expected, key=repr)
+    table = DeltaTable(f"{bucket.url}/tables/landed").to_pyarrow_table()
+    assert table.num_rows == len(expected) == 5 * ROWS_PER_FILE
+    assert {run.status for run in celery.runs()} == {SUCCESS}
+    assert len({bucket.get(key) for key in bucket.keys("archive/landed/")}) == 5
+    with store.ledger.read() as tx:
+        (entry,) = open_entries(tx)
+    assert bucket.get(f"staging/{entry.path}") == b"no,such,columns\n1,2,3\n"
+    assert not store.settings.path("data/staging").exists(), "nothing but what may be lost is on the host"
+    assert not store.settings.path("data/tables").exists()
+
+
+def test_a_run_that_is_canceled_loses_and_doubles_nothing_and_a_worker_that_is_asked_to_stop_does(
+    celery: CeleryDeployment, land: Land
+):
+    store = celery.store
+    celery.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
+    land("canceled", "1.csv", file_of(1))
+
+    canceled = run_at_its_crash_point(celery, BUILD)
+    celery.signal_runs("")
+    assert celery.instance.run_launcher.terminate(canceled.run_id)
+    resume(celery)
+    celery.wait_for("the run is canceled", lambda: status_of(celery, canceled.run_id) is CANCELED)
+
+    celery.wait_for("the next run publishes", lambda: published_rows(store, "canceled") == 2)
+    celery.wait_for_the_end_of_runs()
+    assert stations(readable(store, "canceled")) == stations(published(store, "canceled")) == each_twice(1)
+    assert statuses(celery, "ingest") == {SUCCESS: 1}
+    assert statuses(celery, BUILD) == {CANCELED: 1, SUCCESS: 1}
+    _, worker = celery.workers.popitem()
     worker.terminate()
-    assert worker.wait(20) == 0, "a worker that is asked to stop ends when its runs have"
+    assert worker.wait(120) == 0, "a worker that is asked to stop ends when its runs have"
 
 
 def test_a_broker_that_forgets_and_a_worker_that_dies_in_mid_build_lose_and_double_nothing(
-    deploy_celery: Callable[..., CeleryDeployment], drop: Drop, broker: RedisServer
+    celery: CeleryDeployment, servers: Servers, land: Land
 ):
-    # Each file has two windows: the first build stops at its first one, and so does the second.
-    point = CrashPoint.PARQUET_IN_PLACE
-    deployment = deploy_celery(staging_flush_max_rows=1, signals=f"{point}=SIGSTOP,{point}:3=SIGSTOP")
-    store = deployment.store
-    deployment.start_worker("one", processes=1)
-    deployment.start()
+    store = celery.store
+    celery.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
 
-    drop(store, "weather", "1.csv", file_of(1))
-    first = run_at_its_crash_point(deployment, "partition_build_day")
-    broker.stop()
-    drop(store, "weather", "2.csv", file_of(2))
-    deployment.wait_for("a run fails for want of a broker", lambda: statuses(deployment, "ingest")[FAILURE] > 0)
-    broker.start()
-    resume(deployment)
-    deployment.wait_for("the second file is staged", lambda: stations(readable(store)) == each_twice(1, 2))
-    assert stations(published(store)) == each_twice(1)
-    deployment.wait_for("the run ends", lambda: status_of(deployment, first.run_id) is not STARTED)
-    assert status_of(deployment, first.run_id) is SUCCESS
+    land("survivor", "1.csv", file_of(1))
+    first = run_at_its_crash_point(celery, BUILD)
+    servers.broker.stop()
+    land("survivor", "2.csv", file_of(2))
+    celery.wait_for("a run fails for want of a broker", lambda: statuses(celery, "ingest")[FAILURE] > 0)
+    servers.broker.start()
+    resume(celery)
+    celery.wait_for("the second file is staged", lambda: statuses(celery, "ingest")[SUCCESS] == 2)
+    assert stations(readable(store, "survivor")) == each_twice(1, 2)
+    assert stations(published(store, "survivor")) == each_twice(1)
+    celery.wait_for("the run ends", lambda: status_of(celery, first.run_id) is not STARTED)
+    assert status_of(celery, first.run_id) is SUCCESS
 
-    second = run_at_its_crash_point(deployment, "partition_build_day")
-    deployment.kill_worker("one")
-    del deployment.environment[crash_points.VARIABLE]
-    deployment.start_worker("two")
+    second = run_at_its_crash_point(celery, BUILD)
+    celery.signal_runs("")
+    (name,) = celery.workers
+    celery.kill_worker(name)
+    celery.start_worker("another", processes=1)
 
-    deployment.wait_for("another worker publishes", lambda: stations(published(store)) == each_twice(1, 2))
-    assert status_of(deployment, second.run_id) is FAILURE
-    assert "one@" in str(deployment.instance.all_logs(second.run_id)[-1].message)
-    deployment.wait_for("all runs end", lambda: all_runs_have_ended(deployment))
-    assert stations(readable(store)) == each_twice(1, 2)
-    assert counted(store, RETRIED_BATCHES) == {"flush_abort": 1}
+    celery.wait_for("another worker publishes", lambda: published_rows(store, "survivor") == 4)
+    assert stations(published(store, "survivor")) == each_twice(1, 2)
+    assert status_of(celery, second.run_id) is FAILURE
+    assert f"{name}@" in str(celery.instance.all_logs(second.run_id)[-1].message)
+    celery.wait_for_the_end_of_runs()
+    assert stations(readable(store, "survivor")) == each_twice(1, 2)
+    assert counted(store, RETRIED_BATCHES, "survivor") == {"flush_abort": 1}

@@ -8,31 +8,31 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
+from runpy import run_module
 
 import click
 import pytest
 import yaml
-from celery import Celery
-from celery.bin.base import CLIContext
-from celery.bin.worker import worker
-from dagster._cli.api import grpc_command
-from dagster._daemon.cli import run_command
-from dagster_webserver.cli import dagster_webserver
 
+from timestore_pipeline.errors import SettingsError
 from timestore_pipeline.settings import load_settings
-from timestore_pipeline_tests.distributed.deployment import ROOT, SHIPPED
+from timestore_pipeline_tests.distributed.deployment import ROOT, SHIPPED, WORKER_APP
 
-COMMANDS: dict[str, tuple[click.Command, int]] = {
+COMMANDS = {
     # Of a worker's arguments the app comes first, which belongs to `celery` itself.
-    "timestore-worker@.service": (worker, 4),
-    "timestore-code.service": (grpc_command, 3),
-    "timestore-daemon.service": (run_command, 2),
-    "timestore-webserver.service": (dagster_webserver, 1),
+    "timestore-worker@.service": ("celery.bin.worker:worker", 4),
+    "timestore-code.service": ("dagster._cli.api:grpc_command", 3),
+    "timestore-daemon.service": ("dagster._daemon.cli:run_command", 2),
+    "timestore-webserver.service": ("dagster_webserver.cli:dagster_webserver", 1),
 }
 
 
 @pytest.mark.parametrize("unit", COMMANDS)
 def test_a_service_starts_its_program_with_options_that_it_has(unit: str):
+    from celery import Celery
+    from celery.bin.base import CLIContext
+
     text = (SHIPPED / unit).read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = re.findall("^ExecStart=(.+)$", text, re.M)
     # As systemd does.
@@ -40,7 +40,8 @@ def test_a_service_starts_its_program_with_options_that_it_has(unit: str):
         line = line.replace(name, value)
     line = line.replace("/etc/timestore/workspace.yaml", str(SHIPPED / "workspace.yaml"))
     words = shlex.split(line)
-    command, before = COMMANDS[unit]
+    program, before = COMMANDS[unit]
+    command: click.Command = resolve_name(program)
 
     with command.make_context(unit, words[before:], obj=CLIContext(Celery(), no_color=True, workdir="")) as context:
         assert not context.args
@@ -99,16 +100,9 @@ def test_nothing_has_started_a_thread_when_the_processes_of_a_worker_are_forked(
 
 
 def test_a_worker_says_what_it_misses(home: Path, monkeypatch: pytest.MonkeyPatch):
-    def start() -> str:
-        finished = subprocess.run(
-            [sys.executable, "-m", "timestore_pipeline.orchestration.celery_worker"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return finished.stderr
-
-    assert "DAGSTER_HOME is not set" in start()
+    with pytest.raises(SettingsError, match="DAGSTER_HOME is not set"):
+        run_module(WORKER_APP)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     (home / "dagster.yaml").write_text(yaml.safe_dump({"telemetry": {"enabled": False}}), encoding="utf-8")
-    assert f"the run launcher in {home}/dagster.yaml is DefaultRunLauncher" in start()
+    with pytest.raises(SettingsError, match=f"the run launcher in {home}/dagster.yaml is DefaultRunLauncher"):
+        run_module(WORKER_APP)

@@ -11,7 +11,6 @@ import tomllib
 from typing import Any, cast
 
 import dagster as dg
-import kubernetes
 import kubernetes_validate
 import pytest
 import yaml
@@ -21,7 +20,6 @@ from dagster._core.instance.config import dagster_instance_config_schema
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.origin import DEFAULT_DAGSTER_ENTRY_POINT, JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.test_utils import create_run_for_test
-from dagster_k8s.launcher import K8sRunLauncher
 
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline_tests.e2e.conftest import ROOT
@@ -87,6 +85,9 @@ def checked(schema: Any, config: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The Kubernetes job that the launcher makes for a run of ours."""
+    import kubernetes
+    from dagster_k8s.launcher import K8sRunLauncher
+
     made: list[tuple[str, Any]] = []
 
     class Cluster:

@@ -18,7 +18,7 @@ from timestore_pipeline_tests.conftest import unused_port
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 1_360, 820
-_START_SECONDS = 90
+_START_SECONDS = 240
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def browser_page(chromium: str, last_look: Path | None = None) -> Iterator[Page]
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-proxy-server"]
         )
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         try:
             yield page
         except BaseException:

@@ -1,13 +1,8 @@
-"""What goes wrong around a real deployment: runs canceled in the UI, a daemon that dies, two of them by mistake."""
+"""What goes wrong around a real deployment: canceled runs, a daemon that dies, two of them by mistake, a power cut."""
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 
 from timestore_pipeline.crash_points import CrashPoint
@@ -27,12 +23,14 @@ from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, counted, published, readable, weather_csv
-from timestore_pipeline_tests.conftest import unused_port
-from timestore_pipeline_tests.e2e.conftest import ROOT, Deployment
+from timestore_pipeline_tests.e2e.conftest import Deployment, Site, stopped_processes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(600)]
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
+
+CANCELED, CANCELING = dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.CANCELING
+FAILURE, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS
 
 _TERMINATE = """
 mutation ($runId: String!) {
@@ -63,52 +61,14 @@ def no_build_is_in_flight(store: Store) -> bool:
         return not builds_in_flight(tx)
 
 
-def published_rows(store: Store) -> int:
+def published_rows(store: Store, dataset: str = "weather") -> int:
     with store.ledger.read() as tx:
-        return sum(rows for _, rows, _, _ in published_totals(tx).values())
+        totals = published_totals(tx)
+    return totals[dataset][1] if dataset in totals else 0
 
 
 def all_runs_have_ended(deployment: Deployment) -> bool:
     return all(run.is_finished for run in deployment.instance.get_runs())
-
-
-@contextmanager
-def webserver(deployment: Deployment) -> Iterator[Callable[[str, dict[str, str]], Any]]:
-    """Run the UI; yields a function that sends it a query, as the browser does."""
-    port = unused_port()
-    address = f"http://127.0.0.1:{port}"
-    with (deployment.folder / "webserver.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "dagster_webserver", "-w", str(ROOT / "workspace.yaml")),
-                *("--host", "127.0.0.1", "--port", str(port)),
-            ],
-            cwd=ROOT,
-            env=deployment.environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-    def is_up() -> bool:
-        try:
-            with urllib.request.urlopen(f"{address}/server_info", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def ask(query: str, variables: dict[str, str]) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())
-
-    try:
-        deployment.wait_for("the UI is up", is_up)
-        yield ask
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def run_at_its_crash_point(deployment: Deployment, job: str) -> dg.DagsterRun:
@@ -125,12 +85,23 @@ def resume(deployment: Deployment) -> None:
     process.resume()
 
 
-DAYS = 300
-ROWS_PER_DAY = 400
+def process_of(deployment: Deployment, run: dg.DagsterRun) -> psutil.Process:
+    """The process of a run that has stopped itself: it has told Dagster its number."""
+    said = [str(entry.message) for entry in deployment.instance.all_logs(run.run_id)]
+    (process,) = [
+        process
+        for process in stopped_processes(deployment.environment)
+        if any(f"(pid: {process.pid})" in message for message in said)
+    ]
+    return process
 
 
-def year() -> str:
-    """A file with so many rows and windows that what is left to do after a crash point takes its time."""
+DAYS = 60
+ROWS_PER_DAY = 100
+
+
+def two_months() -> str:
+    """A file with so many rows and windows that much is left to do after a crash point."""
     return weather_csv(
         *(
             f"{NEW_YEAR - timedelta(days=day) + timedelta(minutes=minute):%Y-%m-%dT%H:%M:%SZ},S{day},{minute}"
@@ -140,125 +111,121 @@ def year() -> str:
     )
 
 
-def rows_and_different_ones(store: Store) -> tuple[Any, ...]:
-    with open_reader(store, ["weather"]) as connection:
-        (counts,) = connection.execute("SELECT count(*), count(DISTINCT (ts, station, temp)) FROM weather").fetchall()
+def rows_and_different_ones(store: Store, dataset: str) -> tuple[Any, ...]:
+    with open_reader(store, [dataset]) as connection:
+        (counts,) = connection.execute(
+            f"SELECT count(*), count(DISTINCT (ts, station, temp)) FROM {dataset}"
+        ).fetchall()
     return counts
 
 
-def test_runs_canceled_in_the_ui_lose_and_double_nothing(deploy: Callable[..., Deployment], drop: Drop):
-    deployment = deploy(
-        staging_flush_max_rows=1,
-        signals=f"{CrashPoint.READINGS_BEGUN}=SIGSTOP,{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP",
-    )
-    store = deployment.store
-    first = drop(store, "weather", "year.csv", year())
-    batch_id = file_batch_id(file_fingerprint(first))
+def test_runs_canceled_in_the_ui_lose_and_double_nothing(site: Site, drop: Drop):
+    store = site.store
     everything = 2 * (DAYS * ROWS_PER_DAY + 2,)
-    deployment.start()
-    with webserver(deployment) as ask, ThreadPoolExecutor(1) as browser:
 
-        def cancel(job: str) -> None:
-            run = run_at_its_crash_point(deployment, job)
+    @contextmanager
+    def canceled(job: str) -> Iterator[None]:
+        """Cancel the run of ``job`` that has stopped itself; the block is done before it goes on."""
+        run = run_at_its_crash_point(site, job)
 
-            def status() -> dg.DagsterRunStatus | None:
-                found = deployment.instance.get_run_by_id(run.run_id)
-                return found and found.status
+        def status() -> dg.DagsterRunStatus | None:
+            found = site.instance.get_run_by_id(run.run_id)
+            return found and found.status
 
+        with ThreadPoolExecutor(1) as browser:
             # The answer comes once the process has taken notice, which it does when it goes on.
-            answer = browser.submit(ask, _TERMINATE, {"runId": run.run_id})
-            deployment.wait_for("the run is to be canceled", lambda: status() is dg.DagsterRunStatus.CANCELING)
-            resume(deployment)
-            said = answer.result(60)["data"]["terminateRun"]
-            assert said["__typename"] == "TerminateRunSuccess", said
-            deployment.wait_for(f"{job} is canceled", lambda: status() is dg.DagsterRunStatus.CANCELED)
+            answer = browser.submit(site.ask, _TERMINATE, runId=run.run_id)
+            site.wait_for("the run is to be canceled", lambda: status() is CANCELING)
+            yield
+            resume(site)
+            said = answer.result(240)["terminateRun"]
+        assert said["__typename"] == "TerminateRunSuccess", said
+        site.wait_for(f"{job} is canceled", lambda: status() is CANCELED)
 
-        cancel("ingest")
-        assert readable(store) == []
-        assert first.exists()
-        assert [path for path in store.settings.staging_path.glob("weather/*") if path.is_file()] == []
-        with store.ledger.read() as tx:
-            assert unended_readings(tx, "weather", [batch_id]) == {}, "a canceled run speaks against no file"
+    site.signal_runs(f"{CrashPoint.READINGS_BEGUN}=SIGSTOP")
+    first = drop(store, "canceled", "many.csv", two_months())
+    batch_id = file_batch_id(file_fingerprint(first))
+    with canceled("ingest"):
+        site.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
+    assert readable(store, "canceled") == []
+    assert first.exists()
+    assert [path for path in store.settings.staging_path.glob("canceled/*") if path.is_file()] == []
+    with store.ledger.read() as tx:
+        assert unended_readings(tx, "canceled", [batch_id]) == {}, "a canceled run speaks against no file"
 
-        drop(store, "weather", "2.csv", file_of(2))
-        run_at_its_crash_point(deployment, "ingest")
-        resume(deployment)
-        cancel("partition_build_day")
-        # The run gave the slices back itself, or the sensor settled its build.
-        deployment.wait_for("the canceled build is settled", lambda: no_build_is_in_flight(store))
-        assert rows_and_different_ones(store) == everything
-        assert published(store) == []
+    drop(store, "canceled", "2.csv", file_of(2))
+    with canceled("partition_build_day"):
+        site.signal_runs(f"{CrashPoint.SLICES_CLAIMED}=SIGSTOP")
+    # The run gave the slices back itself, or the sensor settled its build: another run has claimed them.
+    again = run_at_its_crash_point(site, "partition_build_day")
+    assert rows_and_different_ones(store, "canceled") == everything
+    assert published(store, "canceled") == []
+    site.signal_runs("")
+    process_of(site, again).resume()
 
-        run_at_its_crash_point(deployment, "partition_build_day")
-        resume(deployment)
-    deployment.wait_for("all rows are published", lambda: published_rows(store) == everything[0])
-    deployment.wait_for("all runs end", lambda: all_runs_have_ended(deployment))
-    assert rows_and_different_ones(store) == everything
-    assert len(set(published(store))) == len(published(store)) == everything[0]
+    site.wait_for("all rows are published", lambda: published_rows(store, "canceled") == everything[0])
+    site.wait_for_the_end_of_runs()
+    assert rows_and_different_ones(store, "canceled") == everything
+    assert len(set(published(store, "canceled"))) == len(published(store, "canceled")) == everything[0]
 
 
-@pytest.mark.parametrize("run_dies", [False, True], ids=["the run goes on", "the run dies too"])
-def test_a_daemon_killed_in_mid_flush_and_started_again_loses_and_doubles_nothing(
-    deploy: Callable[..., Deployment], drop: Drop, run_dies: bool
-):
-    deployment = deploy(
-        staging_flush_max_rows=1, build_lease_seconds=15, signals=f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP"
-    )
-    store = deployment.store
-    drop(store, "weather", "1.csv", file_of(1))
-    deployment.start()
-    run = run_at_its_crash_point(deployment, "partition_build_day")
+def test_runs_go_on_without_a_daemon_and_whatever_dies_nothing_is_lost_or_doubled(site: Site, drop: Drop):
+    store, runs = site.store, {}
+    site.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
+    for dataset, job in (("survivor", "partition_build_day"), ("victim", "partition_build_hour")):
+        drop(store, dataset, "1.csv", file_of(1))
+        site.wait_for(f"{job} is in mid-build", lambda job=job: bool(site.runs(job_name=job)))
+        (runs[dataset],) = site.runs(job_name=job)
+    site.wait_for("both builds are in mid-build", lambda: len(stopped_processes(site.environment)) == 2)
+    survivor, victim = (process_of(site, runs[dataset]) for dataset in ("survivor", "victim"))
 
-    deployment.kill_daemon()
+    site.kill_daemon()
+    victim.kill()
+    survivor.resume()
 
-    process = deployment.stopped_run()
-    assert process
-    if run_dies:
-        process.kill()
-    else:
-        process.resume()
-        deployment.wait_for("the run publishes without a daemon", lambda: len(published(store)) == 2)
-    assert stations(readable(store)) == each_twice(1)
-    drop(store, "weather", "2.csv", file_of(2))
-    deployment.start()
-    while len(published(store)) < 4:
-        # Every run stops at the same place.
-        deployment.wait_for(
-            "a flush comes that far", lambda: deployment.stopped_run() is not None or len(published(store)) == 4
-        )
-        stopped = deployment.stopped_run()
-        if stopped:
-            stopped.resume()
-            stopped.wait(60)
-        assert stations(readable(store)) in (each_twice(1), each_twice(1, 2))
+    site.wait_for("the run publishes without a daemon", lambda: published_rows(store, "survivor") == 2)
+    assert stations(published(store, "survivor")) == stations(readable(store, "survivor")) == each_twice(1)
+    assert (published(store, "victim"), stations(readable(store, "victim"))) == ([], each_twice(1))
+    site.signal_runs("")
+    drop(store, "survivor", "2.csv", file_of(2))
+    site.start()
+    site.wait_for("what was left is published", lambda: published_rows(store, "victim") == 2)
+    site.wait_for("and what came meanwhile", lambda: published_rows(store, "survivor") == 4)
+    site.wait_for_the_end_of_runs()
+    assert stations(published(store, "survivor")) == stations(readable(store, "survivor")) == each_twice(1, 2)
+    assert stations(published(store, "victim")) == stations(readable(store, "victim")) == each_twice(1)
+    ended = {run.run_id: run.status for run in site.runs()}
+    assert (ended[runs["survivor"].run_id], ended[runs["victim"].run_id]) == (SUCCESS, FAILURE)
+    assert counted(store, RETRIED_BATCHES, "survivor").get("flush_abort", 0) == 0
+    assert counted(store, RETRIED_BATCHES, "victim") == {"flush_abort": 1}
 
-    assert stations(published(store)) == stations(readable(store)) == each_twice(1, 2)
-    deployment.wait_for("all runs end", lambda: all_runs_have_ended(deployment))
-    found = deployment.instance.get_run_by_id(run.run_id)
+    site.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
+    drop(store, "survivor", "3.csv", file_of(3))
+    run = run_at_its_crash_point(site, "partition_build_day")
+    site.stop(signal.SIGKILL)
+    site.start_code_server()
+    site.start()
+    site.wait_for("work goes on after a power cut", lambda: published_rows(store, "survivor") == 6)
+    assert stations(published(store, "survivor")) == stations(readable(store, "survivor")) == each_twice(1, 2, 3)
+    found = site.instance.get_run_by_id(run.run_id)
     assert found
-    assert found.status is (dg.DagsterRunStatus.FAILURE if run_dies else dg.DagsterRunStatus.SUCCESS)
-    assert counted(store, RETRIED_BATCHES).get("flush_abort", 0) == (1 if run_dies else 0)
+    assert found.status is not SUCCESS
 
 
-def test_two_daemons_by_mistake_double_nothing(deploy: Callable[..., Deployment], drop: Drop):
-    deployment = deploy(staging_flush_max_rows=1)
-    store = deployment.store
-    second = replace(deployment)
-    deployment.start()
+def test_two_daemons_by_mistake_double_nothing(site: Site, drop: Drop):
+    store, numbers = site.store, range(1, 3)
+    second = replace(site, daemon=None, code_server=None, address=None)
     second.start()
-    numbers = range(1, 7)
     try:
         for number in numbers:
-            file = drop(store, "weather", f"{number}.csv", file_of(number))
-            if number % 2 == 0:
-                deployment.wait_for("it is staged", lambda file=file: not file.exists())
-            assert set(stations(readable(store))) <= set(each_twice(*numbers))
-        deployment.wait_for("all rows are published", lambda: len(published(store)) == 12)
-        deployment.wait_for("all runs end", lambda: all_runs_have_ended(deployment))
-        deployment.wait_for("Dagster says so", lambda: "multiple daemon processes running at once" in deployment.log)
+            file = drop(store, "twice", f"{number}.csv", file_of(number))
+            site.wait_for("it is staged", lambda file=file: not file.exists())
+            assert set(stations(readable(store, "twice"))) <= set(each_twice(*numbers))
+        site.wait_for("all rows are published", lambda: published_rows(store, "twice") == 4)
+        site.wait_for_the_end_of_runs()
+        site.wait_for("Dagster says so", lambda: "multiple daemon processes running at once" in site.log)
     finally:
         second.stop()
 
-    assert stations(published(store)) == stations(readable(store)) == each_twice(*numbers)
-    statuses = {run.status for run in deployment.instance.get_runs()}
-    assert statuses == {dg.DagsterRunStatus.SUCCESS}
+    assert stations(published(store, "twice")) == stations(readable(store, "twice")) == each_twice(*numbers)
+    assert {run.status for run in site.runs()} == {SUCCESS}, site.what_failed()
