@@ -123,23 +123,21 @@ def test_discard_without_a_terminal_and_without_yes_does_nothing(timestore: Run,
     assert the_entry(timestore)["state"] == "open"
 
 
-@pytest.mark.parametrize(("answer", "state"), [("n\n", "open"), ("\n", "open"), ("y\n", "discarded")])
-def test_discard_asks_and_takes_no_for_an_answer(
-    timestore: Run, bad_file: Store, monkeypatch: pytest.MonkeyPatch, answer: str, state: str
-):
+def test_discard_asks_and_takes_no_for_an_answer(timestore: Run, bad_file: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quarantined, "can_ask", lambda: True)
-    monkeypatch.setattr("typer.confirm", lambda question, **_: answer.startswith("y"))
+    for answer, state in (("n\n", "open"), ("\n", "open"), ("y\n", "discarded")):
+        monkeypatch.setattr("typer.confirm", lambda question, answer=answer, **_: answer.startswith("y"))
 
-    asked = timestore("quarantine", "discard", 1)
+        asked = timestore("quarantine", "discard", 1)
 
-    assert asked.code is (ExitCode.DONE if state == "discarded" else ExitCode.FAILED)
-    assert "a [b].csv" in asked.err
-    assert the_entry(timestore)["state"] == state
+        assert asked.code is (ExitCode.DONE if state == "discarded" else ExitCode.FAILED)
+        assert "a [b].csv" in asked.err
+        assert the_entry(timestore)["state"] == state
 
 
-@pytest.mark.parametrize("command", [["show"], ["retry"], ["discard", "--yes"]])
-def test_an_entry_that_does_not_exist_is_a_wrong_call(timestore: Run, bad_file: Store, command: list[str]):
-    refused = timestore("quarantine", *command, 7)
+def test_an_entry_that_does_not_exist_is_a_wrong_call(timestore: Run, bad_file: Store):
+    for command in (["show"], ["retry"], ["discard", "--yes"]):
+        refused = timestore("quarantine", *command, 7)
 
-    assert refused.code is ExitCode.USAGE
-    assert "there is no quarantine entry 7. Open entries: 1." in refused.err
+        assert refused.code is ExitCode.USAGE, command
+        assert "there is no quarantine entry 7. Open entries: 1." in refused.err

@@ -53,6 +53,7 @@ def test_json_says_the_same(busy: Store, timestore: Run):
     assert document["assumed"]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_it_can_be_seen_as_a_picture(name: str, magic: bytes, busy: Store, timestore: Run, tmp_path: Path):
     finished = timestore("simulate", "weather", "--max-age", "15m", "--plot", tmp_path / name)
@@ -74,6 +75,7 @@ def test_a_picture_that_cannot_be_drawn_is_told(
     assert "pip install 'timestore-pipeline[plot]'" in refused.err
 
 
-@pytest.mark.parametrize("wrong", [("--max-age", "soon"), ("--max-rows", "-1"), ("--last", "ever")])
-def test_wrong_options_are_a_usage_error(wrong: tuple[str, str], busy: Store, timestore: Run):
-    assert timestore("simulate", "weather", *wrong).code is ExitCode.USAGE
+def test_wrong_options_are_a_usage_error(installation: Callable[..., Store], timestore: Run):
+    installation()
+    for wrong in (("--max-age", "soon"), ("--max-rows", "-1"), ("--last", "ever")):
+        assert timestore("simulate", "weather", *wrong).code is ExitCode.USAGE

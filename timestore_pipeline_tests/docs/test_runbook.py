@@ -137,6 +137,7 @@ SECTIONS = {heading: text for page in (RUNBOOK, UPGRADE) for heading, text in se
 
 
 @pytest.mark.filterwarnings("ignore:.*TIMESTORE_STAGING_ENABLED:DeprecationWarning")
+@pytest.mark.matrix
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_the_commands_of_a_section_work_one_after_the_other(
     heading: str,

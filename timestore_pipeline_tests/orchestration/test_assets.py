@@ -173,6 +173,7 @@ class TestPartitionsOfTheUi:
 
         assert weather.metadata("partitions/weather")["2026-01-01"]["trigger"] == "backfill"
 
+    @pytest.mark.matrix
     @pytest.mark.parametrize(
         ("asked", "trigger", "windows"),
         [
@@ -273,6 +274,7 @@ class TestPartitionsOfASensor:
         assert result.success
         assert weather.materialized("partitions/weather") == []
 
+    @pytest.mark.matrix
     @pytest.mark.parametrize(
         ("config", "message"),
         [

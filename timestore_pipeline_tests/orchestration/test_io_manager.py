@@ -86,6 +86,7 @@ FRAMES: dict[str, Callable[[pa.Table], Any]] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 def test_what_an_asset_returns_is_staged(own: Own, frame: Callable[[pa.Table], Any]):
     @dg.asset(**BASE)
@@ -298,6 +299,7 @@ ANNOTATIONS: dict[str, tuple[Any, Callable[[Any], pa.Table]]] = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("annotation", "table"), ANNOTATIONS.values(), ids=ANNOTATIONS)
 def test_an_asset_is_given_what_it_is_annotated_with(own: Own, annotation: Any, table: Callable[[Any], pa.Table]):
     stage(own.store, "weather", hourly(30))

@@ -186,7 +186,7 @@ def scratch_rows(store: Store) -> int:
 def validating(installation: Install, home: Path) -> Iterator[tuple[Store, subprocess.Popen[bytes]]]:  # noqa: F811
     store = installation(**QUICK, staging_retention_seconds=0)
     process = started(dict(os.environ))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not scratch_rows(store):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -196,6 +196,7 @@ def validating(installation: Install, home: Path) -> Iterator[tuple[Store, subpr
     process.wait()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_validation_leaves_nothing(
     sent: signal.Signals, validating: tuple[Store, subprocess.Popen[bytes]]
