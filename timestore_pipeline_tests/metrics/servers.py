@@ -21,10 +21,13 @@ from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.metrics.promql import RULES, RULES_FOLDER
 
-DEADLINE_SECONDS = 60
+DEADLINE_SECONDS = 180
 
 PUSHGATEWAY_FORGETS = "--persistence.file="
 """Debian's keeps what it has in a file that all gateways of the machine share."""
+
+
+_WIPING = "--web.enable-admin-api"
 
 
 def until(condition: Callable[[], Any], what: str) -> None:
@@ -63,6 +66,10 @@ class Gateway:
             if sample.name == name and labels.items() <= sample.labels.items()
         ]
 
+    def forget(self) -> None:
+        """Let it hold nothing."""
+        self.open("api/v1/admin/wipe", method="PUT")
+
     def put(self, group: str, text: str) -> None:
         """Push something else."""
         self.open(f"metrics/{group}", data=text.encode(), method="PUT")
@@ -78,7 +85,13 @@ def pushgateway(
 ) -> Iterator[Gateway]:
     """A Pushgateway that holds nothing yet."""
     address = f"127.0.0.1:{unused_port()}"
-    command = (program("prometheus-pushgateway"), f"--web.listen-address={address}", PUSHGATEWAY_FORGETS, *options)
+    command = (
+        program("prometheus-pushgateway"),
+        f"--web.listen-address={address}",
+        PUSHGATEWAY_FORGETS,
+        _WIPING,
+        *options,
+    )
     gateway = Gateway(f"{scheme}://{address}", headers, tls)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

@@ -108,7 +108,7 @@ def test_a_password_reaches_a_gateway_over_tls_and_nothing_else(
             "pushgateway_url": gateway.url,
             "pushgateway_username": USER,
             "pushgateway_ca_file": certificates.ca,
-            "pushgateway_timeout_seconds": 20,
+            "pushgateway_timeout_seconds": 60,
         }
         for right in ({"pushgateway_password": PASSWORD}, {"pushgateway_password_file": "password"}):
             gateway.open("metrics/job/timestore", method="DELETE")
@@ -152,7 +152,7 @@ def test_a_client_certificate_is_shown(
         access: Fields = {
             "pushgateway_url": gateway.url,
             "pushgateway_ca_file": certificates.ca,
-            "pushgateway_timeout_seconds": 20,
+            "pushgateway_timeout_seconds": 60,
         }
         nobody = push_metrics(make_store(**access))
         assert not was_pushed_to(gateway)
@@ -202,13 +202,13 @@ def test_a_bearer_token_passes_a_proxy_and_may_be_renewed(
     path = tmp_path / "token"
     path.write_text("pl4nted-old", encoding="utf-8")
     with pushgateway(program) as gateway, proxy_with_token(gateway) as (url, shown):
-        store = make_store(pushgateway_url=url, pushgateway_bearer_token_file=path, pushgateway_timeout_seconds=20)
+        store = make_store(pushgateway_url=url, pushgateway_bearer_token_file=path, pushgateway_timeout_seconds=60)
         old = push_metrics(store)
         assert not was_pushed_to(gateway)
         path.write_text(f"{TOKEN}\n", encoding="utf-8")
         assert push_metrics(store).pushed
         assert was_pushed_to(gateway)
-        given = make_store(pushgateway_url=url, pushgateway_bearer_token=TOKEN, pushgateway_timeout_seconds=20)
+        given = make_store(pushgateway_url=url, pushgateway_bearer_token=TOKEN, pushgateway_timeout_seconds=60)
         assert push_metrics(given).pushed
 
     assert "HTTP 403" in old.reason
@@ -222,7 +222,7 @@ def test_grouping_labels_are_on_every_series_and_make_the_group(make_store: Make
         store = make_store(
             pushgateway_url=gateway.url,
             pushgateway_grouping="environment = prod, path=a/b",
-            pushgateway_timeout_seconds=20,
+            pushgateway_timeout_seconds=60,
         )
         gateway.put("job/timestore", "others_series 1\n")
 

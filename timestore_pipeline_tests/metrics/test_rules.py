@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from timestore_pipeline.dashboard import queries
 from timestore_pipeline.reference import DOCS
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.docs.test_dashboard import EMPTY_WHILE_ALL_IS_WELL, as_prometheus_gets_it
 from timestore_pipeline_tests.metrics.promql import RULES_FOLDER, metrics_in, problems, rules
 from timestore_pipeline_tests.metrics.simulated import STEP_SECONDS, ask, observe, promtool
 
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
-STEPS = 120
+FIRED = 'count by (alertname) (ALERTS{alertstate="firing"})'
 
 
 @pytest.mark.server
@@ -59,10 +63,13 @@ def test_an_alert_says_how_bad_it_is_and_where_to_read_what_to_do(alert: str):
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_is_tested_both_ways(alert: str):
-    text = (RULES_FOLDER / "timestore-rules-test.yml").read_text(encoding="utf-8")
-    cases = [case for test in yaml.safe_load(text)["tests"] for case in test["alert_rule_test"]]
+    assert {bool(case["exp_alerts"]) for case in unit_tests() if case["alertname"] == alert} == {True, False}
 
-    assert {bool(case["exp_alerts"]) for case in cases if case["alertname"] == alert} == {True, False}
+
+@cache
+def unit_tests() -> list[dict[str, Any]]:
+    text = (RULES_FOLDER / "timestore-rules-test.yml").read_text(encoding="utf-8")
+    return [case for test in yaml.safe_load(text)["tests"] for case in test["alert_rule_test"]]
 
 
 def test_the_table_of_alerts_names_them_all_with_their_severity():
@@ -73,20 +80,38 @@ def test_the_table_of_alerts_names_them_all_with_their_severity():
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("flushing", "firing"), [(True, set()), (False, {"TimestoreStagedRowsLate"})])
-def test_an_installation_with_default_settings_alerts_only_when_something_is_wrong(
-    store: Store,
-    program: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    flushing: bool,
-    firing: set[str],
+def test_an_installation_at_work_raises_no_alert_and_fills_the_dashboard(
+    store: Store, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    observed = observe(store, monkeypatch, STEPS, flushing=flushing)
-    expected = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in sorted(firing)]
-    fired = 'count by (alertname) (ALERTS{alertstate="firing"})'
-    minutes = range(5, STEPS * STEP_SECONDS // 60)
+    """With default settings, while all is well."""
+    steps = 90
+    observed = observe(store, monkeypatch, steps)
+    one = [{"labels": "{}", "value": 1}]
+    silent = ((FIRED, f"{minute}m", []) for minute in minutes(steps))
+    answered = (
+        (f"clamp_max(count({as_prometheus_gets_it(query)}), 1) or vector(0)", "20m30s", one)
+        for query in dict.fromkeys(queries())
+        if not any(words in query for words in EMPTY_WHILE_ALL_IS_WELL)
+    )
 
-    tested = ask(program, tmp_path, observed, ((fired, f"{minute}m", expected) for minute in minutes))
+    tested = ask(program, tmp_path, observed, [*silent, *answered])
 
     assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.server
+def test_an_installation_with_default_settings_that_flushes_nothing_raises_one_alert(
+    store: Store, program: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    steps = 45
+    observed = observe(store, monkeypatch, steps, flushing=False)
+    late = [{"labels": '{alertname="TimestoreStagedRowsLate"}', "value": 1}]
+
+    tested = ask(program, tmp_path, observed, ((FIRED, f"{minute}m", late) for minute in minutes(steps)))
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def minutes(steps: int) -> range:
+    """Those in which what there is to alert of has lasted."""
+    return range(5, steps * STEP_SECONDS // 60)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 from sqlalchemy import func, select
 
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.errors import BuildInFlight, StagingQueueFull
 from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.counters import (
     DROPPED_BATCHES,
@@ -20,48 +22,50 @@ from timestore_pipeline.ledger.counters import (
     RETRIED_BATCHES,
     SEGMENT_BYTES,
 )
-from timestore_pipeline.store import Store
-
-Audit = dict[tuple[str, str, str], float]
-
-# Stages a batch, the same again, one that others stage too, and one too many; flushes; pushes if there is a gateway.
-_CHILD = """
-import json, sys
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.errors import BuildInFlight, StagingQueueFull
 from timestore_pipeline.metrics import push_metrics
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly
 
-number = int(sys.argv[1])
-told = {"dropped": 0, "duplicates": 0}
-with Store.open() as store:
-    for name in (f"own {number}", f"own {number}", "shared", f"more {number}"):
-        try:
-            receipt = stage(store, "weather", hourly(5, station=name.partition(" ")[2] or "JFK"), batch_id=name)
-            told["duplicates"] += receipt.duplicate
-        except StagingQueueFull:
-            told["dropped"] += 1
-    if number % 4 == 3:  # the queue is full by then
-        try:
-            build_windows(store, "weather", owner=f"process {number}")
-        except BuildInFlight:
-            pass
-    push_metrics(store)
-print(json.dumps(told))
-"""
+Audit = dict[tuple[str, str, str], float]
 
 
 def let_work(environment: Mapping[str, str], numbers: Iterable[int]) -> Counter[str]:
     """Run a short process for each number, two at a time, and return what they were told in all."""
+    with short_processes(environment) as pool:
+        return sum(pool.map(_work, numbers), Counter())
 
-    def work(number: int) -> Counter[str]:
-        command = [sys.executable, "-c", _CHILD, str(number)]
-        return Counter(json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout))
 
-    with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(work, numbers), Counter())
+def short_processes(environment: Mapping[str, str], at_once: int = 2) -> ProcessPoolExecutor:
+    """Return a pool in which each call has a process of its own, with this environment."""
+    return ProcessPoolExecutor(
+        at_once,
+        mp_context=get_context("forkserver"),
+        initializer=_take,
+        initargs=(dict(environment),),
+        max_tasks_per_child=1,
+    )
+
+
+def _take(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+
+
+def _work(number: int) -> Counter[str]:
+    """Stage a batch, the same again, one that others stage too, and one too many; flush; push if there is a gateway."""
+    told = Counter(dropped=0, duplicates=0)
+    with Store.open() as store:
+        for name in (f"own {number}", f"own {number}", "shared", f"more {number}"):
+            try:
+                receipt = stage(store, "weather", hourly(5, station=name.partition(" ")[2] or "JFK"), batch_id=name)
+                told["duplicates"] += receipt.duplicate
+            except StagingQueueFull:
+                told["dropped"] += 1
+        if number % 4 == 3:  # the queue is full by then
+            with contextlib.suppress(BuildInFlight):
+                build_windows(store, "weather", owner=f"process {number}")
+        push_metrics(store)
+    return told
 
 
 def audit(store: Store, told: Mapping[str, int]) -> Audit:
