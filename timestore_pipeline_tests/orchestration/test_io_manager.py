@@ -1,4 +1,4 @@
-"""The IO manager on a real instance: what assets return is staged once, what they take are the rows of their window."""
+"""The IO manager: what assets return is staged once, what they take are the rows of their window."""
 
 # No `from __future__ import annotations`: Dagster reads the annotations of assets as they stand.
 import os
@@ -64,12 +64,6 @@ class Own:
     def metadata(self, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
         events = result.asset_materializations_for_node(asset)
         return {name: value.value for name, value in events[-1].metadata.items()}
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as kept:
-        yield kept
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ def gateway(seconds: float) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_steps_that_follow_one_another_push_once_and_the_end_of_the_run_makes_up_for_the_others(make_store: MakeStore):
-    with gateway(seconds=0.5) as (url, bodies):
-        store = make_store(pushgateway_url=url, pushgateway_timeout_seconds=10)
+    with gateway(seconds=2) as (url, bodies):
+        store = make_store(pushgateway_url=url, pushgateway_timeout_seconds=60)
         metrics = MetricsResource()
         metrics.setup_for_execution(dg.build_init_resource_context())
         said = [metrics.push(store, LOG) for _ in range(20)]
@@ -61,10 +61,10 @@ def test_a_picture_that_takes_longer_to_draw_than_the_gateway_may_take_arrives(m
     from timestore_pipeline.metrics import pushgateway
 
     collect = pushgateway.collect_metrics
-    monkeypatch.setattr(pushgateway, "collect_metrics", lambda store: [time.sleep(0.6), collect(store)][1])
+    monkeypatch.setattr(pushgateway, "collect_metrics", lambda store: [time.sleep(3.2), collect(store)][1])
 
     with gateway(seconds=0) as (url, bodies):
-        store = make_store(pushgateway_url=url, pushgateway_timeout_seconds=0.5)
+        store = make_store(pushgateway_url=url, pushgateway_timeout_seconds=3)
         said = MetricsResource().push(store, LOG)
 
     assert "pushed to" in said
