@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from timestore_pipeline.settings import PREFIX, Settings
 from timestore_pipeline.store import Store
@@ -47,7 +49,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CeleryD
     database = server.create_database()
     write_instance(dagster_home)
     with running_redis(find_program, folder) as broker, object_store.bucket() as bucket:
-        fields = {
+        fields: dict[str, Any] = {
             **INTERVALS,
             "home": home,
             "staging_min_free_disk_bytes": 0,
@@ -67,7 +69,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CeleryD
             for name, value in servers.items():
                 patched.setenv(name, value)
             with (
-                Store.open(Settings(**fields, ledger_url=servers["TIMESTORE_LEDGER_URL"])) as store,
+                Store.open(Settings(**fields, ledger_url=SecretStr(servers["TIMESTORE_LEDGER_URL"]))) as store,
                 dg.DagsterInstance.from_config(str(dagster_home)) as instance,
             ):
                 made = CeleryDeployment(store, instance, environment, folder, worker_app=SIGNALLED_WORKER_APP)

@@ -8,7 +8,6 @@ and its tests run the stock one.
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -47,7 +46,7 @@ def main(socket: str) -> None:
     context = WarmContext()
     context.set_forkserver_preload(["timestore_pipeline_tests.e2e.warm"])
     # The server asks for a context that spawns.
-    server.multiprocessing = SimpleNamespace(**{**vars(multiprocessing), "get_context": lambda _method: context})
+    vars(server)["multiprocessing"] = SimpleNamespace(get_context=lambda _method: context)
     module = f"{LOCATION}.definitions"
     grpc_command.main(["-s", socket, "-m", module, "-d", str(ROOT), "--location-name", LOCATION])
 

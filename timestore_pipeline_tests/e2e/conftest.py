@@ -262,7 +262,7 @@ def running_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home, dagster_home = folder / "home", _dagster_home(folder)
     home.mkdir()
     (home / "datasets.yaml").write_text(SITE_DATASETS, encoding="utf-8")
-    fields = {
+    fields: dict[str, Any] = {
         **INTERVALS,
         "home": home,
         "staging_min_free_disk_bytes": 0,

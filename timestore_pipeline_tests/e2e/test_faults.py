@@ -170,7 +170,8 @@ def test_runs_canceled_in_the_ui_lose_and_double_nothing(site: Site, drop: Drop)
 
 
 def test_runs_go_on_without_a_daemon_and_whatever_dies_nothing_is_lost_or_doubled(site: Site, drop: Drop):
-    store, runs = site.store, {}
+    store = site.store
+    runs: dict[str, dg.DagsterRun] = {}
     site.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
     for dataset, job in (("survivor", "partition_build_day"), ("victim", "partition_build_hour")):
         drop(store, dataset, "1.csv", file_of(1))
