@@ -1,4 +1,4 @@
-"""Named moments between durable steps, at which a test lets its own process be killed, stopped or ended.
+"""Named moments between durable steps, at which a test lets its process be killed or stopped, or acts in it.
 
 What must hold at every one of them is invariants 1, 2 and 6. Outside of tests :func:`reach` does nothing.
 """
@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 VARIABLE = "_TIMESTORE_SIGNAL_AT"
 """``<point>=<signal>`` or ``<point>:<n>=<signal>``, the n-th time, or several with commas; for processes of tests."""
@@ -66,15 +70,13 @@ class CrashPoint(StrEnum):
     LEDGER_PRUNED = "pruning.recorded-not-committed"
 
 
+@dataclass(eq=False)
 class _Plan:
-    """Which signal this process sends to itself, where, and the how manieth time."""
+    """What is done at a point, the how manieth time from now that it is reached."""
 
-    def __init__(self, text: str) -> None:
-        where, _, name = text.partition("=")
-        point, _, times = where.partition(":")
-        self.point = CrashPoint(point)
-        self.left = int(times or 1)
-        self.signal = signal.Signals[name]
+    point: CrashPoint
+    left: int
+    act: Callable[[], object]
 
 
 _plans: list[_Plan] = []
@@ -82,16 +84,41 @@ _plans: list[_Plan] = []
 
 def arm(plan: str | None) -> None:
     """Let this process signal itself as ``plan`` says (see :data:`VARIABLE`), or not any more."""
-    _plans[:] = [_Plan(part) for part in plan.split(",")] if plan else []
+    _plans[:] = map(_signalling, plan.split(",")) if plan else []
+
+
+def _signalling(text: str) -> _Plan:
+    where, _, name = text.partition("=")
+    point, _, times = where.partition(":")
+    return _Plan(CrashPoint(point), int(times or 1), partial(os.kill, os.getpid(), signal.Signals[name]))
+
+
+@contextmanager
+def at(point: CrashPoint, act: Callable[[], object], times: int = 1) -> Iterator[None]:
+    """Call ``act`` once in the block, in the middle of whatever reaches ``point`` for the ``times``-th time.
+
+    What ``act`` raises is raised there, as an error or an interrupt would be. What it does may reach the point again.
+
+    Raises:
+        AssertionError: the block ended and the point was not reached so often.
+    """
+    plan = _Plan(point, times, act)
+    _plans.append(plan)
+    try:
+        yield
+    finally:
+        _plans.remove(plan)
+    if plan.left > 0:
+        raise AssertionError(f"{point} was reached {times - plan.left} times, not {times}")
 
 
 def reach(point: CrashPoint) -> None:
     """Say that ``point`` is reached."""
-    for plan in _plans:
+    for plan in tuple(_plans):
         if plan.point is point:
             plan.left -= 1
             if plan.left == 0:
-                os.kill(os.getpid(), plan.signal)
+                plan.act()
 
 
 arm(os.environ.get(VARIABLE))

@@ -25,7 +25,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows, write_claim
 from timestore_pipeline.building.completion import Committed, record_commit
 from timestore_pipeline.building.manifests import write_manifest
@@ -42,7 +41,7 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.crash_points import CrashPoint
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, BuildInFlight
 from timestore_pipeline.ledger.builds import (
     Build,
@@ -221,7 +220,7 @@ class TestFences:
     @pytest.mark.parametrize(
         "meanwhile", ["fence", "other, fence", "fence, other", "fence of all", "other, fence of all"]
     )
-    def test_a_commit_on_a_stale_handle_is_refused(self, lanes: Store, meanwhile: str, monkeypatch: pytest.MonkeyPatch):
+    def test_a_commit_on_a_stale_handle_is_refused(self, lanes: Store, meanwhile: str):
         first, other = (write(lanes, claim(lanes, first=day, last=day)) for day in range(2))  # type: ignore[arg-type]
         place, columns = lanes.table("weather"), columns_of(lanes, "weather")
         acts: dict[str, Callable[[], object]] = {
@@ -230,15 +229,11 @@ class TestFences:
             "fence of all": lambda: fence_all(place, "weather", 1_000),
         }
 
-        def act(point: CrashPoint) -> None:
-            if point is CrashPoint.TABLE_CHECKED:
-                monkeypatch.undo()
-                for name in meanwhile.split(", "):
-                    acts[name]()
+        def act() -> None:
+            for name in meanwhile.split(", "):
+                acts[name]()
 
-        monkeypatch.setattr(table_module, "reach", act)
-
-        with pytest.raises(SequenceTaken):
+        with pytest.raises(SequenceTaken), at(CrashPoint.TABLE_CHECKED, act):
             commit(lanes, first)
 
         days = [0] * ("other" in meanwhile)

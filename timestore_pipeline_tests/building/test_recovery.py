@@ -17,6 +17,7 @@ from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.building.table import last_published_sequence, last_sequence
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, get_build, window_totals
 from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
@@ -341,20 +342,15 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
     assert [item.build.dataset for item in settle_dead_builds(store)] == ["weather"]
 
 
-def test_two_recoveries_at_once_settle_a_build_once(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+def test_two_recoveries_at_once_settle_a_build_once(make_store: MakeStore):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
     interrupted_build(store, "commit_build")
-    fence, inner = recovery_module.commit_fence, list[SettledBuild]()
+    inner = list[SettledBuild]()
 
-    def overtaken(*args: Any) -> int:
-        monkeypatch.setattr(recovery_module, "commit_fence", fence)
-        inner.extend(settle_dead_builds(other, everyone))
-        return fence(*args)
-
-    monkeypatch.setattr(recovery_module, "commit_fence", overtaken)
-
-    outer = settle_dead_builds(store, everyone)
+    # The next commit is the fence.
+    with at(CrashPoint.TABLE_CHECKED, lambda: inner.extend(settle_dead_builds(other, everyone))):
+        outer = settle_dead_builds(store, everyone)
 
     assert [item.published for item in (*inner, *outer)] == [False, False]
     assert counted(store, RETRIED_BATCHES) == {"flush_abort": 1}

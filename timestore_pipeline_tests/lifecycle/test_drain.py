@@ -11,6 +11,7 @@ import pytest
 
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import IntakePaused, TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.builds import claim_slices, latest_builds
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES
@@ -101,19 +102,11 @@ def test_a_sender_that_may_wait_gets_in_after_the_pause(store: Store, make_store
         assert sent.result().rows == 1
 
 
-def test_a_pause_that_comes_while_a_segment_is_written_holds_for_it(store: Store, monkeypatch: pytest.MonkeyPatch):
-    from timestore_pipeline.staging import together as staging
-
-    write = staging.write_segment
-
-    def write_slowly(*arguments, **options):
-        written = write(*arguments, **options)
-        stop_intake(store, [], "ann@host", "the test")
-        return written
-
-    monkeypatch.setattr(staging, "write_segment", write_slowly)
-
-    with pytest.raises(IntakePaused):
+def test_a_pause_that_comes_while_a_segment_is_written_holds_for_it(store: Store):
+    with (
+        pytest.raises(IntakePaused),
+        at(CrashPoint.SEGMENT_IN_PLACE, lambda: stop_intake(store, [], "ann@host", "the test")),
+    ):
         stage(store, "weather", hourly(1))
 
     assert readable(store) == []

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchRejected,
     EntryNotOpen,
@@ -28,7 +28,6 @@ from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, open_entries
 from timestore_pipeline.ledger.queue import quarantined_slices, queue_states
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
-from timestore_pipeline.lifecycle import quarantine
 from timestore_pipeline.lifecycle.preview import preview
 from timestore_pipeline.lifecycle.quarantine import discard_entry, open_entry, retry_batch_id, retry_entry
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
@@ -178,23 +177,13 @@ def test_rows_wait_their_turn_like_any_other_batch(make_store: MakeStore):
     assert retry_entry(store, entry.id, "ann@host").rows == 2
 
 
-def test_rows_for_which_there_is_no_room_leave_no_segment_behind(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_rows_for_which_there_is_no_room_leave_no_segment_behind(make_store: MakeStore):
     strict = make_store(STRICT_YAML)
     stage(strict, "weather", OLD, batch_id="b")
     entry = the_entry(strict)
     store = make_store(staging_max_pending=1)
-    write = quarantine.write_segment
 
-    def overtaken(*arguments: Any, **options: Any) -> Any:
-        written = write(*arguments, **options)
-        stage(store, "weather", hourly(1))
-        return written
-
-    monkeypatch.setattr(quarantine, "write_segment", overtaken)
-
-    with pytest.raises(StagingQueueFull):
+    with pytest.raises(StagingQueueFull), at(CrashPoint.SEGMENT_IN_PLACE, lambda: stage(store, "weather", hourly(1))):
         retry_entry(store, entry.id, "ann@host")
 
     assert len(files_under(store.settings.staging_path / "weather")) == 1

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import ensure_table
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.builds import claim_slices
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
@@ -57,20 +57,14 @@ def test_count_and_sum_are_right_at_every_moment(make_store: MakeStore):
     assert len(published(store)) == 72
 
 
-def test_a_commit_that_the_ledger_has_not_heard_of_is_not_read_twice(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_commit_that_the_ledger_has_not_heard_of_is_not_read_twice(store: Store):
     stage(store, "weather", hourly(3))
     build(store)
     stage(store, "weather", hourly(30, station="LGA"))
-    commit, seen = publication_module.commit_build, []
+    seen: list[object] = []
 
-    def look_after(*args: Any) -> int:
-        version = commit(*args)
-        seen.extend([readable(store), published(store)])
-        return version
-
-    monkeypatch.setattr(publication_module, "commit_build", look_after)
-
-    build(store)
+    with at(CrashPoint.TABLE_SYNCED, lambda: seen.extend([readable(store), published(store)])):
+        build(store)
 
     both = rows_of(hourly(3), hourly(30, station="LGA"))
     assert seen == [both, both]

@@ -18,6 +18,7 @@ from deltalake import DeltaTable, QueryBuilder
 from timestore_pipeline.building import publication
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchRejected, ColumnsChanged
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schemas import dataset_columns, schema_history
@@ -25,7 +26,6 @@ from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.reading.relations import run_query
-from timestore_pipeline.staging import together
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
@@ -315,22 +315,12 @@ def test_changes_of_many_stagers_at_once_are_all_kept(make_store: MakeStore):
         assert run_query(store, f"SELECT c{n} FROM weather WHERE n = {n}").to_pylist() == [{f"c{n}": float(n)}]
 
 
-def test_a_segment_that_was_overtaken_by_a_new_column_is_written_again(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_segment_that_was_overtaken_by_a_new_column_is_written_again(make_store: MakeStore):
     store = make_store(INFERRED)
     stage(store, "weather", batch(0))
-    write, others = together.write_segment, []
 
-    def overtaken(*arguments: Any, **options: Any):
-        written = write(*arguments, **options)
-        if not others:
-            others.append(True)
-            stage(store, "weather", batch(1, theirs=1.0))
-        return written
-
-    monkeypatch.setattr(together, "write_segment", overtaken)
-    stage(store, "weather", batch(2, mine=2.0))
+    with at(CrashPoint.SEGMENT_IN_PLACE, lambda: stage(store, "weather", batch(1, theirs=1.0))):
+        stage(store, "weather", batch(2, mine=2.0))
 
     assert values(store, "n", "theirs", "mine") == [(0, None, None), (1, 1.0, None), (2, None, 2.0)]
     assert len(list((store.settings.staging_path / "weather").glob("*.duckdb"))) == 3

@@ -14,6 +14,7 @@ import duckdb
 import pytest
 
 from timestore_pipeline import durable_files
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     CommitUnknown,
     DiskFull,
@@ -278,43 +279,19 @@ def test_a_process_that_is_interrupted_in_the_ledger_does_not_take_the_segment_a
     assert len(readable(store)) == 3
 
 
-def test_a_segment_that_was_swept_before_it_was_acknowledged_is_written_again(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_segment_that_was_swept_before_it_was_acknowledged_is_written_again(store: Store, drop: Drop):
     """As by a process that was stopped for longer than orphans are left alone."""
     from timestore_pipeline.lifecycle.retention import sweep_orphans
 
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    write, slept = ingest_module.write_segment, []
+    slept: list[int] = []
 
-    def sleepy(*args: object, **kwargs: object) -> object:
-        written = write(*args, **kwargs)  # type: ignore[arg-type]
-        if not slept:
-            slept.append(sweep_orphans(store, older_than_seconds=-60).files)
-        return written
-
-    monkeypatch.setattr(ingest_module, "write_segment", sleepy)
-
-    report = ingest(store)["weather"]
+    with at(CrashPoint.SEGMENT_IN_PLACE, lambda: slept.append(sweep_orphans(store, older_than_seconds=-60).files)):
+        report = ingest(store)["weather"]
 
     assert slept == [1]
     assert report.rows == 3
     assert len(readable(store)) == 3
-
-
-def change_while_read(
-    store: Store, path: Path, change: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Let a producer change the file after it was read, once."""
-    write, changed = ingest_module.write_segment, []
-
-    def write_and_change(*args: object, **kwargs: object) -> object:
-        written = write(*args, **kwargs)  # type: ignore[arg-type]
-        if not changed:
-            changed.append(change(path))
-        return written
-
-    monkeypatch.setattr(ingest_module, "write_segment", write_and_change)
 
 
 @pytest.mark.parametrize(
@@ -327,16 +304,16 @@ def change_while_read(
     ],
 )
 def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+    store: Store, drop: Drop, change: Callable[[Path], object]
 ):
     drop(store, "weather", "good.csv", OTHER_CSV)
     landed = drop(store, "weather", "a.csv", WEATHER_CSV)
     replacement = landed.with_suffix(".new")
     replacement.write_text(WEATHER_CSV.replace("JFK", "YYY"))
     files = [file for file in scan_landing(store).of("weather") if file.path != replacement]
-    change_while_read(store, landed, change, monkeypatch)
 
-    report = ingest_files(store, "weather", files)
+    with at(CrashPoint.SEGMENT_IN_PLACE, lambda: change(landed)):
+        report = ingest_files(store, "weather", files)
 
     assert [receipt.source for receipt in report.receipts] == ["good.csv"]
     (sentence,) = report.skipped
@@ -345,7 +322,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_run(
     assert len(readable(store)) == 1
 
 
-def test_a_file_that_vanishes_is_somebody_elses(store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_vanishes_is_somebody_elses(store: Store, drop: Drop):
     drop(store, "weather", "good.csv", OTHER_CSV)
     gone = drop(store, "weather", "gone.csv", WEATHER_CSV)
     files = scan_landing(store).of("weather")
@@ -355,9 +332,9 @@ def test_a_file_that_vanishes_is_somebody_elses(store: Store, drop: Drop, monkey
 
     drop(store, "weather", "better.csv", weather_csv("2026-01-03,LGA,1"))
     gone = drop(store, "weather", "later_gone.csv", WEATHER_CSV)
-    change_while_read(store, gone, Path.unlink, monkeypatch)
 
-    assert [receipt.source for receipt in ingest(store)["weather"].receipts] == ["better.csv"]
+    with at(CrashPoint.SEGMENT_IN_PLACE, gone.unlink):
+        assert [receipt.source for receipt in ingest(store)["weather"].receipts] == ["better.csv"]
     assert len(readable(store)) == 2
 
 
