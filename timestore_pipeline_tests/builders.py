@@ -7,9 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +22,7 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.forks import process_pool
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -179,7 +178,7 @@ def unprivileged(scenario: Callable[[Store], T], datasets_yaml: str, **settings:
     home = Path(tempfile.mkdtemp(prefix="timestore-unprivileged-"))
     try:
         (home / "datasets.yaml").write_text(datasets_yaml, encoding="utf-8")
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with process_pool(1) as pool:
             return pool.submit(_run_unprivileged, scenario, home, settings).result()
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -155,8 +155,12 @@ class PostgresqlServer:
         if not self.execute(f"SELECT 1 FROM pg_database WHERE datname = '{_TEMPLATE}'"):
             self.execute(f"CREATE DATABASE {_TEMPLATE}")
             Ledger.open(self.url(_TEMPLATE)).close()
-        name = f"test_{next(self._names)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        return self.copy_database(_TEMPLATE)
+
+    def copy_database(self, source: str, name: str | None = None) -> str:
+        """Create a copy of a database that nobody is connected to, by default with a new name; return its name."""
+        name = name or f"test_{next(self._names)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
         return name
 
     def drop_database(self, name: str) -> None:

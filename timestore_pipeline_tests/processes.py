@@ -12,11 +12,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _SET_PARENT_DEATH_SIGNAL = 1
+_SET_TRACER = 0x59616D61
+_ANY_TRACER = ctypes.c_ulong(-1)
 
 
 def end_with_the_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Let the kernel send the signal when the parent dies, however that dies; to be called in the child."""
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, number)
+
+
+def allow_tracing() -> None:
+    """Let any process of this user trace this one, where the kernel would else let only its ancestors."""
+    ctypes.CDLL(None).prctl(_SET_TRACER, _ANY_TRACER, 0, 0, 0)
 
 
 def until_exit(manager: AbstractContextManager[T]) -> T:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, date, datetime, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import duckdb
@@ -22,6 +20,7 @@ from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, build, files_under, hourly, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML
+from timestore_pipeline_tests.forks import process_pool
 
 
 @pytest.fixture
@@ -297,7 +296,7 @@ def test_opening_an_installation_again_in_a_process_takes_nothing_from_who_has_i
     Timestore.open(timestore.store.settings).close()
 
     # Whoever closes the ledger last removes its log, but this process has it open still.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with process_pool(1) as pool:
         pool.submit(_stage_in_another_process, timestore.store.settings).result()
 
     assert timestore.read("weather").to_arrow().num_rows == 48

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import DiskFull, TimestoreError
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import MakeStore
@@ -58,13 +60,15 @@ def fill(folder: Path, leave: int = 0) -> Path:
 
 
 def many(first: int) -> pa.Table:
-    return rows.readings(range(first, first + MANY))
+    """So many rows, of one window."""
+    ids = pa.array(range(first, first + MANY), pa.int64())
+    midnight = pa.scalar(rows.time_of(0), pa.timestamp("us", "UTC"))
+    return pa.table({"id": ids, "at": pc.add(midnight, ids.cast(pa.duration("us")))})
 
 
 def ids(store: Store) -> list[int]:
-    from timestore_pipeline_tests.builders import readable
-
-    return [row[0] for row in readable(store, "readings")]
+    with open_reader(store, ["readings"]) as connection:
+        return connection.execute("SELECT id FROM readings").to_arrow_table()["id"].to_pylist()
 
 
 def goes_on(store: Store, expected: int) -> None:

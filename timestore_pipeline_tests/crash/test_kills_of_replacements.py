@@ -28,9 +28,9 @@ from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import killed_at
+from timestore_pipeline_tests.crash.conftest import Arrange
 
 pytestmark = pytest.mark.crash
 
@@ -156,10 +156,12 @@ class Kill:
         )
 
 
+WIDENED = [Kill(WIDER, "build", *at) for at in WIDENING]
+"""At points that only such builds have: all done in every run of the tests."""
 KILLS = [
     *(Kill(LATEST, "build", *at) for at in EVERY_STEP),
     *(Kill(HIGHEST, "build", *at) for at in DECISIVE),
-    *(Kill(WIDER, "build", *at) for at in (*DECISIVE, *WIDENING)),
+    *(Kill(WIDER, "build", *at) for at in DECISIVE),
     *(Kill(KEYED_AND_WIDER, "build", *at) for at in (*DECISIVE, *WIDENING)),
     *(
         Kill(LATEST, "settle", point, before=CrashPoint.PARQUET_IN_PLACE)
@@ -229,32 +231,42 @@ RECOVERY: list[Callable[[Store], object]] = [
 ]
 
 
-def at_work(make_store: MakeStore, case: Case, **settings: Any) -> Store:
+def at_work(arrange: Arrange, case: Case, **settings: Any) -> Store:
     """An installation with a and b published and c staged. Published segments stay, so that it can be rebuilt."""
-    store = make_store(case.datasets_yaml, compaction_max_small_files=1, **settings)
-    for name in ("a", "b"):
-        stage(store, _TABLE, case.table(name), batch_id=name)
-        _build(store)
-    stage(store, _TABLE, case.table("c"), batch_id="c")
-    return store
+
+    def prepare(store: Store) -> None:
+        for name in ("a", "b"):
+            stage(store, _TABLE, case.table(name), batch_id=name)
+            _build(store)
+        stage(store, _TABLE, case.table("c"), batch_id="c")
+        assert_all_adds_up(store, case)
+
+    return arrange(f"replacements {case}", case.datasets_yaml, prepare, compaction_max_small_files=1, **settings)
 
 
 @pytest.mark.only_on("sqlite")
+@pytest.mark.parametrize("kill", WIDENED, ids=str)
+def test_a_killed_widening_leaves_one_row_where_one_is_to_be(kill: Kill, arrange: Arrange):
+    assert_survived(kill, arrange)
+
+
+@pytest.mark.matrix
+@pytest.mark.only_on("sqlite")
 @pytest.mark.parametrize("kill", KILLS, ids=str)
-def test_a_killed_replacement_leaves_one_row_where_one_is_to_be(kill: Kill, make_store: MakeStore):
-    assert_survived(kill, make_store)
+def test_a_killed_replacement_leaves_one_row_where_one_is_to_be(kill: Kill, arrange: Arrange):
+    assert_survived(kill, arrange)
 
 
+@pytest.mark.matrix
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize("kill", ON_A_SERVER, ids=str)
-def test_a_killed_replacement_leaves_one_row_where_one_is_to_be_on_a_server(kill: Kill, make_store: MakeStore):
-    assert_survived(kill, make_store)
+def test_a_killed_replacement_leaves_one_row_where_one_is_to_be_on_a_server(kill: Kill, arrange: Arrange):
+    assert_survived(kill, arrange)
 
 
-def assert_survived(kill: Kill, make_store: MakeStore) -> None:
+def assert_survived(kill: Kill, arrange: Arrange) -> None:
     case = kill.case
-    store = at_work(make_store, case)
-    assert_all_adds_up(store, case)
+    store = at_work(arrange, case)
     if kill.before:
         killed_at(store, "build", kill.before)
         assert_all_adds_up(store, case)
@@ -287,8 +299,8 @@ def assert_survived(kill: Kill, make_store: MakeStore) -> None:
     ],
     ids=str,
 )
-def test_a_killed_expiry_drops_all_windows_or_none(point: CrashPoint, reached_the_table: bool, make_store: MakeStore):
-    store = at_work(make_store, WIDER, table_retention_seconds=1)
+def test_a_killed_expiry_drops_all_windows_or_none(point: CrashPoint, reached_the_table: bool, arrange: Arrange):
+    store = at_work(arrange, WIDER, table_retention_seconds=1)
     everything, staged = WIDER.expected("abc"), WIDER.expected("c")
 
     killed_at(store, "expire", point)

@@ -30,6 +30,7 @@ Those after which something else lies in the store than before; between them onl
 """
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("job", "point", "times", "first"), KILLS, ids=str)
 def test_a_killed_build_loses_and_doubles_nothing(
     job: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +10,13 @@ import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.crash_points import CrashPoint
+from timestore_pipeline.crash_points import CrashPoint, at
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import published
 from timestore_pipeline_tests.crash import rows
-from timestore_pipeline_tests.crash.child import killed_at, signal_at, start
+from timestore_pipeline_tests.crash.child import JOBS, killed_at
 from timestore_pipeline_tests.crash.conftest import Recover
 
 pytestmark = pytest.mark.crash
@@ -44,10 +44,10 @@ def somebody_reads(store: Store) -> Iterator[None]:
     reader = threading.Thread(target=look)
     reader.start()
     try:
-        assert looks.acquire(timeout=60)
+        assert looks.acquire(timeout=120)
         yield
         for _ in range(2):  # the last one began after what was done meanwhile
-            assert looks.acquire(timeout=60)
+            assert looks.acquire(timeout=120)
     finally:
         done.set()
         reader.join()
@@ -64,24 +64,36 @@ def in_flight(store: Store) -> int:
         return len(builds_in_flight(tx, "readings"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def builds_second_day_beside(point: CrashPoint, store: Store) -> None:
+    """Another lane completes, and readers look on."""
+    build_second_day(store)
+    assert in_flight(store) == (point in BEFORE_THE_COMMIT), "what is visible has ended, what is not has not"
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("point", [*BEFORE_THE_COMMIT, *AFTER_THE_COMMIT], ids=str)
 def test_a_lane_that_completes_beside_a_dead_one_shows_every_row_once(
-    point: CrashPoint, number: signal.Signals, at_work: Callable[..., Store], recover: Recover
+    point: CrashPoint, at_work: Callable[..., Store], recover: Recover
 ):
     store = at_work(build_concurrent_builds=2)
-    child = start(store, FIRST_DAY, signal_at(point, number))
-    if number is signal.SIGSTOP:
-        child.wait_until_stopped()
-    else:
-        assert child.exit_code() == -signal.SIGKILL
+    killed_at(store, FIRST_DAY, point)
 
     with somebody_reads(store):
-        build_second_day(store)
-        assert in_flight(store) == (point in BEFORE_THE_COMMIT), "what is visible has ended, what is not has not"
-        if number is signal.SIGSTOP:
-            child.signal(signal.SIGCONT)
-            assert child.exit_code() == 0
+        builds_second_day_beside(point, store)
+
+    recover(store)
+    rows.assert_all_is_well(store)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("point", [*BEFORE_THE_COMMIT, *AFTER_THE_COMMIT], ids=str)
+def test_a_lane_that_completes_beside_one_that_is_held_up_shows_every_row_once(
+    point: CrashPoint, at_work: Callable[..., Store], recover: Recover
+):
+    store = at_work(build_concurrent_builds=2)
+
+    with somebody_reads(store), at(point, lambda: builds_second_day_beside(point, store)):
+        JOBS[FIRST_DAY](store)
 
     recover(store)
     rows.assert_all_is_well(store)
@@ -92,17 +104,17 @@ def test_a_lane_that_was_fenced_publishes_nothing_although_others_went_on(
     point: CrashPoint, at_work: Callable[..., Store], recover: Recover
 ):
     store = at_work(build_concurrent_builds=2)
-    zombie = start(store, FIRST_DAY, signal_at(point, signal.SIGSTOP))
-    zombie.wait_until_stopped()
-    with somebody_reads(store):
+    found: list[object] = []
+
+    def go_on_without_it() -> None:
         build_second_day(store)
         assert [each.published for each in settle_dead_builds(store, lambda owner: owner == "the child")] == [False]
-        before = published(store, "readings")
+        found.append(published(store, "readings"))
 
-        zombie.signal(signal.SIGCONT)
+    with somebody_reads(store), pytest.raises(TimestoreError), at(point, go_on_without_it):
+        JOBS[FIRST_DAY](store)
 
-        assert zombie.exit_code() == 1
-    assert published(store, "readings") == before
+    assert [published(store, "readings")] == found
     recover(store)
     rows.assert_all_is_well(store)
 

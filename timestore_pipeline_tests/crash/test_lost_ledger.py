@@ -55,6 +55,7 @@ def rebuilt(store: Store) -> Rebuilt:
     return rebuild_ledger(store.settings, by="the test")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("job", "point"), POINTS, ids=str)
 def test_every_row_is_there_once(
     at_work: Callable[..., Store], make_store: MakeStore, recover: Recover, job: str, point: CrashPoint
@@ -62,6 +63,7 @@ def test_every_row_is_there_once(
     assert_rebuilt_after(job, point, at_work, make_store, recover)
 
 
+@pytest.mark.matrix
 @pytest.mark.only_on("postgresql")
 @pytest.mark.parametrize(
     ("job", "point"),
@@ -101,6 +103,7 @@ def assert_rebuilt_after(
 @pytest.mark.parametrize(
     "point",
     [CrashPoint.SLICES_CLAIMED, CrashPoint.PARQUET_IN_PLACE, CrashPoint.MANIFEST_WRITTEN, CrashPoint.TABLE_CHECKED],
+    ids=str,
 )
 def test_a_build_that_sleeps_through_it_cannot_publish_what_is_staged_again(
     at_work: Callable[..., Store], make_store: MakeStore, recover: Recover, point: CrashPoint

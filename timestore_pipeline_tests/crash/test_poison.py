@@ -20,8 +20,9 @@ from timestore_pipeline_tests.crash.child import start
 pytestmark = pytest.mark.crash
 
 
-@pytest.mark.parametrize("job", ["ingest and be killed by a bomb", "ingest and crash on a bomb"])
-@pytest.mark.parametrize("attempts", [2, 3])
+@pytest.mark.parametrize(
+    ("job", "attempts"), [("ingest and be killed by a bomb", 2), ("ingest and crash on a bomb", 3)]
+)
 def test_a_file_that_kills_its_readers_is_quarantined_alone(
     at_work: Callable[..., Store], drop, monkeypatch: pytest.MonkeyPatch, job: str, attempts: int
 ):

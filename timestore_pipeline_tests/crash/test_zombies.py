@@ -1,22 +1,24 @@
-"""A process that is stopped, taken for dead, and wakes up later: it must not publish (invariant 5)."""
+"""Work that is held up, taken for dead, and goes on later: it must not publish (invariant 5).
+
+What the others do meanwhile they do at a crash point, in the same process; where a lock or a lease of a process counts,
+it is a process of its own that is stopped.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-import timestore_pipeline.staging.ingest as ingesting
 import timestore_pipeline.staging.together as staging
-from timestore_pipeline.building import recovery
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.crash_points import CrashPoint
-from timestore_pipeline.errors import BuildInFlight, LedgerError
+from timestore_pipeline.crash_points import CrashPoint, at
+from timestore_pipeline.errors import BuildInFlight, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, claim_slices
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.lifecycle.compaction import compact_dataset
@@ -25,12 +27,10 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest, published
 from timestore_pipeline_tests.crash import rows
-from timestore_pipeline_tests.crash.child import Child, signal_at, start
+from timestore_pipeline_tests.crash.child import JOBS, killed_at, signal_at, start
 from timestore_pipeline_tests.crash.conftest import Recover
 
 pytestmark = pytest.mark.crash
-
-Stopped = Callable[..., Child]
 
 BEFORE_THE_COMMIT = [
     (CrashPoint.SLICES_CLAIMED, 1),
@@ -50,20 +50,10 @@ AFTER_THE_COMMIT = [
 IN_A_LEDGER_TRANSACTION = [(CrashPoint.SLICES_RECORDED, 1), (CrashPoint.PUBLICATION_RECORDED, 1)]
 
 
-@pytest.fixture
-def stopped() -> Iterator[Stopped]:
-    """Starts a job that stops itself at a point, and waits until it has."""
-    children: list[Child] = []
-
-    def run(store: Store, job: str, point: CrashPoint, times: int = 1) -> Child:
-        child = start(store, job, signal_at(point, signal.SIGSTOP, times))
-        children.append(child)
-        child.wait_until_stopped()
-        return child
-
-    yield run
-    for child in children:
-        child.kill()
+def held_up(store: Store, job: str, point: CrashPoint, times: int, meanwhile: Callable[[], object]) -> None:
+    """Do ``job``, and ``meanwhile`` in the middle of it."""
+    with at(point, meanwhile, times):
+        JOBS[job](store)
 
 
 def settle(store: Store) -> list[bool]:
@@ -98,6 +88,7 @@ def builds_twice(store: Store) -> None:
     builds_once(store)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("meanwhile", [nothing, claims, builds_once, builds_twice])
 @pytest.mark.parametrize(("point", "times"), BEFORE_THE_COMMIT, ids=str)
 def test_a_builder_that_was_fenced_publishes_nothing(
@@ -105,24 +96,31 @@ def test_a_builder_that_was_fenced_publishes_nothing(
     times: int,
     meanwhile: Callable[[Store], object],
     at_work: Callable[..., Store],
-    stopped: Stopped,
     recover: Recover,
 ):
-    store = at_work()
-    zombie = stopped(store, "build", point, times)
-    assert settle(store) == [False]
-    meanwhile(store)
-    before = published(store, "readings")
+    assert_replaces_nothing(at_work(), "build", point, times, meanwhile, recover)
 
-    zombie.signal(signal.SIGCONT)
 
-    assert zombie.exit_code() == 1
-    assert zombie.ending().error in {"BuildAborted", "TimestoreError", "SegmentUnreadable"}
-    assert published(store, "readings") == before
+def assert_replaces_nothing(
+    store: Store, job: str, point: CrashPoint, times: int, meanwhile: Callable[[Store], object], recover: Recover
+) -> None:
+    """``job`` is taken for dead before its commit: what is published when it goes on stays as it is."""
+    found: list[object] = []
+
+    def others() -> None:
+        assert settle(store) == [False]
+        meanwhile(store)
+        found.append(published(store, "readings"))
+
+    with pytest.raises(TimestoreError):
+        held_up(store, job, point, times, others)
+
+    assert [published(store, "readings")] == found
     recover(store)
     rows.assert_all_is_well(store)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("meanwhile", [nothing, builds_twice])
 @pytest.mark.parametrize(("point", "times"), AFTER_THE_COMMIT, ids=str)
 def test_a_builder_taken_for_dead_after_its_commit_has_published_once(
@@ -130,33 +128,34 @@ def test_a_builder_taken_for_dead_after_its_commit_has_published_once(
     times: int,
     meanwhile: Callable[[Store], object],
     at_work: Callable[..., Store],
-    stopped: Stopped,
     recover: Recover,
 ):
     store = at_work()
-    zombie = stopped(store, "build", point, times)
-    assert settle(store) == ([] if point is CrashPoint.PUBLICATION_COMMITTED else [True])
-    if meanwhile is builds_twice:
-        stage(store, "readings", rows.batch("e"), batch_id="e")
-        builds_once(store)
-    unlink_published_segments(store)
-    before = published(store, "readings")
+    found: list[object] = []
 
-    zombie.signal(signal.SIGCONT)
+    def others() -> None:
+        assert settle(store) == ([] if point is CrashPoint.PUBLICATION_COMMITTED else [True])
+        if meanwhile is builds_twice:
+            stage(store, "readings", rows.batch("e"), batch_id="e")
+            builds_once(store)
+        unlink_published_segments(store)
+        found.append(published(store, "readings"))
 
-    assert zombie.exit_code() == 0
-    assert published(store, "readings") == before
+    held_up(store, "build", point, times, others)
+
+    assert [published(store, "readings")] == found
     rows.assert_acknowledged_rows_are_readable_once(store)
     recover(store)
     rows.assert_all_is_well(store)
 
 
 @pytest.mark.parametrize(("point", "times"), IN_A_LEDGER_TRANSACTION, ids=str)
-def test_a_builder_stopped_in_a_ledger_transaction_holds_recovery_up_and_breaks_nothing(
-    point: CrashPoint, times: int, at_work: Callable[..., Store], stopped: Stopped, recover: Recover
+def test_a_builder_stopped_in_a_ledger_transaction_holds_others_up_and_breaks_nothing(
+    point: CrashPoint, times: int, at_work: Callable[..., Store], recover: Recover
 ):
     store = at_work(ledger_busy_timeout_seconds=0.2)
-    zombie = stopped(store, "build", point, times)
+    zombie = start(store, "build", signal_at(point, signal.SIGSTOP, times))
+    zombie.wait_until_stopped()
     with pytest.raises(LedgerError, match="lock"):
         stage(store, "readings", rows.batch("e"), batch_id="e")
     rows.assert_acknowledged_rows_are_readable_once(store)
@@ -203,33 +202,37 @@ def test_refused_rows_that_were_swept_before_they_were_acknowledged_are_written_
     ids=str,
 )
 def test_a_file_that_is_swept_while_it_is_written_is_a_clear_error_or_written_again(
-    point: CrashPoint, times: int, at_work: Callable[..., Store], stopped: Stopped, recover: Recover
+    point: CrashPoint, times: int, at_work: Callable[..., Store], recover: Recover
 ):
     store = at_work()
-    zombie = stopped(store, "stage", point, times)
-    assert sweep_orphans(store, older_than_seconds=0).files
+    swept: list[int] = []
 
-    zombie.signal(signal.SIGCONT)
-
-    if zombie.exit_code() == 1:
-        assert zombie.ending().error == "TimestoreError"
+    try:
+        held_up(store, "stage", point, times, lambda: swept.append(sweep_orphans(store, older_than_seconds=0).files))
+    except TimestoreError:
         assert "e" not in rows.in_ledger(store)
+
+    assert swept != [0]
     recover(store)
     rows.assert_all_is_well(store)
 
 
 def test_a_build_that_works_longer_than_its_lease_keeps_it(at_work: Callable[..., Store], recover: Recover):
-    store = at_work(build_lease_seconds=0.3)
-    child = start(store, "slow build")
-    deadline = time.monotonic() + 60
-    while not (build := in_flight(store)):
-        assert time.monotonic() < deadline
-    while now_micros() < build[0].claimed_at + 900_000:
-        assert settle_dead_builds(store) == []
-        time.sleep(0.02)
+    store = at_work(build_lease_seconds=1)
 
-    assert child.exit_code() == 0
-    assert build[0].id not in {build.id for build in in_flight(store)}
+    def wait_until_the_lease_would_have_run_out() -> None:
+        (build,) = in_flight(store)
+        first = build.lease_expires_at
+        deadline = time.monotonic() + 120
+        while build.lease_expires_at == first:
+            assert time.monotonic() < deadline, "the lease is not extended"
+            time.sleep(0.05)
+            (build,) = in_flight(store)
+        assert settle_dead_builds(store, now=first) == []
+
+    held_up(store, "build", CrashPoint.TABLE_CHECKED, 1, wait_until_the_lease_would_have_run_out)
+
+    assert in_flight(store) == []
     recover(store)
     rows.assert_all_is_well(store)
 
@@ -239,9 +242,10 @@ def in_flight(store: Store) -> list[Build]:
         return builds_in_flight(tx)
 
 
-def test_a_lease_that_ran_out_lets_others_settle_the_build(at_work: Callable[..., Store], stopped: Stopped):
-    store = at_work(build_lease_seconds=0.2)
-    zombie = stopped(store, "build", CrashPoint.TABLE_CHECKED)
+def test_a_lease_that_ran_out_lets_others_settle_the_build(at_work: Callable[..., Store]):
+    store = at_work(build_lease_seconds=60)
+    zombie = start(store, "build", signal_at(CrashPoint.TABLE_CHECKED, signal.SIGSTOP))
+    zombie.wait_until_stopped()
     (build,) = in_flight(store)
     with pytest.raises(BuildInFlight):
         build_windows(store, "readings", owner="another")
@@ -255,11 +259,9 @@ def test_a_lease_that_ran_out_lets_others_settle_the_build(at_work: Callable[...
     assert zombie.ending().error == "BuildAborted"
 
 
-def test_a_recovery_that_was_overtaken_leaves_published_files_alone(
-    at_work: Callable[..., Store], stopped: Stopped, recover: Recover
-):
+def test_a_recovery_that_was_overtaken_leaves_published_files_alone(at_work: Callable[..., Store], recover: Recover):
     store = at_work()
-    stopped(store, "build", CrashPoint.TABLE_COMMITTED).kill()
+    killed_at(store, "build", CrashPoint.TABLE_COMMITTED)
     (dead,) = in_flight(store)
     assert settle(store) == [True]
     stage(store, "readings", rows.batch("e"), batch_id="e")
@@ -274,48 +276,38 @@ def test_a_recovery_that_was_overtaken_leaves_published_files_alone(
     rows.assert_all_is_well(store)
 
 
-def test_two_recoveries_at_once_settle_a_build_once(
-    at_work: Callable[..., Store], stopped: Stopped, recover: Recover, monkeypatch: pytest.MonkeyPatch
-):
+def test_two_recoveries_at_once_settle_a_build_once(at_work: Callable[..., Store], recover: Recover):
     store = at_work()
-    stopped(store, "build", CrashPoint.PARQUET_IN_PLACE).kill()
+    killed_at(store, "build", CrashPoint.PARQUET_IN_PLACE)
     (dead,) = in_flight(store)
-    fence = recovery.commit_fence
     others: list[bool] = []
 
-    def overtaken(*arguments):
-        if not others:
-            others.append(True)
-            others.append(settle_build(store, dead, error="its owner is gone", recovered=True).published)
-            builds_once(store)
-        return fence(*arguments)
+    def overtake() -> None:
+        others.append(settle_build(store, dead, error="its owner is gone", recovered=True).published)
+        builds_once(store)
 
-    monkeypatch.setattr(recovery, "commit_fence", overtaken)
+    # The next commit is the fence.
+    with at(CrashPoint.TABLE_CHECKED, overtake):
+        assert not settle_build(store, dead, error="its owner is gone", recovered=True).published
 
-    assert not settle_build(store, dead, error="its owner is gone", recovered=True).published
-    assert others == [True, False]
+    assert others == [False]
     recover(store)
     rows.assert_all_is_well(store)
 
 
 def test_files_that_another_ingest_took_while_they_were_read_are_not_bad(
-    at_work: Callable[..., Store], recover: Recover, monkeypatch: pytest.MonkeyPatch
+    at_work: Callable[..., Store], recover: Recover
 ):
     store = at_work()
-    plan = ingesting.plan_reads
     others: list[int] = []
 
-    def sleep_before_reading(*arguments):
-        if not others:
-            others.append(0)
-            others.append(sum(report.batches for report in ingest(store).values()))
-        return plan(*arguments)
+    with at(
+        CrashPoint.READINGS_BEGUN,
+        lambda: others.append(sum(report.batches for report in ingest(store).values())),
+    ):
+        (report,) = ingest(store).values()
 
-    monkeypatch.setattr(ingesting, "plan_reads", sleep_before_reading)
-
-    (report,) = ingest(store).values()
-
-    assert others == [0, 2]
+    assert others == [2]
     assert report.batches == 0
     recover(store)
     rows.assert_all_is_well(store)
@@ -332,6 +324,7 @@ def compacts(store: Store) -> None:
     assert compact_dataset(store, "readings", owner="another", trigger=Trigger.MANUAL, thorough=True).merged_files
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("meanwhile", [nothing, builds_landed_files, compacts])
 @pytest.mark.parametrize(
     ("job", "point"),
@@ -348,19 +341,6 @@ def test_a_replacement_that_was_fenced_replaces_nothing(
     point: CrashPoint,
     meanwhile: Callable[[Store], object],
     at_work: Callable[..., Store],
-    stopped: Stopped,
     recover: Recover,
 ):
-    store = at_work(flushed=True)
-    zombie = stopped(store, job, point)
-    assert settle(store) == [False]
-    meanwhile(store)
-    before = published(store, "readings")
-
-    zombie.signal(signal.SIGCONT)
-
-    assert zombie.exit_code() == 1
-    assert zombie.ending().error in {"BuildAborted", "TimestoreError", "TableError"}
-    assert published(store, "readings") == before
-    recover(store)
-    rows.assert_all_is_well(store)
+    assert_replaces_nothing(at_work(flushed=True), job, point, 1, meanwhile, recover)

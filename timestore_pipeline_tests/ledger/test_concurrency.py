@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, IntakePaused, LedgerError, StagingQueueFull
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.batches import pending_batches
@@ -26,16 +26,17 @@ from timestore_pipeline.ledger.registry import lock_dataset, lock_datasets
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.settled_files import SettledFile, all_settled, remember_settled
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import receipts
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.forks import process_pool
 
 T = TypeVar("T")
 
-WRITERS = 6
-ROUNDS = 15
+WRITERS = 4
+ROUNDS = 10
+PROCESSES = 3
 
 
 @pytest.fixture
@@ -52,11 +53,11 @@ def together(ledgers: Sequence[Ledger], work: Callable[[int, Ledger], T]) -> lis
     barrier = threading.Barrier(len(ledgers))
 
     def begin(number: int, ledger: Ledger) -> T:
-        barrier.wait(30)
+        barrier.wait(120)
         return work(number, ledger)
 
     with ThreadPoolExecutor(len(ledgers)) as pool:
-        return [each.result(60) for each in [pool.submit(begin, *pair) for pair in enumerate(ledgers)]]
+        return [each.result(120) for each in [pool.submit(begin, *pair) for pair in enumerate(ledgers)]]
 
 
 @contextmanager
@@ -193,7 +194,7 @@ def fill(home: Path, who: int) -> Counter[str]:
 
 @pytest.fixture
 def processes() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+    with process_pool(PROCESSES) as pool:
         yield pool
 
 
@@ -202,53 +203,49 @@ def test_processes_that_claim_at_once_never_share_and_never_repeat_a_sequence(
 ):
     stage(store, "weather", hourly(3))
 
-    claims = [sequence for each in [processes.submit(claim_often, home, who) for who in range(4)]
+    claims = [sequence for each in [processes.submit(claim_often, home, who) for who in range(PROCESSES)]
               for sequence in each.result(120)]  # fmt: skip
 
     assert sorted(claims) == list(range(1, len(claims) + 1))
 
 
 def test_processes_that_stage_at_once_never_exceed_the_queue(store: Store, home: Path, processes: ProcessPoolExecutor):
-    said = sum((each.result(120) for each in [processes.submit(fill, home, who) for who in range(4)]), Counter())
+    said = sum(
+        (each.result(120) for each in [processes.submit(fill, home, who) for who in range(PROCESSES)]), Counter()
+    )
 
-    assert said == {"staged": 7, "full": 9}
+    assert said == {"staged": 7, "full": 4 * PROCESSES - 7}
     with store.ledger.read() as tx:
         assert pending_batches(tx, "weather") == 7
 
 
 @pytest.mark.parametrize("dataset", ["weather", EVERY_DATASET])
-def test_nothing_is_acknowledged_after_intake_is_paused(
-    store: Store, monkeypatch: pytest.MonkeyPatch, ledgers: list[Ledger], dataset: str
-):
+def test_nothing_is_acknowledged_after_intake_is_paused(store: Store, ledgers: list[Ledger], dataset: str):
     """A batch is in the middle of its transaction, past the look for a pause, when intake is paused."""
     looked, go_on = threading.Event(), threading.Event()
-    check_queue = receipts.check_queue
 
-    def slow(*arguments):
+    def wait() -> None:
         looked.set()
-        assert go_on.wait(30)
-        return check_queue(*arguments)
-
-    monkeypatch.setattr(receipts, "check_queue", slow)
+        assert go_on.wait(120)
 
     def stage_slowly() -> None:
-        stage(store, "weather", hourly(3))
+        with at(CrashPoint.BATCHES_RECORDED, wait):
+            stage(store, "weather", hourly(3))
 
     def pause() -> float:
         ledgers[0].transact(lambda tx: pause_intake(tx, Pause(dataset, "me", 1, "a test")))
         return time.monotonic()
 
     with elsewhere(stage_slowly) as staging:
-        assert looked.wait(30)
+        assert looked.wait(120)
         with elsewhere(pause) as pausing:
             with pytest.raises(TimeoutError):
                 pausing.result(0.5)
             go_on.set()
-            pausing.result(30)
+            pausing.result(120)
         with ledgers[1].read() as tx:
             assert pending_batches(tx, "weather") == 1, "what was acknowledged at the pause is there"
-        staging.result(30)
-    monkeypatch.undo()
+        staging.result(120)
     with pytest.raises(IntakePaused):
         stage(store, "weather", hourly(4))
     assert readable(store) == rows_of(hourly(3))
@@ -280,7 +277,7 @@ def test_two_that_wait_for_each_other_both_come_through(ledgers: list[Ledger]):
             attempts[number] += 1
             lock_dataset(tx, names[0])
             if attempts[number] == 1:
-                barrier.wait(30)
+                barrier.wait(120)
             lock_dataset(tx, names[1])
             count(tx, "a_metric", "weather", "x")
 

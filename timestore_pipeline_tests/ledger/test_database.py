@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 from timestore_pipeline.errors import CommitUnknown, LedgerError
 from timestore_pipeline.ledger import Ledger
@@ -21,11 +19,13 @@ from timestore_pipeline.ledger.database import HEAD_REVISION
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
+from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.forks import CONTEXT, take_environment
 from timestore_pipeline_tests.postgresql import URL_VARIABLE, shared_server
-
 
 pytestmark = pytest.mark.both_ledgers
 
@@ -138,18 +138,18 @@ def test_a_locked_ledger_is_waited_for_and_then_reported(ledger: Ledger, url: st
 
 
 def test_a_writer_waits_for_another(ledger: Ledger, url: str):
-    patient = Ledger.open(url, busy_timeout_seconds=20)
+    patient = Ledger.open(url, busy_timeout_seconds=240)
     held, tried = threading.Event(), threading.Event()
 
     def hold() -> None:
         with ledger.write() as tx:
             count(tx, "a_metric", "weather", "x")
             held.set()
-            tried.wait(10)
+            tried.wait(120)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(10)
+    assert held.wait(120)
     threading.Timer(0.2, tried.set).start()
     with patient.write() as tx:
         count(tx, "a_metric", "weather", "x")
@@ -258,29 +258,30 @@ def test_a_dataset_that_is_not_declared_any_more_is_remembered(make_store: MakeS
     assert readable(make_store()) == rows_of(hourly(3))
 
 
-OPEN = """
-import sys
-from pathlib import Path
-from timestore_pipeline.settings import Settings
-from timestore_pipeline.store import Store
-home, = sys.argv[1:]
-settings = Settings(home=Path(home), staging_min_free_disk_bytes=0)
-sys.stdin.readline()
-Store.open(settings).close()
-"""
+def open_with_others(home: Path, environment: dict[str, str], others: threading.Barrier) -> None:
+    """Open the installation at the moment at which others do."""
+    take_environment(environment)
+    settings = Settings(home=home, staging_min_free_disk_bytes=0)
+    others.wait(120)
+    Store.open(settings).close()
 
 
 def test_many_processes_may_open_a_new_installation_at_once(home: Path):
     (home / "datasets.yaml").write_text(DATASETS_YAML)
+    if url := os.environ.get(URL_VARIABLE):
+        # The one of the other tests has been migrated.
+        empty = make_url(url).set(database=shared_server().create_database())
+        os.environ[URL_VARIABLE] = empty.render_as_string(hide_password=False)
+    barrier = CONTEXT.Barrier(4)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN, str(home)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(6)
+        CONTEXT.Process(target=open_with_others, args=(home, dict(os.environ), barrier)) for _ in range(barrier.parties)
     ]
-    outcomes = [process.communicate("go\n", timeout=120)[1] for process in processes]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
 
-    assert [process.returncode for process in processes] == [0] * 6, outcomes
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
 def test_a_lease_has_one_owner_until_it_expires(ledger: Ledger):

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 
 from timestore_pipeline.building.build import build_windows
@@ -25,6 +24,7 @@ from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import files_under, published
+from timestore_pipeline_tests.forks import CONTEXT
 from timestore_pipeline_tests.soak.workers import (
     DATASETS,
     LEASE_SECONDS,
@@ -38,9 +38,6 @@ from timestore_pipeline_tests.soak.workers import (
 )
 
 _ROLES = ("stage", "stage", "ingest", "ingest", "build", "build", "recover", "read")
-
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["timestore_pipeline_tests.soak.workers"])
 
 
 @dataclass
@@ -77,7 +74,7 @@ def _born(soak: Soak, dice: random.Random, serial: int) -> Life:
     plan = None
     if _POINTS_OF[role] and dice.random() < 0.6:
         plan = f"{dice.choice(_POINTS_OF[role])}:{dice.randrange(1, 4)}={signal.SIGKILL.name}"
-    process = _CONTEXT.Process(target=live, args=(soak, serial, role, plan))
+    process = CONTEXT.Process(target=live, args=(soak, serial, role, plan))
     process.start()
     now = time.monotonic()
     ends_at = now + (dice.uniform(5, 15) if plan else dice.uniform(0.3, 6))
@@ -108,8 +105,11 @@ def _tend(soak: Soak, life: Life, dice: random.Random, now: float) -> bool:
     return True
 
 
-def run(soak: Soak, say: Callable[[str], None] = print) -> dict[str, int]:
-    """Run a soak to its end and return its figures; ``soak.problems`` says what was wrong."""
+def run(soak: Soak, say: Callable[[str], None] = print, enough: Callable[[], bool] = lambda: False) -> dict[str, int]:
+    """Run a soak to its end and return its figures; ``soak.problems`` says what was wrong.
+
+    It ends when its time is over, or as soon as ``enough`` says so.
+    """
     (soak.home / "journals").mkdir(parents=True)
     (soak.home / "datasets.yaml").write_text(
         "datasets:\n"
@@ -125,7 +125,7 @@ def run(soak: Soak, say: Callable[[str], None] = print) -> dict[str, int]:
     serial = 0
     started = reported = time.monotonic()
     try:
-        while (now := time.monotonic()) < started + soak.seconds:
+        while (now := time.monotonic()) < started + soak.seconds and not enough():
             lives = [life for life in lives if _tend(soak, life, dice, now)]
             while len(lives) < soak.processes:
                 lives.append(_born(soak, dice, serial))
@@ -133,7 +133,7 @@ def run(soak: Soak, say: Callable[[str], None] = print) -> dict[str, int]:
             if now > reported + 30:
                 reported = now
                 say(f"{now - started:4.0f} s: {soak.kills.total()} kills, {len(noted(soak, 'acked'))} batches acked")
-            time.sleep(0.01)
+            time.sleep(0.02)
     finally:
         for life in lives:
             life.process.kill()

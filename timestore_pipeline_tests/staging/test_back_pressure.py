@@ -6,9 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +29,7 @@ from timestore_pipeline.staging.turns import turn, turns_of
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, counted, hourly, ingest, published, readable, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.forks import process_pool
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 
@@ -249,7 +248,7 @@ class TestTurns:
     def test_the_limit_holds_over_processes(self, make_store: MakeStore, home: Path, limit: int, most: int):
         store = make_store()
         override(store, LimitName.CONCURRENT_INGESTS, limit)
-        with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+        with process_pool(3) as pool:
             seen = list(pool.map(_most_at_once, [home] * 3, range(3), [most] * 3))
 
         assert max(seen) == most

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, counted, hourly, ingest, published, readable, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.forks import process_pool
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 
@@ -141,7 +140,7 @@ def test_what_cannot_be_published_is_acknowledged_and_stays_staged(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_process_that_dies_before_it_has_published_is_made_up_for(make_store: MakeStore, home: Path, step: str):
     make_store()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with process_pool(1) as pool:
         assert pool.submit(_die_at, home, step).exception() is not None
     store = make_store(staging_enabled=False, build_lease_seconds=20)
     assert readable(store) == rows_of(hourly(3)), "it was acknowledged"
@@ -172,7 +171,7 @@ def _write_directly(home: Path, hours: int, batch_id: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_processes_that_write_directly_at_the_same_time_publish_every_row_once(make_store: MakeStore, home: Path):
     store = make_store()
-    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+    with process_pool(3) as pool:
         done = [pool.submit(_write_several, home, first) for first in (1, 4, 7)]
         assert [each.exception() for each in done] == [None] * 3
 

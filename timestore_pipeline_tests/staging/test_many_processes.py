@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ from timestore_pipeline_tests.builders import (
     rows_of,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.forks import process_pool
 
 STAGERS = 3
 BATCHES = 8
@@ -100,7 +100,7 @@ def stage_conflicting(home: Path, rows: int) -> str:
 
 @pytest.fixture
 def processes():
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+    with process_pool(4) as pool:
         yield pool
 
 

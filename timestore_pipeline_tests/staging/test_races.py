@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from timestore_pipeline.building.build import build_windows
@@ -19,6 +17,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.forks import process_pool
 
 STAGERS = 3
 ROUNDS = 12
@@ -26,7 +25,7 @@ ROUNDS = 12
 
 def race(home: Path, stager: Callable[[Path, int], list[str]]) -> list[str]:
     """Run ``stager`` in several processes at once, with one more that builds; returns what they said, all together."""
-    with ProcessPoolExecutor(STAGERS + 1, mp_context=get_context("spawn")) as pool:
+    with process_pool(STAGERS + 1) as pool:
         builder = pool.submit(_build_until_all_are_done, home)
         said = [pool.submit(stager, home, number) for number in range(STAGERS)]
         outcomes = [word for each in said for word in each.result(120)]
