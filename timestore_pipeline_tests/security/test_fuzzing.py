@@ -63,6 +63,7 @@ def test_a_datasets_file_is_usable_or_says_what_is_wrong(text: str):
     assert all(spec.name == name for name, spec in datasets.items())
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_mutated_file_is_staged_or_quarantined_and_never_takes_a_good_one_with_it(
     make_store: MakeStore, drop, seed: int

@@ -16,21 +16,34 @@ from timestore_pipeline_tests.builders import build, hourly, published, readable
 SECRET = "outside,of\nall,folders\n"
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Around the installation of all these tests: each makes sure that nothing in it has changed."""
+    return tmp_path_factory.mktemp("queried")
+
+
 @pytest.fixture
-def places(store: Store, tmp_path: Path) -> dict[str, str]:
+def home(folder: Path, ledger_kind: str) -> Path:
+    (folder / "home").mkdir(exist_ok=True)
+    return folder / "home"
+
+
+@pytest.fixture
+def places(store: Store, folder: Path) -> dict[str, str]:
     """What a query can name: folders, a published file, the ledger, a file outside; rows are published and staged."""
-    stage(store, "weather", hourly(3))
-    build(store)
-    stage(store, "weather", hourly(3, station="LGA"))
-    outside = tmp_path / "secret.csv"
-    outside.write_text(SECRET)
+    outside = folder / "secret.csv"
     landing = store.settings.landing_path / "weather"
-    landing.mkdir(parents=True)
-    (landing / "waiting.csv").write_text(SECRET)
+    if not outside.exists():
+        stage(store, "weather", hourly(3))
+        build(store)
+        stage(store, "weather", hourly(3, station="LGA"))
+        landing.mkdir(parents=True)
+        (landing / "waiting.csv").write_text(SECRET)
+        outside.write_text(SECRET)
     parquet = next(store.table("weather").root.rglob("*.parquet"))
     return {
         "outside": str(outside),
-        "folder": str(tmp_path),
+        "folder": str(folder),
         "landing": str(landing / "waiting.csv"),
         "ledger": str(store.settings.staging_path / "ledger.sqlite"),
         "parquet": str(parquet),
