@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import hypothesis
 import pytest
 
 from timestore_pipeline.settings import PREFIX, Settings
@@ -21,12 +20,6 @@ from timestore_pipeline.settings import PREFIX, Settings
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
     from timestore_pipeline_tests.object_store import Bucket
-
-pytest_plugins = ("timestore_pipeline_tests.sampling", "timestore_pipeline_tests.progress")
-
-# Examples are not timed: how long one takes says more of the machine than of the code.
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("untimed")
 
 # A shell's background job ignores SIGINT, and every process that it starts does too; tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

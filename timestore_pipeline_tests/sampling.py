@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import hypothesis
 import pytest
 
 SHARE = 0.25
@@ -48,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = getattr(config, "workerinput", {}).get("seed") or secrets.token_hex(3)
     _examples = _THOROUGH if config.option.thorough else 1
+    # Examples are not timed: how long one takes says more of the machine than of the code.
+    too_slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile(
+        "untimed", deadline=None, max_examples=examples(50), suppress_health_check=too_slow
+    )
+    hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(optionalhook=True)

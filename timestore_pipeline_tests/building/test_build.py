@@ -41,6 +41,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 
 def test_a_build_publishes_everything_that_is_staged(store: Store):
@@ -235,7 +236,7 @@ row_of_cells = st.fixed_dictionaries({name: st.none() | cells for name, (_, cell
 
 
 @given(st.lists(row_of_cells, min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_statistics_in_the_log_are_those_of_the_data(make_store: MakeStore, rows: list[dict[str, Any]]):
     store = make_store(EVERY_TYPE)
     batch = pa.table(

@@ -64,6 +64,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, in_order, published, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.postgresql import fresh_ledger
+from timestore_pipeline_tests.sampling import examples
 
 GONE = (SequenceTaken, FileNotFoundError)
 """How the commit of a fenced build ends: it is refused, or its files are removed already."""
@@ -509,17 +510,17 @@ class LanesOnPostgreSQL(Lanes):
 
 
 @pytest.mark.parametrize(
-    ("machine", "examples"),
+    ("machine", "count"),
     [(Lanes, 6), pytest.param(LanesOnPostgreSQL, 3, marks=pytest.mark.server)],
     ids=["sqlite", "postgresql"],
 )
-def test_builds_in_lanes_lose_and_double_nothing(machine: type[Lanes], examples: int):
+def test_builds_in_lanes_lose_and_double_nothing(machine: type[Lanes], count: int):
     # Without shrinking: it would take minutes, and the steps are few.
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=examples(count),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=checks,

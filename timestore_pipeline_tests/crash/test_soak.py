@@ -11,21 +11,22 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline_tests.postgresql import URL_VARIABLE, running_server
+from timestore_pipeline_tests.sampling import examples
 from timestore_pipeline_tests.soak.coordinator import run
 from timestore_pipeline_tests.soak.workers import Soak, noted
 
-KILLS, BATCHES = 6, 10
-"""How much of them ends a soak here: work, and not a time."""
+KILLS, BATCHES, SECONDS = examples(6), examples(10), examples(240)
+"""How much of them ends a soak here: work, and a time only where nothing goes on."""
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(examples(900))
 @pytest.mark.xdist_group("soak")
 @pytest.mark.usefixtures("ledger_kind")
 def test_random_kills_lose_and_double_nothing(tmp_path: Path):
     seed = random.SystemRandom().randrange(1_000_000)
     print(f"repeat it with: make soak SECONDS=20 SEED={seed}")
-    soak = Soak(tmp_path / "soak", seed, seconds=240, processes=3, ledger_url=os.environ.get(URL_VARIABLE))
+    soak = Soak(tmp_path / "soak", seed, seconds=SECONDS, processes=3, ledger_url=os.environ.get(URL_VARIABLE))
 
     figures = run(soak, enough=lambda: soak.kills.total() >= KILLS and len(noted(soak, "acked")) >= BATCHES)
 
@@ -36,7 +37,7 @@ def test_random_kills_lose_and_double_nothing(tmp_path: Path):
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(examples(900))
 @pytest.mark.server
 @pytest.mark.xdist_group("soak")
 def test_random_kills_and_crashes_of_the_ledgers_server_lose_and_double_nothing(tmp_path: Path):
@@ -46,7 +47,7 @@ def test_random_kills_and_crashes_of_the_ledgers_server_lose_and_double_nothing(
     dice = random.Random(f"{seed} server")
     with running_server() as server:
         url = server.url(server.create_database())
-        soak = Soak(tmp_path / "soak", seed, seconds=240, processes=3, ledger_url=url)
+        soak = Soak(tmp_path / "soak", seed, seconds=SECONDS, processes=3, ledger_url=url)
         # By this thread, which outlives the soak: a server ends with the thread that started it.
         with ThreadPoolExecutor(1) as pool:
             soaking = pool.submit(run, soak)
@@ -58,7 +59,7 @@ def test_random_kills_and_crashes_of_the_ledgers_server_lose_and_double_nothing(
                 time.sleep(dice.uniform(0, 0.5))
                 server.start()
             soak.seconds = 0  # it has gone on after each; the audit is left in peace
-            figures = soaking.result(240)
+            figures = soaking.result(SECONDS)
 
     print(figures, dict(soak.kills))
     assert soak.problems == []

@@ -16,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
 
 from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.openapi import ENDPOINTS, openapi_document
+from timestore_pipeline_tests.sampling import examples
 
 _CHECKS = [
     not_a_server_error,
@@ -43,7 +44,7 @@ _OPERATIONS = [
 
 @pytest.mark.parametrize("operation", _OPERATIONS, ids=lambda operation: operation.label)
 def test_the_server_does_what_the_document_says(operation, shared):
-    @hypothesis.settings(max_examples=25, suppress_health_check=_SLOW, database=None)
+    @hypothesis.settings(max_examples=examples(25), suppress_health_check=_SLOW, database=None)
     @hypothesis.given(case=operation.as_strategy())
     def ask(case) -> None:
         case.call_and_validate(base_url=shared.url, checks=_CHECKS)

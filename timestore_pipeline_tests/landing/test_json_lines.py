@@ -21,6 +21,7 @@ from timestore_pipeline.landing.texts import read_json_lines_sql
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest, readable
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 
@@ -49,7 +50,7 @@ def prices(make_store: MakeStore) -> Store:
 
 
 @pytest.mark.parametrize("type_", ["DECIMAL(38,20)", "DECIMAL(18,2)", "BIGINT"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
 @given(st.lists(JSON_NUMBERS, min_size=1, max_size=3))
 @example([LONG])
 @example(["9007199254740993.5"])

@@ -34,6 +34,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, hourly, segment_file
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 NEW_YEAR = "2026-01-01"
 SECOND = "2026-01-02"
@@ -265,7 +266,7 @@ def test_an_audit_while_others_stage_and_build_finds_nothing(store: Store):
     assert wrong(store) == {}
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(
     st.lists(st.sampled_from(["stage", "stage old", "build", "build first", "damage", "retire"]), max_size=8),
     st.sampled_from(sorted(BREAKAGES)),

@@ -51,6 +51,7 @@ from timestore_pipeline_tests.builders import (
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 Drop = Callable[..., Path]
 
@@ -428,7 +429,7 @@ ACTIONS = ("stage", "stage with impossible rows", "build", "damage", "restore", 
 
 
 @given(actions=st.lists(st.sampled_from(ACTIONS), min_size=3, max_size=14))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_is_readable_once_or_in_quarantine_once(make_store: MakeStore, home: Path, actions: list[str]):
     """Invariant 2, with segments that break and are restored between everything that may happen to them."""
     shutil.rmtree(home / "data", ignore_errors=True)

@@ -53,6 +53,7 @@ from timestore_pipeline_tests.builders import (
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 pytestmark = pytest.mark.only_on("sqlite")
 
@@ -554,7 +555,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_whatever_happened_before_every_row_is_there_once(steps: list[str], make_store: MakeStore, home: Path):
     for path in home.iterdir():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 from sqlalchemy import func, select
 
@@ -26,6 +24,7 @@ from timestore_pipeline.metrics import push_metrics
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly
+from timestore_pipeline_tests.forks import CONTEXT, take_environment
 
 Audit = dict[tuple[str, str, str], float]
 
@@ -40,15 +39,11 @@ def short_processes(environment: Mapping[str, str], at_once: int = 2) -> Process
     """Return a pool in which each call has a process of its own, with this environment."""
     return ProcessPoolExecutor(
         at_once,
-        mp_context=get_context("forkserver"),
-        initializer=_take,
+        mp_context=CONTEXT,
+        initializer=take_environment,
         initargs=(dict(environment),),
         max_tasks_per_child=1,
     )
-
-
-def _take(environment: dict[str, str]) -> None:
-    os.environ.update(environment)
 
 
 def _work(number: int) -> Counter[str]:

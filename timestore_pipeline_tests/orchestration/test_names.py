@@ -13,6 +13,7 @@ from timestore_pipeline.building.thresholds import effective_thresholds
 from timestore_pipeline.orchestration.config import BuildConfig, checked
 from timestore_pipeline.orchestration.metadata import table
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
 from timestore_pipeline_tests.security.test_names import names
 
 
@@ -23,7 +24,7 @@ def _config(**fields: Any) -> BuildConfig | None:
         return None
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.one_of(st.none(), names), last=st.one_of(st.none(), names), number=st.integers(-(10**20), 10**20))
 def test_run_config_is_windows_and_numbers_or_refused(
     make_store: MakeStore, first: str | None, last: str | None, number: int

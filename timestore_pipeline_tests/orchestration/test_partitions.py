@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from timestore_pipeline.datasets import DatasetSpec, TimeSpec
 from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
 from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline_tests.sampling import examples
 
 granularities = st.sampled_from(Granularity)
 seconds = st.floats(datetime(2000, 1, 1, tzinfo=UTC).timestamp(), datetime(2026, 10, 31, tzinfo=UTC).timestamp())
@@ -36,7 +37,7 @@ def test_keys_and_ranges_of_windows_are_those_of_dagster(granularity: Granularit
     assert definition.has_partition_key(window.key)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(granularities, st.dates(date(2000, 1, 1), date(2026, 10, 31)))
 def test_the_first_partition_is_the_window_of_the_start(granularity: Granularity, start: date):
     spec = spec_of(granularity, start)

@@ -40,6 +40,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
 from timestore_pipeline_tests.postgresql import LEDGERS, fresh_ledger
+from timestore_pipeline_tests.sampling import examples
 
 DATASETS = """
 datasets:
@@ -74,7 +75,7 @@ def land(store: Store, name: str, table: pa.Table) -> None:
 
 @pytest.mark.parametrize("ledger", LEDGERS)
 @given(st.lists(st.tuples(st.lists(batches, min_size=1, max_size=4), st.booleans(), st.none() | ranges), max_size=5))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
     ledger: str,
     groups: Sequence[tuple[list[pa.Table], bool, tuple[int | None, int | None] | None]],
@@ -282,8 +283,8 @@ class ExactlyOnceOnPostgresql(ExactlyOnce):
 
 
 ExactlyOnce.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(12), stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-ExactlyOnceOnPostgresql.TestCase.settings = settings(ExactlyOnce.TestCase.settings, max_examples=8)
+ExactlyOnceOnPostgresql.TestCase.settings = settings(ExactlyOnce.TestCase.settings, max_examples=examples(8))
 TestExactlyOnce = ExactlyOnce.TestCase
 TestExactlyOnceOnPostgresql = ExactlyOnceOnPostgresql.TestCase

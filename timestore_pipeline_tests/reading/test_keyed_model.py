@@ -36,6 +36,7 @@ from timestore_pipeline.staging import slices as slices_module
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, in_order, published
+from timestore_pipeline_tests.sampling import examples
 
 DATASETS = """
 datasets:
@@ -212,6 +213,6 @@ class OneRowPerKey(RuleBasedStateMachine):
 
 
 OneRowPerKey.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=14, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(12), stateful_step_count=14, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestOneRowPerKey = OneRowPerKey.TestCase

@@ -17,6 +17,7 @@ from timestore_pipeline import Settings, Timestore
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.columns import Column
 from timestore_pipeline.reading.pruning import prune
+from timestore_pipeline_tests.sampling import examples
 
 DATASETS = """
 datasets:
@@ -133,7 +134,7 @@ QUERIES = [
 
 
 @given(st.sampled_from(QUERIES), conditions(), conditions())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_is_missing_whatever_is_asked(filled, query: str, one: str, other: str):
     timestore, plain = filled
     sql = query.format(one, other)
@@ -142,7 +143,7 @@ def test_no_row_is_missing_whatever_is_asked(filled, query: str, one: str, other
 
 
 @given(conditions("t."), conditions("days."))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_is_missing_from_joins(filled, one: str, other: str):
     timestore, plain = filled
     other = other.replace("days.ts", "days.d").replace("days.n", "days.k").replace("days.x", "days.k")

@@ -16,6 +16,7 @@ from timestore_pipeline.errors import DatasetsFileError
 from timestore_pipeline.landing.shapes import read_arrow
 from timestore_pipeline_tests.builders import arrow_bytes, hourly, ingest, parquet_bytes, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 ROUNDS = 12
 FILES_PER_ROUND = 8
@@ -45,7 +46,7 @@ SEEDS = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.one_of(
         st.text(max_size=200),

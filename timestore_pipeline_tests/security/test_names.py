@@ -23,6 +23,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, hourly, ingest, published, readable, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 HOSTILE = [
     "'; DROP TABLE rows; --",
@@ -58,7 +59,9 @@ names = st.one_of(
         st.sampled_from(["'", '"', ";", "--", "/", "..", "\\", "$", "`", "\0", "a", " ", "DROP", "ä"]), max_size=8
     ).map("".join),
 )
-bounded = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+bounded = settings(
+    max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.fixture
@@ -148,7 +151,7 @@ def test_a_batch_id_and_a_source_are_kept_as_they_are_or_refused(
     assert outside() == before
 
 
-@settings(bounded, max_examples=25)
+@settings(bounded, max_examples=examples(25))
 @given(
     name=names.filter(lambda name: "/" not in name and "\0" not in name and name not in ("", ".", "..")),
     bad=st.booleans(),
@@ -201,7 +204,7 @@ COMMANDS: list[Callable[[str], list[str]]] = [
 ]
 
 
-@settings(bounded, max_examples=40)
+@settings(bounded, max_examples=examples(40))
 @given(number=st.integers(0, len(COMMANDS) - 1), text=names)
 def test_an_argument_of_a_command_does_nothing_but_fail(store_environment, home: Path, outside, number: int, text: str):
     store_environment()

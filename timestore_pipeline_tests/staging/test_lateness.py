@@ -37,6 +37,7 @@ from timestore_pipeline_tests.builders import (
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 HOUR = timedelta(hours=1)
 THIS_HOUR = Window.containing(datetime.now(UTC), Granularity.HOUR).start
@@ -249,7 +250,7 @@ def _age(store: Store, seconds: float) -> None:
         tx.execute(update(slices).values(staged_at=slices.c.staged_at - int(seconds * 1e6)))
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(
     st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=8), min_size=1, max_size=4),
     st.sampled_from(list(LatePolicy)),
