@@ -116,9 +116,9 @@ def function_of(nodeid: str) -> str:
 def _case(item: pytest.Item) -> object:
     """Return what the twins of a case have in common; what has no twin has its own."""
     call = getattr(item, "callspec", None)
-    if call is None or "ledger_kind" not in call.indices or item.get_closest_marker("both_ledgers"):
+    if call is None or "ledger_kind" not in call.params or item.get_closest_marker("both_ledgers"):
         return item.nodeid
-    return function_of(item.nodeid), frozenset(pair for pair in call.indices.items() if pair[0] != "ledger_kind")
+    return function_of(item.nodeid), f"-{call.id}-".replace(f"-{call.params['ledger_kind']}-", "-", 1)
 
 
 def _lots(cases: Iterable[pytest.Item], seed: str) -> list[pytest.Item]:
