@@ -19,7 +19,9 @@ from timestore_pipeline.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
+    from timestore_pipeline_tests.arrangements import Arrange, Arrangements
     from timestore_pipeline_tests.object_store import Bucket
+    from timestore_pipeline_tests.shared_duckdb import SharedInstances
 
 # A shell's background job ignores SIGINT, and every process that it starts does too; tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -90,13 +92,17 @@ ON_BOTH_LEDGERS = ("ledger", "staging", "building", "reading", "lifecycle", "cra
 """Folders whose tests run on both SQLite and PostgreSQL, as far as they open an installation (``home``)."""
 
 
+def folder_of(module: Path) -> str:
+    """Return the first folder below this one that a module lies in."""
+    return module.relative_to(Path(__file__).parent).parts[0]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what touches the ledger once on each database; ``@pytest.mark.only_on("sqlite")`` for what is of one only.
 
     A sample of the tests has one of the two (see ``sampling.py``), both where a test is marked ``both_ledgers``.
     """
-    folder = metafunc.definition.path.relative_to(Path(__file__).parent).parts[0]
-    if "ledger_kind" not in metafunc.fixturenames or folder not in ON_BOTH_LEDGERS:
+    if "ledger_kind" not in metafunc.fixturenames or folder_of(metafunc.definition.path) not in ON_BOTH_LEDGERS:
         return
     only = metafunc.definition.get_closest_marker("only_on")
     # The examples of a property share one home, which they empty themselves; those that are to run on both databases
@@ -136,10 +142,33 @@ def make_settings(home: Path) -> Callable[..., Settings]:
     return make
 
 
+@pytest.fixture(scope="session")
+def duckdb_instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedInstances]:
+    """The DuckDB instances of all stores of these tests, but for those of their children."""
+    from timestore_pipeline_tests.shared_duckdb import SharedInstances
+
+    instances = SharedInstances(tmp_path_factory.getbasetemp())
+    yield instances
+    instances.close()
+
+
+SHARE_DUCKDB = ("building", "crash", "ledger", "lifecycle", "reading", "staging")
+"""Folders whose stores share DuckDB instances; what these may reach is for ``security`` and ``test_connections.py``."""
+
+DUCKDB_SETTINGS = frozenset({"duckdb_memory_limit", "duckdb_threads", "duckdb_temp_directory"})
+"""Who opens a store with one of these has instances that obey it."""
+
+
 @pytest.fixture
-def make_store(home: Path, make_settings: Callable[..., Settings]) -> Iterator[MakeStore]:
+def make_store(
+    home: Path,
+    make_settings: Callable[..., Settings],
+    duckdb_instances: SharedInstances,
+    request: pytest.FixtureRequest,
+) -> Iterator[MakeStore]:
     """Opens stores in ``home`` and closes them at the end of the test."""
     opened: list[Store] = []
+    shares = folder_of(request.path) in SHARE_DUCKDB
 
     def make(datasets_yaml: str = DATASETS_YAML, **settings: Any) -> Store:
         from timestore_pipeline.store import Store
@@ -149,6 +178,8 @@ def make_store(home: Path, make_settings: Callable[..., Settings]) -> Iterator[M
         if not datasets_file.exists() or datasets_file.read_text(encoding="utf-8") != datasets_yaml:
             datasets_file.write_text(datasets_yaml, encoding="utf-8")
         store = Store.open(make_settings(**settings))
+        if shares and not settings.keys() & DUCKDB_SETTINGS:
+            store = duckdb_instances.used_by(store)
         opened.append(store)
         return store
 
@@ -181,6 +212,33 @@ def assert_totals_are_those_of_the_windows(store: Store) -> None:
 def store(make_store: MakeStore) -> Store:
     """A store with the datasets of :data:`DATASETS_YAML` and default settings."""
     return make_store()
+
+
+@pytest.fixture(scope="session")
+def arrangements(tmp_path_factory: pytest.TempPathFactory) -> Arrangements:
+    """The installations that :func:`arrange` copies."""
+    from timestore_pipeline_tests.arrangements import Arrangements
+
+    return Arrangements(tmp_path_factory.mktemp("arranged"))
+
+
+@pytest.fixture
+def arrange(make_store: MakeStore, home: Path, ledger_kind: str, arrangements: Arrangements) -> Arrange:
+    """Opens a store with ``settings`` in an installation that is made, by default settings, the first time only."""
+
+    def arranged(name: str, datasets_yaml: str, prepare: Callable[[Store], None], **settings: object) -> Store:
+        if any(str(value).startswith("s3:") for value in settings.values()):
+            store = make_store(datasets_yaml, **settings)
+            prepare(store)
+            return store
+        if not arrangements.restore(f"{ledger_kind} {name}", home):
+            store = make_store(datasets_yaml)
+            prepare(store)
+            store.close()
+            arrangements.keep(f"{ledger_kind} {name}", home)
+        return make_store(datasets_yaml, **settings)
+
+    return arranged
 
 
 @pytest.fixture

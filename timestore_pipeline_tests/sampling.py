@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import hypothesis
@@ -70,6 +72,19 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return None
     target = "test-quick" if option.quick else "test"
     return f"a sample of all cases, seed {option.seed}: `make {target} SEED={option.seed}` runs it again"
+
+
+@pytest.fixture(autouse=True)
+def no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a quick run a test that starts a process fails, so that it is marked."""
+    if not request.config.option.quick:
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("this test starts a process: mark it `process` or `server`")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(BaseProcess, "start", refuse)
 
 
 @pytest.hookimpl(trylast=True)

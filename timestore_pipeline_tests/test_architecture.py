@@ -129,6 +129,7 @@ def test_only_orchestration_imports_dagster():
     assert offenders == []
 
 
+@pytest.mark.process
 def test_the_library_can_be_used_without_loading_dagster():
     library = [
         module_name(path)

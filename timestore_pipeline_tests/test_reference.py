@@ -65,6 +65,7 @@ def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
     assert "usage:" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_pages_do_not_depend_on_the_process_that_makes_them():
     program = "from timestore_pipeline.reference import pages; import json; print(json.dumps(pages()))"
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7", "COLUMNS": "40", "PATH": ""}

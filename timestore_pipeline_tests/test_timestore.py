@@ -261,6 +261,7 @@ def test_refused_rows_are_counted_on_the_receipt(timestore: Timestore):
     assert (receipt.rows, receipt.quarantined_rows) == (1, 1)
 
 
+@pytest.mark.process
 def test_the_package_gives_the_facade_and_loads_neither_dagster_nor_frames_for_it(home: Path):
     (home / "datasets.yaml").write_text(DATASETS_YAML, encoding="utf-8")
     program = (
@@ -290,6 +291,7 @@ def test_the_environment_describes_the_installation(store_environment: Callable[
         assert isinstance(opened.store, Store)
 
 
+@pytest.mark.process
 def test_opening_an_installation_again_in_a_process_takes_nothing_from_who_has_it_open(timestore: Timestore):
     timestore.stage("weather", day(0))
     assert timestore.read("weather").to_arrow().num_rows == 24

@@ -42,6 +42,7 @@ def test_help_needs_no_installation(arguments: list[str], timestore: Run):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("arguments", ["--version", "--help", "status --help", "flush"])
+@pytest.mark.process
 def test_it_starts_without_the_heavy_libraries(arguments: str):
     program = (
         "import sys; from timestore_pipeline.cli import main; main(sys.argv[1:]); "
@@ -59,6 +60,7 @@ def test_it_starts_without_the_heavy_libraries(arguments: str):
     assert finished.stderr.split("\n")[-1] == ""
 
 
+@pytest.mark.process
 def test_no_command_loads_dagster(installation: Install):
     installation()
     program = (
@@ -147,6 +149,7 @@ def test_a_mistyped_variable_is_reported_and_does_not_disturb_the_result(
     assert "did you mean TIMESTORE_STAGING_FLUSH_MAX_ROWS?" in finished.err
 
 
+@pytest.mark.process
 def test_a_reader_that_stops_early_is_no_error_worth_a_traceback(installation: Install):
     installation()
     program = [*COMMAND, "sql", "select * from range(2000000)", "--format", "json"]
@@ -178,6 +181,7 @@ def on_a_terminal(columns: int, *arguments: str) -> str:
     return seen.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.process
 def test_a_table_on_a_terminal_shows_brackets_as_they_are(installation: Install):
     installation()
 
@@ -187,6 +191,7 @@ def test_a_table_on_a_terminal_shows_brackets_as_they_are(installation: Install)
     assert "[bold]x[/bold]" in seen
 
 
+@pytest.mark.process
 def test_nothing_is_lost_on_a_narrow_terminal(installation: Install):
     installation()
 

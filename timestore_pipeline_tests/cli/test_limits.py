@@ -59,6 +59,7 @@ def test_builds_at_once_are_one_at_least_and_not_too_many(timestore: Run, instal
     assert limit(timestore, "concurrent_builds")["value"] == 2
 
 
+@pytest.mark.process
 def test_a_limit_that_another_process_sets_holds_here_at_once(timestore: Run, installation: Install):
     store = installation(staging_max_pending=1)
     stage(store, "weather", hourly(1))

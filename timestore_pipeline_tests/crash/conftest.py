@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
@@ -17,93 +13,12 @@ from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_publish
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.builders import ingest
-from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
-from timestore_pipeline_tests.postgresql import URL_VARIABLE, shared_server
-from timestore_pipeline_tests.shared_duckdb import SharedInstances
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 Recover = Callable[[Store], list[SettledBuild]]
-Arrange = Callable[..., Store]
-"""``arrange(name, datasets_yaml, prepare, **settings)``: a store that ``prepare`` has been let at."""
-
-
-@pytest.fixture(scope="session")
-def duckdb_instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedInstances]:
-    """The DuckDB instances of all stores of these tests, but for those of their children."""
-    instances = SharedInstances(tmp_path_factory.getbasetemp())
-    yield instances
-    instances.close()
-
-
-@pytest.fixture
-def make_store(make_store: MakeStore, duckdb_instances: SharedInstances) -> Iterator[MakeStore]:
-    """Opens stores as ``make_store`` does anywhere, with DuckDB instances that are there already."""
-    opened: list[Store] = []
-
-    def make(*arguments: object, **settings: object) -> Store:
-        store = duckdb_instances.used_by(make_store(*arguments, **settings))  # pyright: ignore[reportArgumentType]
-        opened.append(store)
-        return store
-
-    yield make
-    for store in opened:
-        store.writers.close()
-
-
-@dataclass
-class Arrangements:
-    """Installations to begin with, each made once and copied for every test that begins there."""
-
-    folder: Path
-    databases: dict[str, str] = field(default_factory=dict)
-
-    def keep(self, name: str, home: Path) -> None:
-        """Keep the installation of this test, which is closed, under ``name``."""
-        shutil.copytree(home, self.folder / name)
-        if url := os.environ.get(URL_VARIABLE):
-            self.databases[name] = shared_server().copy_database(_database(url))
-
-    def restore(self, name: str, home: Path) -> bool:
-        """Make the installation of this test, which is empty, one that was kept; False where there is none."""
-        if not (self.folder / name).exists():
-            return False
-        shutil.copytree(self.folder / name, home, dirs_exist_ok=True)
-        if url := os.environ.get(URL_VARIABLE):
-            shared_server().drop_database(_database(url))
-            shared_server().copy_database(self.databases[name], _database(url))
-        return True
-
-
-def _database(url: str) -> str:
-    name = make_url(url).database
-    assert name
-    return name
-
-
-@pytest.fixture(scope="session")
-def arrangements(tmp_path_factory: pytest.TempPathFactory) -> Arrangements:
-    return Arrangements(tmp_path_factory.mktemp("arranged"))
-
-
-@pytest.fixture
-def arrange(make_store: MakeStore, home: Path, ledger_kind: str, arrangements: Arrangements) -> Arrange:
-    """Opens a store with ``settings`` in an installation that is made, by default settings, the first time only."""
-
-    def arranged(name: str, datasets_yaml: str, prepare: Callable[[Store], None], **settings: object) -> Store:
-        if any(str(value).startswith("s3:") for value in settings.values()):
-            store = make_store(datasets_yaml, **settings)
-            prepare(store)
-            return store
-        if not arrangements.restore(f"{ledger_kind} {name}", home):
-            store = make_store(datasets_yaml)
-            prepare(store)
-            store.close()
-            arrangements.keep(f"{ledger_kind} {name}", home)
-        return make_store(datasets_yaml, **settings)
-
-    return arranged
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import killed_at
-from timestore_pipeline_tests.crash.conftest import Arrange
 
 pytestmark = pytest.mark.crash
 

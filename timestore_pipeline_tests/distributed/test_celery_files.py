@@ -77,6 +77,7 @@ def test_all_but_storage_launcher_and_the_number_of_runs_is_as_on_one_host():
     assert deployed == one_host
 
 
+@pytest.mark.process
 def test_nothing_has_started_a_thread_when_the_processes_of_a_worker_are_forked(home: Path):
     (home / "datasets.yaml").write_text("datasets: {}\n", encoding="utf-8")
     (home / "dagster.yaml").write_bytes((SHIPPED / "dagster.yaml").read_bytes())

@@ -19,6 +19,8 @@ from timestore_pipeline.http.tokens import Tokens
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline_tests.http.server import Server, serving
 
+pytestmark = pytest.mark.process
+
 PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
 
 

@@ -35,7 +35,7 @@ class WarmRun(ForkServerProcess):
 class WarmContext(ForkServerContext):
     """What makes the processes of runs."""
 
-    Process = WarmRun  # pyright: ignore[reportAssignmentType]
+    Process = WarmRun
 
 
 def main(socket: str) -> None:
@@ -46,7 +46,7 @@ def main(socket: str) -> None:
     context = WarmContext()
     context.set_forkserver_preload(["timestore_pipeline_tests.e2e.warm"])
     # The server asks for a context that spawns.
-    vars(server)["multiprocessing"] = SimpleNamespace(get_context=lambda _method: context)
+    setattr(server, "multiprocessing", SimpleNamespace(get_context=lambda _method: context))  # noqa: B010 - no module
     module = f"{LOCATION}.definitions"
     grpc_command.main(["-s", socket, "-m", module, "-d", str(ROOT), "--location-name", LOCATION])
 

@@ -151,7 +151,7 @@ class Deployment:
         with WorkspaceProcessContext(self.instance, WorkspaceFileTarget([str(self.workspace)])) as workspace:
             answer = execute_query(workspace, query, variables)
         assert "errors" not in answer, answer
-        return answer["data"]
+        return answer.get("data")
 
     def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Wait until ``condition`` holds; say ``what`` did not happen, and the daemon's last words, if it does not."""

@@ -27,6 +27,7 @@ def tokens_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_a_token_opens_what_it_is_for_and_is_in_no_log(start_server, tokens_file: Path, tmp_path: Path):
     server = start_server(http_tokens_file=tokens_file)
     with server.client() as client:
@@ -73,6 +74,7 @@ def test_tokens_may_come_from_the_environment(make_server):
         assert client.get("/datasets", headers=bearer("reader")).status_code == 200
 
 
+@pytest.mark.process
 def test_without_tokens_only_this_machine_is_served(store_environment: Callable[..., dict[str, str]]):
     environment = store_environment()
     command = [sys.executable, "-m", "timestore_pipeline.cli", "serve", "--host", "0.0.0.0", "--port", "0"]

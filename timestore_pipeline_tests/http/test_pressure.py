@@ -139,6 +139,7 @@ def test_bodies_are_held_up_to_a_limit_and_one_always():
     room.take(40)
 
 
+@pytest.mark.process
 def test_a_server_that_is_stopped_answers_what_it_has_begun(start_server):
     server = start_server()
     body = parquet_bytes(hourly(2_000))

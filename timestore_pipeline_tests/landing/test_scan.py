@@ -178,6 +178,7 @@ def permissions(store: Store) -> dict[str, tuple[list[str], tuple[str, ...]]]:
     return found
 
 
+@pytest.mark.process
 def test_what_may_not_be_read_is_named_and_holds_nothing_else_up():
     found = unprivileged(permissions, DATASETS_YAML)
 

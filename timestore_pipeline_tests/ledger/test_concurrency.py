@@ -198,6 +198,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.mark.process
 def test_processes_that_claim_at_once_never_share_and_never_repeat_a_sequence(
     store: Store, home: Path, processes: ProcessPoolExecutor
 ):
@@ -209,6 +210,7 @@ def test_processes_that_claim_at_once_never_share_and_never_repeat_a_sequence(
     assert sorted(claims) == list(range(1, len(claims) + 1))
 
 
+@pytest.mark.process
 def test_processes_that_stage_at_once_never_exceed_the_queue(store: Store, home: Path, processes: ProcessPoolExecutor):
     said = sum(
         (each.result(120) for each in [processes.submit(fill, home, who) for who in range(PROCESSES)]), Counter()

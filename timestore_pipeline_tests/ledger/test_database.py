@@ -266,6 +266,7 @@ def open_with_others(home: Path, environment: dict[str, str], others: threading.
     Store.open(settings).close()
 
 
+@pytest.mark.process
 def test_many_processes_may_open_a_new_installation_at_once(home: Path):
     (home / "datasets.yaml").write_text(DATASETS_YAML)
     if url := os.environ.get(URL_VARIABLE):

@@ -481,6 +481,7 @@ class TestWhatIsSaidOrRefused:
         with pytest.raises(LedgerError, match="windows of one day in its segments and of one hour"):
             rebuilt(store)
 
+    @pytest.mark.process
     def test_files_of_another_user_are_no_damage(self):
         assert "must not be read by this user" in unprivileged(rebuild_without_permission, DATASETS_YAML)
 

@@ -20,6 +20,7 @@ from timestore_pipeline.lifecycle.rebuilding.ledger import Rebuilt, rebuild_ledg
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
@@ -60,8 +61,10 @@ def accounts(store: Store, dataset: str = "weather") -> dict[str, WindowAccount]
 @pytest.mark.only_on("sqlite", "postgresql")
 @pytest.mark.parametrize("retired", [False, True], ids=["retained", "unlinked"])
 @pytest.mark.parametrize("case", [LATEST, HIGHEST, KEYED_AND_WIDER], ids=str)
-def test_the_row_that_wins_is_the_same_and_the_next_one_wins_over_it(case: Case, retired: bool, make_store: MakeStore):
-    store = keyed_at_work(make_store, case)
+def test_the_row_that_wins_is_the_same_and_the_next_one_wins_over_it(
+    case: Case, retired: bool, arrange: Arrange, make_store: MakeStore
+):
+    store = keyed_at_work(arrange, case)
     if retired:
         assert unlink_published_segments(store, retention_micros=0).files == 2
     before = accounts(store, "readings")

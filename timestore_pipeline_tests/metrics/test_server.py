@@ -53,6 +53,7 @@ def scrape(url: str) -> str:
         return response.read().decode()
 
 
+@pytest.mark.process
 def test_each_scrape_shows_the_ledger_as_it_is_and_says_what_is_wrong_to_whoever_asks(
     store_environment: PutEnvironment,
 ):

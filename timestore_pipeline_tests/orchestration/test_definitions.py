@@ -218,6 +218,7 @@ def test_a_wrong_setting_says_which(store_environment: Callable[..., dict[str, s
         defs()
 
 
+@pytest.mark.process
 def test_the_code_location_starts_without_slow_libraries():
     program = (
         "import sys, timestore_pipeline.definitions;"

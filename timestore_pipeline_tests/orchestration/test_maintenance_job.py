@@ -68,6 +68,7 @@ def on_disk(tmp_path: Path) -> Iterator[Locate]:
 
 
 class TestMaintenanceJob:
+    @pytest.mark.process
     def test_one_run_does_it_all_and_says_so_in_numbers(self, make_store: MakeStore, on_disk: Locate):
         here = on_disk(make_store(staging_retention_seconds=0))
         tables = flushed(here.store, 3)
@@ -176,6 +177,7 @@ class TestRunPruning:
         later = datetime.now(UTC) + timedelta(days=8)
         return prune_runs(here.instance, retention, [], **{"most": 100, "now": later, **options})
 
+    @pytest.mark.process
     def test_partitions_stay_materialized_and_files_are_gone(self, lasting: Location):
         runs = [self.run_of_sensor(lasting, key) for key in ("2026-01-01", "2026-01-01", "2026-01-02", "2026-01-01")]
         assert set(runs) <= self.databases(lasting)
@@ -192,6 +194,7 @@ class TestRunPruning:
         assert not any((storage / run_id).exists() for run_id in runs[:2])
         assert self.prune(lasting).runs == 0
 
+    @pytest.mark.process
     def test_runs_of_people_and_young_runs_are_left_alone(self, lasting: Location):
         mine = lasting.materialize("partitions/weather", partition="2026-01-01").run_id
         self.run_of_sensor(lasting, "2026-01-01")
@@ -200,6 +203,7 @@ class TestRunPruning:
         assert prune_dagster_runs(lasting.instance, lasting.store, dry_run=False).runs == 0
         assert lasting.instance.has_run(mine)
 
+    @pytest.mark.process
     def test_the_number_of_runs_is_bounded_too(self, lasting: Location):
         runs = [self.run_of_sensor(lasting, "2026-01-01") for _ in range(4)]
 
@@ -209,6 +213,7 @@ class TestRunPruning:
         assert prune_runs(lasting.instance, retention, [], most=100).runs == 1
         assert {run.run_id for run in lasting.instance.get_runs()} == set(runs[2:])
 
+    @pytest.mark.process
     def test_the_latest_run_of_a_check_stays(self, lasting: Location):
         first = lasting.materialize("partitions/weather", partition="2026-01-01", tags=AUTOMATIC).run_id
         check = dg.AssetCheckKey(partitions_key("weather"), "row_audit")
@@ -219,6 +224,7 @@ class TestRunPruning:
         later = datetime.now(UTC) + timedelta(days=8)
         assert prune_runs(lasting.instance, retention, [check], most=9, now=later).runs == 0
 
+    @pytest.mark.process
     def test_what_a_killed_pruning_left_is_found_by_its_file(self, lasting: Location):
         runs = [self.run_of_sensor(lasting, "2026-01-01") for _ in range(2)]
         lasting.instance.delete_run(runs[0])  # as if killed right after

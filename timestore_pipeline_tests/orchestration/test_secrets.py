@@ -114,6 +114,7 @@ def files_with_the_secret(*folders: Path) -> list[Path]:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("how", ["in the URL", "as a password", "as a token", "and nobody is there"])
+@pytest.mark.process
 def test_a_run_leaves_the_pushgateways_credentials_nowhere(
     store_environment,
     drop: Callable[..., Path],

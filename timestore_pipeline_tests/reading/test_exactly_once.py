@@ -39,7 +39,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
-from timestore_pipeline_tests.postgresql import LEDGERS, fresh_ledger
+from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples
 
 DATASETS = """
@@ -73,7 +73,7 @@ def land(store: Store, name: str, table: pa.Table) -> None:
     (folder / name).write_bytes(parquet_bytes(table))
 
 
-@pytest.mark.parametrize("ledger", LEDGERS)
+@pytest.mark.parametrize("ledger", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 @given(st.lists(st.tuples(st.lists(batches, min_size=1, max_size=4), st.booleans(), st.none() | ranges), max_size=5))
 @settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
@@ -287,4 +287,4 @@ ExactlyOnce.TestCase.settings = settings(
 )
 ExactlyOnceOnPostgresql.TestCase.settings = settings(ExactlyOnce.TestCase.settings, max_examples=examples(8))
 TestExactlyOnce = ExactlyOnce.TestCase
-TestExactlyOnceOnPostgresql = ExactlyOnceOnPostgresql.TestCase
+TestExactlyOnceOnPostgresql = pytest.mark.server(ExactlyOnceOnPostgresql.TestCase)

@@ -54,6 +54,7 @@ def test_no_error_of_the_ledger_shows_its_password(number: int, caplog: pytest.L
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.process
 def test_no_command_shows_the_ledgers_password(
     command: tuple[str, ...], store_environment, capfd: pytest.CaptureFixture[str]
 ):

@@ -245,6 +245,7 @@ class TestTurns:
             assert ingest(store)["events"].batches == 1
 
     @pytest.mark.parametrize(("limit", "most"), [(0, 3), (1, 1), (2, 2)])
+    @pytest.mark.process
     def test_the_limit_holds_over_processes(self, make_store: MakeStore, home: Path, limit: int, most: int):
         store = make_store()
         override(store, LimitName.CONCURRENT_INGESTS, limit)

@@ -362,6 +362,7 @@ def read_denied(store: Store) -> tuple[list[str], tuple[str, ...], bool]:
     return [receipt.source for receipt in report.receipts], report.skipped, (folder / "closed.csv").exists()
 
 
+@pytest.mark.process
 def test_a_file_that_may_not_be_read_waits_and_the_others_are_staged():
     staged, skipped, still_there = unprivileged(read_denied, DATASETS_YAML)
 
@@ -386,6 +387,7 @@ def nothing_can_be_moved(store: Store) -> tuple[int, int, list[str], int, int]:
     return report.rows, len(report.quarantined), left, len(again), len(readable(store))
 
 
+@pytest.mark.process
 def test_files_that_may_not_be_moved_stay_and_are_not_taken_again():
     rows, quarantined, left, seen_again, in_all = unprivileged(nothing_can_be_moved, DATASETS_YAML)
 

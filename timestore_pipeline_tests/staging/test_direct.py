@@ -169,6 +169,7 @@ def _write_directly(home: Path, hours: int, batch_id: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.process
 def test_processes_that_write_directly_at_the_same_time_publish_every_row_once(make_store: MakeStore, home: Path):
     store = make_store()
     with process_pool(3) as pool:

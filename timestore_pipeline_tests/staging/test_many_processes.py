@@ -104,6 +104,7 @@ def processes():
         yield pool
 
 
+@pytest.mark.process
 def test_the_same_batches_from_several_processes_are_staged_once(
     make_store: MakeStore, home: Path, processes: ProcessPoolExecutor
 ):
@@ -117,6 +118,7 @@ def test_the_same_batches_from_several_processes_are_staged_once(
     assert counted(store, RETRIED_BATCHES) == {"duplicate": (STAGERS - 1) * BATCHES}
 
 
+@pytest.mark.process
 def test_processes_stage_while_others_build_read_and_clean_up(
     make_store: MakeStore, home: Path, processes: ProcessPoolExecutor, tmp_path: Path
 ):
@@ -137,6 +139,7 @@ def test_processes_stage_while_others_build_read_and_clean_up(
     assert readable(store) == published(store) == expected
 
 
+@pytest.mark.process
 def test_several_ingests_of_the_same_landing_folder_stage_each_file_once(
     make_store: MakeStore, home: Path, processes: ProcessPoolExecutor
 ):
@@ -156,6 +159,7 @@ def test_several_ingests_of_the_same_landing_folder_stage_each_file_once(
     assert published(store) == expected
 
 
+@pytest.mark.process
 def test_two_processes_that_infer_columns_agree_on_the_first_ones(
     make_store: MakeStore, home: Path, processes: ProcessPoolExecutor
 ):
@@ -173,6 +177,7 @@ def test_two_processes_that_infer_columns_agree_on_the_first_ones(
     assert len(readable(store, "events")) == (2 if "staged" in kinds[0] else 1)
 
 
+@pytest.mark.process
 def test_one_id_with_different_contents_belongs_to_whoever_is_first(
     make_store: MakeStore, home: Path, processes: ProcessPoolExecutor
 ):

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import BatchConflict
 from timestore_pipeline.settings import Settings
@@ -96,6 +98,7 @@ def _stage_own(home: Path, number: int) -> list[str]:
     return said
 
 
+@pytest.mark.process
 def test_a_batch_that_races_with_itself_is_staged_once(make_store: MakeStore, home: Path):
     store = make_store()
 
@@ -108,6 +111,7 @@ def test_a_batch_that_races_with_itself_is_staged_once(make_store: MakeStore, ho
     assert readable(store) == rows_of(*(hourly(1 + turn) for turn in range(ROUNDS)))
 
 
+@pytest.mark.process
 def test_of_contents_that_race_for_one_id_one_is_staged_and_the_others_are_refused(make_store: MakeStore, home: Path):
     store = make_store()
 
@@ -121,6 +125,7 @@ def test_of_contents_that_race_for_one_id_one_is_staged_and_the_others_are_refus
     assert readable(store) == rows_of(*(hourly(2, station=winner) for winner in winners))
 
 
+@pytest.mark.process
 def test_batches_of_many_processes_are_all_staged_once_while_builds_run(make_store: MakeStore, home: Path):
     store = make_store()
 

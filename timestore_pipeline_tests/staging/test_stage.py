@@ -282,6 +282,7 @@ print(acked, refused)
 """
 
 
+@pytest.mark.process
 def test_a_disk_that_is_full_at_any_point_of_a_segment_acknowledges_nothing(store: Store, home: Path):
     """DuckDB writes its log, then the file when it is detached: rows must not be lost where only the first worked."""
     done = subprocess.run(
@@ -360,6 +361,7 @@ def test_many_windows_and_batches_are_counted_exactly(store: Store):
     assert report.rows == 500
 
 
+@pytest.mark.process
 def test_times_are_utc_whatever_the_zone_of_the_host(store: Store, monkeypatch: pytest.MonkeyPatch, home: Path):
     script = (
         "import sys; from pathlib import Path; from timestore_pipeline.settings import Settings;"

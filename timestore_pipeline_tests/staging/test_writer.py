@@ -318,6 +318,7 @@ for number in range(30):
 """
 
 
+@pytest.mark.process
 def test_a_program_that_forgets_to_close_the_writer_ends_and_has_written_everything(store: Store, home: Path):
     subprocess.run([sys.executable, "-c", FORGETFUL, str(home)], check=True, timeout=60)
 

@@ -198,6 +198,7 @@ def validating(installation: Install, home: Path) -> Iterator[tuple[Store, subpr
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.process
 def test_an_interrupted_validation_leaves_nothing(
     sent: signal.Signals, validating: tuple[Store, subprocess.Popen[bytes]]
 ):
@@ -209,6 +210,7 @@ def test_an_interrupted_validation_leaves_nothing(
     assert SCRATCH_PREFIX not in str(everything(store))
 
 
+@pytest.mark.process
 def test_a_killed_validation_is_cleared_away_by_the_next_one_once_its_lease_is_over(
     validating: tuple[Store, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ):
