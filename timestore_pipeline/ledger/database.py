@@ -29,11 +29,12 @@ from timestore_pipeline.ledger.engines import (
     parse_ledger_url,
     sqlite_file,
 )
+from timestore_pipeline.ledger.installation import draw_identity, read_identity
 from timestore_pipeline.ledger.schema import VERSION_TABLE
 
 T = TypeVar("T")
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """The Alembic revision that this code works with."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -60,7 +61,8 @@ class Ledger:
         self._patience = busy_timeout_seconds
         self._engine = engine
         self._file = sqlite_file(engine.url)
-        self._identity = _identity(self._file)
+        self._inode = _inode(self._file)
+        self._identity = ""
         if engine.dialect.name == "sqlite":
             self._readers = engine.execution_options(sqlite_begin="BEGIN")
             self._writers = engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
@@ -104,6 +106,11 @@ class Ledger:
     def location(self) -> str:
         """The ledger's URL without its password."""
         return _without_secrets(self._engine.url)
+
+    @property
+    def identity(self) -> str:
+        """Whose ledger it is: 32 hexadecimal digits, drawn when it was first opened; its backups have them too."""
+        return self._identity
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -198,14 +205,17 @@ class Ledger:
             time.sleep(random.uniform(*_PAUSE_SECONDS))
 
     def _refuse_if_replaced(self) -> None:
-        if _identity(self._file) != self._identity:
+        if _inode(self._file) != self._inode:
             raise LedgerReplaced(self.location)
 
     def _upgrade(self) -> None:
         with self._connect(self._engine, _OPENING_SECONDS) as connection:
-            if _revision(connection) == HEAD_REVISION:
-                return
-        self.transact(self._migrate)
+            migrated = _revision(connection) == HEAD_REVISION
+            found = read_identity(connection) if migrated else None
+        if not migrated:
+            self.transact(self._migrate)
+        # Not by the migration: a database may be copied once it is migrated, and opened as another installation's.
+        self._identity = found or self.transact(draw_identity)
 
     def _migrate(self, tx: Connection) -> None:
         # Imported here because Alembic costs every process half a second and only the first one needs it.
@@ -238,7 +248,7 @@ def _without_secrets(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def _identity(file: Path | None) -> tuple[int, int] | None:
+def _inode(file: Path | None) -> tuple[int, int] | None:
     """Return what tells a file from another one that takes its name; None where there is none."""
     try:
         status = file.stat() if file else None

@@ -100,6 +100,23 @@ class QuarantineState(StrEnum):
     DISCARDED = "discarded"
 
 
+installation = Table(
+    "installation",
+    metadata,
+    Column("row", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    Column("identity", String(32), nullable=False, comment="hexadecimal; drawn when the ledger was first opened"),
+    comment="whose ledger this is",
+)
+
+places = Table(
+    "places",
+    metadata,
+    Column("name", String(16), primary_key=True, comment="staging, tables or archive"),
+    Column("location", Text, nullable=False, comment="where it was then, for people"),
+    Column("marked_at", BigInteger, nullable=False),
+    comment="places that were given the mark of this installation, so that one without it is not the same place",
+)
+
 datasets = Table(
     "datasets",
     metadata,
