@@ -41,6 +41,7 @@ LAYERS = [
         "storage",
     },
     {"ledger"},
+    {"places"},
     {"store"},
     {"landing", "staging", "building", "lifecycle", "reading", "metrics", "validation"},
     {"timestore"},

@@ -124,6 +124,7 @@ def build_windows(
             again later.
         BuildAborted: this build was taken for dead and fenced meanwhile; its slices are staged again.
         SegmentUnreadable, TableError, DiskFull, LedgerError: nothing was published, the slices are staged again.
+        PlaceError: staging or tables are not there, or another installation's; nothing was claimed.
 
     After TIMESTORE_BUILD_MAX_ATTEMPTS failures in a row the segments that cannot be read are quarantined, and the rest
     is built. Failures of another cause (a full disk, a broken table) quarantine nothing.
@@ -159,6 +160,8 @@ def _build_once(
         known = dataset_columns(tx, spec)
     if known is None:
         return None  # nothing was ever staged
+    # Both before anything is claimed: what is not mounted costs no attempt.
+    store.staging.require()
     prepare_table(store, spec, known)
     check_disk(store, store.table(dataset).root)
     now = now_micros()

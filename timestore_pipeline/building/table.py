@@ -36,7 +36,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.errors import TableError
+from timestore_pipeline.errors import PlaceError, TableError
 from timestore_pipeline.ledger.builds import PUBLISHING
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.storage import Storage
@@ -188,8 +188,10 @@ def open_table(place: Storage, dataset: str, version: int | None = None) -> Delt
     """Open the table at ``version``, by default the latest.
 
     Raises:
+        PlaceError: the place of the tables is not there, or another installation's.
         TableError: it is missing or damaged.
     """
+    place.require()
     if version is not None and entry_is_empty(place, version):
         # delta-rs would take it for a commit of nothing, and its rows would be missing without a word.
         raise TableError(f"dataset {dataset!r}: the log entry {place.shown(log_key(version))} is empty; restore it")
@@ -627,6 +629,8 @@ def _sync_commit(place: Storage, build: Build, since: int) -> int:
 def _translated(place: Storage, dataset: str) -> Iterator[None]:
     try:
         yield
+    except PlaceError:
+        raise
     except TableNotFoundError as error:
         raise TableError(f"dataset {dataset!r}: there is no table at {place.location}") from error
     except (DeltaError, OSError) as error:

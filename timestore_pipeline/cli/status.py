@@ -17,6 +17,7 @@ from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSo
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
 from timestore_pipeline.store import Store
 
 HEADINGS = (
@@ -67,7 +68,7 @@ class DatasetStatus:
 def collect_status(
     store: Store, datasets: Sequence[str] = (), now: int | None = None
 ) -> tuple[list[DatasetStatus], tuple[str, ...]]:
-    """Return the status of each dataset (none: of all), and a sentence for each problem of the landing folder.
+    """Return the status of each dataset (none: of all), and a sentence for each problem of places and landing folder.
 
     Raises:
         UnknownDataset: a dataset is not declared.
@@ -105,7 +106,7 @@ def collect_status(
                 pause=pause_of(pauses, spec.name),
             )
         )
-    return statuses, scan.problems
+    return statuses, (*problems_in_words(observe_places(store)), *scan.problems)
 
 
 def _age_seconds(since: int | None, now: int) -> float:

@@ -62,6 +62,7 @@ def unlink_published_segments(
         ][:max_files]
     if not expired:
         return Freed()
+    store.staging.require()
     if dry_run:
         return Freed(len(expired), sum(segment.bytes for segment in expired))
     gone = []
@@ -104,7 +105,12 @@ def sweep_orphans(
     """Remove what crashed processes and aborted builds left, segments without a ledger row, discarded bytes.
 
     Of ``datasets``, by default of all that are declared. At most ``max_files`` go.
+
+    Raises:
+        PlaceError: staging or tables are not there, or another installation's; nothing was removed.
     """
+    for place in (store.staging, store.tables):
+        place.require()
     names = [name for name in store.datasets if datasets is None or name in datasets]
     before = time.time() - older_than_seconds
     staged_before = before

@@ -32,6 +32,7 @@ from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, 
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.segments import disk_usage
 from timestore_pipeline.ledger.size import ledger_bytes
+from timestore_pipeline.lifecycle.observed_places import observe_places
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
 from timestore_pipeline.store import Store
@@ -58,6 +59,7 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
         datasets = sorted(found.waiting | set(store.datasets))
         values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
+    values[series.PLACES_UNUSABLE, "", ""] = sum(bool(each.problem) for each in observe_places(store, local_only=True))
     labels: dict[str, set[str]] = {}
     for name, _, label in (*values, *histograms):
         labels.setdefault(name, set()).add(label)

@@ -54,6 +54,7 @@ QUARANTINED_BATCHES = "timestore_quarantined_batches"
 QUARANTINED_ROWS = "timestore_quarantined_rows"
 QUARANTINED_SEGMENTS = "timestore_quarantined_segments"
 LEDGER_BYTES = "timestore_ledger_bytes"
+PLACES_UNUSABLE = "timestore_places_unusable"
 METRICS_TIMESTAMP = "timestore_metrics_timestamp_seconds"
 HTTP_REQUESTS = "timestore_http_requests_total"
 HTTP_REFUSED = "timestore_http_refused_requests_total"
@@ -328,6 +329,14 @@ SERIES = (
         "Segments in quarantine, unresolved: some of their staged rows cannot be read back.",
     ),
     Series(LEDGER_BYTES, SeriesType.GAUGE, "bytes", "Size of the ledger's tables and indexes.", per_dataset=False),
+    Series(
+        PLACES_UNUSABLE,
+        SeriesType.GAUGE,
+        "places",
+        "Staging, tables, archive and single tables on a file system that are not there or belong to another "
+        "installation, for the process that took this picture; `timestore installation show` names them.",
+        per_dataset=False,
+    ),
     Series(
         METRICS_TIMESTAMP,
         SeriesType.GAUGE,

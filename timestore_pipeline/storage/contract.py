@@ -52,6 +52,17 @@ class Storage(Protocol):
         """Return where a file is, for messages."""
         ...
 
+    def require(self) -> None:
+        """Make sure that the place is there and belongs to this installation, as far as it was opened as one that does.
+
+        What others do here (put, list, delete, find that a file is missing) asks so by itself; who goes to the files
+        past this interface asks first.
+
+        Raises:
+            PlaceError: it is missing, empty, or another one.
+        """
+        ...
+
     def scratch(self, key: str) -> Path:
         """Return where to write what :meth:`put` shall publish as ``key``; its folder is there."""
         ...

@@ -19,7 +19,12 @@ PARQUET_SUFFIX = ".parquet"
 
 
 def has_table(place: Storage) -> bool:
-    """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet."""
+    """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet.
+
+    Raises:
+        PlaceError: the place of the tables is not there, so nobody can say.
+    """
+    place.require()
     if place.local is None:
         return any(entry.key.endswith(".json") for entry in place.entries(f"{LOG_FOLDER}/"))
     log = place.local / LOG_FOLDER
@@ -107,10 +112,3 @@ def _log_entry(folder: Path, version: int) -> Path:
 def file_name(key: str) -> str:
     """Return the last part of a key."""
     return key.rpartition("/")[2]
-
-
-def any_table(tables: Storage) -> bool:
-    """Whether there is a table of whatever dataset in the folder of all tables."""
-    if tables.local is not None:
-        return any(tables.local.glob(f"*/{LOG_FOLDER}"))
-    return any(f"/{LOG_FOLDER}/" in entry.key for entry in tables.entries())

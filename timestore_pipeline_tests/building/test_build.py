@@ -421,7 +421,6 @@ def test_a_table_that_cannot_be_made_claims_nothing_and_other_datasets_go_on(mak
     store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
     stage(store, "weather", hourly(3))
     stage(store, "other", hourly(3))
-    store.tables.root.mkdir(parents=True)
     store.table("weather").root.write_text("a file is in the way")
 
     with pytest.raises(TableError, match=r"dataset 'weather': the table at .* cannot be used"):

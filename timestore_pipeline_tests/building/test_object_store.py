@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.lost_table import MARKER
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import (
     commit_build,
@@ -24,7 +23,16 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.errors import BuildAborted, LedgerLost, QueryError, TableError, TimestoreError
+from timestore_pipeline.errors import (
+    BuildAborted,
+    LedgerLost,
+    PlaceMissing,
+    QueryError,
+    StorageRefused,
+    TableError,
+    TableGone,
+    TimestoreError,
+)
 from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.lifecycle.audit import audit_rows
@@ -36,6 +44,7 @@ from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.duckdb_files import duckdb_path
+from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
@@ -180,28 +189,28 @@ def test_of_two_builds_on_the_same_state_of_a_table_one_is_refused(store: Store)
 
 
 def test_a_store_that_creates_a_key_twice_gets_no_table(store: Store, s3_bucket: Bucket):
-    stage(store, "weather", hourly(3))
-    key = f"some/tables/{MARKER}"
+    key = f"some/tables/{mark_key('tables')}"
     forgetful = Fault(Effect.CALL, "PUT", key, times=None, call=lambda _: s3_bucket.delete(key))
 
-    with s3_bucket.proxy.spoilt(forgetful), pytest.raises(TableError, match="If-None-Match"):
-        build(store)
+    with s3_bucket.proxy.spoilt(forgetful), pytest.raises(StorageRefused, match="If-None-Match"):
+        stage(store, "weather", hourly(3))
 
     assert s3_bucket.keys() == []
+    stage(store, "weather", hourly(3))
     build(store)
     assert_everything_is_there_once(store, rows_of(hourly(3)))
 
 
-def test_another_bucket_is_not_taken_for_deleted_tables(store: Store, s3_bucket: Bucket):
+def test_another_bucket_is_not_taken_for_deleted_tables(store: Store, s3_bucket: Bucket, make_store: MakeStore):
     stage(store, "weather", hourly(3))
     build(store)
-    keys = s3_bucket.keys()
-    for key in keys:
-        s3_bucket.delete(key)
+    store.tables.delete(*[entry.key for entry in store.tables.entries()])
     stage(store, "weather", hourly(3, station="new"))
 
-    with pytest.raises(TableError, match="this is another bucket"):
-        build(store)
+    for opened in (store, make_store(tables_url=store.tables.location)):
+        with pytest.raises((TableGone, PlaceMissing)):
+            build(opened)
+    assert s3_bucket.keys() == []
 
 
 def test_a_narrow_query_over_a_large_file_fetches_a_part_of_it(store: Store, s3_bucket: Bucket):

@@ -297,9 +297,9 @@ class TestTwoSegmentsWithOneBatch:
     def forget(self, store: Store, make_store: MakeStore) -> Store:
         """Another ledger, so that the same batches come again; the segments of the first one stay."""
         path = store.settings.staging_path / "weather"
-        hidden = path.with_name("hidden")
-        path.rename(hidden)
+        hidden = path.rename(store.settings.home / "hidden")
         lose_ledger(store)
+        rebuilt(store)
         again = make_store()
         path.mkdir()
         for file in hidden.iterdir():
