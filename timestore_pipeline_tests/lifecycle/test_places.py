@@ -283,6 +283,7 @@ class TestArchive:
 
 @pytest.mark.only_on("sqlite")
 class TestRebuildingTheLedger:
+    @pytest.mark.matrix
     @pytest.mark.parametrize("place", ["tables", "staging"])
     @pytest.mark.parametrize("instead", MISSING)
     @pytest.mark.parametrize("replace", [False, True])

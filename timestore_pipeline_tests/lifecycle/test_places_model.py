@@ -40,6 +40,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, ingest, published, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 from timestore_pipeline_tests.postgresql import LEDGERS, fresh_ledger
+from timestore_pipeline_tests.sampling import examples
 
 PLACES = ("staging", "tables", "archive")
 OTHERS = "0123456789abcdef" * 2
@@ -240,5 +241,5 @@ class ComingAndGoing(RuleBasedStateMachine):
 @pytest.mark.parametrize("ledger", LEDGERS)
 def test_whatever_comes_and_goes_every_row_is_there_once_in_the_end(ledger: str):
     machine = type("Machine", (ComingAndGoing,), {"ledger": ledger})
-    examples = {"sqlite": 12, "postgresql": 4}[ledger]
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=15))
+    count = examples({"sqlite": 12, "postgresql": 4}[ledger])
+    run_state_machine_as_test(machine, settings=settings(max_examples=count, stateful_step_count=15))
