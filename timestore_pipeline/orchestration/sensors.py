@@ -63,11 +63,11 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
         description="Asks for one ingest run for all datasets in whose landing folders new files are ready.",
     )
     def look_for_files(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
+        scan = scan_landing(store.opened)
+        record_backlog(store.opened, scan)
         lacking = _lacking(store.opened, PlaceName.STAGING, PlaceName.ARCHIVE)
         if lacking:
             return dg.SkipReason(bounded(lacking))
-        scan = scan_landing(store.opened)
-        record_backlog(store.opened, scan)
         for record in runs_of_job(context.instance, INGEST_JOB):
             run = record.dagster_run
             if not process_is_gone(context.instance, record):
