@@ -97,7 +97,7 @@ def test_a_full_disk_while_staging(leave: int, small_disk: Path, make_store: Mak
     goes_on(store, MANY + len(rows.IDS["a"]))
 
 
-@pytest.mark.parametrize("leave", [0, 1 << 15, 1 << 17], ids="{} bytes left".format)
+@pytest.mark.parametrize("leave", [0, 1 << 15, 3 << 15], ids="{} bytes left".format)
 def test_a_full_disk_while_building(leave: int, small_disk: Path, make_store: MakeStore):
     store = make_store(rows.DATASETS_YAML, tables_url=str(small_disk), staging_retention_seconds=0)
     stage(store, "readings", many(0), batch_id="first")
