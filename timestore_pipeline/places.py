@@ -375,8 +375,11 @@ def hurried(settings: Settings) -> Settings:
 def marks_found(settings: Settings) -> dict[PlaceName, str]:
     """Return the identities that the places carry, as far as they have marks, without any ledger.
 
+    Not that of the work directory, which may outlast an installation and holds nothing of it.
+
     Raises:
         StorageError, OSError: a place cannot be looked at.
     """
-    found = {name: read_mark(storage_at(settings, location_of(settings, name)), name) for name in used_places(settings)}
+    names = [name for name in used_places(settings) if name is not PlaceName.WORK]
+    found = {name: read_mark(storage_at(settings, location_of(settings, name)), name) for name in names}
     return {name: mark for name, mark in found.items() if mark is not None}
