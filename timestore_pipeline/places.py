@@ -330,7 +330,12 @@ def used_places(settings: Settings) -> list[PlaceName]:
 
 def uses_work(settings: Settings) -> bool:
     """Whether anything is kept in an object store, so that its local copies are in the work directory."""
-    locations = (settings.staging_location, settings.tables_location, settings.landing_location)
+    locations = (
+        settings.staging_location,
+        settings.tables_location,
+        settings.landing_location,
+        settings.archive_location,
+    )
     return any(isinstance(each, ObjectUrl) for each in locations)
 
 
