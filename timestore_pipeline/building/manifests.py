@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -188,7 +189,10 @@ def pending_manifest(sequence: int) -> str:
 def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
     # Builds end in any order, so a part of the next merge may lie between the first and the last of this one.
     ranges = [_range(name) for name in parts]
-    final = _kept(level, min(first for first, _ in ranges), max(last for _, last in ranges))
+    # A merge of the same parts that was killed has left a manifest of this range.
+    final = _kept(
+        level, min(first for first, _ in ranges), max(last for _, last in ranges), mark=f"-{secrets.token_hex(4)}"
+    )
     temporary = place.scratch(final)
     try:
         tables = [_read(place, name) for name in parts]
@@ -213,7 +217,7 @@ def _versions_in(schema: pa.Schema) -> list[str]:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    with path.open("wb") as file, pa.ipc.new_file(file, table.schema, options=_OPTIONS) as writer:
+    with path.open("xb") as file, pa.ipc.new_file(file, table.schema, options=_OPTIONS) as writer:
         writer.write_table(table)
 
 
@@ -227,13 +231,14 @@ def _read(place: Storage, name: str) -> pa.Table:
         return reader.read_all()
 
 
-def _kept(level: int, first: int, last: int) -> str:
-    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{_SUFFIX}"
+def _kept(level: int, first: int, last: int, mark: str = "") -> str:
+    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{mark}{_SUFFIX}"
 
 
 def _kept_files(place: Storage) -> list[str]:
     """Return the names of kept manifests, those of one level in the order of their sequences."""
-    return fnmatch.filter(_names(place), f"[0-9]-*-*{_SUFFIX}")
+    kept = fnmatch.filter(_names(place), f"[0-9]-*-*{_SUFFIX}")
+    return sorted(kept, key=lambda name: (_level(name), _range(name)))
 
 
 def _names(place: Storage) -> list[str]:
@@ -250,5 +255,5 @@ def _level(name: str) -> int:
 
 def _range(name: str) -> tuple[int, int]:
     """Return the first and last sequence that a kept manifest has."""
-    _, first, last = name.removesuffix(_SUFFIX).split("-")
+    first, last = name.removesuffix(_SUFFIX).split("-")[1:3]
     return int(first), int(last)

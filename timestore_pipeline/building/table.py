@@ -473,14 +473,14 @@ def version_at(place: Storage, dataset: str, moment: datetime) -> int:
 
 
 def file_prefix(sequence: int) -> str:
-    """Return how the names of all files of a build start; no two builds of a dataset share it."""
+    """Return how the names of all files of a build start; no two builds share it, also not those of two ledgers."""
     return f"{sequence:010d}-"
 
 
 def sequence_of_file(name: str) -> int | None:
     """Return the sequence of the build that wrote a file of that name; None for files of other tools."""
     number = name.partition("-")[0]
-    return int(number) if len(number) == len(file_prefix(0)) - 1 and number.isdecimal() else None
+    return int(number) if number.isdecimal() and name.startswith(file_prefix(int(number))) else None
 
 
 def remove_files_of(place: Storage, sequence: int) -> None:

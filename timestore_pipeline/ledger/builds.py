@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,13 @@ _ENDED_FLUSH = and_(
 # So many flushes back failures are looked for: more than lanes and attempts.
 _RECENT_FLUSHES = 100
 
+MOST_APART = 2**31
+"""How far the sequences of two builds may lie apart: the next one is drawn at random.
+
+Two copies of one ledger so give their builds different sequences. Whoever finds a sequence in a table, or in the name
+of a file, knows whose it is: no other build has it. 2**63 are enough for some 2**32 builds.
+"""
+
 PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 """Builds that publish slices; the others only write published rows anew, or drop them."""
 
@@ -71,8 +79,8 @@ PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 class Build:
     """A build as the ledger has it; windows and times in microseconds since the epoch.
 
-    Sequences count the builds of a dataset, whatever their lanes. ``schema_version`` is that of the dataset's columns
-    when the build was claimed.
+    Sequences grow with the builds of a dataset, whatever their lanes, by steps that nobody can foresee.
+    ``schema_version`` is that of the dataset's columns when the build was claimed.
     """
 
     id: int
@@ -307,7 +315,7 @@ def new_build(
     rows: int = 0,
     pieces: Sequence[Slice] = (),
 ) -> Build:
-    """Enter a build in flight with the next sequence, after :func:`enter` in the same transaction.
+    """Enter a build in flight with a higher sequence than all before it, after :func:`enter` in the same transaction.
 
     ``replaced`` are those of its windows whose files its commit replaces. ``pieces`` are all that :func:`staged_slices`
     found in windows of its own: they are the build's from now on, and their rows are added to ``rows``.
@@ -319,7 +327,7 @@ def new_build(
     sequence = tx.execute(
         update(datasets)
         .where(datasets.c.name == dataset)
-        .values(next_sequence=datasets.c.next_sequence + 1)
+        .values(next_sequence=datasets.c.next_sequence + 1 + secrets.randbelow(MOST_APART))
         .returning(datasets.c.next_sequence - 1)
     ).scalar_one()
     build = _build(

@@ -70,11 +70,11 @@ class Storage(Protocol):
     def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
         """Publish a complete local file as ``key``, durably; afterwards ``scratch`` is gone.
 
-        Nobody ever sees a part of it. In an object store a key is created and never replaced; doing it again after an
-        answer was lost is the same as doing it once. With ``keep`` the file stays in the cache as a copy.
+        Nobody ever sees a part of it. A key is created and never replaced; doing it again after an answer was lost is
+        the same as doing it once. With ``keep`` the file stays in the cache as a copy.
 
         Raises:
-            FileExistsError: the key has other content (object stores only: locally names are not given twice).
+            FileExistsError: the key has other content, which stays.
             StorageError, OSError: it cannot be written; whatever is there is whole.
         """
         ...

@@ -51,7 +51,7 @@ class LocalStorage:
         return final.with_name(final.name + TEMPORARY_SUFFIX)
 
     def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
-        """Sync it, give it its name, sync its folder."""
+        """Sync it, give it its name unless another file has it, sync its folder."""
         put_in_place(scratch, self.root / key)
 
     def fetch(self, key: str) -> Path:

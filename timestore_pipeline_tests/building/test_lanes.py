@@ -227,7 +227,7 @@ class TestFences:
         acts: dict[str, Callable[[], object]] = {
             "other": lambda: commit(lanes, other),
             "fence": lambda: commit_fence(place, first.build, columns),
-            "fence of all": lambda: fence_all(place, "weather", 1_000),
+            "fence of all": lambda: fence_all(place, "weather", 1 << 60),
         }
 
         def act() -> None:
@@ -251,10 +251,10 @@ class TestFences:
         assert readable(lanes) == everything()
 
     def test_a_new_lane_begins_above_every_fence(self, lanes: Store):
-        table = fence_all(lanes.table("weather"), "weather", 500)
+        table = fence_all(lanes.table("weather"), "weather", 1 << 60)
 
-        assert [last_sequence(table, "weather", lane) for lane in (0, 7, 31)] == [500, 500, 500]
-        assert last_sequence(table, "weather") == 500
+        assert [last_sequence(table, "weather", lane) for lane in (0, 7, 31)] == [1 << 60] * 3
+        assert last_sequence(table, "weather") == 1 << 60
 
 
 class TestClaims:

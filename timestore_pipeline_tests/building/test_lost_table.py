@@ -11,6 +11,7 @@ from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.table import file_prefix
 from timestore_pipeline.errors import BuildAborted, TableError, TableGone
 from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import LOST_ROWS
@@ -59,7 +60,9 @@ def test_a_build_in_flight_is_settled_although_its_table_is_gone(
     die_in_a_build(store, monkeypatch)
     shutil.rmtree(store.table("weather").root)
     if writing:  # its builder went on for a while
-        left = store.table("weather").root / "window_key=2026-01-01" / "0000000002-000.parquet"
+        with store.ledger.read() as tx:
+            (flight,) = builds_in_flight(tx, "weather")
+        left = store.table("weather").root / "window_key=2026-01-01" / f"{file_prefix(flight.sequence)}000.parquet"
         left.parent.mkdir(parents=True)
         left.touch()
 

@@ -16,6 +16,7 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import (
     commit_build,
+    file_prefix,
     last_sequence,
     live_files,
     open_table,
@@ -145,7 +146,7 @@ def test_a_commit_whose_answer_is_lost_is_published_once_by_its_own_build(
 
     assert report.rows == 3
     assert counted(store, RETRIED_BATCHES, "weather").get("flush_abort", 0) == 0
-    assert last_sequence(open_table(store.table("weather"), "weather"), "weather") == 1
+    assert last_sequence(open_table(store.table("weather"), "weather"), "weather") == report.sequence
     assert_everything_is_there_once(store, rows_of(hourly(3)))
 
 
@@ -232,13 +233,13 @@ def test_a_narrow_query_over_a_large_file_fetches_a_part_of_it(store: Store, s3_
 
 def test_what_an_object_store_refuses_is_said_in_a_sentence(store: Store, s3_bucket: Bucket):
     stage(store, "weather", hourly(3))
-    build(store)
+    sequence = build(store).sequence
 
     with s3_bucket.proxy.spoilt(denied("GET", key="*.parquet", times=None)), pytest.raises(QueryError) as raised:
         run_query(store, "SELECT * FROM weather")
 
     assert "403" in str(raised.value), raised.value
-    assert "0000000001-000.parquet" in str(raised.value)
+    assert f"{file_prefix(sequence)}000.parquet" in str(raised.value)
     assert "Traceback" not in str(raised.value)
 
 

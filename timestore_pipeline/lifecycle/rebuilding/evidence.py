@@ -42,6 +42,7 @@ from timestore_pipeline.columns import BATCH_COLUMN, WINDOW_COLUMN, Column, lite
 from timestore_pipeline.datasets import NAME_PATTERN
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.ledger.builds import MOST_APART
 from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.staging.description import (
     SEGMENT_TABLE,
@@ -60,7 +61,7 @@ T = TypeVar("T")
 REFUSED_SUFFIX = ".rows.parquet"
 
 # Of builds in flight, the sequences are the next ones, of as many as there are lanes. More costs nothing.
-_SEQUENCES_AHEAD = 1_000
+_SEQUENCES_AHEAD = 1_000 * MOST_APART
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,8 @@ def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -
     files = tuple(live_files(table))
     have = published_sequences(place, table, dataset)
     pending = pending_manifests(place)
-    # The next one too: a build that had claimed its slices may not have written anything yet.
     newest = max(have, default=0)
-    dead = sorted(each for each in {last + 1, *pending, *_sequences_of_files(place)} if each > newest)
+    dead = sorted(each for each in {*pending, *_sequences_of_files(place)} if each > newest)
     if fence:
         for sequence in pending:
             if sequence in have:
