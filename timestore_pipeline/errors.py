@@ -563,5 +563,26 @@ class TableGone(TableError):
         )
 
 
+class TableNotOurs(TableError):
+    """A table must not be written to: it is another installation's, or its log and the ledger contradict each other.
+
+    Args:
+        dataset: whose table it should be.
+        location: where it is.
+        reason: a short word for it, as in metrics.
+        found: what its log says, as the end of a sentence.
+        way_out: what to do.
+    """
+
+    def __init__(self, dataset: str, location: str, reason: str, found: str, way_out: str) -> None:
+        self.dataset = dataset
+        self.location = location
+        self.reason = reason
+        super().__init__(
+            f"dataset {dataset!r}: the table at {location} is not written to, and nothing was changed: {found}. "
+            f"{way_out}"
+        )
+
+
 class QueryError(TimestoreError):
     """A query of the user cannot be run."""

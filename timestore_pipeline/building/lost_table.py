@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from timestore_pipeline.building.manifests import forget_manifests
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.table import ensure_table, file_prefix
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
@@ -26,8 +27,8 @@ from timestore_pipeline.store import Store
 log = logging.getLogger(__name__)
 
 
-def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) -> int:
-    """Make sure that the dataset has a table, unless it had one that is not there; return its version.
+def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) -> OwnTable:
+    """Make sure that the dataset has a table that is ours, unless it had one that is not there; return it.
 
     A new table starts with every earlier build fenced, so that one that still lives cannot publish rows into it that
     are staged again.
@@ -35,17 +36,27 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     Raises:
         PlaceError: the place of the tables is not there, or another installation's.
         TableGone: it had one, and it is not there.
+        TableNotOurs: it is not, or the ledger does not know all of it; nothing was changed.
         TableError: the table cannot be created or opened.
         LedgerError: the ledger cannot be used.
     """
-    place = store.table(spec.name)
+    own = OwnTable(store, spec.name)
     store.places[PlaceName.TABLES].claim()
-    with store.ledger.read() as tx:
-        seen = table_versions(tx, [spec.name]).get(spec.name)
-        fenced = last_claimed_sequence(tx, spec.name)
-    if seen is not None and not has_table(place):
-        raise TableGone(spec.name, place.location, seen)
-    return ensure_table(place, spec.name, spec.table_columns(columns), seen, fenced=fenced)
+    if not has_table(own.place):
+        _make_table(own, spec.table_columns(columns))
+    # Somebody else may have been quicker.
+    own.opened()
+    return own
+
+
+def _make_table(own: OwnTable, columns: Sequence[Column]) -> None:
+    with own.store.ledger.read() as tx:
+        seen = table_versions(tx, [own.dataset]).get(own.dataset)
+        fenced = last_claimed_sequence(tx, own.dataset)
+    # Looked again: it may have been made since, and published to before the ledger was asked.
+    if seen is not None and not has_table(own.place):
+        raise TableGone(own.dataset, own.place.location, seen)
+    ensure_table(own.place, own.dataset, columns, own.installation, fenced)
 
 
 def give_up_table(store: Store, dataset: str) -> LostTable | None:

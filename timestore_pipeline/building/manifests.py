@@ -24,17 +24,14 @@ from timestore_pipeline.durable_files import fsync_path, make_folder, sync_priva
 from timestore_pipeline.ledger.contributions import Contribution
 from timestore_pipeline.ledger.schemas import columns_from_text, columns_to_text
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import MANIFEST_FOLDER, MANIFEST_SUFFIX, remove_from_table
 
 log = logging.getLogger(__name__)
-
-MANIFEST_FOLDER = "_timestore"
-"""In the folder of a table; Delta and its readers pass over names that begin with an underscore."""
 
 MERGE_FROM = 64
 """So many manifests of one level are merged into one of the next."""
 
 _PENDING = ".pending"
-_SUFFIX = ".arrow"
 _COLUMNS = [field.name for field in fields(Contribution)]
 _TEXTS = ("segment_id", "batch_id", "fingerprint", "source")
 _SCHEMA = pa.schema(
@@ -103,14 +100,9 @@ def keep_manifest(place: Storage, sequence: int) -> None:
     reach(CrashPoint.MANIFEST_KEPT)
 
 
-def drop_manifest(place: Storage, sequence: int) -> None:
-    """Forget the manifest of a build that was fenced."""
-    place.delete(pending_manifest(sequence))
-
-
 def forget_manifests(place: Storage) -> None:
     """Remove all manifests of a table that is gone: they would say of lost rows that they are published."""
-    place.delete(*(f"{MANIFEST_FOLDER}/{name}" for name in _names(place)))
+    _remove(place, _names(place))
 
 
 def tables_with_manifests(tables: Storage) -> set[str]:
@@ -123,7 +115,7 @@ def tables_with_manifests(tables: Storage) -> set[str]:
 
 def pending_manifests(place: Storage) -> list[int]:
     """Return the sequences of builds whose manifests nobody has decided on yet."""
-    names = fnmatch.filter(_names(place), f"[0-9]*{_PENDING}{_SUFFIX}")
+    names = fnmatch.filter(_names(place), f"[0-9]*{_PENDING}{MANIFEST_SUFFIX}")
     return sorted(int(name.partition(".")[0]) for name in names)
 
 
@@ -183,7 +175,7 @@ def last_manifest_sequence(place: Storage) -> int:
 
 def pending_manifest(sequence: int) -> str:
     """Return the key in the table's folder of the manifest of a build until the table has decided."""
-    return f"{MANIFEST_FOLDER}/{sequence:010d}{_PENDING}{_SUFFIX}"
+    return f"{MANIFEST_FOLDER}/{sequence:010d}{_PENDING}{MANIFEST_SUFFIX}"
 
 
 def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
@@ -202,7 +194,12 @@ def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     reach(CrashPoint.MANIFESTS_MERGED)
-    place.delete(*(f"{MANIFEST_FOLDER}/{name}" for name in parts))
+    _remove(place, parts)
+
+
+def _remove(place: Storage, names: Iterable[str]) -> None:
+    for _ in remove_from_table(place, (f"{MANIFEST_FOLDER}/{name}" for name in names), live=()):
+        pass
 
 
 def _rename(place: Storage, key: str, target: str) -> None:
@@ -232,12 +229,12 @@ def _read(place: Storage, name: str) -> pa.Table:
 
 
 def _kept(level: int, first: int, last: int, mark: str = "") -> str:
-    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{mark}{_SUFFIX}"
+    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{mark}{MANIFEST_SUFFIX}"
 
 
 def _kept_files(place: Storage) -> list[str]:
     """Return the names of kept manifests, those of one level in the order of their sequences."""
-    kept = fnmatch.filter(_names(place), f"[0-9]-*-*{_SUFFIX}")
+    kept = fnmatch.filter(_names(place), f"[0-9]-*-*{MANIFEST_SUFFIX}")
     return sorted(kept, key=lambda name: (_level(name), _range(name)))
 
 
@@ -255,5 +252,5 @@ def _level(name: str) -> int:
 
 def _range(name: str) -> tuple[int, int]:
     """Return the first and last sequence that a kept manifest has."""
-    first, last = name.removesuffix(_SUFFIX).split("-")[1:3]
+    first, last = name.removesuffix(MANIFEST_SUFFIX).split("-")[1:3]
     return int(first), int(last)

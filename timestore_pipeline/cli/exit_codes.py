@@ -16,6 +16,7 @@ from timestore_pipeline.errors import (
     PlaceError,
     SettingsError,
     StagingQueueFull,
+    TableNotOurs,
     TimestoreError,
     TooManyIngests,
     UnknownDataset,
@@ -38,8 +39,8 @@ MEANINGS = {
     ExitCode.DONE: "Everything was done.",
     ExitCode.FAILED: "Something failed, or some of the input was refused or quarantined; the rest was done.",
     ExitCode.USAGE: "The command was called wrongly: an option, a dataset, a window or an entry that does not exist.",
-    ExitCode.MISCONFIGURED: "A setting, the datasets file, the ledger or a place of files is not usable; nothing was "
-    "done.",
+    ExitCode.MISCONFIGURED: "A setting, the datasets file, the ledger, a place of files or a table is not usable; "
+    "nothing was done with it.",
     ExitCode.TRY_LATER: "Not now: the queue or the disk is full, intake is paused, or a build of the dataset is in "
     "flight. "
     "The same command may succeed later.",
@@ -54,6 +55,7 @@ _BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
     (DatasetsFileError, ExitCode.MISCONFIGURED),
     (LedgerError, ExitCode.MISCONFIGURED),
     (PlaceError, ExitCode.MISCONFIGURED),
+    (TableNotOurs, ExitCode.MISCONFIGURED),
     (StagingQueueFull, ExitCode.TRY_LATER),
     (DiskFull, ExitCode.TRY_LATER),
     (GuardrailExceeded, ExitCode.TRY_LATER),

@@ -156,7 +156,11 @@ def rebuild(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Also from staging or tables without a mark: all that there is, is there.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a ledger is replaced.")] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Also from tables of another installation, which may not use them any more."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is replaced or taken over.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a lost ledger again from segments, tables, manifests and quarantine. Stop the service before.
@@ -168,7 +172,9 @@ def rebuild(
 
     if replace and not yes:
         _ask("The ledger is moved aside and made again from files, with counters from 0. Is the service stopped?")
-    raise typer.Exit(rebuild_the_ledger(replace_existing=replace, adopt=adopt, as_json=as_json))
+    if take_over and not yes:
+        _ask("The tables become this installation's, and whoever has them now can write to them no more. Go on?")
+    raise typer.Exit(rebuild_the_ledger(replace_existing=replace, adopt=adopt, take_over=take_over, as_json=as_json))
 
 
 @installation_app.command("show", short_help="Show where files are kept, and whose that is.")

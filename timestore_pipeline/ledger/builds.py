@@ -330,7 +330,7 @@ def new_build(
         .values(next_sequence=datasets.c.next_sequence + 1 + secrets.randbelow(MOST_APART))
         .returning(datasets.c.next_sequence - 1)
     ).scalar_one()
-    build = _build(
+    build = build_of_row(
         tx.execute(
             insert(builds)
             .values(
@@ -493,7 +493,7 @@ def mark_aborted(tx: Connection, build: Build, *, error: str, recovered: bool, n
 
 def get_build(tx: Connection, build_id: int) -> Build:
     """Return one build."""
-    return _build(tx.execute(select(builds).where(builds.c.id == build_id)).one())
+    return build_of_row(tx.execute(select(builds).where(builds.c.id == build_id)).one())
 
 
 def builds_in_flight(tx: Connection, dataset: str | None = None) -> list[Build]:
@@ -502,7 +502,7 @@ def builds_in_flight(tx: Connection, dataset: str | None = None) -> list[Build]:
     if dataset is not None:
         query = query.where(builds.c.dataset == dataset)
     # Sorted here: asked for this order, SQLite walks through all builds that there ever were.
-    return sorted((_build(row) for row in tx.execute(query)), key=lambda build: build.id)
+    return sorted((build_of_row(row) for row in tx.execute(query)), key=lambda build: build.id)
 
 
 def build_in_flight(tx: Connection, dataset: str) -> Build | None:
@@ -534,7 +534,7 @@ def latest_builds(tx: Connection) -> dict[str, Build]:
     found: dict[str, Build] = {}
     for start in range(0, len(ids), _IDS_PER_QUERY):
         query = select(builds).where(builds.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
-        found.update({row.dataset: _build(row) for row in tx.execute(query)})
+        found.update({row.dataset: build_of_row(row) for row in tx.execute(query)})
     return found
 
 
@@ -573,7 +573,7 @@ def published_build_before(tx: Connection, dataset: str, moment: int) -> Build |
         .order_by(builds.c.table_version.desc(), builds.c.sequence.desc())
         .limit(1)
     ).first()
-    return None if row is None else _build(row)
+    return None if row is None else build_of_row(row)
 
 
 def sequences_after(tx: Connection, dataset: str, moment: int) -> set[int]:
@@ -679,6 +679,7 @@ def _count_end(tx: Connection, build: Build, result: str, now: int) -> None:
         observe(tx, COMPACTION_DURATION, build.dataset, result, seconds)
 
 
-def _build(row: Row) -> Build:
+def build_of_row(row: Row) -> Build:
+    """Return a build as its row in the ledger has it."""
     fields = dict(row._mapping)
     return Build(**{**fields, "kind": BuildKind(fields["kind"]), "state": BuildState(fields["state"])})

@@ -135,6 +135,10 @@ datasets = Table(
     Column("published_at", BigInteger, comment="when rows were published last"),
     Column("published_schema", Integer, nullable=False, server_default=text("0"),
            comment="the latest version of its columns that a build has published"),
+    Column("table_id", String(36), comment="the Delta id; null: not looked at yet"),
+    Column("refusal_reason", String(32), comment="why the table is not written to"),
+    Column("refusal", Text, comment="the same, for people"),
+    Column("refused_at", BigInteger, comment="since when"),
 )  # fmt: skip
 
 schemas = Table(

@@ -13,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from shutil import disk_usage
 
-from timestore_pipeline.building.table import last_sequence, live_files, open_table
+from timestore_pipeline.building.own_table import OwnTable, way_out
+from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.errors import StorageError, TimestoreError
@@ -22,14 +23,14 @@ from timestore_pipeline.ledger.builds import builds_in_flight, failures_in_a_row
 from timestore_pipeline.ledger.pauses import all_pauses
 from timestore_pipeline.ledger.quarantine import open_totals
 from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
-from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
+from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.lifecycle.observed_places import observe_places
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.places import PlaceName, PlaceState, storage_at
 from timestore_pipeline.settings import Settings, load_settings, unknown_variables
 from timestore_pipeline.staging.slices import by_segment
 from timestore_pipeline.storage.marks import read_mark, refuse_second_creation
-from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, parquet_files
+from timestore_pipeline.storage.table_folder import has_table, parquet_files
 from timestore_pipeline.store import Store, ledger_file, signs_of_a_ledger
 
 _NO_FILE = "_timestore-doctor"
@@ -242,11 +243,16 @@ def look_at_segments(store: Store) -> Iterator[Finding]:
 
 
 def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
-    """Look whether a table opens, is as new as the ledger says and no newer, and has all its files."""
+    """Look whether a table opens, is ours, is as new as the ledger says and no newer, and has all its files."""
     part, place = f"table {dataset}", store.table(dataset)
     with store.ledger.read() as tx:
         seen = table_versions(tx, [dataset]).get(dataset)
-        claimed = last_claimed_sequence(tx, dataset)
+    if has_table(place):
+        found, _ = OwnTable(store, dataset).objection(open_table(place, dataset))
+        if found is not None:
+            objection, words = found
+            yield Finding(part, Level.ERROR, f"it is not written to: {words}", way_out(objection))
+            return
     if seen is None:
         yield Finding(part, Level.OK, "nothing is published yet")
         return
@@ -254,14 +260,6 @@ def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
         fix = f"mount or restore it; if it was deleted on purpose: timestore installation adopt tables/{dataset}"
         yield Finding(part, Level.ERROR, f"{place.location} is gone", fix)
         return
-    table = open_table(place, dataset)
-    if table.version() < seen:
-        message = f"it is at version {table.version()} and was at {seen}"
-        yield Finding(part, Level.ERROR, message, f"restore the missing entries of {place.shown(LOG_FOLDER)}")
-        return
-    if last_sequence(table, dataset) > claimed:
-        message = "the table is ahead of the ledger, which is an old copy; its builds are refused"
-        yield Finding(part, Level.ERROR, message, "stop the service, then timestore ledger rebuild --replace")
     files = live_files(open_table(place, dataset, seen))
     sizes = {entry.key: entry.bytes for entry in parquet_files(place)}
     gone = [file.path for file in files if sizes.get(file.path) != file.bytes]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.lost_table import give_up_table
+from timestore_pipeline.building.own_table import tables_to_hand_over
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import CopyInPlace, UnknownPlace
 from timestore_pipeline.ledger.installation import (
@@ -70,7 +71,7 @@ class NewIdentity:
 
 
 def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
-    """Make an installation of its own of a copy: another identity, in the ledger and in all of its places.
+    """Make an installation of its own of a copy: another identity, in the ledger, in all of its places and tables.
 
     Nothing else may use the copy meanwhile; whatever has it open is refused afterwards, until it opens it again. Killed
     in the middle, it is to be done again.
@@ -82,6 +83,7 @@ def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
     Raises:
         CopyInPlace: a place is where the original has it, so it is the original's; nothing was changed.
         PlaceError: a place is not there, or another installation's; nothing was changed.
+        TableNotOurs: a table has commits that the ledger of the copy does not know; nothing was changed.
         StorageError, OSError, LedgerError: not all could be changed; do it again.
     """
     ledger = store.ledger
@@ -91,8 +93,9 @@ def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
     shared = [place for place in places if locations.get(place.name) == place.raw.location]
     if shared and not in_place:
         raise CopyInPlace([(place.name, place.raw.location) for place in shared])
+    tables = tables_to_hand_over(store)
     identity = new_identity()
-    # Last the ledger: until then a process that is killed leaves places that say whose they are not.
+    # Then the ledger: until then a process that is killed leaves places that say whose they are not.
     for place in places:
         replace_mark(place.raw, place.name, identity)
 
@@ -107,4 +110,7 @@ def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
     before = ledger.identity
     ledger.transact(enter)
     ledger.read_identity_again()
+    # Done again, all get yet another identity: whatever a table says, it is the one that the ledger knows.
+    for table in tables:
+        table.hand_over(identity)
     return NewIdentity(before, identity, tuple(place.name for place in places))

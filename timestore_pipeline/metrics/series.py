@@ -40,6 +40,7 @@ FLUSH_THRESHOLD = "timestore_staging_flush_threshold"
 LIMIT = "timestore_staging_limit"
 SLO = "timestore_slo_seconds"
 INTAKE_PAUSED = "timestore_staging_intake_paused"
+TABLE_REFUSED = "timestore_table_refused"
 SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
 FLUSH_LAST_SUCCESS = "timestore_staging_flush_last_success_timestamp_seconds"
@@ -172,6 +173,13 @@ SERIES = (
         SeriesType.GAUGE,
         "0 or 1",
         "1 while an operator has stopped intake (timestore drain): batches are refused and landing files wait.",
+    ),
+    Series(
+        TABLE_REFUSED,
+        SeriesType.GAUGE,
+        "0 or 1",
+        "1 while the table is not written to, as its log says that it is another installation's, or has commits that "
+        "the ledger does not know.",
     ),
     Series(
         SLO,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import (
     commit_build,
@@ -32,6 +33,7 @@ from timestore_pipeline.errors import (
     StorageRefused,
     TableError,
     TableGone,
+    TableNotOurs,
     TimestoreError,
 )
 from timestore_pipeline.ledger.builds import latest_builds
@@ -51,6 +53,7 @@ from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, Request, denied, slow_down
+from timestore_pipeline_tests.installations import copy_of_ledger, put_back
 from timestore_pipeline_tests.object_store import Bucket
 
 pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.server]
@@ -170,6 +173,26 @@ def test_a_commit_that_comes_after_its_build_was_fenced_is_refused_by_the_store(
     assert_everything_is_there_once(store, rows_of(hourly(3)))
 
 
+def test_an_older_ledger_changes_nothing_in_the_bucket(store: Store):
+    stage(store, "weather", hourly(3))
+    build(store)
+    night = copy_of_ledger(store)
+    stage(store, "weather", hourly(3, station="LOST"))
+    build(store)
+    put_back(store, night)
+    stage(store, "weather", hourly(3, station="NEW"))
+    place = store.table("weather")
+    before = list(place.entries())
+
+    with pytest.raises(TableNotOurs):
+        build(store)
+    vacuum_table(store, "weather", now=now_micros() + 10 * 86_400_000_000)
+    sweep_orphans(store, -60)
+
+    assert list(place.entries()) == before
+    assert published(store) == rows_of(hourly(3), hourly(3, station="LOST"))
+
+
 def test_of_two_builds_on_the_same_state_of_a_table_one_is_refused(store: Store):
     """Whatever the order, delta-rs puts the log entry under a condition, so that the second finds it taken."""
     for rows in (2, 3):
@@ -179,12 +202,12 @@ def test_of_two_builds_on_the_same_state_of_a_table_one_is_refused(store: Store)
     with store.ledger.read() as tx:
         last = latest_builds(tx)["weather"]
     one, two = (replace(last, sequence=last.sequence + number) for number in (1, 2))
-    place = store.table("weather")
-    stale = [read_for_replacement(place, build, ["2026-01-01"]) for build in (one, two)]
-    commit_build(place, one, columns, (), stale[0])
+    own, place = OwnTable(store, "weather"), store.table("weather")
+    stale = [read_for_replacement(own, build, ["2026-01-01"]) for build in (one, two)]
+    commit_build(own, one, columns, (), stale[0])
 
     with pytest.raises(TableError, match="commit to s3://"):
-        commit_build(place, two, columns, (), stale[1])
+        commit_build(own, two, columns, (), stale[1])
 
     assert last_sequence(open_table(place, "weather"), "weather") == one.sequence
 

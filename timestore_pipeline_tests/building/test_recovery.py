@@ -329,7 +329,8 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
             claim_slices(
                 tx, dataset, owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
             )
-        table_module.ensure_table(store.table(dataset), dataset, store.datasets[dataset].declared_columns or ())
+        columns = store.datasets[dataset].declared_columns or ()
+        table_module.ensure_table(store.table(dataset), dataset, columns, store.ledger.identity)
     broken = store.table("weather").root / "_delta_log" / f"{0:020d}.json"
     whole = broken.read_bytes()
     broken.write_bytes(b"rubbish")

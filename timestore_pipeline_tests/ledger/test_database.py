@@ -160,6 +160,8 @@ def test_a_ledger_of_the_version_before_is_given_an_identity(ledger: Ledger, url
         count(tx, "a_metric", "weather", "x")
         for table in ("installation", "places"):
             tx.execute(text(f"DROP TABLE {table}"))
+        for column in ("table_id", "refusal_reason", "refusal", "refused_at"):
+            tx.execute(text(f"ALTER TABLE datasets DROP COLUMN {column}"))
         tx.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
 
     upgraded = Ledger.open(url)

@@ -31,7 +31,7 @@ from timestore_pipeline.lifecycle.rebuilding.evidence import datasets_with_files
 from timestore_pipeline.lifecycle.rebuilding.restored import last_retry
 from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at
 from timestore_pipeline.settings import Settings, load_settings, variable_name
-from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark
+from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark, replace_mark
 from timestore_pipeline.store import Store, ledger_file, writer_pool
 
 
@@ -56,6 +56,7 @@ def rebuild_ledger(
     by: str,
     replace_existing: bool = False,
     adopt: bool = False,
+    take_over: bool = False,
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Rebuilt:
     """Make the ledger again where it is gone or empty; nothing else of the installation may run meanwhile.
@@ -70,23 +71,25 @@ def rebuild_ledger(
         by: who does it, for people.
         replace_existing: put it in place of a ledger that is in use or damaged, which is moved aside (SQLite only).
         adopt: take places without a mark for this installation's: somebody has looked that they are all there.
+        take_over: let tables that are another installation's become this one's.
         progress: gets a sentence for each dataset.
 
     Raises:
         LedgerInUse: there is one with batches in it; nothing was done.
         PlaceError: staging or tables are not there, or not of one installation; nothing was done.
         LedgerError: it cannot be opened or written.
+        TableNotOurs: a table is another installation's; nothing was done.
         TableError: a table cannot be read, so nobody can say what is published; nothing was entered.
         SettingsError, DatasetsFileError: as they say.
     """
     settings = settings or load_settings()
     datasets = load_datasets(settings.datasets_path)
-    identity = common_identity(settings, adopt=adopt)
+    identity = _take_tables(settings) if take_over else common_identity(settings, adopt=adopt)
     make_folder(settings.temp_path)
     connect = connect or connector(settings)
     moved = None
     if replace_existing:
-        _look_before_replacing(settings, datasets, connect, identity)
+        _look_before_replacing(settings, datasets, connect, identity, take_over)
         moved = move_ledger_aside(settings)
     ledger = Ledger.open(
         settings.resolved_ledger_url,
@@ -99,7 +102,7 @@ def rebuild_ledger(
         _mark(store.places, adopt=adopt)
         with ledger.write() as tx:
             _refuse_if_in_use(ledger, tx)
-            restored = _restore_all(store, tx, by, progress)
+            restored = _restore_all(store, tx, by, take_over, progress)
             reach(CrashPoint.LEDGER_REBUILT)
     finally:
         store.close()
@@ -124,6 +127,26 @@ def common_identity(settings: Settings, *, adopt: bool) -> str:
             there = place.local is None or place.local.is_dir()
             raise NothingToRebuildFrom(name, place.location, variable_name(FIELDS[name]), there=there)
     return owner
+
+
+def _take_tables(settings: Settings) -> str:
+    """Give the place of the tables the mark of the installation that takes them over; return its identity.
+
+    That is the one of staging or of the ledger; a host that has neither yet is a new installation.
+
+    Raises:
+        StorageError, OSError: the mark cannot be read or written.
+    """
+    staging, tables = (
+        storage_at(settings, location_of(settings, name)) for name in (PlaceName.STAGING, PlaceName.TABLES)
+    )
+    identity = read_mark(staging, PlaceName.STAGING)
+    if identity in (None, UNREADABLE):
+        file = ledger_file(settings)
+        identity = (_identity_in(file) if file is not None else None) or new_identity()
+    if read_mark(tables, PlaceName.TABLES) != identity:
+        replace_mark(tables, PlaceName.TABLES, identity)
+    return identity
 
 
 def move_ledger_aside(settings: Settings) -> Path | None:
@@ -184,17 +207,27 @@ def _mark(places: Places, *, adopt: bool) -> None:
 
 def _refuse_ledger_of_others(file: Path, identity: str) -> None:
     """Leave a ledger where it is that says itself that it is of another installation; a damaged one says nothing."""
-    found = None
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        found = connection.execute("SELECT identity FROM installation").fetchone()
-    if found and found[0] != identity:
+    found = _identity_in(file)
+    if found not in (None, identity):
         raise LedgerError(
-            f"the ledger {file} is of the installation {found[0]}, and staging and tables are of {identity}. Nothing "
+            f"the ledger {file} is of the installation {found}, and staging and tables are of {identity}. Nothing "
             "was done. Correct TIMESTORE_LEDGER_URL, TIMESTORE_STAGING_DIRECTORY or TIMESTORE_TABLES_URL."
         )
 
 
-def _look_before_replacing(settings: Settings, datasets: Datasets, connect: Connect, identity: str) -> None:
+def _identity_in(file: Path) -> str | None:
+    """Return the identity in the file of a ledger; None where there is none, or where it is damaged."""
+    if not file.exists():
+        return None
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        found = connection.execute("SELECT identity FROM installation").fetchone()
+        return found[0] if found else None
+    return None
+
+
+def _look_before_replacing(
+    settings: Settings, datasets: Datasets, connect: Connect, identity: str, take_over: bool
+) -> None:
     """Read all that a rebuild needs, and change nothing: a ledger that nothing else can stand in for is not moved."""
     file = ledger_file(settings)
     if file is not None and file.exists():
@@ -202,12 +235,14 @@ def _look_before_replacing(settings: Settings, datasets: Datasets, connect: Conn
     ledger = Ledger.open("sqlite://", identity=identity)
     with Store(settings, datasets, ledger, connect, writer_pool(settings, connect)) as store:
         for name in sorted(datasets_with_files(store)):
-            gather(store, name, fence=False)
+            gather(store, name, fence=False, take_over=take_over)
 
 
-def _restore_all(store: Store, tx: Connection, by: str, progress: Callable[[str], None]) -> list[RestoredDataset]:
+def _restore_all(
+    store: Store, tx: Connection, by: str, take_over: bool, progress: Callable[[str], None]
+) -> list[RestoredDataset]:
     restored = []
-    found = {name: gather(store, name) for name in sorted(datasets_with_files(store))}
+    found = {name: gather(store, name, take_over=take_over) for name in sorted(datasets_with_files(store))}
     next_entry = 1 + max((last_retry(evidence) for evidence in found.values()), default=0)
     for name, evidence in found.items():
         restoring = Restoring(store, tx, evidence, by)
