@@ -7,6 +7,7 @@ passes through here.
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import secrets
 import shutil
@@ -91,13 +92,32 @@ def sync_private(path: Path) -> None:
 
 
 def put_in_place(temporary: Path, final: Path) -> None:
-    """Give a complete file its final name, durably: sync, rename, sync the folder."""
+    """Give a complete file its final name, durably: sync, rename, sync the folder.
+
+    Raises:
+        FileExistsError: there is another file of that name, which stays as it is.
+    """
     sync_private(temporary)
     reach(CrashPoint.FILE_SYNCED)
-    temporary.rename(final)
+    rename_new(temporary, final)
     reach(CrashPoint.FILE_RENAMED)
     fsync_path(final.parent)
     reach(CrashPoint.FILE_IN_PLACE)
+
+
+def rename_new(temporary: Path, final: Path) -> None:
+    """Give a file a name that nothing else has; that a file with the same content has it already is fine.
+
+    Raises:
+        FileExistsError: there is another file of that name, which stays as it is.
+    """
+    try:
+        # A rename would take the place of whatever is there.
+        final.hardlink_to(temporary)
+    except FileExistsError:
+        if not filecmp.cmp(temporary, final, shallow=False):
+            raise
+    temporary.unlink()
 
 
 def move_file(source: Path, target: Path) -> None:
@@ -113,7 +133,8 @@ def move_file(source: Path, target: Path) -> None:
         temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
             shutil.copyfile(source, temporary)
-            put_in_place(temporary, target)
+            sync_private(temporary)
+            temporary.rename(target)
         finally:
             temporary.unlink(missing_ok=True)
         source.unlink()

@@ -6,7 +6,7 @@ Exceptions of the libraries below are translated where they arise and kept as ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from timestore_pipeline.columns import Column
 
@@ -69,9 +69,10 @@ class LedgerLost(LedgerError):
         self.found = tuple(found)
         listed = ", ".join(self.found[:5]) + (f" and {len(self.found) - 5} more" if len(self.found) > 5 else "")
         super().__init__(
-            f"the ledger {location} knows nothing of {listed}. It is new, or another one: if the ledger was lost, run "
-            "'timestore ledger rebuild'; if this is the wrong one, correct TIMESTORE_LEDGER_URL or "
-            "TIMESTORE_STAGING_DIRECTORY; if these are no longer wanted, move them away. Nothing was changed."
+            f"the ledger {location} knows nothing of {listed}. It is new, or another one: if its disk is not mounted, "
+            "mount it; if the ledger was lost, run 'timestore ledger rebuild'; if this is the wrong one, correct "
+            "TIMESTORE_LEDGER_URL, TIMESTORE_STAGING_DIRECTORY or TIMESTORE_TABLES_URL; if these are no longer wanted, "
+            "move them away. Nothing was changed."
         )
 
 
@@ -367,6 +368,111 @@ class UnlistableKey(StorageRefused):
         super().__init__(f"LIST {folder}", reason)
 
 
+class PlaceError(StorageError):
+    """A place where this installation keeps files is not there, or belongs to another one; nothing was changed.
+
+    It is over by itself when the place is back.
+
+    Args:
+        name: which place: ``staging``, ``tables``, ``archive`` or ``work``.
+        location: where it was looked for.
+        reason: what was found there.
+        remedy: what to do, in sentences.
+    """
+
+    def __init__(self, name: str, location: str, reason: str, remedy: str) -> None:
+        self.name = name
+        self.location = location
+        self.what = f"looking for {name} at {location}"
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{name}: {location} {reason}. Nothing was changed, and what is staged waits. {remedy}")
+
+
+class PlaceMissing(PlaceError):
+    """A place does not carry the mark that this installation has left there: it is not mounted, empty, or another."""
+
+    def __init__(self, name: str, location: str, variable: str, *, there: bool) -> None:
+        reason = "does not carry the mark of this installation" if there else "is not there"
+        super().__init__(
+            name,
+            location,
+            reason,
+            f"Mount it, or correct {variable}; then all goes on by itself. If what was there is gone for good, and "
+            f"this is where it goes on, run 'timestore installation adopt {name}'.",
+        )
+
+
+class PlaceForeign(PlaceError):
+    """A place carries the mark of another installation."""
+
+    def __init__(self, name: str, location: str, variable: str, *, owner: str, identity: str) -> None:
+        self.owner = owner
+        self.identity = identity
+        super().__init__(
+            name,
+            location,
+            f"belongs to the installation {owner}, and this is {identity}",
+            f"Correct {variable}, or TIMESTORE_LEDGER_URL if this is the wrong ledger. If the ledger was lost, run "
+            "'timestore ledger rebuild'; if this installation is a copy, 'timestore installation new-identity'; to "
+            f"take the place from the other one, 'timestore installation adopt {name}'.",
+        )
+
+
+class PlaceUnreadable(PlaceError):
+    """Nobody can say whose a place is, because it cannot be looked at."""
+
+    def __init__(self, name: str, location: str, reason: str) -> None:
+        super().__init__(name, location, f"cannot be looked at: {reason}", "Mend that; then all goes on by itself.")
+
+
+class NothingToRebuildFrom(PlaceError):
+    """A lost ledger is made again from places that carry a mark, and one of them does not."""
+
+    def __init__(self, name: str, location: str, variable: str, *, there: bool) -> None:
+        super().__init__(
+            name,
+            location,
+            "carries no mark of an installation" if there else "is not there",
+            f"A ledger is made again from staging and tables. Mount what is missing, or correct {variable}. Where "
+            "there never was a mark, because the installation is older than marks or a place was lost for good, look "
+            "that all is there that there is, and give --adopt.",
+        )
+
+
+class RebuildFromOthers(PlaceError):
+    """Staging and tables are of different installations, so no ledger knows both."""
+
+    def __init__(self, name: str, location: str, mark: str, other: str) -> None:
+        super().__init__(
+            name,
+            location,
+            f"belongs to the installation {mark}, and staging to {other}",
+            "Correct TIMESTORE_TABLES_URL or TIMESTORE_STAGING_DIRECTORY.",
+        )
+
+
+class CopyInPlace(TimestoreError):
+    """A copy of an installation is to become one of its own, and uses a place that the original has."""
+
+    def __init__(self, places: Sequence[tuple[str, str]]) -> None:
+        self.places = tuple(places)
+        listed = ", ".join(f"{name} at {location}" for name, location in self.places)
+        super().__init__(
+            f"the original has {listed} too. Nothing was changed. Let the settings of the copy name places of its own "
+            "(TIMESTORE_STAGING_DIRECTORY, TIMESTORE_TABLES_URL, TIMESTORE_LANDING_ARCHIVE_DIRECTORY); or give "
+            "--in-place where these are copies too, on another host or of a whole disk."
+        )
+
+
+class UnknownPlace(TimestoreError):
+    """An installation has no place of that name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        super().__init__(f"there is no place {name!r}. Places: {', '.join(sorted(known))}.")
+
+
 class UnknownEntry(TimestoreError):
     """There is no quarantine entry of that id."""
 
@@ -437,6 +543,45 @@ class NotRestored(TimestoreError):
 
 class TableError(TimestoreError):
     """The Delta table of a dataset cannot be opened or committed to."""
+
+
+class TableGone(TableError):
+    """A dataset's table is not where it was, though the place of all tables is there; nothing was changed."""
+
+    def __init__(self, dataset: str, location: str, version: int) -> None:
+        self.dataset = dataset
+        self.location = location
+        self.version = version
+        self.remedy = (
+            "Mount or restore it; then all goes on by itself. If it was deleted on purpose, run 'timestore "
+            f"installation adopt tables/{dataset}': what segments still have of its rows is published again, the "
+            "others are lost."
+        )
+        super().__init__(
+            f"dataset {dataset!r}: there is no table at {location}, and it was at version {version}. Nothing was "
+            f"changed, and what is staged waits. {self.remedy}"
+        )
+
+
+class TableNotOurs(TableError):
+    """A table must not be written to: it is another installation's, or its log and the ledger contradict each other.
+
+    Args:
+        dataset: whose table it should be.
+        location: where it is.
+        reason: a short word for it, as in metrics.
+        found: what its log says, as the end of a sentence.
+        way_out: what to do.
+    """
+
+    def __init__(self, dataset: str, location: str, reason: str, found: str, way_out: str) -> None:
+        self.dataset = dataset
+        self.location = location
+        self.reason = reason
+        super().__init__(
+            f"dataset {dataset!r}: the table at {location} is not written to, and nothing was changed: {found}. "
+            f"{way_out}"
+        )
 
 
 class QueryError(TimestoreError):

@@ -86,6 +86,19 @@ def grouping_labels(text: str) -> dict[str, str]:
     return labels
 
 
+def _fixed(home: Path) -> Path:
+    return home.expanduser().absolute()
+
+
+def _fixed_url(url: SecretStr | None) -> SecretStr | None:
+    """Make the path of a SQLite file absolute."""
+    text = url.get_secret_value() if url else ""
+    scheme, separator, path = text.partition(":///")
+    if not (separator and scheme.split("+")[0] == "sqlite" and path) or path.startswith(("/", ":memory:", "file:")):
+        return url
+    return SecretStr(f"{scheme}:///{Path(path).absolute()}")
+
+
 def _valid_grouping(text: str) -> str:
     grouping_labels(text)
     return text
@@ -103,14 +116,16 @@ PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Settings(BaseSettings):
     """All settings; the field ``staging_max_pending`` is the variable ``TIMESTORE_STAGING_MAX_PENDING``.
 
-    Relative paths are resolved against ``home``. Build it with :func:`load_settings`, which turns
+    Relative paths are resolved against ``home``, which is fixed when the settings are made: a process that goes to
+    another folder afterwards has its files where they were. Build it with :func:`load_settings`, which turns
     validation errors into messages for people.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
-    home: Path = Field(
+    home: Annotated[Path, AfterValidator(_fixed)] = Field(
         default=Path(),
+        validate_default=True,
         description="Folder against which all relative paths are resolved; the current one by default.",
     )
     datasets_file: Path = Field(default=Path("datasets.yaml"), description="The declaration of all datasets.")
@@ -233,7 +248,7 @@ class Settings(BaseSettings):
         description="Folder of the Delta tables, one per dataset; or a place for them in an object store: "
         "`s3://bucket/prefix`, `gs://…` or `az://…` ([scaling.md](scaling.md#object-store)).",
     )
-    ledger_url: SecretStr | None = Field(
+    ledger_url: Annotated[SecretStr | None, AfterValidator(_fixed_url)] = Field(
         default=None,
         description="SQLAlchemy URL of the ledger; by default SQLite in the staging directory, or in "
         "TIMESTORE_WORK_DIRECTORY where staging is in an object store.",
@@ -435,7 +450,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _folders_that_libraries_can_take(self) -> Self:
         folders = {
-            "home": self.home.expanduser().absolute(),
+            "home": self.home,
             "staging_directory": self.staging_location,
             "landing_directory": self.landing_location,
             "landing_archive_directory": self.archive_location,
@@ -468,7 +483,7 @@ class Settings(BaseSettings):
 
     def path(self, configured: Path | str) -> Path:
         """Return ``configured`` as an absolute path, resolved against ``home``."""
-        return (self.home.expanduser().absolute() / Path(configured).expanduser()).absolute()
+        return self.home / Path(configured).expanduser()
 
     def location(self, field: str, configured: Path | str) -> Path | ObjectUrl:
         """Return the place that a setting names: an absolute path, or a URL of an object store.

@@ -19,15 +19,21 @@ from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.errors import LedgerLost
 from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
 from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
 from timestore_pipeline.ledger.registry import known_datasets, register, unregistered
-from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.places import (
+    SEGMENT_SUFFIX,
+    PlaceName,
+    Places,
+    location_of,
+    marks_found,
+    storage_at,
+    uses_work,
+)
 from timestore_pipeline.settings import Settings, load_settings
-from timestore_pipeline.storage import Storage, open_storage
+from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import has_table
-
-SEGMENT_SUFFIX = ".duckdb"
-"""Ends the names of segments."""
 
 QUARANTINE_FOLDER = "_quarantine"
 """Folder in the staging directory for what was set aside; no dataset can be called that."""
@@ -61,6 +67,7 @@ class Store:
         """
         settings = settings or load_settings()
         datasets = load_datasets(settings.datasets_path) if datasets is None else datasets
+        refuse_in_place_of_a_lost_ledger(settings, datasets)
         ledger = Ledger.open(
             settings.resolved_ledger_url,
             busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
@@ -82,24 +89,50 @@ class Store:
             except BaseException:
                 ledger.close()
                 raise
-        make_folder(settings.temp_path)
         connect = connect or connector(settings)
-        return cls(settings, datasets, ledger, connect, writer_pool(settings, connect))
+        store = cls(settings, datasets, ledger, connect, writer_pool(settings, connect))
+        try:
+            store.places.mark_at_open()
+            store.prepare_local_folders()
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     @cached_property
+    def places(self) -> Places:
+        """Where everything is, and whether it is ours."""
+        return Places(self.settings, self.ledger)
+
+    @property
     def staging(self) -> Storage:
         """Where the segments are, and what was set aside."""
-        return storage_at(self.settings, self.settings.staging_location)
+        return self.places[PlaceName.STAGING].storage
 
     @cached_property
     def landing(self) -> Storage:
-        """Where files land."""
+        """Where files land, which is nobody's."""
         return storage_at(self.settings, self.settings.landing_location)
 
-    @cached_property
+    @property
     def archive(self) -> Storage:
         """Where landing files go when their batches are acknowledged."""
-        return storage_at(self.settings, self.settings.archive_location)
+        return self.places[PlaceName.ARCHIVE].storage
+
+    def prepare_local_folders(self) -> None:
+        """Make DuckDB's folder for temporary files, unless that is to be on a disk that is not there.
+
+        Raises:
+            PlaceForeign: the work directory is another installation's.
+        """
+        settings = self.settings
+        if uses_work(settings):
+            self.places[PlaceName.WORK].claim()
+        in_staging = isinstance(settings.staging_location, Path) and settings.temp_path.is_relative_to(
+            settings.staging_location
+        )
+        if not in_staging or self.places.is_usable(PlaceName.STAGING):
+            make_folder(settings.temp_path)
 
     def close(self) -> None:
         """Close the ledger and the idle connections."""
@@ -125,15 +158,15 @@ class Store:
         root = self.staging.root
         return root / dataset, root / QUARANTINE_FOLDER / dataset
 
-    @cached_property
+    @property
     def tables(self) -> Storage:
         """Where the tables are, each in a folder named after its dataset."""
-        return storage_at(self.settings, self.settings.tables_location)
+        return self.places[PlaceName.TABLES].storage
 
     def table(self, dataset: str) -> Storage:
         """Where the files of a dataset's Delta table are."""
         if dataset not in self._tables:
-            self._tables[dataset] = storage_at(self.settings, self.settings.table_location(dataset))
+            self._tables[dataset] = self.places[PlaceName.TABLES].part(dataset)
         return self._tables[dataset]
 
     @cached_property
@@ -146,19 +179,35 @@ def writer_pool(settings: Settings, connect: Connect) -> ConnectionPool:
     return ConnectionPool(connect, storage_at(settings, settings.staging_location).root, settings.landing_path)
 
 
-def storage_at(settings: Settings, location: Path | ObjectUrl) -> Storage:
-    """Return the storage at a location, as ``settings`` have it cached and asked.
+def refuse_in_place_of_a_lost_ledger(settings: Settings, datasets: Iterable[str]) -> None:
+    """Raise :class:`LedgerLost` where the ledger is a file that is not there, and there are files of its installation.
+
+    Else one would be made, perhaps in the empty folder on which the disk is not mounted that has the real one.
+    """
+    file = ledger_file(settings)
+    if file is None or file.exists():
+        return
+    found = signs_of_a_ledger(settings, datasets)
+    if found and not file.exists():  # the first process to open a new installation may have made it by now
+        raise LedgerLost(str(file), found)
+
+
+def ledger_file(settings: Settings) -> Path | None:
+    """Return the file of a SQLite ledger; None where it is another database.
 
     Raises:
-        StorageRefused: as :func:`~timestore_pipeline.storage.open_storage`.
+        LedgerError: TIMESTORE_LEDGER_URL is no URL.
     """
-    return open_storage(
-        location,
-        cache=settings.work_path / "cache",
-        cache_bytes=settings.object_cache_bytes,
-        timeout_seconds=settings.object_store_timeout_seconds,
-        patience_seconds=settings.object_store_retry_seconds,
-    )
+    return sqlite_file(parse_ledger_url(settings.resolved_ledger_url))
+
+
+def signs_of_a_ledger(settings: Settings, datasets: Iterable[str]) -> list[str]:
+    """Return what there is of an installation that no ledger is known of: marks, segments and tables."""
+    places = [
+        f"{name} of the installation {identity} at {storage_at(settings, location_of(settings, name)).location}"
+        for name, identity in marks_found(settings).items()
+    ]
+    return [*files_of_unknown(settings, datasets), *places]
 
 
 def files_of_unknown(settings: Settings, datasets: Iterable[str]) -> list[str]:

@@ -53,7 +53,7 @@ class Tables:
         Raises:
             UnknownDataset: the dataset is not declared.
             QueryError: a column, a time or the filter is wrong.
-            SegmentUnreadable, LedgerError, TableError: as they say.
+            SegmentUnreadable, LedgerError, TableError, PlaceError: as they say.
         """
         spec = self._store.datasets[dataset]
         with self._store.ledger.read() as tx:
@@ -69,7 +69,7 @@ class Tables:
 
         Raises:
             QueryError: it is no query, cannot be run, or would do more than read.
-            SegmentUnreadable, LedgerError, TableError: as they say.
+            SegmentUnreadable, LedgerError, TableError, PlaceError: as they say.
         """
         return query_rows(self._store, query, self._take).relation
 

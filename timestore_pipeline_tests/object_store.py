@@ -97,9 +97,10 @@ class Bucket:
         self.server.client.delete_object(Bucket=self.name, Key=key)
 
     def keys(self, prefix: str = "") -> list[str]:
-        """List all keys, past the proxy, sorted."""
+        """List all keys but those of the marks of places, past the proxy, sorted."""
         pages = self.server.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-        return sorted(entry["Key"] for page in pages for entry in page.get("Contents", ()))
+        keys = (entry["Key"] for page in pages for entry in page.get("Contents", ()))
+        return sorted(key for key in keys if not key.rpartition("/")[2].startswith(".timestore-"))
 
 
 @contextmanager

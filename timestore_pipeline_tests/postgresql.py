@@ -155,6 +155,8 @@ class PostgresqlServer:
         if not self.execute(f"SELECT 1 FROM pg_database WHERE datname = '{_TEMPLATE}'"):
             self.execute(f"CREATE DATABASE {_TEMPLATE}")
             Ledger.open(self.url(_TEMPLATE)).close()
+            # Each copy of it is another installation's.
+            self.execute("DELETE FROM installation", _TEMPLATE)
         return self.copy_database(_TEMPLATE)
 
     def copy_database(self, source: str, name: str | None = None) -> str:

@@ -41,6 +41,7 @@ LAYERS = [
         "storage",
     },
     {"ledger"},
+    {"places"},
     {"store"},
     {"landing", "staging", "building", "lifecycle", "reading", "metrics", "validation"},
     {"timestore"},
@@ -143,6 +144,28 @@ def test_the_library_can_be_used_without_loading_dagster():
     finished = subprocess.run([sys.executable, "-c", program, *library], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 0, finished.stderr or "a module of the library loads dagster"
+
+
+def test_only_one_function_removes_anything_in_the_folder_of_a_table():
+    """That is ``remove_from_table``; what else these parts delete lies in staging, or is the mark of all tables.
+
+    The doctor asks whether landing files could be deleted.
+    """
+    allowed = {"staging", "tables"}
+    offenders = [
+        f"{path.relative_to(PACKAGE_ROOT)}:{node.lineno}"
+        for part in ("building", "lifecycle")
+        for path in modules_under(PACKAGE_ROOT / part)
+        if path.stem != "doctor"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "delete" and _last_name(node.value) not in allowed
+    ]
+
+    assert offenders == []
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 @pytest.mark.parametrize(

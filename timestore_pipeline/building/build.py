@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import narrow_windows, rewritten_source
@@ -124,6 +125,7 @@ def build_windows(
             again later.
         BuildAborted: this build was taken for dead and fenced meanwhile; its slices are staged again.
         SegmentUnreadable, TableError, DiskFull, LedgerError: nothing was published, the slices are staged again.
+        PlaceError: staging or tables are not there, or another installation's; nothing was claimed.
 
     After TIMESTORE_BUILD_MAX_ATTEMPTS failures in a row the segments that cannot be read are quarantined, and the rest
     is built. Failures of another cause (a full disk, a broken table) quarantine nothing.
@@ -159,6 +161,8 @@ def _build_once(
         known = dataset_columns(tx, spec)
     if known is None:
         return None  # nothing was ever staged
+    # Both before anything is claimed: what is not mounted costs no attempt.
+    store.staging.require()
     prepare_table(store, spec, known)
     check_disk(store, store.table(dataset).root)
     now = now_micros()
@@ -238,12 +242,13 @@ def write_claim(
         window_folders(store, claim.build) as folders,
     ):
         if evolved:
-            declare_types(place, spec.name, columns)
+            declare_types(OwnTable(store, spec.name), columns)
             replaced |= _narrow_windows(store, connection, spec, columns, claim)
         replacement = None
         live: dict[str, list[TableFile]] = defaultdict(list)
         if replaced:
-            replacement = read_for_replacement(place, claim.build, [window.key for window in replaced])
+            keys = [window.key for window in replaced]
+            replacement = read_for_replacement(OwnTable(store, spec.name), claim.build, keys)
             for file in replacement.files:
                 live[file.window_key].append(file)
 

@@ -1,7 +1,7 @@
 """Staged rows that cannot be read back: found by reading each slice alone, and set aside so that the rest goes on.
 
 Only damage counts: a file that is gone, cut short or fails its checksums. What may pass (no memory, no permission,
-a folder that is not mounted) never sends a row to quarantine; the build is tried again.
+staging that is not mounted) never sends a row to quarantine; the build is tried again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ def set_unreadable_aside(store: Store, dataset: str) -> list[QuarantineEntry]:
 
     Returns:
         An entry for each damaged segment; none where all can be read, so that something else is wrong.
+
+    Raises:
+        PlaceError: staging is not there, so nothing can be said of its segments.
     """
     spec = store.datasets[dataset]
+    store.staging.require()
     with store.ledger.read() as tx:
         pieces = unclaimed_slices(tx, dataset)
     entries = []
@@ -127,7 +131,7 @@ def _damage_of_file(path: Path) -> str | None:
     except FileNotFoundError as error:
         if path.parent.is_dir():
             return "there is no such file"
-        raise _CannotTell("its folder is not there; is the staging directory mounted?") from error
+        raise _CannotTell("the folder of the dataset's segments is not there; mount or restore it") from error
     except OSError as error:
         if error.errno == errno.EIO:
             return f"it cannot be read: {error.strerror}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,17 +24,14 @@ from timestore_pipeline.durable_files import fsync_path, make_folder, sync_priva
 from timestore_pipeline.ledger.contributions import Contribution
 from timestore_pipeline.ledger.schemas import columns_from_text, columns_to_text
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import MANIFEST_FOLDER, MANIFEST_SUFFIX, remove_from_table
 
 log = logging.getLogger(__name__)
-
-MANIFEST_FOLDER = "_timestore"
-"""In the folder of a table; Delta and its readers pass over names that begin with an underscore."""
 
 MERGE_FROM = 64
 """So many manifests of one level are merged into one of the next."""
 
 _PENDING = ".pending"
-_SUFFIX = ".arrow"
 _COLUMNS = [field.name for field in fields(Contribution)]
 _TEXTS = ("segment_id", "batch_id", "fingerprint", "source")
 _SCHEMA = pa.schema(
@@ -102,14 +100,9 @@ def keep_manifest(place: Storage, sequence: int) -> None:
     reach(CrashPoint.MANIFEST_KEPT)
 
 
-def drop_manifest(place: Storage, sequence: int) -> None:
-    """Forget the manifest of a build that was fenced."""
-    place.delete(pending_manifest(sequence))
-
-
 def forget_manifests(place: Storage) -> None:
     """Remove all manifests of a table that is gone: they would say of lost rows that they are published."""
-    place.delete(*(f"{MANIFEST_FOLDER}/{name}" for name in _names(place)))
+    _remove(place, _names(place))
 
 
 def tables_with_manifests(tables: Storage) -> set[str]:
@@ -122,7 +115,7 @@ def tables_with_manifests(tables: Storage) -> set[str]:
 
 def pending_manifests(place: Storage) -> list[int]:
     """Return the sequences of builds whose manifests nobody has decided on yet."""
-    names = fnmatch.filter(_names(place), f"[0-9]*{_PENDING}{_SUFFIX}")
+    names = fnmatch.filter(_names(place), f"[0-9]*{_PENDING}{MANIFEST_SUFFIX}")
     return sorted(int(name.partition(".")[0]) for name in names)
 
 
@@ -182,13 +175,16 @@ def last_manifest_sequence(place: Storage) -> int:
 
 def pending_manifest(sequence: int) -> str:
     """Return the key in the table's folder of the manifest of a build until the table has decided."""
-    return f"{MANIFEST_FOLDER}/{sequence:010d}{_PENDING}{_SUFFIX}"
+    return f"{MANIFEST_FOLDER}/{sequence:010d}{_PENDING}{MANIFEST_SUFFIX}"
 
 
 def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
     # Builds end in any order, so a part of the next merge may lie between the first and the last of this one.
     ranges = [_range(name) for name in parts]
-    final = _kept(level, min(first for first, _ in ranges), max(last for _, last in ranges))
+    # A merge of the same parts that was killed has left a manifest of this range.
+    final = _kept(
+        level, min(first for first, _ in ranges), max(last for _, last in ranges), mark=f"-{secrets.token_hex(4)}"
+    )
     temporary = place.scratch(final)
     try:
         tables = [_read(place, name) for name in parts]
@@ -198,7 +194,12 @@ def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     reach(CrashPoint.MANIFESTS_MERGED)
-    place.delete(*(f"{MANIFEST_FOLDER}/{name}" for name in parts))
+    _remove(place, parts)
+
+
+def _remove(place: Storage, names: Iterable[str]) -> None:
+    for _ in remove_from_table(place, (f"{MANIFEST_FOLDER}/{name}" for name in names), live=()):
+        pass
 
 
 def _rename(place: Storage, key: str, target: str) -> None:
@@ -213,7 +214,7 @@ def _versions_in(schema: pa.Schema) -> list[str]:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    with path.open("wb") as file, pa.ipc.new_file(file, table.schema, options=_OPTIONS) as writer:
+    with path.open("xb") as file, pa.ipc.new_file(file, table.schema, options=_OPTIONS) as writer:
         writer.write_table(table)
 
 
@@ -227,13 +228,14 @@ def _read(place: Storage, name: str) -> pa.Table:
         return reader.read_all()
 
 
-def _kept(level: int, first: int, last: int) -> str:
-    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{_SUFFIX}"
+def _kept(level: int, first: int, last: int, mark: str = "") -> str:
+    return f"{MANIFEST_FOLDER}/{level}-{first:010d}-{last:010d}{mark}{MANIFEST_SUFFIX}"
 
 
 def _kept_files(place: Storage) -> list[str]:
     """Return the names of kept manifests, those of one level in the order of their sequences."""
-    return fnmatch.filter(_names(place), f"[0-9]-*-*{_SUFFIX}")
+    kept = fnmatch.filter(_names(place), f"[0-9]-*-*{MANIFEST_SUFFIX}")
+    return sorted(kept, key=lambda name: (_level(name), _range(name)))
 
 
 def _names(place: Storage) -> list[str]:
@@ -250,5 +252,5 @@ def _level(name: str) -> int:
 
 def _range(name: str) -> tuple[int, int]:
     """Return the first and last sequence that a kept manifest has."""
-    _, first, last = name.removesuffix(_SUFFIX).split("-")
+    first, last = name.removesuffix(MANIFEST_SUFFIX).split("-")[1:3]
     return int(first), int(last)

@@ -26,7 +26,14 @@ from timestore_pipeline.columns import (
 )
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import PRIVATE_FOLDER, TEMPORARY_SUFFIX, fsync_path, side_by_side, sync_private
+from timestore_pipeline.durable_files import (
+    PRIVATE_FOLDER,
+    TEMPORARY_SUFFIX,
+    fsync_path,
+    rename_new,
+    side_by_side,
+    sync_private,
+)
 from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.queue import Slice
@@ -265,7 +272,7 @@ def _put_in_place(place: Storage, moves: Sequence[tuple[Path, str]], temporary: 
         else:
             sync_private(written)
             reach(CrashPoint.PARQUET_SYNCED)
-            written.rename(place.local / key)
+            rename_new(written, place.local / key)
         reach(CrashPoint.PARQUET_RENAMED)
     shutil.rmtree(temporary, ignore_errors=True)
     if place.local is not None:

@@ -15,6 +15,7 @@ import duckdb
 
 from timestore_pipeline.building.completion import Committed, record_commit
 from timestore_pipeline.building.manifests import keep_manifest, merge_manifests, write_manifest
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.building.table import ParquetFile, Replacement, SequenceTaken, commit_build
 from timestore_pipeline.clock import now_micros
@@ -70,7 +71,8 @@ def publish(store: Store, build: Build, columns: Sequence[Column], write: Callab
                 contributions = contributions_of_build(tx, build.id)
                 versions = [version.columns for version in schema_history(tx, build.dataset)]
             write_manifest(table, build.sequence, contributions, versions, now_micros())
-            version = commit_build(table, build, columns, written.files, written.replacement)
+            own = OwnTable(store, build.dataset)
+            version = commit_build(own, build, columns, written.files, written.replacement)
             keep_manifest(table, build.sequence)
             if build.lane == 0:
                 merge_manifests(table)

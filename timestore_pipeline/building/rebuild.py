@@ -77,6 +77,7 @@ def rebuild_windows(
     Raises:
         RebuildRefused: a segment with published rows of these windows is gone or damaged; names their batches.
         BuildInFlight, BuildAborted, TableError, DiskFull, LedgerError: nothing was changed.
+        PlaceError: staging or tables are not there, or another installation's; nothing was changed.
     """
     started = time.perf_counter()
     spec = store.datasets[dataset]
@@ -84,6 +85,7 @@ def rebuild_windows(
         columns = dataset_columns(tx, spec)
     if columns is None:
         return None
+    store.staging.require()
     prepare_table(store, spec, columns)
     check_disk(store, store.table(dataset).root)
     from_start, to_start = first.start_micros if first else None, last.start_micros if last else None

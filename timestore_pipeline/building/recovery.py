@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
-from timestore_pipeline.building.manifests import drop_manifest, keep_manifest
+from timestore_pipeline.building.manifests import keep_manifest, pending_manifest
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.parquet import scratch_of_build
 from timestore_pipeline.building.table import (
     SequenceTaken,
@@ -20,14 +21,11 @@ from timestore_pipeline.building.table import (
     is_published,
     live_files,
     open_table,
-    remove_files_of,
     sync_found,
     version_of_build,
 )
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import (
     Build,
@@ -39,6 +37,7 @@ from timestore_pipeline.ledger.published import windows_replaced_by
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.storage.table_folder import file_name, parquet_files, scratch_of_windows
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -100,9 +99,9 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
     if columns is None:
         raise TableError(f"dataset {build.dataset!r}: its columns are not in the ledger, so its table cannot be used")
     # Where somebody has deleted the table, there is a new one to put the fence into.
-    prepare_table(store, spec, columns)
+    own = prepare_table(store, spec, columns)
     try:
-        commit_fence(place, build, spec.table_columns(columns))
+        commit_fence(own, build, spec.table_columns(columns))
     except SequenceTaken:
         table = open_table(place, build.dataset)
         if is_published(table, build):
@@ -126,20 +125,20 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
     if ended.state is BuildState.PUBLISHED:
         # Another process settled it first, and later builds are in the table by now: its files are live.
         return SettledBuild(build, ended.table_version)
-    _remove_files(store, build)
+    _remove_files(own, build)
     reach(CrashPoint.RECOVERY_CLEANED)
     return SettledBuild(build, None)
 
 
-def _remove_files(store: Store, build: Build) -> None:
+def _remove_files(own: OwnTable, build: Build) -> None:
     """Remove what a fenced build wrote; no commit can refer to it any more. What is missed, the sweep finds."""
-    prefix = file_prefix(build.sequence)
-    place = store.table(build.dataset)
-    drop_manifest(place, build.sequence)
-    remove_files_of(place, build.sequence)
+    prefix, place = file_prefix(build.sequence), own.place
+    files = (entry.key for entry in parquet_files(place) if file_name(entry.key).startswith(prefix))
+    keys = [pending_manifest(build.sequence), *files, *scratch_of_windows(place, prefix)]
+    try:
+        for _ in own.remove(keys):
+            pass
+    except (TimestoreError, OSError) as error:
+        log.warning("%s: what build %s wrote is left for the sweep: %s", build.dataset, build.id, error)
     if place.local is None:
-        folders = [scratch_of_build(store.settings, build.dataset, build.sequence)]
-    else:
-        folders = place.local.glob(f"{WINDOW_COLUMN}=*/.{prefix}{TEMPORARY_SUFFIX}")
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)  # its builder may be alive and writing
+        shutil.rmtree(scratch_of_build(own.store.settings, build.dataset, build.sequence), ignore_errors=True)

@@ -6,6 +6,9 @@ Every commit of a build carries two application transactions (Delta protocol, "T
   rebases a commit over those of other lanes.
 - ``timestore/<dataset>/<lane>/published`` = the same sequence, only where the commit publishes rows. A fence leaves it
   out, so that whoever finds the sequence in the table can tell a published build from a fenced one.
+
+Whose a table is stands in its properties: these survive checkpoints and the clean-up of the log, and other programs
+leave them as they are. Once they are changed, delta-rs refuses the commit of every build whose handle is older.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -36,24 +39,23 @@ from deltalake.transaction import AddAction, RemoveAction
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.errors import TableError
+from timestore_pipeline.errors import PlaceError, TableError
 from timestore_pipeline.ledger.builds import PUBLISHING
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import (
-    LOG_FOLDER,
     entry_is_empty,
     file_name,
     has_table,
     log_entry,
     log_key,
     make_table_folder,
-    parquet_files,
     sync_log,
     sync_table_folder,
 )
 
 if TYPE_CHECKING:
+    from timestore_pipeline.building.own_table import OwnTable
     from timestore_pipeline.ledger.builds import Build
 
 _ARROW_TYPES = {
@@ -70,6 +72,9 @@ _ARROW_TYPES = {
     "TIMESTAMP": pa.timestamp("us"),
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
 }
+_OWNER = "timestore.installation"
+"""The property of a table that has the identity of its installation."""
+
 _NO_WINDOW = "-"
 _NAIVE_TIMES = "timestampNtz"
 
@@ -129,33 +134,36 @@ class Replacement:
         )
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a build, or a fence, as the log of a table has it.
+
+    ``build`` and ``owner`` are None where it is of no single build.
+    """
+
+    version: int
+    sequence: int
+    is_fence: bool
+    build: int | None
+    owner: str | None
+
+
 class SequenceTaken(Exception):
     """The table already has this sequence or a later one: the build was published or fenced."""
 
 
-def ensure_table(
-    place: Storage, dataset: str, columns: Sequence[Column], seen: int | None = None, fenced: int = 0
-) -> int:
-    """Create the dataset's table unless it exists; return its version.
+def ensure_table(place: Storage, dataset: str, columns: Sequence[Column], installation: str, fenced: int = 0) -> None:
+    """Create the dataset's table unless it exists.
 
-    The table is there before any build commits to it, so that a fence always has a table to be put into. ``seen`` is
-    the version that readers were given, None where there was none yet. In a new table the builds up to the sequence
-    ``fenced`` are fenced from the start.
+    The table is there before any build commits to it, so that a fence always has a table to be put into. It belongs to
+    ``installation`` from its first commit on. In a new table the builds up to the sequence ``fenced`` are fenced from
+    the start.
 
     Raises:
-        TableError: it cannot be created or opened, or has lost entries of its log since readers saw it.
+        TableError: it cannot be created.
     """
-    log = place.shown(LOG_FOLDER)
     if has_table(place):
-        version = open_table(place, dataset).version()
-        if seen is not None and version < seen:
-            raise TableError(
-                f"dataset {dataset!r}: the table at {place.location} is at version {version} and was at {seen}; "
-                f"restore the missing entries of {log}"
-            )
-        return version
-    if seen is not None:
-        raise TableError(f"dataset {dataset!r}: {log} is gone or empty, the table was at version {seen}; restore it")
+        return
     with _translated(place, dataset):
         make_table_folder(place)
         try:
@@ -166,7 +174,10 @@ def ensure_table(
                 storage_options=dict(place.options),
                 partition_by=[WINDOW_COLUMN],
                 name=dataset,
+                configuration={_OWNER: installation},
+                raise_if_key_not_exists=False,
                 commit_properties=CommitProperties(
+                    custom_metadata={"timestoreInstallation": installation},
                     # Retried, one of two processes would put its metadata after the other's, and fail builds by that.
                     max_commit_retries=0,
                     app_transactions=_fences(dataset, fenced) if fenced else [],
@@ -181,15 +192,16 @@ def ensure_table(
     reach(CrashPoint.TABLE_CREATED)
     sync_log(place, version)
     sync_table_folder(place)
-    return version
 
 
 def open_table(place: Storage, dataset: str, version: int | None = None) -> DeltaTable:
     """Open the table at ``version``, by default the latest.
 
     Raises:
+        PlaceError: the place of the tables is not there, or another installation's.
         TableError: it is missing or damaged.
     """
+    place.require()
     if version is not None and entry_is_empty(place, version):
         # delta-rs would take it for a commit of nothing, and its rows would be missing without a word.
         raise TableError(f"dataset {dataset!r}: the log entry {place.shown(log_key(version))} is empty; restore it")
@@ -199,6 +211,56 @@ def open_table(place: Storage, dataset: str, version: int | None = None) -> Delt
 
 def _opened(place: Storage, version: int | None = None) -> DeltaTable:
     return DeltaTable(place.location, version=version, storage_options=dict(place.options))
+
+
+def owner_of(table: DeltaTable) -> str | None:
+    """Return the identity of the installation that the table belongs to; None where it does not say."""
+    return table.metadata().configuration.get(_OWNER)
+
+
+def declare_owner(place: Storage, dataset: str, table: DeltaTable, installation: str) -> None:
+    """Say in a table whose it is from now on, on a handle that has just been looked at.
+
+    Builds in flight whose handles are older are refused, and come again.
+
+    Raises:
+        TableError: the commit failed; somebody else may have been quicker.
+    """
+    with _translated(place, dataset), suppress(CommitFailedError):
+        table.alter.set_table_properties(
+            {_OWNER: installation},
+            raise_if_not_exists=False,
+            commit_properties=CommitProperties(
+                custom_metadata={"timestoreAction": "own", "timestoreInstallation": installation}
+            ),
+            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
+        )
+    for version in range(table.version(), open_table(place, dataset).version() + 1):
+        sync_log(place, version)
+
+
+def commits_of_builds(place: Storage, table: DeltaTable, dataset: str, limit: int) -> Iterator[Commit]:
+    """Go through the commits of builds, and the fences, among the last ``limit`` entries of the log, latest first.
+
+    Raises:
+        TableError: the log cannot be read.
+    """
+    for entry in _history(place, table, dataset, limit):
+        if entry.get("timestoreAction") in ("publish", "fence"):
+            build = entry.get("timestoreBuild")
+            yield Commit(
+                version=int(entry["version"]),
+                sequence=_number(entry.get("timestoreSequence")),
+                is_fence=entry["timestoreAction"] == "fence",
+                build=None if build is None else _number(build),
+                owner=entry.get("timestoreOwner"),
+            )
+
+
+def _number(text: object) -> int:
+    """Return a number of the ledger's in a log entry; -1, which the ledger gives to nothing, for anything else."""
+    number = int(text) if isinstance(text, str) and re.fullmatch("[0-9]{1,19}", text) else -1
+    return number if number < 2**63 else -1
 
 
 def last_sequence(table: DeltaTable, dataset: str, lane: int | None = None) -> int:
@@ -218,15 +280,16 @@ def is_published(table: DeltaTable, build: Build) -> bool:
 
 
 def read_for_replacement(
-    place: Storage, build: Build, window_keys: Collection[str], *, data_change: bool = True
+    own: OwnTable, build: Build, window_keys: Collection[str], *, data_change: bool = True
 ) -> Replacement:
     """Return all live files of some windows, for a build that reads them and commits others in their place.
 
     Raises:
         SequenceTaken: the build was fenced before.
-        TableError: the table is missing or damaged.
+        TableError: the table is missing or damaged, or not ours.
     """
-    table = open_table(place, build.dataset)
+    table = open_table(own.place, build.dataset)
+    own.look(table)
     if last_sequence(table, build.dataset, build.lane) >= build.sequence:
         raise SequenceTaken
     wanted = frozenset(window_keys)
@@ -235,7 +298,7 @@ def read_for_replacement(
 
 
 def commit_build(
-    place: Storage,
+    own: OwnTable,
     build: Build,
     columns: Sequence[Column],
     files: Sequence[ParquetFile],
@@ -249,8 +312,10 @@ def commit_build(
 
     Raises:
         SequenceTaken: the build was fenced (or published) before; nothing was committed.
+        TableNotOurs: the table is not ours, or the ledger does not know all of it; nothing was committed.
         TableError: the commit failed, and whether it is in the table must be looked up.
     """
+    place = own.place
     for file in files:
         size = place.size(file.path)
         if size is None:
@@ -292,10 +357,10 @@ def commit_build(
             f"dataset {build.dataset!r}: its columns have changed, and only some files of a window would get the new "
             "ones; try again after the next flush."
         )
-    return _commit(place, build, actions, transactions, "publish", columns, replacement)
+    return _commit(own, build, actions, transactions, "publish", columns, replacement)
 
 
-def commit_fence(place: Storage, build: Build, columns: Sequence[Column]) -> int:
+def commit_fence(own: OwnTable, build: Build, columns: Sequence[Column]) -> int:
     """Make sure that a build can never be published; return the table version.
 
     Raises:
@@ -303,31 +368,37 @@ def commit_fence(place: Storage, build: Build, columns: Sequence[Column]) -> int
         TableError: the commit failed.
     """
     fence = Transaction(_app_id(build.dataset, build.lane), build.sequence)
-    return _commit(place, build, [], [fence], "fence", columns)
+    return _commit(own, build, [], [fence], "fence", columns)
 
 
-def declare_types(place: Storage, dataset: str, columns: Sequence[Column]) -> None:
+def declare_types(own: OwnTable, columns: Sequence[Column]) -> None:
     """Make the table ready for columns of types that it was not created with: a commit that changes no row.
 
     Raises:
-        TableError: the table cannot be used; try again.
+        TableError: the table cannot be used, or is not ours; try again.
     """
+    place, dataset = own.place, own.dataset
     if not any(column.type == "TIMESTAMP" for column in columns):
         return
     table = open_table(place, dataset)
+    own.look(table)
     if _NAIVE_TIMES in (table.protocol().reader_features or []):
         return
     with _translated(place, dataset):
-        table.alter.add_feature(TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True)
+        table.alter.add_feature(
+            TableFeatures.TimestampWithoutTimezone,
+            allow_protocol_versions_increase=True,
+            commit_properties=CommitProperties(custom_metadata={"timestoreInstallation": own.installation}),
+        )
     for version in range(table.version(), open_table(place, dataset).version() + 1):
         sync_log(place, version)
     reach(CrashPoint.TYPES_DECLARED)
 
 
-def fence_all(place: Storage, dataset: str, sequence: int) -> DeltaTable:
+def fence_all(place: Storage, dataset: str, sequence: int, installation: str) -> DeltaTable:
     """Make sure that no build up to ``sequence``, which nobody knows of any more, can be published; return the table.
 
-    Whatever its lane is.
+    Whatever its lane is. ``installation`` does it; the caller has looked whether the table is its own.
 
     Raises:
         SequenceTaken: a later one is in the table.
@@ -344,7 +415,11 @@ def fence_all(place: Storage, dataset: str, sequence: int) -> DeltaTable:
             [WINDOW_COLUMN],
             commit_properties=CommitProperties(
                 app_transactions=_fences(dataset, sequence),
-                custom_metadata={"timestoreAction": "fence", "timestoreSequence": str(sequence)},
+                custom_metadata={
+                    "timestoreAction": "fence",
+                    "timestoreSequence": str(sequence),
+                    "timestoreInstallation": installation,
+                },
             ),
         )
     except (DeltaError, OSError) as error:
@@ -471,20 +546,14 @@ def version_at(place: Storage, dataset: str, moment: datetime) -> int:
 
 
 def file_prefix(sequence: int) -> str:
-    """Return how the names of all files of a build start; no two builds of a dataset share it."""
+    """Return how the names of all files of a build start; no two builds share it, also not those of two ledgers."""
     return f"{sequence:010d}-"
 
 
 def sequence_of_file(name: str) -> int | None:
     """Return the sequence of the build that wrote a file of that name; None for files of other tools."""
     number = name.partition("-")[0]
-    return int(number) if len(number) == len(file_prefix(0)) - 1 and number.isdecimal() else None
-
-
-def remove_files_of(place: Storage, sequence: int) -> None:
-    """Remove the Parquet files of a build that no commit refers to and none ever will."""
-    prefix = file_prefix(sequence)
-    place.delete(*(entry.key for entry in parquet_files(place) if file_name(entry.key).startswith(prefix)))
+    return int(number) if number.isdecimal() and name.startswith(file_prefix(int(number))) else None
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
@@ -514,7 +583,7 @@ def _fences(dataset: str, sequence: int) -> list[Transaction]:
 
 
 def _commit(
-    place: Storage,
+    own: OwnTable,
     build: Build,
     actions: list[AddAction | RemoveAction],
     transactions: list[Transaction],
@@ -523,17 +592,18 @@ def _commit(
     replacement: Replacement | None = None,
 ) -> int:
     """Commit on a new handle, or on the one that is held since the files to be removed were looked up."""
-    attempts = 0
+    place, attempts = own.place, 0
     while True:
         attempts += 1
         table = replacement.table if replacement is not None else open_table(place, build.dataset)
+        own.look(table)
         # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
         # handle and commit on this handle: no commit can come in between unnoticed.
         if last_sequence(table, build.dataset, build.lane) >= build.sequence:
             raise SequenceTaken
         reach(CrashPoint.TABLE_CHECKED)
         try:
-            _commit_on(table, build, actions, transactions, action, columns, replacement)
+            _commit_on(table, build, actions, transactions, action, own.installation, columns, replacement)
             break
         except (DeltaError, OSError) as error:
             # Whatever it was: the answer to a commit that arrived may be lost on the way.
@@ -559,6 +629,7 @@ def _commit_on(
     actions: list[AddAction | RemoveAction],
     transactions: list[Transaction],
     action: str,
+    installation: str,
     columns: Sequence[Column],
     replacement: Replacement | None,
 ) -> None:
@@ -580,6 +651,7 @@ def _commit_on(
                 "timestoreBuild": str(build.id),
                 "timestoreSequence": str(build.sequence),
                 "timestoreOwner": build.owner,
+                "timestoreInstallation": installation,
             },
             max_commit_retries=None if replacement is None else 0,
         ),
@@ -627,6 +699,8 @@ def _sync_commit(place: Storage, build: Build, since: int) -> int:
 def _translated(place: Storage, dataset: str) -> Iterator[None]:
     try:
         yield
+    except PlaceError:
+        raise
     except TableNotFoundError as error:
         raise TableError(f"dataset {dataset!r}: there is no table at {place.location}") from error
     except (DeltaError, OSError) as error:

@@ -90,7 +90,7 @@ def status(datasets: Datasets = None, as_json: AsJson = False) -> None:
         output.print_json({"datasets": [status.as_json(each) for each in statuses], "problems": list(problems)})
         return
     output.print_table(status.HEADINGS, [status.as_row(each) for each in statuses])
-    for problem in (*problems, *status.pauses_in_words(statuses)):
+    for problem in (*problems, *status.pauses_in_words(statuses), *status.refusals_in_words(statuses)):
         output.warn(problem)
 
 

@@ -12,6 +12,7 @@ from timestore_pipeline.lifecycle.doctor import (
     Level,
     look_at_folders,
     look_at_ledger,
+    look_at_places,
     look_at_segments,
     look_at_settings,
     look_at_table,
@@ -52,7 +53,8 @@ def _everything() -> list[Finding]:
 
 
 def _of_store(store: Store) -> list[Finding]:
-    found = safely("builds and intake", lambda: look_at_ledger(store))
+    found = safely("places", lambda: look_at_places(store))
+    found += safely("builds and intake", lambda: look_at_ledger(store))
     found += safely("segments", lambda: look_at_segments(store))
     for name in store.datasets:
         found += safely(f"table {name}", lambda name=name: look_at_table(store, name))

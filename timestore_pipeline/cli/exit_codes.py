@@ -13,12 +13,15 @@ from timestore_pipeline.errors import (
     GuardrailExceeded,
     IntakePaused,
     LedgerError,
+    PlaceError,
     SettingsError,
     StagingQueueFull,
+    TableNotOurs,
     TimestoreError,
     TooManyIngests,
     UnknownDataset,
     UnknownEntry,
+    UnknownPlace,
 )
 
 
@@ -36,7 +39,8 @@ MEANINGS = {
     ExitCode.DONE: "Everything was done.",
     ExitCode.FAILED: "Something failed, or some of the input was refused or quarantined; the rest was done.",
     ExitCode.USAGE: "The command was called wrongly: an option, a dataset, a window or an entry that does not exist.",
-    ExitCode.MISCONFIGURED: "A setting, the datasets file or the ledger is not usable; nothing was done.",
+    ExitCode.MISCONFIGURED: "A setting, the datasets file, the ledger, a place of files or a table is not usable; "
+    "nothing was done with it.",
     ExitCode.TRY_LATER: "Not now: the queue or the disk is full, intake is paused, or a build of the dataset is in "
     "flight. "
     "The same command may succeed later.",
@@ -46,9 +50,12 @@ MEANINGS = {
 _BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
     (UnknownDataset, ExitCode.USAGE),
     (UnknownEntry, ExitCode.USAGE),
+    (UnknownPlace, ExitCode.USAGE),
     (SettingsError, ExitCode.MISCONFIGURED),
     (DatasetsFileError, ExitCode.MISCONFIGURED),
     (LedgerError, ExitCode.MISCONFIGURED),
+    (PlaceError, ExitCode.MISCONFIGURED),
+    (TableNotOurs, ExitCode.MISCONFIGURED),
     (StagingQueueFull, ExitCode.TRY_LATER),
     (DiskFull, ExitCode.TRY_LATER),
     (GuardrailExceeded, ExitCode.TRY_LATER),

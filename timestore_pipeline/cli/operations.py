@@ -100,15 +100,15 @@ def clear_staging_directory(
     return ExitCode.FAILED if cleared.problems else ExitCode.DONE
 
 
-def rebuild_the_ledger(*, replace_existing: bool, as_json: bool) -> ExitCode:
+def rebuild_the_ledger(*, replace_existing: bool, adopt: bool, take_over: bool, as_json: bool) -> ExitCode:
     """Make the ledger again; what could not be restored is said on stderr and fails the command.
 
     Raises:
-        LedgerInUse, LedgerError, TableError, SettingsError, DatasetsFileError: as they say.
+        LedgerInUse, LedgerError, PlaceError, TableError, SettingsError, DatasetsFileError: as they say.
     """
     from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 
-    rebuilt = rebuild_ledger(by=operator(), replace_existing=replace_existing)
+    rebuilt = rebuild_ledger(by=operator(), replace_existing=replace_existing, adopt=adopt, take_over=take_over)
     if as_json:
         print_json(
             {

@@ -12,6 +12,10 @@ ledger_app = typer.Typer(
     help="The ledger itself: back it up, make a lost one again.", no_args_is_help=True, rich_markup_mode=None
 )
 operations_app.add_typer(ledger_app, name="ledger")
+installation_app = typer.Typer(
+    help="Whose the places of files are, and what they are to be.", no_args_is_help=True, rich_markup_mode=None
+)
+operations_app.add_typer(installation_app, name="installation")
 loss_app = typer.Typer(
     help="Rows of the table that are gone for good: show them, give them up.",
     no_args_is_help=True,
@@ -149,19 +153,88 @@ def rebuild(
     replace: Annotated[
         bool, typer.Option("--replace", help="Also where there is one: it is moved aside. Only for SQLite.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a ledger is replaced.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Also from staging or tables without a mark: all that there is, is there.")
+    ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Also from tables of another installation, which may not use them any more."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is replaced or taken over.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a lost ledger again from segments, tables, manifests and quarantine. Stop the service before.
 
     Every acknowledged row is readable once afterwards. Counters start from 0, limits and pauses set at run time are
-    gone, and the history of builds is one entry per dataset.
+    gone, and the history of builds is one entry per dataset. Refused while staging or tables are not there.
     """
     from timestore_pipeline.cli.operations import rebuild_the_ledger
 
     if replace and not yes:
         _ask("The ledger is moved aside and made again from files, with counters from 0. Is the service stopped?")
-    raise typer.Exit(rebuild_the_ledger(replace_existing=replace, as_json=as_json))
+    if take_over and not yes:
+        _ask("The tables become this installation's, and whoever has them now can write to them no more. Go on?")
+    raise typer.Exit(rebuild_the_ledger(replace_existing=replace, adopt=adopt, take_over=take_over, as_json=as_json))
+
+
+@installation_app.command("show", short_help="Show where files are kept, and whose that is.")
+def show_installation(as_json: AsJson = False) -> None:
+    """Show the identity of this installation and its places: which are its own, and which are not there.
+
+    Exit code 1 where one is missing or belongs to another installation.
+    """
+    from timestore_pipeline.cli.installation import show
+    from timestore_pipeline.store import Store
+
+    with Store.open() as store:
+        code = show(store, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@installation_app.command("adopt", short_help="Take a place for this installation's, on purpose.")
+def adopt_places(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="PLACE", help="`staging`, `tables`, `archive`, `work`, or `tables/DATASET`: its table."),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take what is at a place for this installation's from now on: where the old one is gone for good, or is another's.
+
+    `tables/DATASET` gives up a table that is gone: what segments still have of its rows is published again, the others
+    are lost. Nothing is removed. What another installation had is refused to it from then on.
+    """
+    from timestore_pipeline.cli.installation import adopt_all, question
+    from timestore_pipeline.store import Store
+
+    with Store.open() as store:
+        if not yes:
+            _ask(question(store, names))
+        code = adopt_all(store, list(dict.fromkeys(names)))
+    raise typer.Exit(code)
+
+
+@installation_app.command("new-identity", short_help="Make a copy an installation of its own.")
+def new_identity(
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Also where the original has a place at the same name: on another host, say."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a copied installation an identity of its own, in its ledger and in its staging, tables and archive.
+
+    Stop whatever uses the copy before. The original stays as it is; its places must not be those of the copy.
+    """
+    from timestore_pipeline.cli.installation import change, question_of_change
+    from timestore_pipeline.store import Store
+
+    with Store.open() as store:
+        if not yes:
+            _ask(question_of_change(store))
+        code = change(store, in_place=in_place, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @ledger_app.command("backup", short_help="Copy the ledger, while it is in use.")

@@ -13,10 +13,12 @@ from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import Build, latest_builds, oldest_in_flight, published_totals
+from timestore_pipeline.ledger.known_tables import Refusal, refused_tables
 from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSource
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
 from timestore_pipeline.store import Store
 
 HEADINGS = (
@@ -62,12 +64,13 @@ class DatasetStatus:
     quarantine: QuarantineTotals
     landing_files: int | None
     pause: Pause | None = None
+    refusal: Refusal | None = None
 
 
 def collect_status(
     store: Store, datasets: Sequence[str] = (), now: int | None = None
 ) -> tuple[list[DatasetStatus], tuple[str, ...]]:
-    """Return the status of each dataset (none: of all), and a sentence for each problem of the landing folder.
+    """Return the status of each dataset (none: of all), and a sentence for each problem of places and landing folder.
 
     Raises:
         UnknownDataset: a dataset is not declared.
@@ -84,6 +87,7 @@ def collect_status(
         quarantined = open_totals(tx)
         limits = store.all_limits(tx)
         pauses = all_pauses(tx)
+        refused = refused_tables(tx)
     statuses = []
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
@@ -103,9 +107,10 @@ def collect_status(
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
                 landing_files=waiting[spec.name] if scan.answered else None,
                 pause=pause_of(pauses, spec.name),
+                refusal=refused.get(spec.name),
             )
         )
-    return statuses, scan.problems
+    return statuses, (*problems_in_words(observe_places(store)), *scan.problems)
 
 
 def _age_seconds(since: int | None, now: int) -> float:
@@ -188,6 +193,12 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
         },
         "landing_files": status.landing_files,
         "paused": pause and {"by": pause.paused_by, "since": wording.iso(pause.paused_at), "reason": pause.reason},
+        "refused_table": status.refusal
+        and {
+            "reason": status.refusal.reason,
+            "since": wording.iso(status.refusal.since),
+            "message": status.refusal.message,
+        },
     }
 
 
@@ -199,6 +210,15 @@ def pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
         f"{wording.moment(pause.paused_at)} by {pause.paused_by}: {pause.reason}; "
         f"'timestore resume {'--all' if name == EVERY_DATASET else name}' ends it"
         for name, pause in found.items()
+    ]
+
+
+def refusals_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
+    """Return a sentence for each table that must not be written to."""
+    return [
+        f"since {wording.moment(status.refusal.since)}: {status.refusal.message}"
+        for status in statuses
+        if status.refusal
     ]
 
 

@@ -457,6 +457,16 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "s",
             ),
             Panel("Ledger", (Query("max(timestore_ledger_bytes)", "ledger"),), "bytes"),
+            Panel(
+                "Places that cannot be used",
+                (Query("max(max_over_time(timestore_places_unusable[5m]))", "places"),),
+                description="Not mounted, emptied, or another installation's; timestore installation show names them.",
+            ),
+            Panel(
+                "Tables that are not written to",
+                (Query(_of("timestore_table_refused")),),
+                description="Another installation's, or the ledger does not know all of it; see timestore doctor.",
+            ),
             Panel("Published rows", (Query(_of("timestore_published_rows")),)),
             Panel("Published files", (Query(_of("timestore_published_files")),)),
             Panel("Published windows", (Query(_of("timestore_published_windows")),)),

@@ -123,6 +123,7 @@ def sweep_spool(store: Store) -> None:
 
 @contextmanager
 def _spooled(store: Store, body: bytes, ending: str) -> Iterator[Path]:
+    store.staging.require()  # its folder may be on the same disk
     path = store.settings.temp_path / f"{SPOOL_PREFIX}{uuid.uuid4().hex}{ending}"
     try:
         path.write_bytes(body)

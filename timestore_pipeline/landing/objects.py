@@ -16,12 +16,10 @@ from timestore_pipeline.errors import StorageError, UnlistableKey
 from timestore_pipeline.landing.files import LandingFile, LandingScan, is_ready_name
 from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
 from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.places import hurried, storage_at
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.objects import ObjectStorage
-from timestore_pipeline.store import Store, storage_at
-
-# A look is a sensor's, which has a minute in all: what is not answered by then is looked at by the next.
-_LOOK_SECONDS = 10.0
+from timestore_pipeline.store import Store
 
 # Keys with an empty part, '.' or '..' directly in a dataset's folder sort before this, and with them what cannot be
 # listed either: names that begin with a space or one of !"#$%&'()*+,-
@@ -122,14 +120,7 @@ def version_of(entry: Entry) -> str:
 
 
 def _quick_storage(store: Store, url: ObjectUrl) -> ObjectStorage:
-    settings = store.settings
-    hurried = settings.model_copy(
-        update={
-            "object_store_timeout_seconds": min(_LOOK_SECONDS, settings.object_store_timeout_seconds),
-            "object_store_retry_seconds": min(_LOOK_SECONDS, settings.object_store_retry_seconds),
-        }
-    )
-    storage = storage_at(hurried, url)
+    storage = storage_at(hurried(store.settings), url)
     assert isinstance(storage, ObjectStorage)
     return storage
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,13 @@ _ENDED_FLUSH = and_(
 # So many flushes back failures are looked for: more than lanes and attempts.
 _RECENT_FLUSHES = 100
 
+MOST_APART = 2**31
+"""How far the sequences of two builds may lie apart: the next one is drawn at random.
+
+Two copies of one ledger so give their builds different sequences. Whoever finds a sequence in a table, or in the name
+of a file, knows whose it is: no other build has it. 2**63 are enough for some 2**32 builds.
+"""
+
 PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 """Builds that publish slices; the others only write published rows anew, or drop them."""
 
@@ -71,8 +79,8 @@ PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 class Build:
     """A build as the ledger has it; windows and times in microseconds since the epoch.
 
-    Sequences count the builds of a dataset, whatever their lanes. ``schema_version`` is that of the dataset's columns
-    when the build was claimed.
+    Sequences grow with the builds of a dataset, whatever their lanes, by steps that nobody can foresee.
+    ``schema_version`` is that of the dataset's columns when the build was claimed.
     """
 
     id: int
@@ -307,7 +315,7 @@ def new_build(
     rows: int = 0,
     pieces: Sequence[Slice] = (),
 ) -> Build:
-    """Enter a build in flight with the next sequence, after :func:`enter` in the same transaction.
+    """Enter a build in flight with a higher sequence than all before it, after :func:`enter` in the same transaction.
 
     ``replaced`` are those of its windows whose files its commit replaces. ``pieces`` are all that :func:`staged_slices`
     found in windows of its own: they are the build's from now on, and their rows are added to ``rows``.
@@ -319,10 +327,10 @@ def new_build(
     sequence = tx.execute(
         update(datasets)
         .where(datasets.c.name == dataset)
-        .values(next_sequence=datasets.c.next_sequence + 1)
+        .values(next_sequence=datasets.c.next_sequence + 1 + secrets.randbelow(MOST_APART))
         .returning(datasets.c.next_sequence - 1)
     ).scalar_one()
-    build = _build(
+    build = build_of_row(
         tx.execute(
             insert(builds)
             .values(
@@ -485,7 +493,7 @@ def mark_aborted(tx: Connection, build: Build, *, error: str, recovered: bool, n
 
 def get_build(tx: Connection, build_id: int) -> Build:
     """Return one build."""
-    return _build(tx.execute(select(builds).where(builds.c.id == build_id)).one())
+    return build_of_row(tx.execute(select(builds).where(builds.c.id == build_id)).one())
 
 
 def builds_in_flight(tx: Connection, dataset: str | None = None) -> list[Build]:
@@ -494,7 +502,7 @@ def builds_in_flight(tx: Connection, dataset: str | None = None) -> list[Build]:
     if dataset is not None:
         query = query.where(builds.c.dataset == dataset)
     # Sorted here: asked for this order, SQLite walks through all builds that there ever were.
-    return sorted((_build(row) for row in tx.execute(query)), key=lambda build: build.id)
+    return sorted((build_of_row(row) for row in tx.execute(query)), key=lambda build: build.id)
 
 
 def build_in_flight(tx: Connection, dataset: str) -> Build | None:
@@ -526,7 +534,7 @@ def latest_builds(tx: Connection) -> dict[str, Build]:
     found: dict[str, Build] = {}
     for start in range(0, len(ids), _IDS_PER_QUERY):
         query = select(builds).where(builds.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
-        found.update({row.dataset: _build(row) for row in tx.execute(query)})
+        found.update({row.dataset: build_of_row(row) for row in tx.execute(query)})
     return found
 
 
@@ -565,7 +573,7 @@ def published_build_before(tx: Connection, dataset: str, moment: int) -> Build |
         .order_by(builds.c.table_version.desc(), builds.c.sequence.desc())
         .limit(1)
     ).first()
-    return None if row is None else _build(row)
+    return None if row is None else build_of_row(row)
 
 
 def sequences_after(tx: Connection, dataset: str, moment: int) -> set[int]:
@@ -671,6 +679,7 @@ def _count_end(tx: Connection, build: Build, result: str, now: int) -> None:
         observe(tx, COMPACTION_DURATION, build.dataset, result, seconds)
 
 
-def _build(row: Row) -> Build:
+def build_of_row(row: Row) -> Build:
+    """Return a build as its row in the ledger has it."""
     fields = dict(row._mapping)
     return Build(**{**fields, "kind": BuildKind(fields["kind"]), "state": BuildState(fields["state"])})

@@ -29,11 +29,12 @@ from timestore_pipeline.ledger.engines import (
     parse_ledger_url,
     sqlite_file,
 )
+from timestore_pipeline.ledger.installation import draw_identity, read_identity
 from timestore_pipeline.ledger.schema import VERSION_TABLE
 
 T = TypeVar("T")
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0003"
 """The Alembic revision that this code works with."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -60,7 +61,8 @@ class Ledger:
         self._patience = busy_timeout_seconds
         self._engine = engine
         self._file = sqlite_file(engine.url)
-        self._identity = _identity(self._file)
+        self._inode = _inode(self._file)
+        self._identity = ""
         if engine.dialect.name == "sqlite":
             self._readers = engine.execution_options(sqlite_begin="BEGIN")
             self._writers = engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
@@ -71,13 +73,16 @@ class Ledger:
             self._writers = engine.execution_options(isolation_level="READ COMMITTED")
 
     @classmethod
-    def open(cls, url: str, *, busy_timeout_seconds: float = 30.0, pool_size: int = 5) -> Ledger:
+    def open(
+        cls, url: str, *, busy_timeout_seconds: float = 30.0, pool_size: int = 5, identity: str | None = None
+    ) -> Ledger:
         """Open the ledger at the SQLAlchemy ``url``, creating or upgrading its tables where needed.
 
         Args:
             url: ``sqlite:///…`` or ``postgresql+psycopg://…``.
             busy_timeout_seconds: how long to wait for another transaction, and for a server that is away.
             pool_size: most connections to PostgreSQL that are kept; at moments up to twice as many are open.
+            identity: what it is to have where it has none yet; drawn by default.
 
         Raises:
             LedgerError: it cannot be reached or was written by a newer version.
@@ -86,7 +91,7 @@ class Ledger:
         try:
             engine = ledger_engine(parsed, busy_timeout_seconds=busy_timeout_seconds, pool_size=pool_size)
             ledger = cls(engine, busy_timeout_seconds)
-            ledger._upgrade()
+            ledger._upgrade(identity)
         except ModuleNotFoundError as error:
             if error.name == "psycopg":
                 raise LedgerError(
@@ -104,6 +109,16 @@ class Ledger:
     def location(self) -> str:
         """The ledger's URL without its password."""
         return _without_secrets(self._engine.url)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a ledger on SQLite; None for one in memory, and for another database."""
+        return self._file
+
+    @property
+    def identity(self) -> str:
+        """Whose ledger it is: 32 hexadecimal digits, drawn when it was first opened; its backups have them too."""
+        return self._identity
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -198,14 +213,22 @@ class Ledger:
             time.sleep(random.uniform(*_PAUSE_SECONDS))
 
     def _refuse_if_replaced(self) -> None:
-        if _identity(self._file) != self._identity:
+        if _inode(self._file) != self._inode:
             raise LedgerReplaced(self.location)
 
-    def _upgrade(self) -> None:
+    def _upgrade(self, identity: str | None) -> None:
         with self._connect(self._engine, _OPENING_SECONDS) as connection:
-            if _revision(connection) == HEAD_REVISION:
-                return
-        self.transact(self._migrate)
+            migrated = _revision(connection) == HEAD_REVISION
+            found = read_identity(connection) if migrated else None
+        if not migrated:
+            self.transact(self._migrate)
+        # Not by the migration: a database may be copied once it is migrated, and opened as another installation's.
+        self._identity = found or self.transact(lambda tx: draw_identity(tx, identity))
+
+    def read_identity_again(self) -> None:
+        """Take over the identity that this process has given to it on purpose."""
+        with self.read() as tx:
+            self._identity = read_identity(tx) or ""
 
     def _migrate(self, tx: Connection) -> None:
         # Imported here because Alembic costs every process half a second and only the first one needs it.
@@ -238,7 +261,7 @@ def _without_secrets(url: URL) -> str:
     return url.set(query={}).render_as_string(hide_password=True)
 
 
-def _identity(file: Path | None) -> tuple[int, int] | None:
+def _inode(file: Path | None) -> tuple[int, int] | None:
     """Return what tells a file from another one that takes its name; None where there is none."""
     try:
         status = file.stat() if file else None

@@ -33,7 +33,7 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
     forgotten = tx.execute(
         update(datasets)
         .where(datasets.c.name == dataset, datasets.c.table_version.is_not(None))
-        .values(table_version=None)
+        .values(table_version=None, table_id=None)
     )
     if forgotten.rowcount == 0:
         return None

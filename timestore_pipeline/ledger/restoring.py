@@ -82,6 +82,7 @@ def restore_dataset(
     *,
     next_sequence: int,
     table_version: int | None,
+    table_id: str | None,
     key: str | None,
     now: int,
 ) -> None:
@@ -90,6 +91,7 @@ def restore_dataset(
         "granularity": granularity,
         "next_sequence": next_sequence,
         "table_version": table_version,
+        "table_id": table_id,
         "key": key,
         # Beyond every position in the table, as no dataset gets more rows than microseconds pass.
         "next_position": now,
@@ -110,25 +112,26 @@ def restore_publication(
     owner: str,
     batch_count: int,
     now: int,
-) -> int | None:
-    """Enter one build for all that is in the table, and the totals of its windows; return it, None for no window."""
+) -> int:
+    """Enter one build for all that is in the table, and the totals of its windows; return it.
+
+    It has the sequence of the fence: the last commit that the ledger knows.
+    """
     starts = set(totals) | set(published_at)
-    if not starts:
-        return None
     build_id = tx.execute(
         insert(builds)
         .values(
             dataset=dataset,
             sequence=sequence,
             owner=owner,
-            kind=BuildKind.FLUSH.value,
+            kind=(BuildKind.FLUSH if starts else BuildKind.REBUILD).value,
             trigger=REBUILD_TRIGGER,
             state=BuildState.PUBLISHED.value,
             claimed_at=now,
             lease_expires_at=now,
             finished_at=now,
-            first_window=min(starts),
-            last_window=max(starts),
+            first_window=min(starts, default=0),
+            last_window=max(starts, default=0),
             batches=batch_count,
             rows=sum(window.rows for window in totals.values()),
             bytes=sum(window.bytes for window in totals.values()),

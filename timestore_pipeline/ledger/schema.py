@@ -100,6 +100,23 @@ class QuarantineState(StrEnum):
     DISCARDED = "discarded"
 
 
+installation = Table(
+    "installation",
+    metadata,
+    Column("row", Integer, primary_key=True, autoincrement=False, comment="always 1"),
+    Column("identity", String(32), nullable=False, comment="hexadecimal; drawn when the ledger was first opened"),
+    comment="whose ledger this is",
+)
+
+places = Table(
+    "places",
+    metadata,
+    Column("name", String(16), primary_key=True, comment="staging, tables or archive"),
+    Column("location", Text, nullable=False, comment="where it was then, for people"),
+    Column("marked_at", BigInteger, nullable=False),
+    comment="places that were given the mark of this installation, so that one without it is not the same place",
+)
+
 datasets = Table(
     "datasets",
     metadata,
@@ -118,6 +135,10 @@ datasets = Table(
     Column("published_at", BigInteger, comment="when rows were published last"),
     Column("published_schema", Integer, nullable=False, server_default=text("0"),
            comment="the latest version of its columns that a build has published"),
+    Column("table_id", String(36), comment="the Delta id; null: not looked at yet"),
+    Column("refusal_reason", String(32), comment="why the table is not written to"),
+    Column("refusal", Text, comment="the same, for people"),
+    Column("refused_at", BigInteger, comment="since when"),
 )  # fmt: skip
 
 schemas = Table(

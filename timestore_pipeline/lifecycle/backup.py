@@ -8,8 +8,8 @@ from pathlib import Path
 
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, put_in_place
 from timestore_pipeline.errors import LedgerError
-from timestore_pipeline.lifecycle.rebuilding.ledger import ledger_file
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.store import ledger_file
 
 
 def back_up_ledger(settings: Settings, target: Path) -> int:

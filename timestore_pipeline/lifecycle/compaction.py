@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.parquet import WindowSource, even_split, parquet_relation, window_folders, write_window
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import published_columns
@@ -269,7 +270,8 @@ def _compact_once(
 ) -> CompactionReport:
     check_disk(store, store.table(spec.name).root)
     # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
-    columns = published_columns(store, spec, open_table(store.table(spec.name), spec.name))
+    own = OwnTable(store, spec.name)
+    columns = published_columns(store, spec, own.opened())
     with store.ledger.read() as tx:
         lanes = store.limits(tx, spec).concurrent_builds
     claim = partial(
@@ -288,7 +290,7 @@ def _compact_once(
     merged: list[TableFile] = []
 
     def write() -> WrittenFiles:
-        found = read_for_replacement(store.table(spec.name), build, [window.key for window in plan], data_change=False)
+        found = read_for_replacement(own, build, [window.key for window in plan], data_change=False)
         if not has_columns(found.table, columns):
             raise TableError(
                 f"dataset {spec.name!r}: its columns changed just now; the next compaction merges its files"

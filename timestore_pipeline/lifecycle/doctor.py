@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from shutil import disk_usage
 
-from timestore_pipeline.building.lost_table import MARK, MARKER
-from timestore_pipeline.building.table import last_sequence, live_files, open_table
+from timestore_pipeline.building.own_table import OwnTable, way_out
+from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.errors import StorageError, TimestoreError
@@ -24,13 +23,15 @@ from timestore_pipeline.ledger.builds import builds_in_flight, failures_in_a_row
 from timestore_pipeline.ledger.pauses import all_pauses
 from timestore_pipeline.ledger.quarantine import open_totals
 from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
-from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
-from timestore_pipeline.lifecycle.rebuilding.ledger import ledger_file
+from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.lifecycle.observed_places import observe_places
 from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.places import PlaceName, PlaceState, storage_at
 from timestore_pipeline.settings import Settings, load_settings, unknown_variables
 from timestore_pipeline.staging.slices import by_segment
-from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, parquet_files
-from timestore_pipeline.store import Store, files_of_unknown, storage_at
+from timestore_pipeline.storage.marks import read_mark, refuse_second_creation
+from timestore_pipeline.storage.table_folder import has_table, parquet_files
+from timestore_pipeline.store import Store, ledger_file, signs_of_a_ledger
 
 _NO_FILE = "_timestore-doctor"
 _CLOCK_SLACK_MICROS = 60_000_000
@@ -135,13 +136,9 @@ def _look_at_store(settings: Settings, name: str, location: ObjectUrl, variable:
         next(place.entries(), None)
         if name == "landing":
             place.delete(_NO_FILE)  # there is none, but whether it may be deleted is asked first
-        if name == "tables" and place.size(MARKER) is not None:
-            with suppress(FileExistsError):
-                place.create(MARKER, MARK)
-                message = f"{location} creates a key twice: two builds could take each other's place in a table"
-                fix = "use a store that heeds 'If-None-Match: *', see docs/scaling.md"
-                yield Finding(part, Level.ERROR, message, fix)
-                return
+        mark = read_mark(place, name) if name == PlaceName.TABLES else None
+        if mark is not None:
+            refuse_second_creation(place, name, mark)
     except StorageError as error:
         yield Finding(part, Level.ERROR, str(error), f"see the message, or set {variable}")
         return
@@ -157,9 +154,10 @@ def open_without_changes(settings: Settings, datasets: Datasets) -> tuple[Store 
     try:
         file = ledger_file(settings)
         if file is not None and not file.exists():
-            found = files_of_unknown(settings, datasets)
+            found = signs_of_a_ledger(settings, datasets)
             if found:
-                return bad(f"{file} is gone, and there are {', '.join(found)}", "timestore ledger rebuild")
+                fix = "mount the disk that it is on; if it was lost: timestore ledger rebuild"
+                return bad(f"{file} is not there, and there are {', '.join(found)}", fix)
             return None, Finding("ledger", Level.WARNING, f"{file} is not there yet", "the first command makes it")
         if file is not None and not os.access(file, os.R_OK | os.W_OK):
             return bad(f"{file} may not be read and written", "run this as the user of the service")
@@ -173,6 +171,17 @@ def open_without_changes(settings: Settings, datasets: Datasets) -> tuple[Store 
         fix = "the message says; if it is lost or damaged: timestore ledger rebuild"
         return bad(str(error) or type(error).__name__, fix)
     return store, Finding("ledger", Level.OK, f"{store.ledger.location} is open, and of this version")
+
+
+def look_at_places(store: Store) -> Iterator[Finding]:
+    """Look whether the places are there, and belong to this installation."""
+    for each in observe_places(store):
+        part = f"place {each.name}"
+        if each.problem:
+            yield Finding(part, Level.ERROR, f"{each.location} {each.problem}", each.remedy)
+        else:
+            owned = "belongs to this installation" if each.state == PlaceState.OURS else "has nothing in it yet"
+            yield Finding(part, Level.OK, f"{each.location} {owned}")
 
 
 def look_at_ledger(store: Store) -> Iterator[Finding]:
@@ -234,26 +243,23 @@ def look_at_segments(store: Store) -> Iterator[Finding]:
 
 
 def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
-    """Look whether a table opens, is as new as the ledger says and no newer, and has all its files."""
+    """Look whether a table opens, is ours, is as new as the ledger says and no newer, and has all its files."""
     part, place = f"table {dataset}", store.table(dataset)
     with store.ledger.read() as tx:
         seen = table_versions(tx, [dataset]).get(dataset)
-        claimed = last_claimed_sequence(tx, dataset)
+    if has_table(place):
+        found, _ = OwnTable(store, dataset).objection(open_table(place, dataset))
+        if found is not None:
+            objection, words = found
+            yield Finding(part, Level.ERROR, f"it is not written to: {words}", way_out(objection))
+            return
     if seen is None:
         yield Finding(part, Level.OK, "nothing is published yet")
         return
     if not has_table(place):
-        fix = "mount or restore it; else the next flush makes a new one, see TimestoreRowsLost in the runbook"
+        fix = f"mount or restore it; if it was deleted on purpose: timestore installation adopt tables/{dataset}"
         yield Finding(part, Level.ERROR, f"{place.location} is gone", fix)
         return
-    table = open_table(place, dataset)
-    if table.version() < seen:
-        message = f"it is at version {table.version()} and was at {seen}"
-        yield Finding(part, Level.ERROR, message, f"restore the missing entries of {place.shown(LOG_FOLDER)}")
-        return
-    if last_sequence(table, dataset) > claimed:
-        message = "the table is ahead of the ledger, which is an old copy; its builds are refused"
-        yield Finding(part, Level.ERROR, message, "stop the service, then timestore ledger rebuild --replace")
     files = live_files(open_table(place, dataset, seen))
     sizes = {entry.key: entry.bytes for entry in parquet_files(place)}
     gone = [file.path for file in files if sizes.get(file.path) != file.bytes]

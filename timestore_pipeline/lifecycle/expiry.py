@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.table import read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
@@ -62,9 +63,10 @@ def expire_windows(
     """
     spec = store.datasets[dataset]
     expired = expired_windows(store, spec, now)
-    place = store.table(dataset)
-    if not expired or not has_table(place):
+    own = OwnTable(store, dataset)
+    if not expired or not has_table(own.place):
         return ExpiredWindows(dataset)
+    own.opened()
     keys = [spec.window_at(total.window_start).key for total in expired]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec) or ()
@@ -82,7 +84,7 @@ def expire_windows(
         now=now_micros(),
     )
     build = store.ledger.transact(claim)
-    publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(place, build, keys)))
+    publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(own, build, keys)))
     return ExpiredWindows(
         dataset,
         windows=len(expired),

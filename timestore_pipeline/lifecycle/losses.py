@@ -13,10 +13,11 @@ from functools import partial
 import duckdb
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.parquet import WindowSource, parquet_relation, window_folders, write_window
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import published_columns
-from timestore_pipeline.building.table import ParquetFile, TableFile, open_table, read_for_replacement
+from timestore_pipeline.building.table import ParquetFile, TableFile, read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
@@ -128,8 +129,8 @@ def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner
 
     The ledger's totals of the windows become those of the table, whoever has changed it.
     """
-    place = store.table(spec.name)
-    columns = published_columns(store, spec, open_table(place, spec.name))
+    own, place = OwnTable(store, spec.name), store.table(spec.name)
+    columns = published_columns(store, spec, own.opened())
     claim = partial(
         claim_windows,
         dataset=spec.name,
@@ -144,7 +145,7 @@ def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner
     build = store.ledger.transact(claim)
 
     def write() -> WrittenFiles:
-        found = read_for_replacement(place, build, [each.window.key for each in wrong])
+        found = read_for_replacement(own, build, [each.window.key for each in wrong])
         live = set(found.files)
         leaving = {each.window: [file for file in each.damaged if file.file in live] for each in wrong}
         written: list[ParquetFile] = []

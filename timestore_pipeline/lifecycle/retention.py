@@ -9,17 +9,21 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
+from timestore_pipeline.building.own_table import OwnTable
+from timestore_pipeline.building.table import open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.lifecycle.freed import Freed
 from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
-from timestore_pipeline.lifecycle.table_orphans import local_orphans, orphan_objects
+from timestore_pipeline.lifecycle.table_orphans import local_orphans, sweep_tables
 from timestore_pipeline.staging.segment import SURELY_THERE_SECONDS
 from timestore_pipeline.storage import Entry
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 log = logging.getLogger(__name__)
@@ -59,9 +63,13 @@ def unlink_published_segments(
             and segment.published_at
             <= now
             - (staging_retention_micros(store, segment.dataset) if retention_micros is None else retention_micros)
-        ][:max_files]
+        ]
+    # Where the table is an older one, they may be the only copy of rows that were in it.
+    refused = _refused(store, {segment.dataset for segment in expired})
+    expired = [segment for segment in expired if segment.dataset not in refused][:max_files]
     if not expired:
         return Freed()
+    store.staging.require()
     if dry_run:
         return Freed(len(expired), sum(segment.bytes for segment in expired))
     gone = []
@@ -104,25 +112,42 @@ def sweep_orphans(
     """Remove what crashed processes and aborted builds left, segments without a ledger row, discarded bytes.
 
     Of ``datasets``, by default of all that are declared. At most ``max_files`` go.
+
+    Raises:
+        PlaceError: staging or tables are not there, or another installation's; nothing was removed.
     """
+    for place in (store.staging, store.tables):
+        place.require()
     names = [name for name in store.datasets if datasets is None or name in datasets]
     before = time.time() - older_than_seconds
     staged_before = before
     if store.staging.local is None:
         staged_before = min(before, time.time() - _LEAST_AGE_OF_OBJECTS)
+    # A ledger that is older than a table may be older than segments, too, and know nothing of them.
+    refused = _refused(store, names)
+    names = [name for name in names if name not in refused]
     # Listed before the ledger is asked: a file that is acknowledged in between is then known.
     candidates = [path for path in _possible_orphans(store, names) if _modified_at(path) < before]
     staged = [entry for entry in _possible_orphans_in_staging(store, names) if entry.modified_at < staged_before * 1e6]
     freed = _sweep_files(store, candidates, staged, max_files, dry_run) if candidates or staged else Freed()
     # No ledger row decides on these: what is fenced can never be published.
-    for orphan in orphan_objects(store, names):
-        if orphan.modified_at >= before or (max_files is not None and freed.files >= max_files):
-            continue
-        freed += Freed(1, orphan.bytes)
-        if not dry_run:
-            orphan.remove()
-            reach(CrashPoint.ORPHAN_REMOVED)
-    return freed
+    left = None if max_files is None else max_files - freed.files
+    return freed + sweep_tables(store, names, before, max_files=left, dry_run=dry_run)
+
+
+def _refused(store: Store, datasets: Iterable[str]) -> set[str]:
+    """Return those of the datasets whose tables contradict the ledger: nothing of theirs is removed."""
+    found = set()
+    for name in datasets:
+        try:
+            place = store.table(name)
+            objection = OwnTable(store, name).objection(open_table(place, name))[0] if has_table(place) else None
+        except TableError:
+            continue  # it says nothing; what was acknowledged is in the ledger
+        if objection is not None:
+            log.warning("%s: nothing of it is removed: %s. See 'timestore doctor'", name, objection[1])
+            found.add(name)
+    return found
 
 
 def _sweep_files(

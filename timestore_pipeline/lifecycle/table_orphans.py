@@ -2,67 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from timestore_pipeline.building.manifests import pending_manifest, pending_manifests
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.table import file_prefix
-from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import aborted_sequences
-from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import LOG_FOLDER, PARQUET_SUFFIX, file_name
+from timestore_pipeline.lifecycle.freed import Freed
+from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage.table_folder import LOG_FOLDER, file_name, parquet_files, scratch_of_windows
 from timestore_pipeline.store import Store
 
-
-@dataclass(frozen=True)
-class TableOrphan:
-    """An object of a table that nobody needs; ``modified_at`` in seconds since the epoch."""
-
-    place: Storage
-    key: str
-    bytes: int
-    modified_at: float
-
-    def remove(self) -> None:
-        """Remove it; that it is gone already is fine."""
-        self.place.delete(self.key)
+log = logging.getLogger(__name__)
 
 
 def local_orphans(store: Store, datasets: Iterable[str]) -> Iterator[Path]:
-    """Go through the files and folders of this host that may be orphans of tables, in the tables' folders and scratch.
+    """Go through the local scratch of builds on their way to an object store, which may be orphaned.
 
-    Those of builds that still live are among them: whoever removes any looks at their age.
+    That of builds that still live is among it: whoever removes any looks at its age.
+    """
+    for dataset in datasets:
+        yield from store.settings.temp_path.glob(f"{dataset}-*-parquet{TEMPORARY_SUFFIX}")
+
+
+def sweep_tables(
+    store: Store, datasets: Iterable[str], older_than: float, *, max_files: int | None = None, dry_run: bool = False
+) -> Freed:
+    """Remove what is left in the folders of tables since before ``older_than`` (seconds since the epoch).
+
+    A table that is not ours is left alone, and holds no other.
     """
     with store.ledger.read() as tx:
         aborted = aborted_sequences(tx)
+    freed = Freed()
     for dataset in datasets:
-        yield from store.settings.temp_path.glob(f"{dataset}-*-parquet{TEMPORARY_SUFFIX}")
-        place, sequences = store.table(dataset), aborted.get(dataset, set())
-        if place.local is None:
+        left = None if max_files is None else max_files - freed.files
+        old = (
+            entry
+            for entry in _orphans(store.table(dataset), aborted.get(dataset, set()))
+            if entry.modified_at < older_than * 1e6
+        )
+        found = {entry.key: entry.bytes for entry in islice(old, left)}
+        if dry_run:
+            freed += Freed(len(found), sum(found.values()))
             continue
-        yield from place.local.glob(f"{WINDOW_COLUMN}=*/.*{TEMPORARY_SUFFIX}")
-        yield from (place.local / LOG_FOLDER).glob("*.json#*")
-        for sequence in set(pending_manifests(place)) & sequences:
-            yield place.local / pending_manifest(sequence)
-        prefixes = tuple(file_prefix(sequence) for sequence in sequences)
-        for path in place.local.glob(f"{WINDOW_COLUMN}=*/*{PARQUET_SUFFIX}") if prefixes else ():
-            if path.name.startswith(prefixes):
-                yield path
+        try:
+            for gone in OwnTable(store, dataset).remove(found):
+                freed += Freed(len(gone), sum(found[key] for key in gone))
+                reach(CrashPoint.ORPHAN_REMOVED)
+        except (TimestoreError, OSError) as error:
+            log.warning("%s: nothing is swept in the folder of its table: %s", dataset, error)
+    return freed
 
 
-def orphan_objects(store: Store, datasets: Iterable[str]) -> Iterator[TableOrphan]:
-    """Go through the objects that aborted builds left, of tables in an object store."""
-    with store.ledger.read() as tx:
-        aborted = aborted_sequences(tx)
-    for dataset in datasets:
-        place, sequences = store.table(dataset), aborted.get(dataset, set())
-        if place.local is not None or not sequences:
-            continue
-        prefixes = tuple(file_prefix(sequence) for sequence in sequences)
-        manifests = {pending_manifest(sequence) for sequence in sequences}
-        for entry in place.entries():
-            is_file = entry.key.endswith(PARQUET_SUFFIX) and file_name(entry.key).startswith(prefixes)
-            if entry.key in manifests or is_file:
-                yield TableOrphan(place, entry.key, entry.bytes, entry.modified_at / 1e6)
+def _orphans(place: Storage, sequences: Collection[int]) -> Iterator[Entry]:
+    """Go through what aborted builds with these sequences left in the folder of a table, and what delta-rs did."""
+    for key in scratch_of_windows(place):
+        yield from _at(place, key)
+    if place.local is not None:
+        for path in (place.local / LOG_FOLDER).glob("*.json#*"):
+            yield from _at(place, path.relative_to(place.local).as_posix())
+    if not sequences:
+        return
+    for sequence in pending_manifests(place):
+        if sequence in sequences:
+            yield from _at(place, pending_manifest(sequence))
+    prefixes = tuple(file_prefix(sequence) for sequence in sequences)
+    yield from (entry for entry in parquet_files(place) if file_name(entry.key).startswith(prefixes))
+
+
+def _at(place: Storage, key: str) -> Iterator[Entry]:
+    """Yield what lies under a key, if it is still there; a folder counts as empty."""
+    if place.local is None:
+        yield from (entry for entry in place.entries(key) if entry.key == key)
+        return
+    try:
+        found = (place.local / key).stat()
+    except FileNotFoundError:
+        return
+    yield Entry(key, 0 if (place.local / key).is_dir() else found.st_size, found.st_mtime_ns // 1_000)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
+from itertools import islice
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.table import live_files, open_table, sequence_of_file
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -35,7 +37,7 @@ def vacuum_table(
     Safe to be killed, and beside builds: no commit can refer to a file that goes.
 
     Raises:
-        TableError: the table cannot be read; nothing was removed.
+        TableError: the table cannot be read, or is not ours; nothing was removed.
     """
     now = now_micros() if now is None else now
     place = store.table(dataset)
@@ -45,19 +47,17 @@ def vacuum_table(
     with store.ledger.read() as tx:
         oldest = published_build_before(tx, dataset, moment)
         later = sequences_after(tx, dataset, moment)
+    found = {file.key: file.bytes for file in islice(_unreferenced(place, dataset, oldest, later), max_files)}
+    if dry_run:
+        return Freed(len(found), sum(found.values()))
     freed = Freed()
-    for file in _unreferenced(place, dataset, oldest, later):
-        if max_files is not None and freed.files >= max_files:
-            break
-        try:
-            if not dry_run:
-                place.delete(file.key)
-        except OSError as error:
-            log.warning("%s: %s cannot be removed: %s", dataset, place.shown(file.key), error.strerror or error)
-            continue
-        freed += Freed(1, file.bytes)
-        reach(CrashPoint.VACUUM_REMOVED)
-    if freed.files and not dry_run:
+    try:
+        for gone in OwnTable(store, dataset).remove(found):
+            freed += Freed(len(gone), sum(found[key] for key in gone))
+            reach(CrashPoint.VACUUM_REMOVED)
+    except OSError as error:
+        log.warning("%s: files in %s cannot be removed: %s", dataset, place.location, error.strerror or error)
+    if freed.files:
 
         def record(tx: Connection) -> None:
             lock_dataset(tx, dataset)
@@ -81,6 +81,7 @@ def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
         oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
     if oldest is None:
         return Freed()
+    OwnTable(store, dataset).opened()
     before = log_sizes(place)
     open_table(place, dataset, oldest.table_version).cleanup_metadata()
     after = log_sizes(place)

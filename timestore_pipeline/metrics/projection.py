@@ -27,11 +27,13 @@ from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, last_published, published_totals
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
+from timestore_pipeline.ledger.known_tables import refused_tables
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.segments import disk_usage
 from timestore_pipeline.ledger.size import ledger_bytes
+from timestore_pipeline.lifecycle.observed_places import observe_places
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
 from timestore_pipeline.store import Store
@@ -58,6 +60,7 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
         datasets = sorted(found.waiting | set(store.datasets))
         values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
+    values[series.PLACES_UNUSABLE, "", ""] = sum(bool(each.problem) for each in observe_places(store, local_only=True))
     labels: dict[str, set[str]] = {}
     for name, _, label in (*values, *histograms):
         labels.setdefault(name, set()).add(label)
@@ -124,7 +127,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
     published = published_totals(tx)
     published_at = last_published(tx)
     backlogs = landing_backlogs(tx)
-    pauses = all_pauses(tx)
+    pauses, refused = all_pauses(tx), refused_tables(tx)
     values: _Values = {
         (series.LEDGER_BYTES, "", ""): ledger_bytes(tx),
         (series.METRICS_TIMESTAMP, "", ""): now / 1e6,
@@ -149,6 +152,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
             (series.OLDEST_AGE, name, ""): _age(oldest, now),
             (series.OLDEST_TIMESTAMP, name, ""): (oldest or 0) / 1e6,
             (series.INTAKE_PAUSED, name, ""): int(pause_of(pauses, name) is not None),
+            (series.TABLE_REFUSED, name, ""): int(name in refused),
             (series.BUILDS_IN_FLIGHT, name, ""): len(builds),
             (series.BUILD_AGE, name, ""): _age(oldest_build, now),
             (series.BUILD_TIMESTAMP, name, ""): (oldest_build or 0) / 1e6,

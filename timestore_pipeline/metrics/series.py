@@ -40,6 +40,7 @@ FLUSH_THRESHOLD = "timestore_staging_flush_threshold"
 LIMIT = "timestore_staging_limit"
 SLO = "timestore_slo_seconds"
 INTAKE_PAUSED = "timestore_staging_intake_paused"
+TABLE_REFUSED = "timestore_table_refused"
 SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
 FLUSH_LAST_SUCCESS = "timestore_staging_flush_last_success_timestamp_seconds"
@@ -54,6 +55,7 @@ QUARANTINED_BATCHES = "timestore_quarantined_batches"
 QUARANTINED_ROWS = "timestore_quarantined_rows"
 QUARANTINED_SEGMENTS = "timestore_quarantined_segments"
 LEDGER_BYTES = "timestore_ledger_bytes"
+PLACES_UNUSABLE = "timestore_places_unusable"
 METRICS_TIMESTAMP = "timestore_metrics_timestamp_seconds"
 HTTP_REQUESTS = "timestore_http_requests_total"
 HTTP_REFUSED = "timestore_http_refused_requests_total"
@@ -171,6 +173,13 @@ SERIES = (
         SeriesType.GAUGE,
         "0 or 1",
         "1 while an operator has stopped intake (timestore drain): batches are refused and landing files wait.",
+    ),
+    Series(
+        TABLE_REFUSED,
+        SeriesType.GAUGE,
+        "0 or 1",
+        "1 while the table is not written to, as its log says that it is another installation's, or has commits that "
+        "the ledger does not know.",
     ),
     Series(
         SLO,
@@ -328,6 +337,14 @@ SERIES = (
         "Segments in quarantine, unresolved: some of their staged rows cannot be read back.",
     ),
     Series(LEDGER_BYTES, SeriesType.GAUGE, "bytes", "Size of the ledger's tables and indexes.", per_dataset=False),
+    Series(
+        PLACES_UNUSABLE,
+        SeriesType.GAUGE,
+        "places",
+        "Staging, tables, archive and single tables on a file system that are not there or belong to another "
+        "installation, for the process that took this picture; `timestore installation show` names them.",
+        per_dataset=False,
+    ),
     Series(
         METRICS_TIMESTAMP,
         SeriesType.GAUGE,

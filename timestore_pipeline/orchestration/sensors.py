@@ -19,6 +19,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import LandingScan, files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
+from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.config import BuildConfig
 from timestore_pipeline.orchestration.cursor import read_cursor, select_new, write_cursor
@@ -34,6 +35,7 @@ from timestore_pipeline.orchestration.runs import (
     runs_of_sensor,
 )
 from timestore_pipeline.orchestration.tags import LANDING, run_tags
+from timestore_pipeline.places import PlaceName
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
@@ -63,6 +65,9 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
     def look_for_files(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
         scan = scan_landing(store.opened)
         record_backlog(store.opened, scan)
+        lacking = _lacking(store.opened, PlaceName.STAGING, PlaceName.ARCHIVE)
+        if lacking:
+            return dg.SkipReason(bounded(lacking))
         for record in runs_of_job(context.instance, INGEST_JOB):
             run = record.dagster_run
             if not process_is_gone(context.instance, record):
@@ -105,6 +110,9 @@ def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: 
     def look_for_due_datasets(
         context: dg.SensorEvaluationContext, store: StoreResource
     ) -> list[dg.RunRequest] | dg.SkipReason:
+        lacking = _lacking(store.opened, PlaceName.STAGING, PlaceName.TABLES)
+        if lacking:
+            return dg.SkipReason(bounded(lacking))
         settled = settle_builds_of_ended_runs(store.opened, context.instance)
         plan = plan_flushes(store.opened)
         held = _held_back(context.instance, store.opened, plan)
@@ -166,6 +174,12 @@ def housekeeping_sensor() -> dg.SensorDefinition:
         return dg.SkipReason(bounded(said) or "every run that goes on has a process")
 
     return tidy_up
+
+
+def _lacking(store: Store, *names: PlaceName) -> list[str]:
+    """Say which of these places cannot be used, so that no run is asked for that could do nothing without them."""
+    found = observe_places(store, local_only=True)
+    return problems_in_words(each for each in found if each.name in names)
 
 
 def settle_builds_of_ended_runs(store: Store, instance: dg.DagsterInstance) -> list[str]:

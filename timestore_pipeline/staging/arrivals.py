@@ -23,6 +23,7 @@ from blake3 import blake3
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
+from timestore_pipeline.errors import PlaceError
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
@@ -157,6 +158,7 @@ class FolderArrivals:
                     reach(CrashPoint.LANDING_FILE_CLEARED)
                 else:
                     if not archived:
+                        archive.require()
                         make_folder(folder)
                     target = folder / path.name
                     if target.exists():
@@ -166,6 +168,9 @@ class FolderArrivals:
                     archived = True
             except FileNotFoundError:
                 continue  # another ingest cleared it away
+            except PlaceError as error:
+                # Not remembered: it is looked at again, and cleared away when the archive is back.
+                log.warning("%s: %s is staged but could not be cleared away: %s", self._spec.name, path, error)
             except OSError as error:
                 staying.append(path)
                 log.warning(

@@ -22,7 +22,7 @@ from typing import TypeVar
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import PRIVATE_FOLDER, make_folder
-from timestore_pipeline.errors import StorageUnavailable
+from timestore_pipeline.errors import PlaceError, StorageUnavailable
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.objects import settled_object, version_of
 from timestore_pipeline.locations import ObjectUrl
@@ -161,7 +161,8 @@ class FetchedArrivals:
         going = []
         for path, result in zip(batches, _at_once(prepare, batches), strict=True):
             if isinstance(result, OSError):
-                staying.append(path)
+                # Without an archive it is looked at again, and cleared away when the archive is back.
+                staying += [] if isinstance(result, PlaceError) else [path]
                 self._stays(path, "is staged but could not be cleared away", result)
             elif result:
                 going.append(path)

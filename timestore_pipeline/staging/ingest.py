@@ -38,6 +38,8 @@ from timestore_pipeline.ledger.readings import Readings, end_readings
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
+from timestore_pipeline.places import PlaceName
+from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import Arrivals, FolderArrivals, arrivals_of, file_batch_id, unique_name
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
@@ -154,10 +156,13 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
 
     Raises:
         UnknownDataset, ColumnsChanged, GuardrailExceeded, DiskFull, LedgerError: nothing was staged, the files wait.
+        PlaceError: staging or the archive is not there, or another installation's; likewise.
     """
     started = time.perf_counter()
     spec = store.datasets[dataset]
     warn_of_direct_write(store, dataset)
+    if store.settings.landing_after_ingest is AfterIngest.ARCHIVE:
+        store.places[PlaceName.ARCHIVE].claim()  # or each file would be staged, and stay
     with arrivals_of(store, spec) as arrivals:
         return _ingest(store, spec, files, arrivals, started)
 

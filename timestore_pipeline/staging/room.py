@@ -39,7 +39,7 @@ def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits
         IntakePaused: an operator stopped intake.
         StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
         GuardrailExceeded: a size guardrail in enforce mode is exceeded.
-        DiskFull: less than the minimum of disk is free.
+        DiskFull, PlaceError: as :func:`check_disk`.
     """
     check_disk(store)
     with store.ledger.read() as tx:
@@ -77,8 +77,15 @@ def room_for(tx: Connection, store: Store, spec: DatasetSpec, batches: int) -> t
 
 
 def check_disk(store: Store, path: Path | None = None) -> None:
-    """Raise :class:`DiskFull` where less than the minimum of disk is free for ``path``, by default for staging."""
-    path = store.settings.staging_path if path is None else path
+    """Refuse to write to ``path``, by default to staging.
+
+    Raises:
+        DiskFull: less than the minimum of disk is free.
+        PlaceError: staging is not there, or another installation's.
+    """
+    if path is None:
+        store.staging.require()
+        path = store.settings.staging_path
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     free = disk_usage(existing).free
     if free < store.settings.staging_min_free_disk_bytes:

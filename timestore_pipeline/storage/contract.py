@@ -52,6 +52,17 @@ class Storage(Protocol):
         """Return where a file is, for messages."""
         ...
 
+    def require(self) -> None:
+        """Make sure that the place is there and belongs to this installation, as far as it was opened as one that does.
+
+        What others do here (put, list, delete, find that a file is missing) asks so by itself; who goes to the files
+        past this interface asks first.
+
+        Raises:
+            PlaceError: it is missing, empty, or another one.
+        """
+        ...
+
     def scratch(self, key: str) -> Path:
         """Return where to write what :meth:`put` shall publish as ``key``; its folder is there."""
         ...
@@ -59,11 +70,11 @@ class Storage(Protocol):
     def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
         """Publish a complete local file as ``key``, durably; afterwards ``scratch`` is gone.
 
-        Nobody ever sees a part of it. In an object store a key is created and never replaced; doing it again after an
-        answer was lost is the same as doing it once. With ``keep`` the file stays in the cache as a copy.
+        Nobody ever sees a part of it. A key is created and never replaced; doing it again after an answer was lost is
+        the same as doing it once. With ``keep`` the file stays in the cache as a copy.
 
         Raises:
-            FileExistsError: the key has other content (object stores only: locally names are not given twice).
+            FileExistsError: the key has other content, which stays.
             StorageError, OSError: it cannot be written; whatever is there is whole.
         """
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ class LocalStorage:
         return final.with_name(final.name + TEMPORARY_SUFFIX)
 
     def put(self, scratch: Path, key: str, *, keep: bool = True) -> None:
-        """Sync it, give it its name, sync its folder."""
+        """Sync it, give it its name unless another file has it, sync its folder."""
         put_in_place(scratch, self.root / key)
 
     def fetch(self, key: str) -> Path:
@@ -64,13 +65,20 @@ class LocalStorage:
             return file.read(length)
 
     def create(self, key: str, content: bytes) -> None:
-        """Write it and sync it with its folder."""
+        """Write it under another name and sync it, then give it its own, unless there is one; sync the folder."""
         path = self.root / key
         make_folder(path.parent)
-        with path.open("xb") as file:
-            file.write(content)
-        sync_private(path)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+        try:
+            temporary.write_bytes(content)
+            sync_private(temporary)
+            path.hardlink_to(temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
         fsync_path(path.parent)
+
+    def require(self) -> None:
+        """Do nothing: nobody said whose it is to be."""
 
     def forget(self, key: str) -> None:
         """Do nothing: there is no copy."""

@@ -6,20 +6,69 @@ In a directory whatever delta-rs writes must be synced (invariant 6). In an obje
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from timestore_pipeline.columns import WINDOW_COLUMN
-from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
 from timestore_pipeline.storage.contract import Entry, Storage
 
 LOG_FOLDER = "_delta_log"
 
 PARQUET_SUFFIX = ".parquet"
 
+MANIFEST_FOLDER = "_timestore"
+"""In the folder of a table; Delta and its readers pass over names that begin with an underscore."""
+
+MANIFEST_SUFFIX = ".arrow"
+
+# Names that builds give: of files, of what they write them to, and of manifests; and what delta-rs writes entries to.
+_FILE = re.compile(rf"{WINDOW_COLUMN}=[^/]+/[0-9]{{10,19}}-[0-9]{{3,}}{re.escape(PARQUET_SUFFIX)}")
+_SCRATCH = re.compile(rf"{WINDOW_COLUMN}=[^/]+/\.[0-9]{{10,19}}-{re.escape(TEMPORARY_SUFFIX)}")
+_MANIFEST = re.compile(rf"{MANIFEST_FOLDER}/[^/]+{re.escape(MANIFEST_SUFFIX)}({re.escape(TEMPORARY_SUFFIX)})?")
+_UNFINISHED_ENTRY = re.compile(rf"{LOG_FOLDER}/[^/]+\.json#[^/]*")
+
+# An object store takes so many deletions in one request.
+_REMOVED_AT_ONCE = 500
+
+
+def may_be_removed(key: str, live: Collection[str]) -> bool:
+    """Whether what lies under ``key`` in the folder of a table may be removed, where ``live`` are its live files.
+
+    Only what a build has written, by the names that builds give, and never what the table's log names.
+    """
+    if _FILE.fullmatch(key):
+        return key not in live
+    return any(pattern.fullmatch(key) for pattern in (_SCRATCH, _MANIFEST, _UNFINISHED_ENTRY))
+
+
+def remove_from_table(place: Storage, keys: Iterable[str], live: Collection[str]) -> Iterator[Sequence[str]]:
+    """Remove what may be removed of ``keys``; yield those that are gone, as they go. Nobody else removes in a table.
+
+    ``live`` are the files that the current version of the table's log names, after a look that said whose it is.
+
+    Raises:
+        StorageError, OSError: the next ones cannot be removed.
+    """
+    allowed = (key for key in keys if may_be_removed(key, live))
+    while some := list(islice(allowed, 1 if place.local is not None else _REMOVED_AT_ONCE)):
+        if place.local is not None and _SCRATCH.fullmatch(some[0]):
+            shutil.rmtree(place.local / some[0], ignore_errors=True)  # its builder may be alive and writing
+        else:
+            place.delete(*some)
+        yield some
+
 
 def has_table(place: Storage) -> bool:
-    """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet."""
+    """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet.
+
+    Raises:
+        PlaceError: the place of the tables is not there, so nobody can say.
+    """
+    place.require()
     if place.local is None:
         return any(entry.key.endswith(".json") for entry in place.entries(f"{LOG_FOLDER}/"))
     log = place.local / LOG_FOLDER
@@ -39,6 +88,17 @@ def parquet_files(place: Storage) -> Iterator[Entry]:
         except FileNotFoundError:
             continue
         yield Entry(path.relative_to(place.local).as_posix(), found.st_size, found.st_mtime_ns // 1_000)
+
+
+def scratch_of_windows(place: Storage, prefix: str = "") -> list[str]:
+    """Return the folders in which builds write files of windows, of those whose file names begin with ``prefix``.
+
+    In an object store there are none: what is written goes to local scratch.
+    """
+    if place.local is None:
+        return []
+    found = place.local.glob(f"{WINDOW_COLUMN}=*/.{prefix}*{TEMPORARY_SUFFIX}")
+    return sorted(path.relative_to(place.local).as_posix() for path in found)
 
 
 def make_table_folder(place: Storage) -> None:
@@ -107,10 +167,3 @@ def _log_entry(folder: Path, version: int) -> Path:
 def file_name(key: str) -> str:
     """Return the last part of a key."""
     return key.rpartition("/")[2]
-
-
-def any_table(tables: Storage) -> bool:
-    """Whether there is a table of whatever dataset in the folder of all tables."""
-    if tables.local is not None:
-        return any(tables.local.glob(f"*/{LOG_FOLDER}"))
-    return any(f"/{LOG_FOLDER}/" in entry.key for entry in tables.entries())

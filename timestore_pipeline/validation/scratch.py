@@ -31,8 +31,10 @@ from timestore_pipeline.ledger.forget import forget_dataset
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
+from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.marks import put_mark
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 from timestore_pipeline.windows import Granularity
 
@@ -53,6 +55,7 @@ def scratch_store(store: Store, like: str | None) -> Iterator[Store]:
 
     Raises:
         UnknownDataset: ``like`` is not declared.
+        PlaceError: a place of the installation is not there.
     """
     spec = _spec(store, like)
     remove_leftovers(store)
@@ -63,8 +66,13 @@ def scratch_store(store: Store, like: str | None) -> Iterator[Store]:
             "landing_archive_directory": str(store.settings.archive_location / f".{spec.name}"),
         }
     )
+    # Of the real archive the scratch one is a folder, that is looked at as a place of its own.
+    store.places.mark_new()
     extend_lease(store, spec.name)
     try:
+        if PlaceName.ARCHIVE in used_places(settings):
+            scratch = storage_at(settings, location_of(settings, PlaceName.ARCHIVE))
+            put_mark(scratch, PlaceName.ARCHIVE, store.ledger.identity)
         make_folder(settings.landing_path / spec.name)
         with Store.open(settings, datasets=Datasets({spec.name: spec})) as opened:
             yield opened

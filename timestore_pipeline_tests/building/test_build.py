@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import build_in_flight, claim_slices, latest_builds, window_totals
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -132,7 +132,7 @@ def test_a_report_says_why_and_how_old(store: Store):
     report = build_windows(store, "weather", owner="run-1", trigger=Trigger.AGE)
 
     assert report is not None
-    assert (report.trigger, report.oldest_staged_at, report.sequence) == (Trigger.AGE, oldest, 1)
+    assert (report.trigger, report.oldest_staged_at) == (Trigger.AGE, oldest)
     with store.ledger.read() as tx:
         last = latest_builds(tx)["weather"]
     assert (last.owner, last.trigger, last.state, last.table_version) == ("run-1", "age", "published", 1)
@@ -421,7 +421,6 @@ def test_a_table_that_cannot_be_made_claims_nothing_and_other_datasets_go_on(mak
     store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
     stage(store, "weather", hourly(3))
     stage(store, "other", hourly(3))
-    store.tables.root.mkdir(parents=True)
     store.table("weather").root.write_text("a file is in the way")
 
     with pytest.raises(TableError, match=r"dataset 'weather': the table at .* cannot be used"):
@@ -471,9 +470,9 @@ def test_a_file_that_is_not_whole_before_the_commit_is_not_committed(store: Stor
     stage(store, "weather", hourly(3))
     commit = table_module.commit_build
 
-    def cut_first(place: Storage, build: Any, columns: Any, files: Any, replacement: Any) -> int:
-        (place.root / files[0].path).write_bytes(parquet_bytes(hourly(1)))
-        return commit(place, build, columns, files, replacement)
+    def cut_first(own: OwnTable, build: Any, columns: Any, files: Any, replacement: Any) -> int:
+        (own.place.root / files[0].path).write_bytes(parquet_bytes(hourly(1)))
+        return commit(own, build, columns, files, replacement)
 
     with monkeypatch.context() as patched:
         patched.setattr("timestore_pipeline.building.publication.commit_build", cut_first)

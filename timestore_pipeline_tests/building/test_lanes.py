@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from timestore_pipeline.building.build import build_windows, write_claim
 from timestore_pipeline.building.completion import Committed, record_commit
 from timestore_pipeline.building.manifests import write_manifest
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.publication import WrittenFiles
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
 from timestore_pipeline.building.sharing import build_in_shares
@@ -139,9 +140,9 @@ def write(store: Store, flight: Flight) -> Flight:
 
 def commit(store: Store, flight: Flight) -> Flight:
     assert flight.written is not None
-    place, dataset = store.table(flight.build.dataset), flight.build.dataset
-    columns = columns_of(store, dataset)
-    flight.version = commit_build(place, flight.build, columns, flight.written.files, flight.written.replacement)
+    own = OwnTable(store, flight.build.dataset)
+    columns = columns_of(store, flight.build.dataset)
+    flight.version = commit_build(own, flight.build, columns, flight.written.files, flight.written.replacement)
     return flight
 
 
@@ -226,8 +227,8 @@ class TestFences:
         place, columns = lanes.table("weather"), columns_of(lanes, "weather")
         acts: dict[str, Callable[[], object]] = {
             "other": lambda: commit(lanes, other),
-            "fence": lambda: commit_fence(place, first.build, columns),
-            "fence of all": lambda: fence_all(place, "weather", 1_000),
+            "fence": lambda: commit_fence(OwnTable(lanes, "weather"), first.build, columns),
+            "fence of all": lambda: fence_all(place, "weather", 1 << 60, lanes.ledger.identity),
         }
 
         def act() -> None:
@@ -251,10 +252,10 @@ class TestFences:
         assert readable(lanes) == everything()
 
     def test_a_new_lane_begins_above_every_fence(self, lanes: Store):
-        table = fence_all(lanes.table("weather"), "weather", 500)
+        table = fence_all(lanes.table("weather"), "weather", 1 << 60, lanes.ledger.identity)
 
-        assert [last_sequence(table, "weather", lane) for lane in (0, 7, 31)] == [500, 500, 500]
-        assert last_sequence(table, "weather") == 500
+        assert [last_sequence(table, "weather", lane) for lane in (0, 7, 31)] == [1 << 60] * 3
+        assert last_sequence(table, "weather") == 1 << 60
 
 
 class TestClaims:

@@ -1,4 +1,4 @@
-"""A table that somebody deleted: builds go on without an operator, nothing is doubled, and what is lost is said."""
+"""A table that is not where it was is waited for; given up, nothing is doubled, and what is lost is said."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.lost_table import MARKER
+from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.errors import BuildAborted, TableError
+from timestore_pipeline.building.table import file_prefix
+from timestore_pipeline.errors import BuildAborted, TableError, TableGone
 from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import LOST_ROWS
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
@@ -59,15 +60,20 @@ def test_a_build_in_flight_is_settled_although_its_table_is_gone(
     die_in_a_build(store, monkeypatch)
     shutil.rmtree(store.table("weather").root)
     if writing:  # its builder went on for a while
-        left = store.table("weather").root / "window_key=2026-01-01" / "0000000002-000.parquet"
+        with store.ledger.read() as tx:
+            (flight,) = builds_in_flight(tx, "weather")
+        left = store.table("weather").root / "window_key=2026-01-01" / f"{file_prefix(flight.sequence)}000.parquet"
         left.parent.mkdir(parents=True)
         left.touch()
 
+    assert settle_dead_builds(store, lambda owner: True) == []
+    assert "there is no table at" in caplog.text
     with caplog.at_level(logging.ERROR):
+        give_up_table(store, "weather")
         (settled,) = settle_dead_builds(store, lambda owner: True)
 
     assert not settled.published
-    assert "is gone with 5 published rows" in caplog.text
+    assert "was given up with 5 published rows" in caplog.text
     assert "5 rows are lost" in caplog.text
     assert counted(store, LOST_ROWS) == {"": 5}
     assert readable(store) == rows_of(NEW)
@@ -82,7 +88,8 @@ def test_batches_that_are_lost_can_be_staged_again(forgetful: Store):
     store = forgetful
     shutil.rmtree(store.table("weather").root)
     stage(store, "weather", NEW)
-    assert stage(store, "weather", OLD).duplicate  # nobody has noticed yet
+    assert stage(store, "weather", OLD).duplicate  # nobody has given it up yet
+    give_up_table(store, "weather")
     build(store)
 
     assert not stage(store, "weather", OLD).duplicate
@@ -101,8 +108,13 @@ def test_what_is_still_retained_is_published_again(store: Store, caplog: pytest.
         readable(store)
 
     stage(store, "weather", NEWER)
+    with pytest.raises(TableGone, match="adopt tables/weather"):
+        build_windows(store, "weather", owner="the test")
+    lost = give_up_table(store, "weather")
     report = build(store)
 
+    assert lost is not None
+    assert (lost.published_rows, lost.rows_staged_again) == (8, 8)
     assert report.rows == 10
     assert published(store) == readable(store) == rows_of(OLD, NEW, NEWER)
     assert counted(store, LOST_ROWS) == {}
@@ -120,6 +132,7 @@ def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, mon
 
     def sleep_then_commit(*arguments):
         shutil.rmtree(store.table("weather").root)
+        give_up_table(store, "weather")
         settle_dead_builds(store, lambda owner: owner == "the sleeper")
         for file in arguments[3]:  # as if it wrote its files only now
             path = store.table("weather").root / file.path
@@ -148,6 +161,7 @@ def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkey
         from timestore_pipeline.building.lost_table import prepare_table
 
         shutil.rmtree(store.table("weather").root)
+        give_up_table(store, "weather")
         prepare_table(store, store.datasets["weather"], store.datasets["weather"].declared_columns or ())
         for file in arguments[3]:
             path = store.table("weather").root / file.path
@@ -165,12 +179,13 @@ def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkey
     assert published(store) == readable(store) == rows_of(OLD, NEW)
 
 
-def test_a_crash_between_forgetting_the_table_and_making_the_new_one_changes_nothing(
+def test_a_crash_between_giving_up_the_table_and_making_the_new_one_changes_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     stage(store, "weather", OLD)
     build(store)
     shutil.rmtree(store.table("weather").root)
+    give_up_table(store, "weather")
 
     def die(*_: object, **__: object) -> None:
         raise Killed
@@ -192,7 +207,7 @@ def test_a_table_that_lost_only_its_log_is_not_taken_for_deleted(store: Store):
     away = log.rename(log.with_name("away"))
     stage(store, "weather", NEW)
 
-    with pytest.raises(TableError, match="restore it"):
+    with pytest.raises(TableGone, match="restore it"):
         build_windows(store, "weather", owner="the test")
     away.rename(log)
 
@@ -207,41 +222,33 @@ def test_a_retained_segment_that_is_gone_too_ends_in_quarantine(make_store: Make
     stage(store, "weather", NEW)
     path.unlink()
     shutil.rmtree(store.table("weather").root)
+    give_up_table(store, "weather")
 
     assert build(store).rows == 3
     assert readable(store) == rows_of(NEW)
 
 
-def test_tables_that_are_not_mounted_are_not_taken_for_deleted(store: Store, caplog: pytest.LogCaptureFixture):
+def test_a_table_that_is_there_is_not_given_up(store: Store):
+    stage(store, "weather", OLD)
+    build(store)
+
+    with pytest.raises(TableError, match="is there, so it is not given up"):
+        give_up_table(store, "weather")
+    (store.table("weather").root / "_delta_log").rename(store.table("weather").root / "away")
+    with pytest.raises(TableError, match="still has Parquet files"):
+        give_up_table(store, "weather")
+
+
+def test_a_table_that_comes_back_goes_on_as_if_nothing_had_been(store: Store):
     stage(store, "weather", OLD)
     build(store)
     stage(store, "weather", NEW)
-    tables = store.tables.root
-    away = tables.rename(tables.with_name("away"))
-    tables.mkdir()  # the mount point
-
-    with pytest.raises(TableError, match="mount"):
+    away = store.table("weather").root.rename(store.tables.root / "away")
+    with pytest.raises(TableGone):
         build_windows(store, "weather", owner="the test")
-    stage(store, "events", NEW.rename_columns(["at", "station", "temp"]))
-    with pytest.raises(TableError, match="mount"):
-        build_windows(store, "events", owner="the test")
-    assert list(tables.iterdir()) == []
-    tables.rmdir()
-    away.rename(tables)
+    assert not store.table("weather").root.exists()
+
+    away.rename(store.table("weather").root)
 
     assert build(store).rows == 3
     assert published(store) == readable(store) == rows_of(OLD, NEW)
-
-
-def test_an_operator_who_deleted_all_tables_says_so_with_the_marker(store: Store):
-    stage(store, "weather", OLD)
-    build(store)
-    stage(store, "weather", NEW)
-    shutil.rmtree(store.tables.root)
-    store.tables.root.mkdir()
-    with pytest.raises(TableError, match=MARKER):
-        build_windows(store, "weather", owner="the test")
-
-    (store.tables.root / MARKER).touch()
-
-    assert build(store).rows == 8

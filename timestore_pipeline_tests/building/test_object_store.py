@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.lost_table import MARKER
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import (
     commit_build,
+    file_prefix,
     last_sequence,
     live_files,
     open_table,
@@ -24,7 +25,17 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.errors import BuildAborted, LedgerLost, QueryError, TableError, TimestoreError
+from timestore_pipeline.errors import (
+    BuildAborted,
+    LedgerLost,
+    PlaceMissing,
+    QueryError,
+    StorageRefused,
+    TableError,
+    TableGone,
+    TableNotOurs,
+    TimestoreError,
+)
 from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.lifecycle.audit import audit_rows
@@ -36,11 +47,13 @@ from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.duckdb_files import duckdb_path
+from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, Request, denied, slow_down
+from timestore_pipeline_tests.installations import copy_of_ledger, put_back
 from timestore_pipeline_tests.object_store import Bucket
 
 pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.server]
@@ -136,7 +149,7 @@ def test_a_commit_whose_answer_is_lost_is_published_once_by_its_own_build(
 
     assert report.rows == 3
     assert counted(store, RETRIED_BATCHES, "weather").get("flush_abort", 0) == 0
-    assert last_sequence(open_table(store.table("weather"), "weather"), "weather") == 1
+    assert last_sequence(open_table(store.table("weather"), "weather"), "weather") == report.sequence
     assert_everything_is_there_once(store, rows_of(hourly(3)))
 
 
@@ -160,6 +173,26 @@ def test_a_commit_that_comes_after_its_build_was_fenced_is_refused_by_the_store(
     assert_everything_is_there_once(store, rows_of(hourly(3)))
 
 
+def test_an_older_ledger_changes_nothing_in_the_bucket(store: Store):
+    stage(store, "weather", hourly(3))
+    build(store)
+    night = copy_of_ledger(store)
+    stage(store, "weather", hourly(3, station="LOST"))
+    build(store)
+    put_back(store, night)
+    stage(store, "weather", hourly(3, station="NEW"))
+    place = store.table("weather")
+    before = list(place.entries())
+
+    with pytest.raises(TableNotOurs):
+        build(store)
+    vacuum_table(store, "weather", now=now_micros() + 10 * 86_400_000_000)
+    sweep_orphans(store, -60)
+
+    assert list(place.entries()) == before
+    assert published(store) == rows_of(hourly(3), hourly(3, station="LOST"))
+
+
 def test_of_two_builds_on_the_same_state_of_a_table_one_is_refused(store: Store):
     """Whatever the order, delta-rs puts the log entry under a condition, so that the second finds it taken."""
     for rows in (2, 3):
@@ -169,39 +202,39 @@ def test_of_two_builds_on_the_same_state_of_a_table_one_is_refused(store: Store)
     with store.ledger.read() as tx:
         last = latest_builds(tx)["weather"]
     one, two = (replace(last, sequence=last.sequence + number) for number in (1, 2))
-    place = store.table("weather")
-    stale = [read_for_replacement(place, build, ["2026-01-01"]) for build in (one, two)]
-    commit_build(place, one, columns, (), stale[0])
+    own, place = OwnTable(store, "weather"), store.table("weather")
+    stale = [read_for_replacement(own, build, ["2026-01-01"]) for build in (one, two)]
+    commit_build(own, one, columns, (), stale[0])
 
     with pytest.raises(TableError, match="commit to s3://"):
-        commit_build(place, two, columns, (), stale[1])
+        commit_build(own, two, columns, (), stale[1])
 
     assert last_sequence(open_table(place, "weather"), "weather") == one.sequence
 
 
 def test_a_store_that_creates_a_key_twice_gets_no_table(store: Store, s3_bucket: Bucket):
-    stage(store, "weather", hourly(3))
-    key = f"some/tables/{MARKER}"
+    key = f"some/tables/{mark_key('tables')}"
     forgetful = Fault(Effect.CALL, "PUT", key, times=None, call=lambda _: s3_bucket.delete(key))
 
-    with s3_bucket.proxy.spoilt(forgetful), pytest.raises(TableError, match="If-None-Match"):
-        build(store)
+    with s3_bucket.proxy.spoilt(forgetful), pytest.raises(StorageRefused, match="If-None-Match"):
+        stage(store, "weather", hourly(3))
 
     assert s3_bucket.keys() == []
+    stage(store, "weather", hourly(3))
     build(store)
     assert_everything_is_there_once(store, rows_of(hourly(3)))
 
 
-def test_another_bucket_is_not_taken_for_deleted_tables(store: Store, s3_bucket: Bucket):
+def test_another_bucket_is_not_taken_for_deleted_tables(store: Store, s3_bucket: Bucket, make_store: MakeStore):
     stage(store, "weather", hourly(3))
     build(store)
-    keys = s3_bucket.keys()
-    for key in keys:
-        s3_bucket.delete(key)
+    store.tables.delete(*[entry.key for entry in store.tables.entries()])
     stage(store, "weather", hourly(3, station="new"))
 
-    with pytest.raises(TableError, match="this is another bucket"):
-        build(store)
+    for opened in (store, make_store(tables_url=store.tables.location)):
+        with pytest.raises((TableGone, PlaceMissing)):
+            build(opened)
+    assert s3_bucket.keys() == []
 
 
 def test_a_narrow_query_over_a_large_file_fetches_a_part_of_it(store: Store, s3_bucket: Bucket):
@@ -223,13 +256,13 @@ def test_a_narrow_query_over_a_large_file_fetches_a_part_of_it(store: Store, s3_
 
 def test_what_an_object_store_refuses_is_said_in_a_sentence(store: Store, s3_bucket: Bucket):
     stage(store, "weather", hourly(3))
-    build(store)
+    sequence = build(store).sequence
 
     with s3_bucket.proxy.spoilt(denied("GET", key="*.parquet", times=None)), pytest.raises(QueryError) as raised:
         run_query(store, "SELECT * FROM weather")
 
     assert "403" in str(raised.value), raised.value
-    assert "0000000001-000.parquet" in str(raised.value)
+    assert f"{file_prefix(sequence)}000.parquet" in str(raised.value)
     assert "Traceback" not in str(raised.value)
 
 

@@ -9,6 +9,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from timestore_pipeline.building.completion import published_windows
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import (
@@ -78,12 +79,12 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
 
 
 def read(store: Store, claim: Claim) -> Replacement:
-    return read_for_replacement(store.table("weather"), claim.build, WINDOWS)
+    return read_for_replacement(OwnTable(store, "weather"), claim.build, WINDOWS)
 
 
 def commit(store: Store, claim: Claim, files: list[ParquetFile], replacement: Replacement) -> int:
     columns = store.datasets["weather"].declared_columns or ()
-    return commit_build(store.table("weather"), claim.build, columns, files, replacement)
+    return commit_build(OwnTable(store, "weather"), claim.build, columns, files, replacement)
 
 
 def totals(store: Store) -> list[tuple[str, int, int]]:
@@ -178,7 +179,7 @@ def append(store: Store, claim: Claim, window_key: str = WINDOWS[0]) -> None:
 
 def fence(store: Store, claim: Claim) -> None:
     """A recovery takes the build for dead."""
-    commit_fence(store.table("weather"), claim.build, store.datasets["weather"].declared_columns or ())
+    commit_fence(OwnTable(store, "weather"), claim.build, store.datasets["weather"].declared_columns or ())
 
 
 @pytest.mark.parametrize(("meanwhile", "error"), [(optimize, TableError), (append, TableError), (fence, SequenceTaken)])
@@ -227,7 +228,7 @@ def test_windows_in_between_are_left_alone(two_windows: Store):
     claim = claim_replacement(store)
     keys = [window.key for window in windows_between(*(spec.window_from_key(key) for key in WINDOWS))]
 
-    replacement = read_for_replacement(store.table("weather"), claim.build, keys)
+    replacement = read_for_replacement(OwnTable(store, "weather"), claim.build, keys)
 
     assert {file.window_key for file in replacement.files} == set(WINDOWS)
     assert len(replacement.files) == 4

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.cli import ExitCode
+from timestore_pipeline.metrics.projection import exposition
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import build, hourly, lose_ledger, segment_file
+from timestore_pipeline_tests.builders import build, hourly, lose_ledger, published, segment_file
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.fault_proxy import denied
+from timestore_pipeline_tests.installations import copy_of_ledger, put_back
 from timestore_pipeline_tests.object_store import Bucket
 
 Run = Callable[..., Finished]
@@ -38,6 +40,36 @@ def test_a_healthy_installation_has_no_errors(timestore: Run, installation: Inst
     assert found["table weather"]["message"] == "version 1 with 1 files"
     assert found["segments"]["message"] == "1 with staged rows are there"
     assert "weather" in timestore("doctor").out
+
+
+def test_a_table_that_is_not_written_to_is_said_everywhere_until_it_is_mended(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(3))
+    build(store)
+    night = copy_of_ledger(store)
+    stage(store, "weather", hourly(3, station="LOST"))
+    build(store)
+    put_back(store, night)
+    stage(store, "weather", hourly(3, station="NEW"))
+
+    assert timestore("flush", "weather").code is ExitCode.MISCONFIGURED
+
+    code, found = findings(timestore)
+    assert code is ExitCode.FAILED
+    assert found["table weather"]["level"] == "error"
+    assert "timestore ledger rebuild --replace" in found["table weather"]["fix"]
+    assert "does not know 1 of its commits" in timestore("status").err
+    (status, *_) = json.loads(timestore("status", "weather", "--json").out)["datasets"]
+    assert status["refused_table"]["reason"] == "ahead"
+    assert 'timestore_table_refused{dataset="weather"} 1.0' in exposition(store).decode()
+
+    assert timestore("ledger", "rebuild", "--replace", "--yes").code is ExitCode.DONE
+
+    assert timestore("flush", "weather").code is ExitCode.DONE
+    assert findings(timestore)[1]["table weather"]["level"] == "ok"
+    with Store.open(store.settings) as again:
+        assert 'timestore_table_refused{dataset="weather"} 0.0' in exposition(again).decode()
+        assert len(published(again)) == 9
 
 
 def test_a_lost_ledger_is_named_with_what_mends_it_and_none_is_made(timestore: Run, installation: Install, home: Path):

@@ -36,7 +36,7 @@ def claim(store: Store, owner: str, lease_seconds: float = 600) -> None:
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, store.datasets["weather"])
     assert columns is not None
-    ensure_table(store.table("weather"), "weather", columns)
+    ensure_table(store.table("weather"), "weather", columns, store.ledger.identity)
     with store.ledger.write() as tx:
         assert claim_slices(
             tx,

@@ -228,7 +228,8 @@ INJECTIONS = [
     *(("build", f"fdatasync:error=EIO:when={when}") for when in range(1, 4)),
     *(("build", f"pwrite64:error=ENOSPC:when={when}") for when in (*range(1, 8), 12, 20)),
     ("build", "linkat:error=EIO:when=1"),
-    *(("build", f"rename:error=EIO:when={when}") for when in range(1, 3)),
+    *(("build", f"link:error=EIO:when={when}") for when in range(1, 3)),
+    ("build", "rename:error=EIO:when=1"),
     ("retire", "fdatasync:error=EIO:when=1"),
     ("retire", "unlink:error=EIO:when=1"),
 ]

@@ -207,7 +207,7 @@ def test_processes_that_claim_at_once_never_share_and_never_repeat_a_sequence(
     claims = [sequence for each in [processes.submit(claim_often, home, who) for who in range(PROCESSES)]
               for sequence in each.result(120)]  # fmt: skip
 
-    assert sorted(claims) == list(range(1, len(claims) + 1))
+    assert len(set(claims)) == len(claims)
 
 
 @pytest.mark.process

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from timestore_pipeline.ledger.database import HEAD_REVISION
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
+from timestore_pipeline.lifecycle.backup import back_up_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -121,6 +124,63 @@ def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, url: str):
 
     with pytest.raises(LedgerError, match=r"was written by another version of timestore .*9999.*upgrade"):
         Ledger.open(url)
+
+
+def test_a_ledger_keeps_the_identity_that_it_was_given_when_it_was_first_opened(ledger: Ledger, url: str):
+    again = Ledger.open(url)
+
+    assert re.fullmatch("[0-9a-f]{32}", ledger.identity)
+    assert again.identity == ledger.identity
+    again.close()
+
+
+def test_two_ledgers_have_two_identities(tmp_path: Path):
+    ledgers = [Ledger.open(f"sqlite:///{tmp_path / name}") for name in ("one.sqlite", "two.sqlite")]
+
+    assert ledgers[0].identity != ledgers[1].identity
+    for each in ledgers:
+        each.close()
+
+
+def test_processes_that_open_a_new_ledger_at_once_agree_on_its_identity(url: str):
+    start = threading.Barrier(4)
+
+    def identity_of_another(_: int) -> str:
+        start.wait(30)
+        opened = Ledger.open(url)
+        opened.close()
+        return opened.identity
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(identity_of_another, range(4)))) == 1
+
+
+def test_a_ledger_of_the_version_before_is_given_an_identity(ledger: Ledger, url: str):
+    with ledger.write() as tx:
+        count(tx, "a_metric", "weather", "x")
+        for table in ("installation", "places"):
+            tx.execute(text(f"DROP TABLE {table}"))
+        for column in ("table_id", "refusal_reason", "refusal", "refused_at"):
+            tx.execute(text(f"ALTER TABLE datasets DROP COLUMN {column}"))
+        tx.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
+
+    upgraded = Ledger.open(url)
+
+    assert re.fullmatch("[0-9a-f]{32}", upgraded.identity)
+    with upgraded.read() as tx:
+        assert counter_values(tx) == {("a_metric", "weather", "x"): 1}
+    upgraded.close()
+
+
+@pytest.mark.only_on("sqlite")
+def test_a_backup_of_a_ledger_has_its_identity(make_store: MakeStore, tmp_path: Path):
+    store = make_store()
+    back_up_ledger(store.settings, tmp_path / "copy.sqlite")
+
+    copy = Ledger.open(f"sqlite:///{tmp_path / 'copy.sqlite'}")
+
+    assert copy.identity == store.ledger.identity
+    copy.close()
 
 
 @pytest.mark.only_on("sqlite")

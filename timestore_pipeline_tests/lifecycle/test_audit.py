@@ -19,6 +19,7 @@ from sqlalchemy import delete, update
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.damage import set_unreadable_aside
+from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import arrow_schema, live_files, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN
@@ -206,6 +207,7 @@ def test_a_new_table_in_place_of_a_deleted_one_adds_up(make_store: MakeStore):
     stage(store, "weather", hourly(30, station="LGA"))
     build(store)
     shutil.rmtree(store.table("weather").root)
+    give_up_table(store, "weather")
 
     stage(store, "weather", hourly(3, station="EWR"))
     build(store)

@@ -261,7 +261,7 @@ def test_old_builds_are_forgotten_but_not_the_last_ones(store: Store):
     assert report.datasets[0].pruned.builds == 0
     assert [tuple(row) for row in left] == [("flush", "published"), ("compaction", "published")]
     assert stage(store, "weather", hourly(1, station="MORE"))
-    assert build(store).sequence == 7
+    assert build(store).build_id == 7
 
 
 def test_a_damaged_log_entry_is_a_problem_that_is_told(store: Store):

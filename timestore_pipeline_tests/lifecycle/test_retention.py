@@ -131,7 +131,8 @@ def test_what_a_builder_writes_after_it_was_fenced_is_swept(store: Store):
         claim = claim_slices(
             tx, "weather", owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
         )
-    ensure_table(store.table("weather"), "weather", store.datasets["weather"].declared_columns or ())
+    columns = store.datasets["weather"].declared_columns or ()
+    ensure_table(store.table("weather"), "weather", columns, store.ledger.identity)
     assert claim is not None
     settle_dead_builds(store)
     late = store.table("weather").root / "window_key=2026-01-01" / f"{file_prefix(claim.build.sequence)}000.parquet"

@@ -349,6 +349,32 @@ class TestFlushSensor:
         )
 
 
+class TestWithoutAPlace:
+    def test_files_wait_without_a_run(self, here: Location, drop: Drop):
+        drop(here.store, "weather", "a.csv", WEATHER_CSV)
+        archive = here.store.archive.root
+        hidden = archive.rename(archive.with_name("hidden"))
+
+        assert "archive: " in words_of(here.tick("landing_sensor"))
+        with here.store.ledger.read() as tx:
+            assert landing_backlogs(tx)["weather"].files == 1
+
+        hidden.rename(archive)
+        assert requests_of(here.tick("landing_sensor"))
+
+    def test_what_is_staged_waits_without_a_run(self, here: Location, drop: Drop):
+        stage(here, drop)
+        tables = here.store.tables.root
+        hidden = tables.rename(tables.with_name("hidden"))
+
+        words = words_of(here.tick("flush_sensor"))
+        assert "is not there" in words
+        assert "TIMESTORE_TABLES_URL" in words
+
+        hidden.rename(tables)
+        assert requests_of(here.tick("flush_sensor"))
+
+
 class TestMetricsSensor:
     def test_without_a_gateway_it_says_that_metrics_are_off(self, here: Location):
         assert "TIMESTORE_PUSHGATEWAY_URL is not set" in words_of(here.tick("metrics_sensor"))

@@ -36,7 +36,9 @@ def test_count_and_sum_are_right_at_every_moment(make_store: MakeStore):
     acked = (72, float(sum(range(48)) + sum(range(24))))
 
     assert count_and_sum(store) == acked
-    ensure_table(store.table("weather"), "weather", store.datasets["weather"].declared_columns or ())
+    ensure_table(
+        store.table("weather"), "weather", store.datasets["weather"].declared_columns or (), store.ledger.identity
+    )
     with store.ledger.write() as tx:
         claim = claim_slices(
             tx, "weather", owner="x", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0

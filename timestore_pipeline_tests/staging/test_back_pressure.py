@@ -340,7 +340,7 @@ class TestDisk:
             build(make_store(staging_min_free_disk_bytes=1 << 60))
 
         assert published(make_store()) == []
-        assert build(make_store()).sequence == 1
+        assert build(make_store()).build_id == 1
 
     def test_a_build_that_runs_out_of_disk_gives_its_rows_back(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch

@@ -65,7 +65,7 @@ def test_rows_go_their_way_and_only_objects_are_left_that_somebody_needs(store: 
     assert all(kept_at(store, entry).startswith(f"{s3_bucket.url}/staging/_quarantine/") for entry in entries)
     home = store.settings.home
     here = {path.relative_to(home / "data").parts[0] for path in home.glob("data/**/*") if path.is_file()}
-    assert here == {"work", "tables"}
+    assert here == {"work", "tables", "archive"}
     for entry in entries:
         discard_entry(store, entry.id, "the test")
     assert s3_bucket.keys() == []

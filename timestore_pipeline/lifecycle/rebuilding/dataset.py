@@ -103,6 +103,7 @@ class Restoring:
             versions,
             next_sequence=table.fenced + 1 if table else 1,
             table_version=table.version if table else None,
+            table_id=table.table_id if table else None,
             key=key_text(self.store.datasets[name]) if name in self.store.datasets else None,
             now=now,
         )

@@ -16,10 +16,10 @@ from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from timestore_pipeline.building.manifests import (
     Published,
-    drop_manifest,
     keep_manifest,
     last_manifest_sequence,
     pending_manifests,
@@ -27,21 +27,25 @@ from timestore_pipeline.building.manifests import (
     read_versions,
     tables_with_manifests,
 )
+from timestore_pipeline.building.own_table import Objection, way_out
 from timestore_pipeline.building.table import (
     SequenceTaken,
     TableFile,
+    declare_owner,
     fence_all,
     last_sequence,
     live_files,
     open_table,
+    owner_of,
     published_sequences,
-    remove_files_of,
+    sequence_of_file,
     table_columns,
 )
-from timestore_pipeline.columns import BATCH_COLUMN, WINDOW_COLUMN, Column, literal
+from timestore_pipeline.columns import BATCH_COLUMN, Column, literal
 from timestore_pipeline.datasets import NAME_PATTERN
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
-from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.errors import TableError, TableNotOurs, TimestoreError
+from timestore_pipeline.ledger.builds import MOST_APART
 from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.staging.description import (
     SEGMENT_TABLE,
@@ -52,7 +56,7 @@ from timestore_pipeline.staging.description import (
     read_segment,
 )
 from timestore_pipeline.storage import Entry, Storage
-from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
+from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files, scratch_of_windows
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 T = TypeVar("T")
@@ -60,7 +64,7 @@ T = TypeVar("T")
 REFUSED_SUFFIX = ".rows.parquet"
 
 # Of builds in flight, the sequences are the next ones, of as many as there are lanes. More costs nothing.
-_SEQUENCES_AHEAD = 1_000
+_SEQUENCES_AHEAD = 1_000 * MOST_APART
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class TableEvidence:
     ``dead`` are sequences that a build may have had, and that can never be published any more.
     """
 
+    table_id: str
     version: int
     fenced: int
     dead: tuple[int, ...]
@@ -128,15 +133,18 @@ def datasets_with_files(store: Store) -> set[str]:
     return {name for name in found if re.match(NAME_PATTERN, name)}
 
 
-def gather(store: Store, dataset: str, *, fence: bool = True) -> Evidence:
+def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = False) -> Evidence:
     """Fence the dataset's table and read all that its files say; without ``fence`` nothing is changed.
 
+    With ``take_over`` a table of another installation becomes this one's.
+
     Raises:
+        TableNotOurs: the table is another installation's.
         TableError: the table cannot be read, so nobody can say what is published.
         TimestoreError: a file must not be read by this user.
     """
     notes: list[str] = []
-    table = _table_evidence(store, dataset, notes, fence)
+    table = _table_evidence(store, dataset, notes, fence, take_over)
     segments: list[FoundSegment] = []
     unreadable: list[UnreadableFile] = []
     home, aside = _files(store, dataset), _files(store, f"{QUARANTINE_FOLDER}/{dataset}")
@@ -191,8 +199,8 @@ def _files(store: Store, folder: str) -> list[Entry]:
     return [entry for entry in store.staging.entries(f"{folder}/") if entry.key.count("/") == folder.count("/") + 1]
 
 
-def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -> TableEvidence | None:
-    place = store.table(dataset)
+def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool, take_over: bool) -> TableEvidence | None:
+    place, mine = store.table(dataset), store.ledger.identity
     if not has_table(place):
         if any(parquet_files(place)):
             raise TableError(
@@ -203,19 +211,25 @@ def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -
         return None
     while True:
         table = open_table(place, dataset)
+        _refuse_others(store, dataset, table, take_over)
+        if fence and owner_of(table) != mine:
+            # Whoever had it and is still at work is refused from now on.
+            declare_owner(place, dataset, table, mine)
+            notes.append(f"{dataset}: its table belongs to this installation from now on")
+            continue
         last = last_sequence(table, dataset)
         fenced = max(last, last_manifest_sequence(place), *_sequences_of_files(place)) + _SEQUENCES_AHEAD
         try:
-            table = fence_all(place, dataset, fenced) if fence else table
+            table = fence_all(place, dataset, fenced, mine) if fence else table
             break
         except SequenceTaken:
             continue  # a build that was alive came in between; the next fence is above it
     files = tuple(live_files(table))
     have = published_sequences(place, table, dataset)
     pending = pending_manifests(place)
-    # The next one too: a build that had claimed its slices may not have written anything yet.
     newest = max(have, default=0)
-    dead = sorted(each for each in {last + 1, *pending, *_sequences_of_files(place)} if each > newest)
+    # What they wrote is left to the sweep, which asks the table first.
+    dead = {each for each in _sequences_of_files(place) if each > newest} | (set(pending) - have)
     if fence:
         for sequence in pending:
             if sequence in have:
@@ -223,8 +237,6 @@ def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -
                 notes.append(f"{dataset}: build sequence {sequence} had reached the table before its end was recorded")
             else:
                 notes.append(f"{dataset}: build sequence {sequence} had not reached the table, its rows are staged")
-        for sequence in {*dead, *(set(pending) - have)}:
-            _remove(place, sequence)
     try:
         published = tuple(read_manifests(place))
         versions = tuple(read_versions(place))
@@ -234,23 +246,30 @@ def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool) -
             f"dataset {dataset!r}: a manifest or the schema of {place.location} cannot be read, so nobody can say what "
             f"is published: {error}. Restore it from a backup"
         ) from error
-    return TableEvidence(table.version(), fenced, tuple(dead), columns, versions, files, published)
+    return TableEvidence(
+        str(table.metadata().id), table.version(), fenced, tuple(sorted(dead)), columns, versions, files, published
+    )
+
+
+def _refuse_others(store: Store, dataset: str, table: DeltaTable, take_over: bool) -> None:
+    """Refuse a table that says that it is another installation's, unless it shall be taken over."""
+    owner, mine = owner_of(table), store.ledger.identity
+    if take_over or owner in (None, mine):
+        return
+    raise TableNotOurs(
+        dataset,
+        store.table(dataset).location,
+        Objection.OTHER_INSTALLATION.value,
+        f"it belongs to installation {owner}, and the ledger would be that of {mine}",
+        way_out(Objection.OTHER_INSTALLATION),
+    )
 
 
 def _sequences_of_files(place: Storage) -> set[int]:
     """The sequences in the names of Parquet files, and 0: of builds too that died before their manifests."""
-    if place.local is not None:
-        names = [path.name.lstrip(".") for path in place.local.glob(f"{WINDOW_COLUMN}=*/*")]
-    else:
-        names = [file_name(entry.key) for entry in parquet_files(place)]
-    numbers = (name.partition("-")[0] for name in names)
-    return {0, *(int(number) for number in numbers if number.isdecimal())}
-
-
-def _remove(place: Storage, sequence: int) -> None:
-    """Remove what a build left that never was in the table and never will be."""
-    drop_manifest(place, sequence)
-    remove_files_of(place, sequence)
+    names = [file_name(entry.key) for entry in parquet_files(place)]
+    names += [file_name(key).lstrip(".") for key in scratch_of_windows(place)]
+    return {0, *(sequence for name in names if (sequence := sequence_of_file(name)) is not None)}
 
 
 def carve(connection: duckdb.DuckDBPyConnection, source: Path, target: Path, description: Description) -> None:

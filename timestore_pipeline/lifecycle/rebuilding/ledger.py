@@ -7,29 +7,32 @@ killed leaves a ledger that is as empty as before.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.connections import Connect, connector
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.durable_files import fsync_path, make_folder
-from timestore_pipeline.errors import LedgerError, LedgerInUse
+from timestore_pipeline.errors import LedgerError, LedgerInUse, NothingToRebuildFrom, RebuildFromOthers
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.ledger.database import sqlite_file
+from timestore_pipeline.ledger.installation import new_identity, set_identity
 from timestore_pipeline.ledger.registry import register
 from timestore_pipeline.ledger.restoring import lock_ledger
 from timestore_pipeline.lifecycle.rebuilding.dataset import RestoredDataset, Restoring
 from timestore_pipeline.lifecycle.rebuilding.evidence import datasets_with_files, gather
 from timestore_pipeline.lifecycle.rebuilding.restored import last_retry
-from timestore_pipeline.settings import Settings, load_settings
-from timestore_pipeline.store import Store, writer_pool
+from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at
+from timestore_pipeline.settings import Settings, load_settings, variable_name
+from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark, replace_mark
+from timestore_pipeline.store import Store, ledger_file, writer_pool
 
 
 @dataclass(frozen=True)
@@ -52,43 +55,98 @@ def rebuild_ledger(
     *,
     by: str,
     replace_existing: bool = False,
+    adopt: bool = False,
+    take_over: bool = False,
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Rebuilt:
     """Make the ledger again where it is gone or empty; nothing else of the installation may run meanwhile.
+
+    It has the identity that the places carry: staging and tables, and whatever else is marked, must be there and be of
+    one installation. Without the tables everything would be staged again, without staging the sweep would remove what
+    it knows nothing of.
 
     Args:
         settings: the installation, by default that of the environment.
         connect: opens DuckDB connections.
         by: who does it, for people.
         replace_existing: put it in place of a ledger that is in use or damaged, which is moved aside (SQLite only).
+        adopt: take places without a mark for this installation's: somebody has looked that they are all there.
+        take_over: let tables that are another installation's become this one's.
         progress: gets a sentence for each dataset.
 
     Raises:
         LedgerInUse: there is one with batches in it; nothing was done.
+        PlaceError: staging or tables are not there, or not of one installation; nothing was done.
         LedgerError: it cannot be opened or written.
+        TableNotOurs: a table is another installation's; nothing was done.
         TableError: a table cannot be read, so nobody can say what is published; nothing was entered.
         SettingsError, DatasetsFileError: as they say.
     """
     settings = settings or load_settings()
     datasets = load_datasets(settings.datasets_path)
+    identity = _take_tables(settings) if take_over else common_identity(settings, adopt=adopt)
     make_folder(settings.temp_path)
     connect = connect or connector(settings)
     moved = None
     if replace_existing:
-        _look_before_replacing(settings, datasets, connect)
+        _look_before_replacing(settings, datasets, connect, identity, take_over)
         moved = move_ledger_aside(settings)
-    ledger = Ledger.open(settings.resolved_ledger_url, busy_timeout_seconds=settings.ledger_busy_timeout_seconds)
+    ledger = Ledger.open(
+        settings.resolved_ledger_url,
+        busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
+        identity=identity,
+    )
     store = Store(settings, datasets, ledger, connect, writer_pool(settings, connect))
     try:
+        _give_identity(ledger, identity)
+        _mark(store.places, adopt=adopt)
         with ledger.write() as tx:
-            known = lock_ledger(tx)
-            if known:
-                raise LedgerInUse(ledger.location, known)
-            restored = _restore_all(store, tx, by, progress)
+            _refuse_if_in_use(ledger, tx)
+            restored = _restore_all(store, tx, by, take_over, progress)
             reach(CrashPoint.LEDGER_REBUILT)
     finally:
         store.close()
     return Rebuilt(ledger.location, tuple(restored), moved)
+
+
+def common_identity(settings: Settings, *, adopt: bool) -> str:
+    """Return the identity that staging and tables carry; with ``adopt`` those without a mark are passed over.
+
+    Raises:
+        PlaceError: one of them is not there or has no mark, or they are of different installations.
+    """
+    names = (PlaceName.STAGING, PlaceName.TABLES)
+    places = {name: storage_at(settings, location_of(settings, name)) for name in names}
+    marks = {name: read_mark(place, name) for name, place in places.items()}
+    owner = marks[PlaceName.STAGING] or marks[PlaceName.TABLES] or new_identity()
+    for name, mark in marks.items():
+        place = places[name]
+        if mark is not None and (mark != owner or mark == UNREADABLE):
+            raise RebuildFromOthers(name, place.location, mark, owner)
+        if mark is None and not adopt:
+            there = place.local is None or place.local.is_dir()
+            raise NothingToRebuildFrom(name, place.location, variable_name(FIELDS[name]), there=there)
+    return owner
+
+
+def _take_tables(settings: Settings) -> str:
+    """Give the place of the tables the mark of the installation that takes them over; return its identity.
+
+    That is the one of staging or of the ledger; a host that has neither yet is a new installation.
+
+    Raises:
+        StorageError, OSError: the mark cannot be read or written.
+    """
+    staging, tables = (
+        storage_at(settings, location_of(settings, name)) for name in (PlaceName.STAGING, PlaceName.TABLES)
+    )
+    identity = read_mark(staging, PlaceName.STAGING)
+    if identity in (None, UNREADABLE):
+        file = ledger_file(settings)
+        identity = (_identity_in(file) if file is not None else None) or new_identity()
+    if read_mark(tables, PlaceName.TABLES) != identity:
+        replace_mark(tables, PlaceName.TABLES, identity)
+    return identity
 
 
 def move_ledger_aside(settings: Settings) -> Path | None:
@@ -118,28 +176,73 @@ def move_ledger_aside(settings: Settings) -> Path | None:
     return target
 
 
-def ledger_file(settings: Settings) -> Path | None:
-    """Return the file of a SQLite ledger; None where it is another database.
+def _refuse_if_in_use(ledger: Ledger, tx: Connection) -> None:
+    known = lock_ledger(tx)
+    if known:
+        raise LedgerInUse(ledger.location, known)
 
-    Raises:
-        LedgerError: TIMESTORE_LEDGER_URL is no URL.
+
+def _give_identity(ledger: Ledger, identity: str) -> None:
+    """Give the identity of the places to a ledger that was opened before anybody knew that one was lost."""
+
+    def give(tx: Connection) -> None:
+        _refuse_if_in_use(ledger, tx)
+        set_identity(tx, identity)
+
+    ledger.transact(give)
+    ledger.read_identity_again()
+
+
+def _mark(places: Places, *, adopt: bool) -> None:
+    """Give places their marks where they have none, and remember all; before the transaction, as it takes one itself.
+
+    The archive too, which is not needed here: it had its mark if staging had.
     """
-    try:
-        return sqlite_file(make_url(settings.resolved_ledger_url))
-    except (ArgumentError, ValueError) as error:
-        raise LedgerError("TIMESTORE_LEDGER_URL is not usable: it is no URL of a database") from error
+    for place in places:
+        if place.name is not PlaceName.WORK:
+            if place.name is not PlaceName.ARCHIVE or adopt:
+                put_mark(place.raw, place.name, places.ledger.identity)
+            places.remember(place)
 
 
-def _look_before_replacing(settings: Settings, datasets: Datasets, connect: Connect) -> None:
+def _refuse_ledger_of_others(file: Path, identity: str) -> None:
+    """Leave a ledger where it is that says itself that it is of another installation; a damaged one says nothing."""
+    found = _identity_in(file)
+    if found not in (None, identity):
+        raise LedgerError(
+            f"the ledger {file} is of the installation {found}, and staging and tables are of {identity}. Nothing "
+            "was done. Correct TIMESTORE_LEDGER_URL, TIMESTORE_STAGING_DIRECTORY or TIMESTORE_TABLES_URL."
+        )
+
+
+def _identity_in(file: Path) -> str | None:
+    """Return the identity in the file of a ledger; None where there is none, or where it is damaged."""
+    if not file.exists():
+        return None
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        found = connection.execute("SELECT identity FROM installation").fetchone()
+        return found[0] if found else None
+    return None
+
+
+def _look_before_replacing(
+    settings: Settings, datasets: Datasets, connect: Connect, identity: str, take_over: bool
+) -> None:
     """Read all that a rebuild needs, and change nothing: a ledger that nothing else can stand in for is not moved."""
-    with Store(settings, datasets, Ledger.open("sqlite://"), connect, writer_pool(settings, connect)) as store:
+    file = ledger_file(settings)
+    if file is not None and file.exists():
+        _refuse_ledger_of_others(file, identity)
+    ledger = Ledger.open("sqlite://", identity=identity)
+    with Store(settings, datasets, ledger, connect, writer_pool(settings, connect)) as store:
         for name in sorted(datasets_with_files(store)):
-            gather(store, name, fence=False)
+            gather(store, name, fence=False, take_over=take_over)
 
 
-def _restore_all(store: Store, tx: Connection, by: str, progress: Callable[[str], None]) -> list[RestoredDataset]:
+def _restore_all(
+    store: Store, tx: Connection, by: str, take_over: bool, progress: Callable[[str], None]
+) -> list[RestoredDataset]:
     restored = []
-    found = {name: gather(store, name) for name in sorted(datasets_with_files(store))}
+    found = {name: gather(store, name, take_over=take_over) for name in sorted(datasets_with_files(store))}
     next_entry = 1 + max((last_retry(evidence) for evidence in found.values()), default=0)
     for name, evidence in found.items():
         restoring = Restoring(store, tx, evidence, by)

@@ -1,0 +1,116 @@
+"""The ways out on purpose: adopt a place, give a table up, make a copy an installation of its own.
+
+Everything else that an installation does refuses a place that is not there or not its own, and waits. Here somebody
+says what it is to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from timestore_pipeline.building.lost_table import give_up_table
+from timestore_pipeline.building.own_table import tables_to_hand_over
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import CopyInPlace, UnknownPlace
+from timestore_pipeline.ledger.installation import (
+    datasets_with_tables,
+    forget_place,
+    marked_places,
+    new_identity,
+    remember_place,
+    set_identity,
+)
+from timestore_pipeline.places import PlaceName, PlaceState
+from timestore_pipeline.storage.marks import replace_mark
+from timestore_pipeline.store import Store
+
+
+def adopt(store: Store, name: str) -> str:
+    """Take what is at a place for this installation's from now on, whatever it is; return in a sentence what was done.
+
+    ``tables/<dataset>`` gives up a table that is gone.
+
+    Raises:
+        UnknownPlace: it has no such place.
+        TableError: the table is there.
+        StorageError, OSError, LedgerError: the place cannot be marked, or the ledger not be written.
+    """
+    kind, _, dataset = name.partition("/")
+    known = {place.name for place in store.places}
+    if dataset and kind == PlaceName.TABLES:
+        with store.ledger.read() as tx:
+            tables = datasets_with_tables(tx)
+        if dataset not in tables:
+            raise UnknownPlace(name, [*known, *(f"tables/{each}" for each in tables)])
+        lost = give_up_table(store, dataset)
+        again, gone = (lost.rows_staged_again, lost.rows_gone) if lost else (0, 0)
+        return f"{name}: given up; {again:,} rows are staged again from segments, {gone:,} rows are lost"
+    if name not in known:
+        raise UnknownPlace(name, known)
+    place = store.places[PlaceName(name)]
+    found = place.find()
+    if found.state is PlaceState.OURS:
+        store.places.remember(place)
+        return f"{name}: {found.location} belongs to this installation already"
+    replace_mark(place.raw, name, store.ledger.identity)
+    if place.name is not PlaceName.WORK:
+        store.places.remember(place)
+    store.prepare_local_folders()
+    return f"{name}: {found.location} belongs to this installation now"
+
+
+@dataclass(frozen=True)
+class NewIdentity:
+    """The identity that an installation was given; ``marked`` are the places that carry it."""
+
+    before: str
+    identity: str
+    marked: tuple[str, ...]
+
+
+def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
+    """Make an installation of its own of a copy: another identity, in the ledger, in all of its places and tables.
+
+    Nothing else may use the copy meanwhile; whatever has it open is refused afterwards, until it opens it again. Killed
+    in the middle, it is to be done again.
+
+    Args:
+        store: the copy.
+        in_place: also where a place is where the original had it: it is a copy of that place, as on another host.
+
+    Raises:
+        CopyInPlace: a place is where the original has it, so it is the original's; nothing was changed.
+        PlaceError: a place is not there, or another installation's; nothing was changed.
+        TableNotOurs: a table has commits that the ledger of the copy does not know; nothing was changed.
+        StorageError, OSError, LedgerError: not all could be changed; do it again.
+    """
+    ledger = store.ledger
+    with ledger.read() as tx:
+        locations = marked_places(tx)
+    places = list(store.places)
+    shared = [place for place in places if locations.get(place.name) == place.raw.location]
+    if shared and not in_place:
+        raise CopyInPlace([(place.name, place.raw.location) for place in shared])
+    tables = tables_to_hand_over(store)
+    identity = new_identity()
+    # Then the ledger: until then a process that is killed leaves places that say whose they are not.
+    for place in places:
+        replace_mark(place.raw, place.name, identity)
+
+    def enter(tx: Connection) -> None:
+        set_identity(tx, identity)
+        for name in locations:
+            forget_place(tx, name)
+        for place in places:
+            if place.name is not PlaceName.WORK:
+                remember_place(tx, place.name, place.raw.location, now_micros())
+
+    before = ledger.identity
+    ledger.transact(enter)
+    ledger.read_identity_again()
+    # Done again, all get yet another identity: whatever a table says, it is the one that the ledger knows.
+    for table in tables:
+        table.hand_over(identity)
+    return NewIdentity(before, identity, tuple(place.name for place in places))

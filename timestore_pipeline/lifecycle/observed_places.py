@@ -1,0 +1,85 @@
+"""A look at all places: for people, for metrics, and for whoever asks for work that cannot be done without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from timestore_pipeline.errors import StorageError, TableGone
+from timestore_pipeline.ledger.installation import datasets_with_tables
+from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.places import Place, PlaceName, Places, hurried
+from timestore_pipeline.storage.table_folder import has_table
+from timestore_pipeline.store import Store
+
+UNREACHABLE = "unreachable"
+"""The state of a place that cannot be looked at."""
+
+GONE = "gone"
+"""The state of a table that is not where it was."""
+
+
+@dataclass(frozen=True)
+class ObservedPlace:
+    """What was found of a place, or of a table that is gone; without a problem it may be used."""
+
+    name: str
+    location: str
+    state: str
+    problem: str = ""
+    remedy: str = ""
+
+
+def observe_places(store: Store, *, local_only: bool = False) -> list[ObservedPlace]:
+    """Look at every place, and whether the tables that the ledger knows are there; nothing is changed.
+
+    With ``local_only`` at those of this host: no object store is asked, which is too slow for a look every few seconds.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    looked_at = [
+        place
+        for place in Places(hurried(store.settings), store.ledger)
+        if place.raw.local is not None or not local_only
+    ]
+    places = list(_observed(looked_at))
+    if not any(each.name == PlaceName.TABLES and not each.problem for each in places):
+        return places
+    return [*places, *_gone_tables(store)]
+
+
+def _observed(places: Iterable[Place]) -> Iterator[ObservedPlace]:
+    for place in places:
+        location = place.raw.location
+        try:
+            found = place.find()
+        except OSError as error:
+            problem = str(error) if isinstance(error, StorageError) else error.strerror or str(error)
+            yield ObservedPlace(place.name, location, UNREACHABLE, f"cannot be looked at: {problem}", "Mend that.")
+            continue
+        refusal = place.refusal(found)
+        if refusal is None:
+            yield ObservedPlace(place.name, location, found.state)
+        else:
+            yield ObservedPlace(place.name, location, found.state, refusal.reason, refusal.remedy)
+
+
+def _gone_tables(store: Store) -> Iterator[ObservedPlace]:
+    with store.ledger.read() as tx:
+        versions = table_versions(tx, datasets_with_tables(tx))
+    for name, version in sorted(versions.items()):
+        place = store.table(name)
+        try:
+            if version is None or has_table(place):
+                continue
+        except (StorageError, OSError):
+            return  # the place of all tables says so
+        error = TableGone(name, place.location, version)
+        yield ObservedPlace(f"tables/{name}", place.location, GONE, f"has no table, and was at version {version}",
+                            error.remedy)  # fmt: skip
+
+
+def problems_in_words(places: Iterable[ObservedPlace]) -> list[str]:
+    """Return a sentence for each place that cannot be used."""
+    return [f"{each.name}: {each.location} {each.problem}. {each.remedy}" for each in places if each.problem]

@@ -1,0 +1,390 @@
+"""The places of an installation: whether each is there, and belongs to this installation and no other (invariant 10).
+
+What is there carries a mark with the identity of the ledger, and the ledger remembers which places were given one. Both
+together tell a place that is new from one that is not mounted, was emptied, or is another one:
+
+=============  =====================  ==========================================================
+mark           the ledger             the place
+=============  =====================  ==========================================================
+ours           (whatever it says)     is ours
+another one    (whatever it says)     is foreign
+none           has marked it          is missing
+none           knows files there      is missing, unless they are there: then it was never marked
+none           knows nothing of it    is new
+=============  =====================  ==========================================================
+
+A place that is new, or was never marked, is marked before the first thing is written there. Whatever is missing or
+foreign is left alone, until it is back or somebody says on purpose what it is to be.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import PlaceError, PlaceForeign, PlaceMissing, PlaceUnreadable, StorageError
+from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.installation import (
+    datasets_with_tables,
+    marked_places,
+    newest_segments,
+    remember_place,
+)
+from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.settings import AfterIngest, Settings, variable_name
+from timestore_pipeline.storage import Storage, open_storage
+from timestore_pipeline.storage.marks import mark_key, put_mark, read_mark
+from timestore_pipeline.storage.owned import OwnedStorage
+from timestore_pipeline.storage.table_folder import has_table
+
+SEGMENT_SUFFIX = ".duckdb"
+"""Ends the names of segments."""
+
+# A bucket is not unmounted between two requests; a folder is asked each time.
+_BELIEVED_SECONDS = 10.0
+_LOOKED_FOR = 5
+# A look is a sensor's, which has a minute in all: what is not answered by then is looked at by the next.
+_LOOK_SECONDS = 10.0
+
+
+_Stamp = tuple[int, int, int]
+
+
+class PlaceName(StrEnum):
+    """The places; they are marked in this order, so that staging has its mark only where the others have theirs."""
+
+    WORK = "work"
+    ARCHIVE = "archive"
+    TABLES = "tables"
+    STAGING = "staging"
+
+
+class PlaceState(StrEnum):
+    """What a place is to this installation."""
+
+    OURS = "ours"
+    NEW = "new"
+    MISSING = "missing"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a place; ``mark`` is the identity that it carries, None where it has no mark."""
+
+    name: PlaceName
+    location: str
+    state: PlaceState
+    mark: str | None = None
+
+
+def state_of(mark: str | None, identity: str, *, marked: bool, known_files: bool | None) -> PlaceState:
+    """Return what a place is, by the table in the module's docstring.
+
+    Args:
+        mark: the identity that it carries; None where it has no mark.
+        identity: that of the ledger.
+        marked: whether the ledger remembers that the place was given the mark.
+        known_files: whether files that the ledger knows are there; None where it knows of none.
+    """
+    if mark is not None:
+        return PlaceState.OURS if mark == identity else PlaceState.FOREIGN
+    return PlaceState.MISSING if marked or known_files is False else PlaceState.NEW
+
+
+class Place:
+    """One place, with the ledger that it is to belong to."""
+
+    def __init__(self, places: Places, name: PlaceName) -> None:
+        self.name = name
+        self.raw = storage_at(places.settings, location_of(places.settings, name))
+        self._places = places
+        self._mark = self.raw.local / mark_key(name) if self.raw.local is not None else None
+        self._believed_until = 0.0
+        self._seen: _Stamp | None = None
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Its files, as far as it is ours."""
+        return OwnedStorage(self.raw, self)
+
+    def part(self, key: str) -> Storage:
+        """Return the files in a folder of it."""
+        return OwnedStorage(
+            storage_at(self._places.settings, location_of(self._places.settings, self.name) / key), self
+        )
+
+    def find(self) -> Finding:
+        """Look what it is.
+
+        Raises:
+            StorageError, OSError: it cannot be looked at.
+            LedgerError: the ledger cannot be read.
+        """
+        stamp = self._stamp()
+        mark = read_mark(self.raw, self.name)
+        identity = self._places.ledger.identity
+        if mark is not None:
+            state = state_of(mark, identity, marked=True, known_files=None)
+        else:
+            marked = self.name in self._places.marked()
+            state = state_of(None, identity, marked=marked, known_files=None if marked else self._known_files())
+        self._seen = stamp if state is PlaceState.OURS else None
+        if state is PlaceState.OURS and self.raw.local is None:
+            self._believed_until = time.monotonic() + _BELIEVED_SECONDS
+        return Finding(self.name, self.raw.location, state, mark)
+
+    def require(self) -> None:
+        """Refuse a place that is missing or foreign; a new one has nothing in it yet.
+
+        Raises:
+            PlaceError: it is one of these, or cannot be looked at.
+            LedgerError: the ledger cannot be read.
+        """
+        self._found_usable()
+
+    def claim(self) -> None:
+        """Refuse a place that is missing or foreign, and mark a new one, with all others that are.
+
+        Raises:
+            PlaceError: this place, or another that has to be marked with it, is missing or foreign.
+            LedgerError: the ledger cannot be read or written.
+        """
+        found = self._found_usable()
+        if self.name is PlaceName.WORK:
+            if found is PlaceState.NEW:
+                self.put_mark()
+        elif found is PlaceState.NEW or not self._places.remembers(self.name):
+            self._places.mark_new()
+
+    def _found_usable(self) -> PlaceState:
+        if (self._seen is not None and self._stamp() == self._seen) or time.monotonic() < self._believed_until:
+            return PlaceState.OURS
+        try:
+            found = self.find()
+        except StorageError:
+            raise  # says all that there is to say
+        except OSError as error:
+            raise PlaceUnreadable(self.name, self.raw.location, error.strerror or str(error)) from error
+        refusal = self.refusal(found)
+        if refusal is not None:
+            raise refusal
+        return found.state
+
+    def refusal(self, found: Finding) -> PlaceError | None:
+        """Return the error that says what was found; None where the place may be used."""
+        variable = variable_name(FIELDS[self.name])
+        if found.state is PlaceState.MISSING:
+            there = self.raw.local is None or self.raw.local.is_dir()
+            return PlaceMissing(self.name, found.location, variable, there=there)
+        if found.state is PlaceState.FOREIGN:
+            identity = self._places.ledger.identity
+            return PlaceForeign(self.name, found.location, variable, owner=found.mark or "", identity=identity)
+        return None
+
+    def put_mark(self) -> None:
+        """Give a new place its mark, and look whether it has it.
+
+        Raises:
+            PlaceError: it has not: another process was quicker, for another installation.
+            StorageError, OSError: it cannot be written.
+        """
+        put_mark(self.raw, self.name, self._places.ledger.identity)
+        self._found_usable()
+
+    def _stamp(self) -> _Stamp | None:
+        """Return what tells the file of the mark from another one, for much less than it costs to read it."""
+        if self._mark is None:
+            return None
+        try:
+            found = self._mark.stat()
+        except OSError:
+            return None  # whoever reads it says why
+        return found.st_dev, found.st_ino, found.st_mtime_ns
+
+    def _known_files(self) -> bool | None:
+        settings, ledger = self._places.settings, self._places.ledger
+        if self.name is PlaceName.TABLES:
+            with ledger.read() as tx:
+                tables = datasets_with_tables(tx)
+            return (
+                any(has_table(storage_at(settings, settings.table_location(name))) for name in tables)
+                if tables
+                else None
+            )
+        if self.name is PlaceName.STAGING:
+            with ledger.read() as tx:
+                segments = newest_segments(tx, _LOOKED_FOR)
+            if segments:
+                return any(self.raw.size(path) is not None for path in segments)
+            if not self._has_the_ledger() and any(SEGMENT_SUFFIX in entry.key for entry in self.raw.entries()):
+                return False  # and yet there are some: they are another installation's
+        return None
+
+    def _has_the_ledger(self) -> bool:
+        file, local = self._places.ledger.file, self.raw.local
+        return file is not None and local is not None and file.is_relative_to(local)
+
+
+FIELDS: Mapping[PlaceName, str] = {
+    PlaceName.STAGING: "staging_directory",
+    PlaceName.TABLES: "tables_url",
+    PlaceName.ARCHIVE: "landing_archive_directory",
+    PlaceName.WORK: "work_directory",
+}
+"""The settings that say where the places are."""
+
+
+class Places:
+    """All places of an installation."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self._places: dict[PlaceName, Place] = {}
+        self._marked: set[str] = set()
+        self._lock = threading.RLock()
+
+    def __getitem__(self, name: PlaceName) -> Place:
+        with self._lock:
+            if name not in self._places:
+                self._places[name] = Place(self, name)
+            return self._places[name]
+
+    def __iter__(self) -> Iterator[Place]:
+        """Go through those that the installation uses, in the order in which they are marked."""
+        return (self[name] for name in used_places(self.settings))
+
+    def marked(self) -> set[str]:
+        """Return the names of the places that the ledger remembers to have marked."""
+        with self.ledger.read() as tx:
+            self._marked = set(marked_places(tx))
+        return self._marked
+
+    def remembers(self, name: PlaceName) -> bool:
+        """Whether the ledger has a place among those that it has marked."""
+        return name in self._marked or name in self.marked()
+
+    def mark_new(self) -> None:
+        """Mark every place that is new, and remember all that are ours.
+
+        Together, so that a ledger that is lost right after can still be told from one that never had tables.
+
+        Raises:
+            PlaceError: a place that was not marked before is missing or foreign; what is new may be marked by then.
+            StorageError, OSError, LedgerError: as they say.
+        """
+        with self._lock:
+            marked = self.marked()
+            for place in self:
+                if place.name in marked or place.name is PlaceName.WORK:
+                    continue  # of work each host has its own, and may lose it
+                if place._found_usable() is PlaceState.NEW:
+                    place.put_mark()
+                self.remember(place)
+
+    def remember(self, place: Place) -> None:
+        """Record in the ledger that a place carries the mark."""
+        self.ledger.transact(lambda tx: remember_place(tx, place.name, place.raw.location, now_micros()))
+        self._marked.add(place.name)
+
+    def mark_at_open(self) -> None:
+        """Mark the places of an installation that is new, or is older than marks.
+
+        What is missing, foreign or cannot be looked at says so when it is used. A new installation does not wait here
+        for an object store; its places there are marked when they are used.
+        """
+        if self.marked().issuperset({PlaceName.STAGING, PlaceName.TABLES}):
+            return
+        with self.ledger.read() as tx:
+            known = bool(newest_segments(tx, 1) or datasets_with_tables(tx))
+        if known or not uses_work(self.settings):
+            with suppress(StorageError, OSError):
+                self.mark_new()
+
+    def is_usable(self, name: PlaceName) -> bool:
+        """Whether a place is neither missing nor foreign, and can be looked at."""
+        try:
+            self[name].require()
+        except (StorageError, OSError):
+            return False
+        return True
+
+
+def used_places(settings: Settings) -> list[PlaceName]:
+    """Return the places that an installation has, in the order in which they are marked."""
+    return [
+        name
+        for name in PlaceName
+        if (name is not PlaceName.WORK or uses_work(settings))
+        and (name is not PlaceName.ARCHIVE or settings.landing_after_ingest is AfterIngest.ARCHIVE)
+    ]
+
+
+def uses_work(settings: Settings) -> bool:
+    """Whether anything is kept in an object store, so that its local copies are in the work directory."""
+    locations = (
+        settings.staging_location,
+        settings.tables_location,
+        settings.landing_location,
+        settings.archive_location,
+    )
+    return any(isinstance(each, ObjectUrl) for each in locations)
+
+
+def location_of(settings: Settings, name: PlaceName) -> Path | ObjectUrl:
+    """Return where a place is."""
+    match name:
+        case PlaceName.STAGING:
+            return settings.staging_location
+        case PlaceName.TABLES:
+            return settings.tables_location
+        case PlaceName.ARCHIVE:
+            return settings.archive_location
+        case PlaceName.WORK:
+            return settings.work_path
+
+
+def storage_at(settings: Settings, location: Path | ObjectUrl) -> Storage:
+    """Return the storage at a location, as ``settings`` have it cached and asked; nobody asks whose it is.
+
+    Raises:
+        StorageRefused: as :func:`~timestore_pipeline.storage.open_storage`.
+    """
+    return open_storage(
+        location,
+        cache=settings.work_path / "cache",
+        cache_bytes=settings.object_cache_bytes,
+        timeout_seconds=settings.object_store_timeout_seconds,
+        patience_seconds=settings.object_store_retry_seconds,
+    )
+
+
+def hurried(settings: Settings) -> Settings:
+    """Return settings for a look that is not worth waiting for: an object store is asked for a few seconds only."""
+    return settings.model_copy(
+        update={
+            "object_store_timeout_seconds": min(_LOOK_SECONDS, settings.object_store_timeout_seconds),
+            "object_store_retry_seconds": min(_LOOK_SECONDS, settings.object_store_retry_seconds),
+        }
+    )
+
+
+def marks_found(settings: Settings) -> dict[PlaceName, str]:
+    """Return the identities that the places carry, as far as they have marks, without any ledger.
+
+    Not that of the work directory, which may outlast an installation and holds nothing of it.
+
+    Raises:
+        StorageError, OSError: a place cannot be looked at.
+    """
+    names = [name for name in used_places(settings) if name is not PlaceName.WORK]
+    found = {name: read_mark(storage_at(settings, location_of(settings, name)), name) for name in names}
+    return {name: mark for name, mark in found.items() if mark is not None}
