@@ -59,8 +59,8 @@ def resume_datasets(store: Store, datasets: Sequence[str], *, as_json: bool) -> 
     with store.ledger.read() as tx:
         known = known_datasets(tx)
     for name in datasets:
-        if name not in store.datasets and name not in known:
-            raise UnknownDataset(name, list(store.datasets))
+        if name not in store.datasets.declared and name not in known:
+            raise UnknownDataset(name, list(store.datasets.declared))
     resumed = let_in(store, datasets)
     with store.ledger.read() as tx:
         left = all_pauses(tx)

@@ -47,7 +47,10 @@ class Published:
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """Where one dataset stands. A threshold or limit of 0 is off; None files are not known."""
+    """Where one dataset stands. A threshold or limit of 0 is off; None files are not known.
+
+    ``refused`` says why nothing is done with it, where it contradicts the ledger.
+    """
 
     dataset: str
     queue: QueueState
@@ -62,6 +65,7 @@ class DatasetStatus:
     quarantine: QuarantineTotals
     landing_files: int | None
     pause: Pause | None = None
+    refused: str | None = None
 
 
 def collect_status(
@@ -72,8 +76,9 @@ def collect_status(
     Raises:
         UnknownDataset: a dataset is not declared.
     """
-    specs = [store.datasets[name] for name in datasets or store.datasets]
-    scan = scan_landing(store, datasets or None)
+    known = store.datasets.declared  # those that are refused stand somewhere too
+    specs = [known[name] for name in datasets or known]
+    scan = scan_landing(store, [name for name in datasets if name in store.datasets] if datasets else None)
     waiting = Counter(file.dataset for file in scan.files)
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
@@ -88,6 +93,7 @@ def collect_status(
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
         thresholds = effective_thresholds(store.settings, spec)
+        refused = store.datasets.refused.get(spec.name)
         statuses.append(
             DatasetStatus(
                 dataset=spec.name,
@@ -101,8 +107,9 @@ def collect_status(
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
-                landing_files=waiting[spec.name] if scan.answered else None,
+                landing_files=waiting[spec.name] if scan.answered and spec.name in store.datasets else None,
                 pause=pause_of(pauses, spec.name),
+                refused=refused and str(refused),
             )
         )
     return statuses, scan.problems
@@ -130,7 +137,7 @@ def as_row(status: DatasetStatus) -> list[str]:
             wording.duration(limits.max_age_ms / 1e3),
             limits.max_age_ms,
         ),
-        "building" if status.in_flight else status.due.value if status.due else "-",
+        _due_in_words(status),
         wording.number(status.published.rows),
         wording.number(status.published.files),
         wording.number(status.published.windows),
@@ -162,6 +169,7 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
         },
         "limit_sources": {name.value: source.value for name, source in status.limits.sources},
         "due": status.due.value if status.due else None,
+        "refused": status.refused,
         "published": {
             "rows": status.published.rows,
             "bytes": status.published.bytes,
@@ -200,6 +208,12 @@ def pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
         f"'timestore resume {'--all' if name == EVERY_DATASET else name}' ends it"
         for name, pause in found.items()
     ]
+
+
+def _due_in_words(status: DatasetStatus) -> str:
+    if status.refused:
+        return "refused"
+    return "building" if status.in_flight else status.due.value if status.due else "-"
 
 
 def _landing_in_words(status: DatasetStatus) -> str:

@@ -83,6 +83,7 @@ def restore_dataset(
     next_sequence: int,
     table_version: int | None,
     key: str | None,
+    time: str | None,
     now: int,
 ) -> None:
     """Enter a dataset with the columns that it has had, oldest first; none where they are still to be inferred."""
@@ -91,6 +92,7 @@ def restore_dataset(
         "next_sequence": next_sequence,
         "table_version": table_version,
         "key": key,
+        "time": time,
         # Beyond every position in the table, as no dataset gets more rows than microseconds pass.
         "next_position": now,
     }

@@ -206,7 +206,10 @@ def look_at_ledger(store: Store) -> Iterator[Finding]:
     for name, each in totals.items():
         message = f"{each.batches} files, {each.rows} rows and {each.segments} damaged segments are in quarantine"
         yield Finding(f"quarantine {name}", Level.WARNING, message, f"timestore quarantine list {name}")
-    for name in sorted(queues.keys() - set(store.datasets)):
+    for name, error in store.datasets.refused.items():
+        fix = "restore in datasets.yaml what it was, or declare a new dataset"
+        yield Finding(f"dataset {name}", Level.ERROR, str(error), fix)
+    for name in sorted(queues.keys() - set(store.datasets.declared)):
         message = f"{queues[name].pending_rows:,} rows are staged, and it is not declared any more"
         yield Finding(f"dataset {name}", Level.ERROR, message, "put it back into datasets.yaml")
     for problem in scan_landing(store).problems:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import duckdb
 from sqlalchemy import Connection
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
@@ -81,8 +81,9 @@ class _Pass:
 
     def attempt(self, what: str, act: Callable[[], T], otherwise: T) -> T:
         try:
-            return act()
-        except (TimestoreError, duckdb.Error, OSError) as error:
+            with alone():
+                return act()
+        except TimestoreError as error:
             log.warning("%s: %s", what, error)
             self.problems.append(f"{what}: {error}")
             return otherwise

@@ -17,7 +17,7 @@ from timestore_pipeline.building.table import file_bounds, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import QueryError, SegmentUnreadable
+from timestore_pipeline.errors import QueryError, SegmentUnreadable, TimestoreError
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
@@ -181,13 +181,26 @@ def run_query(store: Store, sql: str) -> pa.Table:
         with open_reader(store, datasets_named(store, sql), sql) as connection:
             return select(connection, sql).to_arrow_table()
     except duckdb.Error as error:
-        raise QueryError(reason_of(error)) from error
+        raise query_error(store, sql, error) from error
+
+
+def query_error(store: Store, sql: str, error: duckdb.Error) -> TimestoreError:
+    """Return what a query of the user fails with: where it asks for a dataset that is refused, why that is."""
+    words = _words(sql)
+    refused = [reason for name, reason in store.datasets.refused.items() if name in words]
+    if refused and isinstance(error, duckdb.CatalogException):
+        return refused[0]
+    return QueryError(reason_of(error))
 
 
 def datasets_named(store: Store, sql: str) -> list[str]:
     """Return the datasets that a query can mean: those whose names are words in it."""
-    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
+    words = _words(sql)
     return [name for name in store.datasets if name in words]
+
+
+def _words(sql: str) -> set[str]:
+    return set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
 
 
 def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Exception) -> None:

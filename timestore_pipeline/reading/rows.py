@@ -25,6 +25,7 @@ from timestore_pipeline.reading.relations import (
     create_views,
     damage_named,
     datasets_named,
+    query_error,
     reader_folders,
     take_snapshots,
 )
@@ -123,7 +124,7 @@ def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot
         with damage_named(store, snapshots):
             return Rows(store, select(connection, sql), snapshots)
     except duckdb.Error as error:
-        raise QueryError(reason_of(error)) from error
+        raise query_error(store, sql, error) from error
 
 
 def range_query(

@@ -18,9 +18,9 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.batches import SliceRow
+from timestore_pipeline.ledger.declarations import declared
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.ledger.registry import key_text
 from timestore_pipeline.ledger.restoring import (
     RestoredEntry,
     RestoredSegment,
@@ -96,6 +96,8 @@ class Restoring:
         segments = self._segments()
         versions = self._versions(segments)
         table = self.evidence.table
+        spec = self.store.datasets.get(name)
+        said = None if spec is None else declared(spec)
         restore_dataset(
             self.tx,
             name,
@@ -103,7 +105,8 @@ class Restoring:
             versions,
             next_sequence=table.fenced + 1 if table else 1,
             table_version=table.version if table else None,
-            key=key_text(self.store.datasets[name]) if name in self.store.datasets else None,
+            key=None if said is None else said.key,
+            time=None if said is None else said.time,
             now=now,
         )
         totals = self._totals(table.files if table else (), granularity)
@@ -140,7 +143,6 @@ class Restoring:
         ]
         next_entry = restore_entries(self.tx, name, entries, first_id=next_entry, by=self.by, now=now)
         finish_restoring(self.tx, [segment.row.id for segment in segments], now)
-        spec = self.store.datasets.get(name)
         past = restore_past_rows(self.tx, name, now)
         self.problems += unexplained(name, past, granularity, table_retention(self.store, spec), now)
         open_entries = sum(not entry.resolved for entry in entries)

@@ -8,7 +8,7 @@ killed leaves a ledger that is as empty as before.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -146,5 +146,8 @@ def _restore_all(store: Store, tx: Connection, by: str, progress: Callable[[str]
         outcome, next_entry = restoring.restore(next_entry)
         restored.append(outcome)
         progress(f"{name}: {outcome.staged_rows:,} rows staged, {outcome.published_rows:,} rows published")
-    register(tx, store.datasets.values(), now_micros())
-    return restored
+    refused = register(tx, store.datasets.values(), now_micros())
+    return [
+        replace(each, problems=(*each.problems, str(refused[each.dataset]))) if each.dataset in refused else each
+        for each in restored
+    ]
