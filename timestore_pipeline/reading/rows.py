@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,7 @@ def _past(store: Store, now: Snapshot, version: int | None, time: Moment | None)
     elif version is not None and (now.table_version is None or version > now.table_version):
         latest = "it has no table yet" if now.table_version is None else f"the latest is {now.table_version}"
         raise TableError(f"dataset {name!r}: there is no table version {version}; {latest}")
-    return Snapshot(now.spec, now.columns, version, ())
+    return replace(now, table_version=version, slices=())
 
 
 def _now(store: Store) -> Callable[[list[str]], list[Snapshot]]:
