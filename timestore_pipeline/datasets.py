@@ -362,6 +362,13 @@ class DatasetSpec(_Model):
         """Return the window named ``key``; raises ValueError as :meth:`Window.from_key`."""
         return Window.from_key(key, self.window)
 
+    def window_of_partition(self, key: str | None) -> Window | None:
+        """Return the window of a partition of the table; None for one that only another program can have made."""
+        try:
+            return None if key is None else self.window_from_key(key)
+        except ValueError:
+            return None
+
     def window_at(self, start_micros: int) -> Window:
         """Return the window that starts at ``start_micros`` (microseconds since the epoch)."""
         return Window.from_start_micros(start_micros, self.window)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.manifests import forget_manifests
 from timestore_pipeline.building.table import ensure_table, file_prefix
 from timestore_pipeline.clock import now_micros
@@ -52,7 +53,10 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     seen = versions.get(spec.name)
     if has_table(place) or (seen is not None and _has_published_files(place, in_flight)):
         # Where only the log is gone, or a part of it, the Parquet files are still there to be restored.
-        return ensure_table(place, spec.name, columns, seen)
+        version = ensure_table(place, spec.name, columns, seen)
+        if seen is not None and version > seen:
+            follow_others(store, spec.name)
+        return version
     _mark(store.tables, spec, published=any(version is not None for version in versions.values()))
     if seen is not None:
         # Its manifests say of rows that are gone that they are published.

@@ -132,6 +132,12 @@ def table_versions(tx: Connection, names: Sequence[str] | None = None) -> dict[s
     return dict(tx.execute(query).all())
 
 
+def advance_table_version(tx: Connection, dataset: str, version: int) -> None:
+    """Let readers have a later version of a dataset's table; the caller has ended all builds that it has."""
+    query = update(datasets).where(datasets.c.name == dataset, datasets.c.table_version < version)
+    tx.execute(query.values(table_version=version))
+
+
 def last_claimed_sequence(tx: Connection, dataset: str) -> int:
     """Return the sequence of the last build that claimed slices of the dataset, 0 for none."""
     return tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one() - 1

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from shutil import disk_usage
 
+from timestore_pipeline.building.foreign import foreign_commits
 from timestore_pipeline.building.lost_table import MARK, MARKER
 from timestore_pipeline.building.table import last_sequence, live_files, open_table
 from timestore_pipeline.clock import now_micros
@@ -257,6 +258,11 @@ def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
     if last_sequence(table, dataset) > claimed:
         message = "the table is ahead of the ledger, which is an old copy; its builds are refused"
         yield Finding(part, Level.ERROR, message, "stop the service, then timestore ledger rebuild --replace")
+    commits = foreign_commits(place, range(seen + 1, table.version() + 1))
+    if commits:
+        message = f"{commits[-1].in_words}; the next build, maintenance or failing read follows"
+        yield Finding(part, Level.WARNING, message, "timestore maintain, then timestore loss show " + dataset)
+        seen = table.version()
     files = live_files(open_table(place, dataset, seen))
     sizes = {entry.key: entry.bytes for entry in parquet_files(place)}
     gone = [file.path for file in files if sizes.get(file.path) != file.bytes]

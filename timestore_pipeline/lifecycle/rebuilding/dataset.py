@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.building.manifests import Published
-from timestore_pipeline.building.table import TableFile
+from timestore_pipeline.building.table import TableFile, sequence_of_file
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.errors import LedgerError, TimestoreError
@@ -40,19 +40,20 @@ from timestore_pipeline.lifecycle.rebuilding.evidence import Evidence, FoundSegm
 from timestore_pipeline.lifecycle.rebuilding.restored import (
     batch_row,
     each_batch_once,
-    is_key,
     refused,
     restored,
     unexplained,
     unlinked,
     was_retried,
+    window_of,
 )
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.description import staged_at_of
 from timestore_pipeline.staging.segment import new_segment_id
 from timestore_pipeline.storage import Entry
+from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import SEGMENT_SUFFIX, Store
-from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline.windows import Granularity
 
 _UNKNOWN_REASON = "it was set aside before the ledger was lost, and the reason with it; a retry says what is wrong"
 _ID_BEFORE_NAME = re.compile(r"^[0-9a-f]{16}-")
@@ -185,9 +186,10 @@ class Restoring:
             return declared
         if said:
             return Granularity(said.pop())
-        keys = {file.window_key for file in (self.evidence.table.files if self.evidence.table else ())}
+        files = self.evidence.table.files if self.evidence.table else ()
+        ours = [file for file in files if sequence_of_file(file_name(file.path)) is not None]
         for granularity in Granularity:
-            if keys and all(is_key(key, granularity) for key in keys):
+            if ours and all(window_of(file, granularity) for file in ours):
                 return granularity
         return None
 
@@ -203,7 +205,10 @@ class Restoring:
     def _totals(self, files: Iterable[TableFile], granularity: Granularity) -> dict[int, PublishedWindow]:
         found: dict[int, PublishedWindow] = {}
         for file in files:
-            start = Window.from_key(file.window_key, granularity).start_micros
+            window = window_of(file, granularity)
+            if window is None:
+                continue
+            start = window.start_micros
             had = found.get(start, PublishedWindow(start, 0, 0, 0))
             found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
         return found
