@@ -418,6 +418,14 @@ class LossRefused(TimestoreError):
         super().__init__(f"dataset {dataset!r}: {why}. {remedy}")
 
 
+class RemovalRefused(TimestoreError):
+    """A dataset is not removed as things are; nothing of it was."""
+
+    def __init__(self, dataset: str, why: str, remedy: str) -> None:
+        self.dataset = dataset
+        super().__init__(f"dataset {dataset!r} is not removed: {why}. {remedy}")
+
+
 class EntryNotOpen(TimestoreError):
     """A quarantine entry was retried or discarded before, so there is nothing left to decide."""
 

@@ -223,6 +223,11 @@ def last_sequence(table: DeltaTable, dataset: str, lane: int | None = None) -> i
     return max(table.transaction_version(_app_id(dataset, each)) or 0 for each in lanes)
 
 
+def is_of_dataset(table: DeltaTable, dataset: str) -> bool:
+    """Whether the table's log says that a build of the dataset has committed to it, or a fence of one."""
+    return last_sequence(table, dataset) > 0
+
+
 def last_published_sequence(table: DeltaTable, dataset: str, lane: int) -> int:
     """Return the sequence of the last build of a lane that was published, 0 for none."""
     return table.transaction_version(_published_app_id(dataset, lane)) or 0

@@ -212,7 +212,8 @@ def look_at_ledger(store: Store) -> Iterator[Finding]:
         yield Finding(f"dataset {name}", Level.ERROR, str(error), fix)
     for name in sorted(queues.keys() - set(store.datasets.declared)):
         message = f"{queues[name].pending_rows:,} rows are staged, and it is not declared any more"
-        yield Finding(f"dataset {name}", Level.ERROR, message, "put it back into datasets.yaml")
+        fix = f"put it back into datasets.yaml, or timestore dataset remove {name}"
+        yield Finding(f"dataset {name}", Level.ERROR, message, fix)
     for problem in scan_landing(store).problems:
         yield Finding("landing", Level.WARNING, problem, "the message says")
 
