@@ -26,7 +26,7 @@ from timestore_pipeline.columns import (
     columns_from_mapping,
 )
 from timestore_pipeline.durations import SHORTEST_FRESHNESS, Duration, format_duration
-from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
+from timestore_pipeline.errors import DatasetsFileError, TimestoreError, UnknownDataset
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.windows import Granularity, Window, from_micros
 
@@ -362,6 +362,13 @@ class DatasetSpec(_Model):
         """Return the window named ``key``; raises ValueError as :meth:`Window.from_key`."""
         return Window.from_key(key, self.window)
 
+    def window_of_partition(self, key: str | None) -> Window | None:
+        """Return the window of a partition of the table; None for one that only another program can have made."""
+        try:
+            return None if key is None else self.window_from_key(key)
+        except ValueError:
+            return None
+
     def window_at(self, start_micros: int) -> Window:
         """Return the window that starts at ``start_micros`` (microseconds since the epoch)."""
         return Window.from_start_micros(start_micros, self.window)
@@ -389,16 +396,33 @@ class DatasetsFile(_Model):
 
 
 class Datasets(Mapping[str, DatasetSpec]):
-    """The declared datasets by name, in file order; an unknown name raises :class:`UnknownDataset`."""
+    """The datasets that may be worked with, by name, in file order; an unknown name raises :class:`UnknownDataset`.
 
-    def __init__(self, specs: Mapping[str, DatasetSpec]) -> None:
-        self._specs = dict(specs)
+    ``refused`` are those of the file that must be left alone, each with the error that says why, and that asking for
+    it raises.
+    """
+
+    def __init__(self, specs: Mapping[str, DatasetSpec], refused: Mapping[str, TimestoreError] | None = None) -> None:
+        self.refused: Mapping[str, TimestoreError] = dict(refused or {})
+        self._declared = dict(specs)
+        self._specs = {name: spec for name, spec in specs.items() if name not in self.refused}
+
+    @property
+    def declared(self) -> Datasets:
+        """All datasets of the file: for what is done with none of their rows."""
+        return Datasets(self._declared)
+
+    def refusing(self, refused: Mapping[str, TimestoreError]) -> Datasets:
+        """Return the same datasets, of which these are left alone."""
+        return Datasets(self._declared, refused)
 
     def __getitem__(self, name: str) -> DatasetSpec:
+        if name in self.refused:
+            raise self.refused[name].with_traceback(None)
         try:
             return self._specs[name]
         except KeyError:
-            raise UnknownDataset(name, list(self._specs)) from None
+            raise UnknownDataset(name, list(self._declared)) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._specs

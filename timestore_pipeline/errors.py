@@ -106,19 +106,53 @@ class LedgerReplaced(CommitUnknown):
         )
 
 
-class ColumnsChanged(TimestoreError):
+class DeclarationChanged(TimestoreError):
+    """``datasets.yaml`` contradicts the rows of a dataset: their time, window, key, columns or start.
+
+    ``changes`` are phrases, one for each thing that was changed.
+    """
+
+    def __init__(self, dataset: str, changes: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.changes = tuple(changes)
+        super().__init__(
+            f"dataset {dataset!r}: datasets.yaml contradicts its rows: {'; '.join(changes)}. This is fixed once rows "
+            "are staged: restore what it was, or declare a new dataset (docs/datasets.md, What is fixed). Until then "
+            "this dataset is left alone, nothing of it is lost, and the others go on."
+        )
+
+
+class ColumnsChanged(DeclarationChanged):
     """The columns declared in ``datasets.yaml`` are not those with which rows of the dataset were staged."""
 
     def __init__(self, dataset: str, fixed: Sequence[Column], declared: Sequence[Column]) -> None:
-        self.dataset = dataset
         had, has = set(fixed), set(declared)
         gone = ", ".join(f"{column.name} {column.type}" for column in fixed if column not in has)
         new = ", ".join(f"{column.name} {column.type}" for column in declared if column not in had)
         super().__init__(
-            f"dataset {dataset!r}: its columns were fixed by its first batch and datasets.yaml now declares others "
-            f"(fixed but not declared: {gone or 'none'}; declared but not fixed: {new or 'none'}). "
-            "Restore the old columns, or declare a new dataset."
+            dataset,
+            [f"its columns (fixed but not declared: {gone or 'none'}; declared but not fixed: {new or 'none'})"],
         )
+
+
+class DatasetRemoved(TimestoreError):
+    """The ledger does not know a dataset any more that this process has declared."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        super().__init__(
+            f"dataset {dataset!r}: somebody has removed it from the ledger since this process was started. If it is to "
+            "be there again, keep it in datasets.yaml and start this process again; else take it out of the file."
+        )
+
+
+class DatasetFailed(TimestoreError):
+    """Something unforeseen went wrong with one dataset; the others go on."""
+
+    def __init__(self, dataset: str, error: Exception) -> None:
+        self.dataset = dataset
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        super().__init__(f"dataset {dataset!r}: {said}" if dataset else said)
 
 
 class BatchRejected(TimestoreError):
@@ -488,6 +522,14 @@ class LossRefused(TimestoreError):
     def __init__(self, dataset: str, why: str, remedy: str) -> None:
         self.dataset = dataset
         super().__init__(f"dataset {dataset!r}: {why}. {remedy}")
+
+
+class RemovalRefused(TimestoreError):
+    """A dataset is not removed as things are; nothing of it was."""
+
+    def __init__(self, dataset: str, why: str, remedy: str) -> None:
+        self.dataset = dataset
+        super().__init__(f"dataset {dataset!r} is not removed: {why}. {remedy}")
 
 
 class EntryNotOpen(TimestoreError):

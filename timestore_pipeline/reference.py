@@ -80,9 +80,9 @@ that know JSON schemas complete and check it with [`datasets.schema.json`](datas
 """
 
 _DATASETS_RULES = """\
-A dataset's name is a lower-case letter, then at most 62 of `a-z`, `0-9` and `_`. Its window granularity is fixed
-once the dataset exists, and its columns once rows are staged: to change either, declare a new dataset. Datasets of
-one granularity should share one `start`, because only then can Dagster build them in one run.
+A dataset's name is a lower-case letter, then at most 62 of `a-z`, `0-9` and `_`. Its time, window, key and columns
+are fixed once rows are staged ([what may change](datasets.md#what-is-fixed)). Datasets of one granularity should share
+one `start`, because only then can Dagster build them in one run; windows before the year 1000 are no partitions there.
 """
 
 _SERIES_BEGIN = "<!-- Made by `make docs` from timestore_pipeline/metrics/series.py, up to the end of the table. -->\n"

@@ -5,7 +5,8 @@ The parts (landing, staging, building, …) are functions that take a :class:`St
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,11 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.durable_files import make_folder
-from timestore_pipeline.errors import LedgerLost
+from timestore_pipeline.errors import LedgerLost, TimestoreError
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
 from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
-from timestore_pipeline.ledger.registry import known_datasets, register, unregistered
+from timestore_pipeline.ledger.registry import known_datasets, refused_datasets, register
 from timestore_pipeline.places import (
     SEGMENT_SUFFIX,
     PlaceName,
@@ -34,6 +35,8 @@ from timestore_pipeline.places import (
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import has_table
+
+log = logging.getLogger(__name__)
 
 QUARANTINE_FOLDER = "_quarantine"
 """Folder in the staging directory for what was set aside; no dataset can be called that."""
@@ -60,7 +63,8 @@ class Store:
     ) -> Self:
         """Open the installation that ``settings`` (by default the environment) describes.
 
-        ``datasets`` are those of the datasets file, for a process that has read it already.
+        ``datasets`` are those of the datasets file, for a process that has read it already. Those that contradict what
+        the ledger has of them are refused (``store.datasets.refused``), and the others work.
 
         Raises:
             SettingsError, DatasetsFileError, LedgerError: it is not usable; says what to do.
@@ -73,22 +77,13 @@ class Store:
             busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
             pool_size=settings.ledger_pool_size,
         )
-        with ledger.read() as tx:
-            incomplete = unregistered(tx, datasets.values())
-        if incomplete:
-
-            def enter(tx: Connection) -> None:
-                # In here, because the first process to open a new installation may have rows staged by now.
-                found = files_of_unknown(settings, set(datasets) - known_datasets(tx))
-                if found:
-                    raise LedgerLost(ledger.location, found)
-                register(tx, datasets.values(), now_micros())
-
-            try:
-                ledger.transact(enter)
-            except BaseException:
-                ledger.close()
-                raise
+        try:
+            datasets = datasets.refusing(_registered(settings, datasets, ledger))
+        except BaseException:
+            ledger.close()
+            raise
+        for error in datasets.refused.values():
+            log.error("%s", error)
         connect = connect or connector(settings)
         store = cls(settings, datasets, ledger, connect, writer_pool(settings, connect))
         try:
@@ -151,7 +146,7 @@ class Store:
 
     def all_limits(self, tx: Connection) -> dict[str, EffectiveLimits]:
         """The limits of every declared dataset that hold now, by name."""
-        return effective_limits(tx, self.settings, self.datasets.values())
+        return effective_limits(tx, self.settings, self.datasets.declared.values())
 
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
         """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""
@@ -172,6 +167,33 @@ class Store:
     @cached_property
     def _tables(self) -> dict[str, Storage]:
         return {}
+
+
+def _registered(settings: Settings, datasets: Datasets, ledger: Ledger) -> Mapping[str, TimestoreError]:
+    """Make sure that the ledger has every dataset; return those that must be left alone, with the reason.
+
+    Raises:
+        LedgerLost: it has none of them, and there are files of one: this is not their ledger.
+    """
+    with ledger.read() as tx:
+        refused = refused_datasets(tx, datasets.declared.values())
+    if refused is not None:
+        return refused
+
+    def enter(tx: Connection) -> dict[str, TimestoreError]:
+        known = known_datasets(tx)
+        # In here, because the first process to open a new installation may have rows staged by now.
+        lost = {
+            name: LedgerLost(ledger.location, found)
+            for name in datasets.declared.keys() - known
+            if (found := files_of_unknown(settings, [name]))
+        }
+        if lost and not known & datasets.declared.keys():
+            raise LedgerLost(ledger.location, [file for name in sorted(lost) for file in lost[name].found])
+        rest = [spec for name, spec in datasets.declared.items() if name not in lost]
+        return {**lost, **register(tx, rest, now_micros())}
+
+    return ledger.transact(enter)
 
 
 def writer_pool(settings: Settings, connect: Connect) -> ConnectionPool:

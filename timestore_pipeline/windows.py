@@ -45,6 +45,11 @@ _KEY_FORMATS = {
     Granularity.DAY: "%Y-%m-%d",
     Granularity.MONTH: "%Y-%m",
 }
+_KEY_LENGTHS = {
+    Granularity.HOUR: len("2026-11-23T05"),
+    Granularity.DAY: len("2026-11-23"),
+    Granularity.MONTH: len("2026-11"),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -93,7 +98,7 @@ class Window:
             start = datetime.strptime(key, granularity.key_format).replace(tzinfo=UTC)
         except ValueError:
             start = None
-        if start is None or start.strftime(granularity.key_format) != key:
+        if start is None or cls(start, granularity).key != key:
             example = cls.containing(datetime(2026, 11, 23, 5, tzinfo=UTC), granularity).key
             raise ValueError(f"{key!r} is no key of a window of one {granularity}; such a key looks like {example!r}")
         return cls(start, granularity)
@@ -101,7 +106,8 @@ class Window:
     @property
     def key(self) -> str:
         """The window's name and Dagster partition key."""
-        return self.start.strftime(self.granularity.key_format)
+        # strftime writes the year 24 with two digits.
+        return self.start.isoformat()[: _KEY_LENGTHS[self.granularity]]
 
     @property
     def end(self) -> datetime:

@@ -26,6 +26,7 @@ TESTS_ROOT = Path(timestore_pipeline_tests.__file__).parent
 LAYERS = [
     {
         "settings",
+        "alone",
         "datasets",
         "windows",
         "columns",

@@ -245,7 +245,7 @@ def write_claim(
             declare_types(OwnTable(store, spec.name), columns)
             replaced |= _narrow_windows(store, connection, spec, columns, claim)
         replacement = None
-        live: dict[str, list[TableFile]] = defaultdict(list)
+        live: dict[str | None, list[TableFile]] = defaultdict(list)
         if replaced:
             keys = [window.key for window in replaced]
             replacement = read_for_replacement(OwnTable(store, spec.name), claim.build, keys)
@@ -274,7 +274,8 @@ def _narrow_windows(
 ) -> set[Window]:
     """Return the windows whose files must be written anew because a column is wider now; the ledger knows of them."""
     table = open_table(store.table(spec.name), spec.name)
-    found = {spec.window_from_key(key) for key in narrow_windows(store, connection, spec, columns, table)}
+    keys = narrow_windows(store, connection, spec, columns, table)
+    found = {window for key in keys if (window := spec.window_of_partition(key)) is not None}
     if found:
         log.warning("%s: a column has a wider type now; %d windows are written anew for it", spec.name, len(found))
         starts = [window.start_micros for window in found]

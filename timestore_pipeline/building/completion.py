@@ -5,15 +5,21 @@ published; so no build may stay unpublished in the ledger whose commit is in the
 moves that version asks the table, at just that version, which builds in flight it has, and ends them in the same
 transaction. What that version has does not change any more, so the table is asked before the transaction; a build that
 is claimed in between commits later.
+
+Other programs commit too. Their versions become visible in the same way, once somebody has looked at them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from deltalake import DeltaTable
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.foreign import ForeignCommit, foreign_commits
 from timestore_pipeline.building.manifests import keep_manifest
 from timestore_pipeline.building.table import (
     ParquetFile,
@@ -27,11 +33,15 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published
-from timestore_pipeline.ledger.published import PublishedWindow, windows_replaced_by
-from timestore_pipeline.ledger.registry import lock_dataset, table_versions
-from timestore_pipeline.storage.table_folder import file_name
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
+from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
+from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
+from timestore_pipeline.storage.table_folder import file_name, has_table
 from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -55,16 +65,7 @@ def record_commit(store: Store, commit: Committed, recorded: Callable[[], None] 
     """
 
     def record(tx: Connection, commits: Iterable[Committed]) -> None:
-        for each in commits:
-            spec = store.datasets[each.build.dataset]
-            mark_published(
-                tx,
-                each.build,
-                table_version=each.table_version,
-                published=published_windows(spec, each.files),
-                kept=published_windows(spec, each.kept),
-                now=now_micros(),
-            )
+        _record(store, tx, commits)
         recorded()
 
     def record_alone(tx: Connection) -> bool:
@@ -79,18 +80,102 @@ def record_commit(store: Store, commit: Committed, recorded: Callable[[], None] 
         store.ledger.transact(lambda tx: record(tx, [*others, commit]))
 
 
+def _record(store: Store, tx: Connection, commits: Iterable[Committed]) -> None:
+    for each in commits:
+        spec = store.datasets[each.build.dataset]
+        mark_published(
+            tx,
+            each.build,
+            table_version=each.table_version,
+            published=published_windows(spec, each.files),
+            kept=published_windows(spec, each.kept),
+            now=now_micros(),
+        )
+
+
 def _others(tx: Connection, build: Build) -> list[Build]:
     return [each for each in builds_in_flight(tx, build.dataset) if each.id != build.id]
 
 
+def follow_others(store: Store, dataset: str) -> bool:
+    """Let readers have what other programs have committed to the table since; whether there was anything.
+
+    The totals of the windows that they changed become those of the table, and what the rows do not add up to any more
+    is for the row audit to say. Builds that the version has are ended in the same transaction.
+
+    Raises:
+        TableError: the table cannot be read; nothing is recorded.
+        LedgerError: likewise the ledger.
+    """
+    spec, place = store.datasets[dataset], store.table(dataset)
+    with store.ledger.read() as tx:
+        looked_at = table_versions(tx, [dataset]).get(dataset)
+    if looked_at is None or not has_table(place):
+        return False
+    for _ in range(_ATTEMPTS):
+        # First: a build that is claimed later commits later.
+        table = open_table(place, dataset)
+        version = table.version()
+        commits = foreign_commits(place, range(looked_at + 1, version + 1))
+        if not commits:
+            return False
+        sync_found(place, table, looked_at)
+        committed = _committed_at(store, dataset, table)
+        totals = _totals_of_changed(store, spec, table, commits)
+        if store.ledger.transact(partial(_move_on, store, dataset, version, committed, totals)):
+            for commit in commits:
+                log.log(logging.WARNING if commit.data_change else logging.INFO, "%s: %s", dataset, commit.in_words)
+            return True
+    return False  # builds move the version all the time, and each of them looks before it begins
+
+
+def _move_on(
+    store: Store,
+    dataset: str,
+    version: int,
+    committed: Sequence[Committed],
+    totals: Mapping[int, PublishedWindow],
+    tx: Connection,
+) -> bool:
+    """Record a version with commits of others; False where a build has recorded a later one meanwhile."""
+    lock_dataset(tx, dataset)
+    seen = table_versions(tx, [dataset]).get(dataset)
+    if seen is None or seen > version:
+        return False
+    _record(store, tx, committed)
+    put_windows(tx, dataset, totals, now_micros())
+    advance_table_version(tx, dataset, version)
+    return True
+
+
+def _totals_of_changed(
+    store: Store, spec: DatasetSpec, table: DeltaTable, commits: Iterable[ForeignCommit]
+) -> dict[int, PublishedWindow]:
+    """Return what the table has of each window that other programs changed; of all where nobody can say which."""
+    there = published_windows(spec, live_files(table))
+    keys = [commit.window_keys for commit in commits]
+    if None in keys:
+        with store.ledger.read() as tx:
+            changed = {total.window_start for total in window_totals(tx, spec.name)} | there.keys()
+    else:
+        windows = (spec.window_of_partition(key) for each in keys for key in each or ())
+        changed = {window.start_micros for window in windows if window is not None}
+    return {start: there.get(start, PublishedWindow(start, 0, 0, 0)) for start in changed}
+
+
 def _committed_before(store: Store, commit: Committed) -> list[Committed]:
     """Return the other builds in flight that the table has at the version of ``commit``, in their order there."""
-    place = store.table(commit.build.dataset)
+    table = open_table(store.table(commit.build.dataset), commit.build.dataset, commit.table_version)
+    return [each for each in _committed_at(store, commit.build.dataset, table) if each.build.id != commit.build.id]
+
+
+def _committed_at(store: Store, dataset: str, table: DeltaTable) -> list[Committed]:
+    """Return the builds in flight that the table has at the version of ``table``, in their order there."""
+    place = store.table(dataset)
     with store.ledger.read() as tx:
-        seen = table_versions(tx, [commit.build.dataset]).get(commit.build.dataset)
-        others = _others(tx, commit.build)
+        seen = table_versions(tx, [dataset]).get(dataset)
+        others = builds_in_flight(tx, dataset)
         replaced = {each.id: windows_replaced_by(tx, each.id) for each in others}
-    table = open_table(place, commit.build.dataset, commit.table_version)
     others = [each for each in others if is_published(table, each)]
     if not others:
         return []
@@ -134,7 +219,10 @@ def published_windows(spec: DatasetSpec, files: Iterable[ParquetFile | TableFile
     """Return what files have of each window, by the window's start in microseconds."""
     found: dict[int, PublishedWindow] = {}
     for file in files:
-        start = spec.window_from_key(file.window_key).start_micros
+        window = spec.window_of_partition(file.window_key)
+        if window is None:
+            continue
+        start = window.start_micros
         had = found.get(start, PublishedWindow(start, 0, 0, 0))
         found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
     return found

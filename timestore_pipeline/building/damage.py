@@ -1,14 +1,15 @@
 """Staged rows that cannot be read back: found by reading each slice alone, and set aside so that the rest goes on.
 
-Only damage counts: a file that is gone, cut short or fails its checksums. What may pass (no memory, no permission,
-staging that is not mounted) never sends a row to quarantine; the build is tried again.
+Only damage counts: a file that is gone, cut short or fails its checksums. A declaration that contradicts the rows is
+no damage. What may pass (no memory, no permission, staging that is not mounted) never sends a row to quarantine; the
+build is tried again.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.queue import Slice, unclaimed_slices
-from timestore_pipeline.staging.description import SEGMENT_TABLE
+from timestore_pipeline.staging.description import SEGMENT_TABLE, NotDescribed, read_segment
 from timestore_pipeline.staging.slices import by_segment
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 
@@ -113,11 +114,11 @@ def _damage(store: Store, spec: DatasetSpec, pieces: Sequence[Slice]) -> dict[Sl
         expected = {piece.window_start: piece.rows for piece in pieces}
         try:
             counts = _rows_by_window(connection, spec, pieces[0].columns)
-            return {
-                piece: _wrong_count(counts.get(piece.window_start, 0), piece)
-                for piece in pieces
-                if counts.get(piece.window_start, 0) != expected[piece.window_start]
-            }
+            wrong = [piece for piece in pieces if counts.get(piece.window_start, 0) != expected[piece.window_start]]
+            if wrong and _is_as_described(connection, path, pieces):
+                # Every value was read, and the file has what it was written with.
+                raise _CannotTell("its rows lie in other windows by what datasets.yaml says now")
+            return {piece: _wrong_count(counts.get(piece.window_start, 0), piece) for piece in wrong}
         except duckdb.Error:
             return {piece: reason for piece in pieces if (reason := _damage_of_slice(connection, spec, piece))}
 
@@ -149,6 +150,19 @@ def _rows_by_window(
         f"FROM segment.{SEGMENT_TABLE} AS piece GROUP BY 1"
     ).fetchall()
     return {start: count for start, count, _ in rows}
+
+
+def _is_as_described(connection: duckdb.DuckDBPyConnection, path: Path, pieces: Sequence[Slice]) -> bool:
+    """Whether a segment says of itself that it has these slices, and has as many rows as it says."""
+    connection.execute("DETACH segment")
+    try:
+        description, _ = read_segment(connection, path)
+    except NotDescribed:
+        return False
+    rows: Counter[int] = Counter()
+    for group in description.groups:
+        rows[group.window_start] += group.rows
+    return description.dataset == pieces[0].dataset and all(rows[piece.window_start] == piece.rows for piece in pieces)
 
 
 def _damage_of_slice(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, piece: Slice) -> str | None:

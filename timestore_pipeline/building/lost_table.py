@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.manifests import forget_manifests
 from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.table import ensure_table, file_prefix
@@ -45,7 +46,11 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     if not has_table(own.place):
         _make_table(own, spec.table_columns(columns))
     # Somebody else may have been quicker.
-    own.opened()
+    version = own.opened().version()
+    with store.ledger.read() as tx:
+        seen = table_versions(tx, [spec.name]).get(spec.name)
+    if seen is not None and version > seen:
+        follow_others(store, spec.name)
     return own
 
 

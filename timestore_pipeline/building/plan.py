@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.thresholds import (
     Due,
     FlushThresholds,
@@ -16,8 +17,10 @@ from timestore_pipeline.building.thresholds import (
     effective_thresholds,
 )
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lanes import StagedWindow, parts, staged_by_window
+from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Granularity, Window
@@ -77,31 +80,55 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
     waiting: list[str] = []
     for name, state in states.items():
         if name not in store.datasets:
-            waiting.append(f"{name}: {state.pending_rows:,} rows are staged but the dataset is not declared any more")
+            refused = store.datasets.refused.get(name)
+            why = f"cannot be published: {refused}" if refused else "but the dataset is not declared any more"
+            waiting.append(f"{name}: {state.pending_rows:,} rows are staged {why}")
             continue
-        spec = store.datasets[name]
-        thresholds = effective_thresholds(store.settings, spec)
-        max_pending = limits[name].max_pending
-        busy = "".join(f"; {_describe(build, now)}" for build in in_flight[name])
-        lanes = limits[name].concurrent_builds - len(in_flight[name])
-        if lanes < 1:
-            waiting.append(f"{distance(state, thresholds, max_pending, now)}{busy}")
-            continue
-        windows = staged.get(name)
-        free = state if windows is None else left_to_claim(state, windows)
-        due_now = due_windows(free, thresholds, max_pending, now)
-        if due_now is None:
-            waiting.append(f"{distance(free, thresholds, max_pending, now)}{busy}")
-            continue
-        why = distance(free, thresholds, max_pending, now)
-        for first, last, whole in _divide(due_now, windows, lanes, store.settings.build_least_shared_rows):
-            # What is left when another run has claimed its part may be below the thresholds, and is still to be built.
-            wanted = thresholds if whole else FlushThresholds(max_rows=0, max_bytes=0, max_age_ms=0)
-            request = FlushRequest(
-                name, due_now.trigger, why, wanted, spec.start, spec.window_at(first), spec.window_at(last)
-            )
-            due.append(request)
+        try:
+            with alone(name):
+                due += _requests(store, state, limits[name], in_flight[name], staged.get(name), waiting, now)
+        except TimestoreError as error:
+            waiting.append(str(error))
     return FlushPlan(tuple(group_requests(due)), tuple(waiting))
+
+
+def _requests(
+    store: Store,
+    state: QueueState,
+    limits: EffectiveLimits,
+    in_flight: Sequence[Build],
+    windows: Sequence[StagedWindow] | None,
+    waiting: list[str],
+    now: int,
+) -> list[FlushRequest]:
+    """Return the builds that a dataset needs now; where it needs none, ``waiting`` gets a sentence."""
+    spec = store.datasets[state.dataset]
+    thresholds = effective_thresholds(store.settings, spec)
+    max_pending = limits.max_pending
+    busy = "".join(f"; {_describe(build, now)}" for build in in_flight)
+    lanes = limits.concurrent_builds - len(in_flight)
+    if lanes < 1:
+        waiting.append(f"{distance(state, thresholds, max_pending, now)}{busy}")
+        return []
+    free = state if windows is None else left_to_claim(state, windows)
+    due = due_windows(free, thresholds, max_pending, now)
+    why = distance(free, thresholds, max_pending, now)
+    if due is None:
+        waiting.append(f"{why}{busy}")
+        return []
+    return [
+        FlushRequest(
+            spec.name,
+            due.trigger,
+            why,
+            # What is left when another run has claimed its part may be below the thresholds, and is still to be built.
+            thresholds if whole else FlushThresholds(max_rows=0, max_bytes=0, max_age_ms=0),
+            spec.start,
+            spec.window_at(first),
+            spec.window_at(last),
+        )
+        for first, last, whole in _divide(due, windows, lanes, store.settings.build_least_shared_rows)
+    ]
 
 
 def left_to_claim(state: QueueState, windows: Sequence[StagedWindow]) -> QueueState:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.manifests import keep_manifest, pending_manifest
@@ -77,8 +78,9 @@ def settle_dead_builds(
         if build.lease_expires_at > now and not owner_is_gone(build.owner):
             continue
         try:
-            settled.append(settle_build(store, build, error=f"its owner {build.owner} is gone", recovered=True))
-        except (TimestoreError, OSError) as error:
+            with alone(build.dataset):
+                settled.append(settle_build(store, build, error=f"its owner {build.owner} is gone", recovered=True))
+        except TimestoreError as error:
             log.error("build %s of %r cannot be settled: %s", build.id, build.dataset, error)
     return settled
 

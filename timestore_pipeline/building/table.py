@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from deltalake import (
     CommitProperties,
     DeltaTable,
@@ -34,7 +36,9 @@ from deltalake import (
     Transaction,
 )
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, RemoveAction
+from pyarrow.fs import PyFileSystem
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
@@ -76,7 +80,11 @@ _OWNER = "timestore.installation"
 """The property of a table that has the identity of its installation."""
 
 _NO_WINDOW = "-"
+_CUT_MICROS = 999
 _NAIVE_TIMES = "timestampNtz"
+
+# What changes nothing of how the rows of a file are read.
+_READABLE_FEATURES = {_NAIVE_TIMES, "v2Checkpoint", "vacuumProtocolCheck"}
 
 # Each attempt but the first follows a commit of another lane, which takes much longer to prepare than to commit.
 _MOST_ATTEMPTS = 100
@@ -96,10 +104,10 @@ class ParquetFile:
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file that is live in the table."""
+    """A file that is live in the table. ``window_key`` may be any text, or None, where another program wrote it."""
 
     path: str
-    window_key: str
+    window_key: str | None
     rows: int
     bytes: int
 
@@ -206,7 +214,15 @@ def open_table(place: Storage, dataset: str, version: int | None = None) -> Delt
         # delta-rs would take it for a commit of nothing, and its rows would be missing without a word.
         raise TableError(f"dataset {dataset!r}: the log entry {place.shown(log_key(version))} is empty; restore it")
     with _translated(place, dataset):
-        return _opened(place, version)
+        table = _opened(place, version)
+    unknown = sorted(set(table.protocol().reader_features or ()) - _READABLE_FEATURES)
+    if unknown:
+        raise TableError(
+            f"dataset {dataset!r}: version {table.version()} of the table at {place.location} needs "
+            f"{', '.join(unknown)} to be read, which another program has switched on and timestore does not know: rows "
+            "marked as deleted would be read. Restore the version before it, and switch it off in that program."
+        )
+    return table
 
 
 def _opened(place: Storage, version: int | None = None) -> DeltaTable:
@@ -267,6 +283,11 @@ def last_sequence(table: DeltaTable, dataset: str, lane: int | None = None) -> i
     """Return the sequence of the last build of a lane that was published or fenced, 0 for none; the highest of all."""
     lanes = range(MOST_LANES) if lane is None else (lane,)
     return max(table.transaction_version(_app_id(dataset, each)) or 0 for each in lanes)
+
+
+def is_of_dataset(table: DeltaTable, dataset: str) -> bool:
+    """Whether the table's log says that a build of the dataset has committed to it, or a fence of one."""
+    return last_sequence(table, dataset) > 0
 
 
 def last_published_sequence(table: DeltaTable, dataset: str, lane: int) -> int:
@@ -508,17 +529,29 @@ def live_files(table: DeltaTable) -> list[TableFile]:
     """Return the files of the table at the version of ``table``."""
     partition = f"partition.{WINDOW_COLUMN}"
     # Only these: Python has no datetime for some of the bounds that the statistics may have.
+    found = pa.table(table.get_add_actions(flatten=True))
     wanted = ["path", partition, "num_records", "size_bytes"]
-    actions = pa.table(table.get_add_actions(flatten=True)).select(wanted).to_pylist()
     return [
         TableFile(
             path=unquote(action["path"]),
-            window_key=action[partition],
-            rows=action["num_records"],
+            window_key=action.get(partition),
+            rows=_rows_of(table, action),
             bytes=action["size_bytes"],
         )
-        for action in actions
+        for action in found.select([name for name in wanted if name in found.column_names]).to_pylist()
     ]
+
+
+def _rows_of(table: DeltaTable, action: Mapping[str, Any]) -> int:
+    """Return the rows of a file by the log, or where another program left them out there, by its footer."""
+    rows = action.get("num_records")
+    if rows is not None:
+        return rows
+    files = PyFileSystem(DeltaStorageHandler.from_table(table._table))
+    try:
+        return pq.read_metadata(unquote(action["path"]), filesystem=files).num_rows
+    except (OSError, DeltaError, pa.ArrowException):
+        return 0  # it is gone or damaged: the row audit says so
 
 
 def file_bounds(table: DeltaTable) -> pa.Table:
@@ -529,8 +562,14 @@ def file_bounds(table: DeltaTable) -> pa.Table:
     actions = pa.table(table.get_add_actions(flatten=True))
     names = [name for name in actions.column_names if name == "path" or name.startswith(("min.", "max."))]
     bounds = actions.select(names).append_column(WINDOW_COLUMN, actions[f"partition.{WINDOW_COLUMN}"])
-    paths = pa.array([unquote(path) for path in actions["path"].to_pylist()], pa.string())
-    return bounds.set_column(bounds.column_names.index("path"), "path", paths)
+    paths = [unquote(path) for path in actions["path"].to_pylist()]
+    foreign = [sequence_of_file(file_name(path)) is None for path in paths]
+    for number, field in enumerate(bounds.schema if any(foreign) else ()):
+        if field.name.startswith("max.") and pa.types.is_timestamp(field.type):
+            # Other programs cut the times in statistics to milliseconds, as Delta's protocol lets them.
+            later = pc.add(bounds.column(number), pa.scalar(_CUT_MICROS, pa.duration("us")))
+            bounds = bounds.set_column(number, field, pc.if_else(pa.array(foreign), later, bounds.column(number)))
+    return bounds.set_column(bounds.column_names.index("path"), "path", pa.array(paths, pa.string()))
 
 
 def version_at(place: Storage, dataset: str, moment: datetime) -> int:
@@ -636,7 +675,7 @@ def _commit_on(
     # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
     # of those that are replaced, whose files it then removes instead of actions that it would not take.
     grows = action == "publish" and _grows(build, table, columns)
-    windows = sorted({file.window_key for file in replacement.files}) if replacement is not None else []
+    windows = sorted({file.window_key or "" for file in replacement.files}) if replacement is not None else []
     table.create_write_transaction(
         actions,
         "overwrite" if grows else "append",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.build import BuildReport
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.cli import wording
@@ -12,6 +13,7 @@ from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import print_json, say, warn
+from timestore_pipeline.cli.work import refusals
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.lifecycle.backfill import materialize_windows
 from timestore_pipeline.lifecycle.compaction import CompactionReport
@@ -31,12 +33,13 @@ def build_datasets(
     specs = [store.datasets[name] for name in datasets or store.datasets]
     ranges = [(spec, window_of(spec, first), window_of(spec, last)) for spec in specs]
     settle_dead_builds(store, command_has_died)
-    codes = []
+    codes = refusals(store, datasets)
     for spec, first_window, last_window in ranges:
         try:
-            report, merged = materialize_windows(
-                store, spec.name, first_window, last_window, owner=this_command(), rebuild=rebuild
-            )
+            with alone(spec.name):
+                report, merged = materialize_windows(
+                    store, spec.name, first_window, last_window, owner=this_command(), rebuild=rebuild
+                )
             say(_in_words(spec.name, report, merged, rebuild=rebuild))
         except TimestoreError as error:
             warn(str(error))

@@ -16,6 +16,7 @@ from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses
 from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.lifecycle.clearing import clear_staging
 from timestore_pipeline.lifecycle.drain import Drained, Remainder, drain, let_in
+from timestore_pipeline.lifecycle.removal import Removal, plan_removal, remove_dataset
 from timestore_pipeline.store import Store
 
 
@@ -59,8 +60,8 @@ def resume_datasets(store: Store, datasets: Sequence[str], *, as_json: bool) -> 
     with store.ledger.read() as tx:
         known = known_datasets(tx)
     for name in datasets:
-        if name not in store.datasets and name not in known:
-            raise UnknownDataset(name, list(store.datasets))
+        if name not in store.datasets.declared and name not in known:
+            raise UnknownDataset(name, list(store.datasets.declared))
     resumed = let_in(store, datasets)
     with store.ledger.read() as tx:
         left = all_pauses(tx)
@@ -98,6 +99,44 @@ def clear_staging_directory(
     for problem in cleared.problems:
         warn(problem)
     return ExitCode.FAILED if cleared.problems else ExitCode.DONE
+
+
+def remove_a_dataset(
+    store: Store, dataset: str, *, with_table: bool, dry_run: bool, lose_rows: int, as_json: bool
+) -> ExitCode:
+    """Remove a dataset that is not declared any more, or say what would be.
+
+    Raises:
+        UnknownDataset, RemovalRefused, TableError, LedgerError: as :func:`remove_dataset`.
+    """
+    if dry_run:
+        removal = plan_removal(store, dataset, with_table=with_table)
+    else:
+        removal = remove_dataset(store, dataset, with_table=with_table, lost_rows=lose_rows, by=operator())
+    if as_json:
+        print_json({**asdict(removal), "lost_rows": removal.lost_rows, "dry_run": dry_run})
+    else:
+        say(f"{dataset}: {'would be removed' if dry_run else 'removed'}: {removal_in_words(removal)}")
+        if dry_run and removal.lost_rows:
+            say(f"rows that are nowhere else; give them up with --lose-rows {removal.lost_rows}")
+    for file in removal.staying:
+        warn(f"{file} stays: nobody can say whose it is")
+    if removal.table and not with_table:
+        warn(f"the table stays at {removal.table}: move it away before a dataset of that name is declared again")
+    return ExitCode.DONE
+
+
+def removal_in_words(removal: Removal) -> str:
+    """Return what a removal takes."""
+    parts = [
+        wording.counted(removal.staged_rows, "unpublished row"),
+        f"{wording.counted(removal.quarantined, 'quarantine entry', 'quarantine entries')} with "
+        + wording.counted(removal.quarantined_rows, "row"),
+        f"{wording.counted(removal.staging.files, 'file')} of {wording.size(removal.staging.bytes)} in staging",
+    ]
+    if removal.with_table and removal.table:
+        parts.append(f"the table with {wording.counted(removal.table_rows, 'row')} at {removal.table}")
+    return ", ".join(parts)
 
 
 def rebuild_the_ledger(*, replace_existing: bool, adopt: bool, take_over: bool, as_json: bool) -> ExitCode:

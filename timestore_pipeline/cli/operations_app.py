@@ -23,6 +23,9 @@ loss_app = typer.Typer(
 )
 operations_app.add_typer(loss_app, name="loss")
 
+dataset_app = typer.Typer(help="A dataset as a whole.", no_args_is_help=True, rich_markup_mode=None)
+operations_app.add_typer(dataset_app, name="dataset")
+
 Named = Annotated[list[str] | None, typer.Argument(metavar="DATASET", help="The datasets.")]
 Every = Annotated[bool, typer.Option("--all", help="Every dataset.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -310,6 +313,35 @@ def withdraw_loss(
 
     with Store.open() as store:
         code = withdraw_losses(store, ids)
+    raise typer.Exit(code)
+
+
+@dataset_app.command("remove", short_help="Remove a dataset that is not declared any more.")
+def remove(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset; not in datasets.yaml any more.")],
+    with_table: Annotated[bool, typer.Option("--table", help="Remove its published table too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and change nothing.")] = False,
+    lose_rows: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Give up this many rows: all that are nowhere else (`--dry-run`)."),
+    ] = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the queue, the segments, the quarantine and the ledger's rows of a dataset, with `--table` its table too.
+
+    Refused while datasets.yaml has it, or a build of it is in flight. Landing files and their archive stay.
+    """
+    from timestore_pipeline.cli.operations import removal_in_words, remove_a_dataset
+    from timestore_pipeline.lifecycle.removal import plan_removal
+    from timestore_pipeline.store import Store
+
+    with Store.open() as store:
+        if not (dry_run or yes):
+            _ask(f"{removal_in_words(plan_removal(store, dataset, with_table=with_table))}. For good?")
+        code = remove_a_dataset(
+            store, dataset, with_table=with_table, dry_run=dry_run, lose_rows=lose_rows, as_json=as_json
+        )
     raise typer.Exit(code)
 
 

@@ -40,7 +40,7 @@ def collect_entries(store: Store, datasets: Sequence[str] = (), *, resolved: boo
     with store.ledger.read() as tx:
         entries = all_entries(tx) if resolved else open_entries(tx)
     of = {entry.dataset for entry in entries}
-    wanted = {name if name in of else store.datasets[name].name for name in datasets}
+    wanted = {name if name in of else store.datasets.declared[name].name for name in datasets}
     return [entry for entry in entries if not wanted or entry.dataset in wanted]
 
 

@@ -49,7 +49,10 @@ class Published:
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """Where one dataset stands. A threshold or limit of 0 is off; None files are not known."""
+    """Where one dataset stands. A threshold or limit of 0 is off; None files are not known.
+
+    ``contradiction`` says why nothing is done with it, where it contradicts the ledger.
+    """
 
     dataset: str
     queue: QueueState
@@ -65,6 +68,7 @@ class DatasetStatus:
     landing_files: int | None
     pause: Pause | None = None
     refusal: Refusal | None = None
+    contradiction: str | None = None
 
 
 def collect_status(
@@ -75,8 +79,9 @@ def collect_status(
     Raises:
         UnknownDataset: a dataset is not declared.
     """
-    specs = [store.datasets[name] for name in datasets or store.datasets]
-    scan = scan_landing(store, datasets or None)
+    known = store.datasets.declared  # those that are refused stand somewhere too
+    specs = [known[name] for name in datasets or known]
+    scan = scan_landing(store, [name for name in datasets if name in store.datasets] if datasets else None)
     waiting = Counter(file.dataset for file in scan.files)
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
@@ -87,11 +92,12 @@ def collect_status(
         quarantined = open_totals(tx)
         limits = store.all_limits(tx)
         pauses = all_pauses(tx)
-        refused = refused_tables(tx)
+        refusals = refused_tables(tx)
     statuses = []
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
         thresholds = effective_thresholds(store.settings, spec)
+        contradiction = store.datasets.refused.get(spec.name)
         statuses.append(
             DatasetStatus(
                 dataset=spec.name,
@@ -105,9 +111,10 @@ def collect_status(
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),
-                landing_files=waiting[spec.name] if scan.answered else None,
+                landing_files=waiting[spec.name] if scan.answered and spec.name in store.datasets else None,
                 pause=pause_of(pauses, spec.name),
-                refusal=refused.get(spec.name),
+                refusal=refusals.get(spec.name),
+                contradiction=contradiction and str(contradiction),
             )
         )
     return statuses, (*problems_in_words(observe_places(store)), *scan.problems)
@@ -135,7 +142,7 @@ def as_row(status: DatasetStatus) -> list[str]:
             wording.duration(limits.max_age_ms / 1e3),
             limits.max_age_ms,
         ),
-        "building" if status.in_flight else status.due.value if status.due else "-",
+        _due_in_words(status),
         wording.number(status.published.rows),
         wording.number(status.published.files),
         wording.number(status.published.windows),
@@ -167,6 +174,7 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
         },
         "limit_sources": {name.value: source.value for name, source in status.limits.sources},
         "due": status.due.value if status.due else None,
+        "refused": status.contradiction,
         "published": {
             "rows": status.published.rows,
             "bytes": status.published.bytes,
@@ -220,6 +228,12 @@ def refusals_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
         for status in statuses
         if status.refusal
     ]
+
+
+def _due_in_words(status: DatasetStatus) -> str:
+    if status.contradiction:
+        return "refused"
+    return "building" if status.in_flight else status.due.value if status.due else "-"
 
 
 def _landing_in_words(status: DatasetStatus) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.build import BuildReport
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.sharing import build_in_shares
@@ -63,6 +64,7 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
         UnknownDataset: a dataset is not declared.
     """
     names = [store.datasets[name].name for name in datasets or store.datasets]
+    codes = refusals(store, datasets)
     scan = scan_landing(store, datasets or None)
     for problem in scan.problems:
         warn(problem)
@@ -71,7 +73,6 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
     if not scan.answered:
         return ExitCode.TRY_LATER
     chosen = files_for_one_run(store, scan)
-    codes = []
     for name in names:
         waiting = scan.of(name)
         files = chosen.get(name, ())
@@ -102,16 +103,27 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
         build = settled.build
         warn(f"dataset {build.dataset!r}: build {build.id} of {build.owner} had died; {outcome}")
     owner = this_command()
-    codes = []
+    codes = refusals(store, datasets)
     for spec, first_window, last_window in ranges:
         try:
-            report = build_in_shares(store, spec.name, first_window, last_window, owner=owner, trigger=Trigger.MANUAL)
+            with alone(spec.name):
+                report = build_in_shares(
+                    store, spec.name, first_window, last_window, owner=owner, trigger=Trigger.MANUAL
+                )
             say(_build_in_words(spec.name, report))
         except TimestoreError as error:
             warn(str(error))
             codes.append(exit_code_of(error))
     unlink_published_segments(store)
     return worst(codes)
+
+
+def refusals(store: Store, datasets: Sequence[str]) -> list[ExitCode]:
+    """Return an exit code for each dataset that is refused where ``datasets`` names none, so that all are meant.
+
+    Why was said when the installation was opened.
+    """
+    return [] if datasets else [ExitCode.FAILED for _ in store.datasets.refused]
 
 
 def serve_metrics(host: str, port: int) -> None:
@@ -153,7 +165,8 @@ def serve_http(host: str, port: int, *, verbose: bool) -> None:
 
 def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
     try:
-        report = ingest_files(store, name, files)
+        with alone(name):
+            report = ingest_files(store, name, files)
     except TimestoreError as error:
         warn(str(error))
         return exit_code_of(error)

@@ -14,13 +14,15 @@ from urllib.parse import quote, urlsplit
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from sqlalchemy import Connection
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from timestore_pipeline.errors import TimestoreError, UnknownDataset
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import DatasetRemoved, DeclarationChanged, TimestoreError, UnknownDataset
 from timestore_pipeline.http.answers import BatchAnswer, DatasetAnswer, DatasetsAnswer, HealthAnswer, ReceiptAnswer
 from timestore_pipeline.http.bodies import Room, drain, read_body
 from timestore_pipeline.http.decoding import Bounds, format_of, sweep_spool
@@ -142,7 +144,7 @@ class Api:
                             description=spec.description,
                             time_column=spec.time.column,
                             window=spec.window.value,
-                            columns={column.name: column.type for column in dataset_columns(tx, spec) or ()},
+                            columns=_columns_now(tx, spec),
                             staged_batches=pending_batches(tx, spec.name),
                             max_pending=limits[spec.name].max_pending,
                             intake_paused=pause_of(pauses, spec.name) is not None,
@@ -229,7 +231,7 @@ class Api:
         return await run_sync(look, limiter=self._looking)
 
     def _known(self, dataset: str) -> None:
-        if dataset not in self._timestore.datasets:
+        if dataset not in self._timestore.datasets.declared:
             raise UnknownDataset(dataset, ())
 
     def _allowed(self, request: Request, scopes: Sequence[Scope], dataset: str | None = None) -> _Caller:
@@ -312,3 +314,12 @@ def _idempotency_key(request: Request) -> str | None:
 
 def _is_batch_id(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _columns_now(tx: Connection, spec: DatasetSpec) -> dict[str, str]:
+    """Return column → type; nothing for a dataset that has been refused since the server was started."""
+    try:
+        columns = dataset_columns(tx, spec)
+    except (DeclarationChanged, DatasetRemoved):
+        return {}
+    return {column.name: column.type for column in columns or ()}

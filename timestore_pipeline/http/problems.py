@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse
 from timestore_pipeline.errors import (
     BatchConflict,
     BatchRejected,
+    DatasetRemoved,
+    DeclarationChanged,
     DiskFull,
     GuardrailExceeded,
     IntakePaused,
@@ -87,6 +89,8 @@ _FOR_NOW: tuple[tuple[type[TimestoreError], int, str, float], ...] = (
     (IntakePaused, 503, "intake-paused", _AN_OPERATOR),
     (DiskFull, 503, "disk-full", _AN_OPERATOR),
     (LedgerError, 503, "ledger-away", _A_FLUSH),
+    (DeclarationChanged, 503, "dataset-refused", _AN_OPERATOR),
+    (DatasetRemoved, 503, "dataset-refused", _AN_OPERATOR),
     (WriterClosed, 503, "shutting-down", _SOON),
     (SegmentNotWritten, 503, "not-written", _A_FLUSH),
     (StorageError, 503, "not-written", _A_FLUSH),

@@ -24,7 +24,7 @@ def record_backlog(store: Store, scan: LandingScan, datasets: Iterable[str] | No
     with store.ledger.read() as tx:
         before = landing_backlogs(tx)
     # A dataset that is not declared any more has no folder that is looked at.
-    looked_at |= before.keys() - set(store.datasets)
+    looked_at |= before.keys() - set(store.datasets.declared)
     changed = [name for name in sorted(looked_at) if before.get(name) != found.get(name)]
     if changed:
         store.ledger.transact(lambda tx: put_backlogs(tx, changed, found))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from timestore_pipeline.alone import alone
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
@@ -79,7 +81,11 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
     with store.ledger.read() as tx:
         settled = all_settled(tx)
     for name in store.datasets if datasets is None else datasets:
-        _scan_dataset(store, name, landing / name, settled, files, problems)
+        try:
+            with alone(name):
+                _scan_dataset(store, name, landing / name, settled, files, problems)
+        except TimestoreError as error:
+            problems.append(str(error))
     if datasets is None:
         problems += _undeclared(store, entries)
     files.sort(key=lambda file: (file.modified_at, file.path))
@@ -198,7 +204,7 @@ def _printable(path: str) -> str:
 def _undeclared(store: Store, entries: Iterable[os.DirEntry[str]]) -> Sequence[str]:
     problems = []
     for entry in entries:
-        if not is_ready_name(entry.name) or entry.name in store.datasets:
+        if not is_ready_name(entry.name) or entry.name in store.datasets.declared:
             continue
         if entry.is_dir():
             problems.append(

@@ -50,7 +50,7 @@ class _Look:
             if entry.bytes and is_ready_name(dataset):
                 self.loose += 1
                 self.examples.setdefault("", dataset)
-        elif dataset not in self.store.datasets:
+        elif dataset not in self.store.datasets.declared:
             if is_ready_name(dataset):
                 self.undeclared[dataset] += 1
         elif dataset in self.wanted:

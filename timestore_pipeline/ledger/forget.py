@@ -1,4 +1,4 @@
-"""Taking a dataset out of the ledger with everything that was ever known of it. For scratch datasets only."""
+"""Taking a dataset out of the ledger with everything that was ever known of it: a validation's, or one removed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, upd
 
 from timestore_pipeline.ledger.losses import end_losses
 from timestore_pipeline.ledger.past import forget_expired, note_expired
-from timestore_pipeline.ledger.schema import BuildKind, datasets, replaced_windows, slices, windows
+from timestore_pipeline.ledger.schema import BuildKind, builds, datasets, replaced_windows, slices, windows
 from timestore_pipeline.ledger.upserts import upsert_all
 
 T = TypeVar("T")
@@ -108,6 +108,40 @@ def move_windows(
         upsert_all(tx, windows, some)
     _move_totals(tx, dataset, had.values(), totals, now if publishes else None)
     return taken
+
+
+def put_windows(tx: Connection, dataset: str, found: Mapping[int, PublishedWindow], now: int) -> None:
+    """Make the totals of windows those that another program left in the table; the caller holds the dataset's lock.
+
+    What was published stays what it was, so the row audit says what is missing or too much.
+    """
+    had = _recorded(tx, dataset, sorted(found))
+    # Of windows in which no build ever was, the latest build is as good as any.
+    latest = tx.execute(select(func.max(builds.c.id)).where(builds.c.dataset == dataset)).scalar()
+    totals, gone = [], []
+    for start, window in found.items():
+        old = had.get(start)
+        superseded = old.superseded if old else 0
+        if not window.files and not superseded:
+            gone.append(start)
+        elif old or latest is not None:
+            totals.append(
+                {
+                    "dataset": dataset,
+                    "window_start": start,
+                    "rows": window.rows,
+                    "bytes": window.bytes,
+                    "files": window.files,
+                    "superseded": superseded,
+                    "build_id": old.build_id if old else latest,
+                    "published_at": old.published_at if old else now,
+                }
+            )
+    for some in _in_parts(gone):
+        tx.execute(delete(windows).where(windows.c.dataset == dataset, windows.c.window_start.in_(some)))
+    for some in _in_parts(totals):
+        upsert_all(tx, windows, some)
+    _move_totals(tx, dataset, had.values(), totals, None)
 
 
 def add_up_windows(tx: Connection, dataset: str) -> None:

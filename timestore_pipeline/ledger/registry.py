@@ -1,82 +1,103 @@
-"""What the ledger knows of each dataset: its granularity and its visible table version."""
+"""What the ledger knows of each dataset: its declaration and its visible table version."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, update
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import LedgerError
+from timestore_pipeline.errors import DeclarationChanged
+from timestore_pipeline.ledger.declarations import (
+    check_declaration,
+    check_start,
+    declared,
+    first_windows,
+    fix_declaration,
+    kept_declarations,
+)
 from timestore_pipeline.ledger.schema import datasets
-from timestore_pipeline.ledger.schemas import declared_steps, schema_history, take_up
+from timestore_pipeline.ledger.schemas import SchemaStep, column_histories, declared_step, take_up
 from timestore_pipeline.ledger.upserts import insert_unless_there
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _NAMES_PER_QUERY = 500
 
 
-def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> None:
+def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> dict[str, DeclarationChanged]:
     """Give every dataset its ledger row, and take up what its declaration adds to its columns or widens.
 
-    Raises:
-        LedgerError: a dataset's window granularity is not the one with which its rows were staged.
+    Returns:
+        The datasets whose declaration contradicts their rows, each with the error that says how; of these nothing is
+        taken up, and they are to be left alone.
     """
     specs = sorted(specs, key=lambda spec: spec.name)
-    known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
+    known = known_datasets(tx)
     for spec in specs:
         if spec.name not in known:
-            insert_unless_there(
-                tx, datasets, {"name": spec.name, "granularity": spec.window.value, "key": key_text(spec)}
-            )
-    known = dict(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
-    for spec in specs:
-        if known[spec.name] != spec.window.value:
-            raise LedgerError(
-                f"dataset {spec.name!r} has windows of one {known[spec.name]} in the ledger and of one {spec.window} "
-                "in datasets.yaml. They are fixed once a dataset exists: restore the old or declare a new dataset."
-            )
-    for name, key in _keys_to_change(tx, specs):
-        tx.execute(update(datasets).where(datasets.c.name == name).values(key=key))
-    for name in declared_steps(tx, specs):
-        lock_dataset(tx, name)
-    for name, (version, step) in declared_steps(tx, specs).items():  # again, now that nobody else can be first
+            said = declared(spec)
+            row = {"name": spec.name, "granularity": said.granularity, "key": said.key, "time": said.time}
+            insert_unless_there(tx, datasets, row)
+    look = _look(tx, specs)
+    if look.waiting:
+        lock_datasets(tx, look.waiting)
+        look = _look(tx, specs)  # again, now that nobody else can be first
+    for spec in look.to_declare:
+        fix_declaration(tx, spec)
+    for name, (version, step) in look.steps.items():
         take_up(tx, name, version, [step], now)
+    return look.refused
 
 
-def unregistered(tx: Connection, specs: Iterable[DatasetSpec]) -> bool:
-    """Whether :func:`register` has anything to do or to complain about."""
+def refused_datasets(tx: Connection, specs: Iterable[DatasetSpec]) -> dict[str, DeclarationChanged] | None:
+    """Return what :func:`register` would, or None where it has something to do."""
     specs = list(specs)
-    known = set(tx.execute(select(datasets.c.name, datasets.c.granularity)).all())
-    return (
-        any((spec.name, spec.window.value) not in known for spec in specs)
-        or bool(_keys_to_change(tx, specs))
-        or bool(declared_steps(tx, specs))
-    )
+    look = _look(tx, specs)
+    return None if look.waiting or look.unknown else look.refused
 
 
-def _keys_to_change(tx: Connection, specs: Iterable[DatasetSpec]) -> list[tuple[str, str | None]]:
-    """Return the datasets without any batch whose key was declared anew, with it.
+@dataclass(frozen=True)
+class _Look:
+    """What is to be done about declarations: those unknown yet, those to be kept, columns to be taken up, refusals."""
 
-    Raises:
-        LedgerError: there are batches, whose rows were published under another key or under none.
-    """
-    known = {row.name: row.key for row in tx.execute(select(datasets.c.name, datasets.c.key))}
-    changed = [
-        (spec.name, key_text(spec)) for spec in specs if spec.name in known and known[spec.name] != key_text(spec)
-    ]
-    for name, key in changed:
-        if schema_history(tx, name):
-            raise LedgerError(
-                f"dataset {name!r} has rows with the key {known[name] or 'none'}, and in datasets.yaml it has "
-                f"{key or 'none'}. The key is fixed once rows are staged: restore it or declare a new dataset."
-            )
-    return changed
+    unknown: tuple[str, ...]
+    to_declare: tuple[DatasetSpec, ...]
+    steps: Mapping[str, tuple[int, SchemaStep]]
+    refused: dict[str, DeclarationChanged]
+
+    @property
+    def waiting(self) -> list[str]:
+        return [*(spec.name for spec in self.to_declare), *self.steps]
 
 
-def key_text(spec: DatasetSpec) -> str | None:
-    """Return a dataset's key as the ledger keeps it."""
-    return None if spec.key is None else spec.key.model_dump_json()
+def _look(tx: Connection, specs: Iterable[DatasetSpec]) -> _Look:
+    kept, histories, starts = kept_declarations(tx), column_histories(tx), first_windows(tx)
+    unknown: list[str] = []
+    to_declare: list[DatasetSpec] = []
+    steps: dict[str, tuple[int, SchemaStep]] = {}
+    refused: dict[str, DeclarationChanged] = {}
+    for spec in specs:
+        name, history = spec.name, histories.get(spec.name, [])
+        if name not in kept:
+            unknown.append(name)
+            continue
+        if not history:  # nothing was ever staged, so everything may still change
+            if kept[name] != declared(spec):
+                to_declare.append(spec)
+            continue
+        try:
+            check_declaration(spec, kept[name], history)
+            check_start(spec, starts.get(name))
+        except DeclarationChanged as error:
+            refused[name] = error
+            continue
+        if kept[name].time is None:
+            to_declare.append(spec)
+        step = declared_step(spec, history)
+        if step is not None:
+            steps[name] = len(history), step
+    return _Look(tuple(unknown), tuple(to_declare), steps, refused)
 
 
 def lock_dataset(tx: Connection, dataset: str) -> None:
@@ -109,6 +130,12 @@ def table_versions(tx: Connection, names: Sequence[str] | None = None) -> dict[s
     if names is not None and len(names) <= _NAMES_PER_QUERY:
         query = query.where(datasets.c.name.in_(names))
     return dict(tx.execute(query).all())
+
+
+def advance_table_version(tx: Connection, dataset: str, version: int) -> None:
+    """Let readers have a later version of a dataset's table; the caller has ended all builds that it has."""
+    query = update(datasets).where(datasets.c.name == dataset, datasets.c.table_version < version)
+    tx.execute(query.values(table_version=version))
 
 
 def last_claimed_sequence(tx: Connection, dataset: str) -> int:

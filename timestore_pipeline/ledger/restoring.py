@@ -84,6 +84,7 @@ def restore_dataset(
     table_version: int | None,
     table_id: str | None,
     key: str | None,
+    time: str | None,
     now: int,
 ) -> None:
     """Enter a dataset with the columns that it has had, oldest first; none where they are still to be inferred."""
@@ -93,6 +94,7 @@ def restore_dataset(
         "table_version": table_version,
         "table_id": table_id,
         "key": key,
+        "time": time,
         # Beyond every position in the table, as no dataset gets more rows than microseconds pass.
         "next_position": now,
     }

@@ -123,6 +123,7 @@ datasets = Table(
     Column("name", String(63), primary_key=True),
     Column("granularity", String(8), nullable=False),
     Column("key", Text, comment="JSON {columns, version}; null: rows are appended as they are"),
+    Column("time", Text, comment="JSON {column, format, unit}; null: of a ledger from before it was kept"),
     Column("next_sequence", BigInteger, nullable=False, server_default=text("1")),
     Column("next_position", BigInteger, nullable=False, server_default=text("0"),
            comment="of the next row that is acknowledged, where there is a key"),

@@ -15,9 +15,10 @@ from sqlalchemy import Connection, bindparam, insert, select
 
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import ColumnsChanged
+from timestore_pipeline.errors import DatasetRemoved
 from timestore_pipeline.evolution import Schema, declared_growth
-from timestore_pipeline.ledger.schema import schemas
+from timestore_pipeline.ledger.declarations import Fixed, check_declaration
+from timestore_pipeline.ledger.schema import datasets, schemas
 
 DECLARED = "datasets.yaml"
 """Source of a version that no batch brought."""
@@ -62,23 +63,34 @@ def dataset_schema(tx: Connection, spec: DatasetSpec) -> Schema | None:
     """Return the columns that the dataset's rows have now, or None where they are still to be inferred.
 
     Raises:
-        ColumnsChanged: the declared columns contradict those with which rows were staged.
+        DeclarationChanged: the declaration contradicts that with which rows were staged; nothing is to be done with
+            them by it.
+        DatasetRemoved: the ledger does not know the dataset any more.
     """
-    history = schema_history(tx, spec.name)
-    declared = spec.declared_columns
-    if not history:
-        return None if declared is None else Schema(0, declared, required_columns(spec, declared))
-    versions = [version.columns for version in history]
-    if declared is not None and declared_growth(versions, declared) is None:
-        raise ColumnsChanged(spec.name, versions[-1], declared)
-    return Schema(history[-1].version, versions[-1], required_columns(spec, versions[0]))
+    rows = tx.execute(_DECLARED_HISTORY, {"dataset": spec.name}).all()
+    if not rows:
+        raise DatasetRemoved(spec.name)
+    if rows[0].version is None:
+        columns = spec.declared_columns
+        return None if columns is None else Schema(0, columns, required_columns(spec, columns))
+    versions = [columns_from_text(row.columns) for row in rows]
+    check_declaration(spec, Fixed(rows[0].granularity, rows[0].key, rows[0].time), versions)
+    return Schema(rows[-1].version, versions[-1], required_columns(spec, versions[0]))
+
+
+_DECLARED_HISTORY = (
+    select(datasets.c.granularity, datasets.c.key, datasets.c.time, schemas.c.version, schemas.c.columns)
+    .select_from(datasets.outerjoin(schemas, schemas.c.dataset == datasets.c.name))
+    .where(datasets.c.name == bindparam("dataset"))
+    .order_by(schemas.c.version)
+)
 
 
 def dataset_columns(tx: Connection, spec: DatasetSpec) -> tuple[Column, ...] | None:
     """Return the columns alone.
 
     Raises:
-        ColumnsChanged: as :func:`dataset_schema`.
+        DeclarationChanged, DatasetRemoved: as :func:`dataset_schema`.
     """
     schema = dataset_schema(tx, spec)
     return None if schema is None else schema.columns
@@ -112,24 +124,19 @@ def take_up(tx: Connection, dataset: str, base: int, steps: Sequence[SchemaStep]
     return base + len(steps)
 
 
-def declared_steps(tx: Connection, specs: Iterable[DatasetSpec]) -> dict[str, tuple[int, SchemaStep]]:
-    """Return dataset → its latest version and the step after it, where ``datasets.yaml`` declares more than it has.
+def declared_step(spec: DatasetSpec, history: Sequence[Sequence[Column]]) -> SchemaStep | None:
+    """Return the step after ``history`` (oldest first, at least one) where ``datasets.yaml`` declares more columns."""
+    declared = spec.declared_columns
+    columns = None if declared is None else declared_growth(history, declared)
+    return None if columns is None or columns == history[-1] else SchemaStep(columns)
 
-    A dataset without any version is left out, and so is one whose declaration contradicts its versions.
-    """
-    histories: dict[str, list[tuple[int, tuple[Column, ...]]]] = {}
-    query = select(schemas.c.dataset, schemas.c.version, schemas.c.columns).order_by(schemas.c.version)
+
+def column_histories(tx: Connection) -> dict[str, list[tuple[Column, ...]]]:
+    """Return the versions of the columns of every dataset that has any, oldest first."""
+    found: dict[str, list[tuple[Column, ...]]] = {}
+    query = select(schemas.c.dataset, schemas.c.columns).order_by(schemas.c.dataset, schemas.c.version)
     for row in tx.execute(query):
-        histories.setdefault(row.dataset, []).append((row.version, columns_from_text(row.columns)))
-    found = {}
-    for spec in specs:
-        declared, history = spec.declared_columns, histories.get(spec.name)
-        if declared is None or not history:
-            continue
-        columns = declared_growth([columns for _, columns in history], declared)
-        version, latest = history[-1]
-        if columns is not None and columns != latest:
-            found[spec.name] = version, SchemaStep(columns)
+        found.setdefault(row.dataset, []).append(columns_from_text(row.columns))
     return found
 
 

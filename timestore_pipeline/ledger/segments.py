@@ -74,6 +74,11 @@ def mark_unlinked(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
         count(tx, RETENTION_BYTES, dataset, "", sum(gone[dataset]))
 
 
+def segment_paths(tx: Connection, dataset: str) -> set[str]:
+    """Return the relative paths that the segments of a dataset have or had."""
+    return set(tx.execute(select(segments.c.path).where(segments.c.dataset == dataset)).scalars())
+
+
 def paths_on_disk(tx: Connection) -> set[str]:
     """Return the relative paths of all segments that must be on disk."""
     return set(tx.execute(select(segments.c.path).where(segments.c.unlinked_at.is_(None))).scalars())

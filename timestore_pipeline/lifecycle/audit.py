@@ -8,11 +8,12 @@ from what the log says.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from timestore_pipeline.building.foreign import ForeignCommit, foreign_commits
 from timestore_pipeline.building.table import TableFile, live_files, open_table
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, StorageError
@@ -31,6 +32,9 @@ from timestore_pipeline.windows import Window
 
 # A build that commits while the audit looks moves the table under it: then it looks again.
 _ATTEMPTS = 3
+
+# So far back it is looked in the log for what other programs did; in an object store an entry is a request.
+_MOST_COMMITS = 100
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,17 @@ class WindowAudit:
     files: int
     account: WindowAccount | None = None
     damaged: tuple[DamagedFile, ...] = ()
+    changed_by: tuple[ForeignCommit, ...] = ()
+    """What other programs did to its files lately; looked up only where something does not add up."""
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What does not add up, in words and numbers; empty where every row is where it should be."""
+        found = self._problems
+        return (*found, *(commit.in_words for commit in self.changed_by)) if found else ()
+
+    @property
+    def _problems(self) -> tuple[str, ...]:
         found = [file.problem for file in self.damaged]
         if self.table_rows != self.recorded:
             found.append(f"the table has {self.table_rows:,} rows, {self.recorded:,} are recorded for the window")
@@ -69,12 +80,16 @@ class WindowAudit:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All windows of a dataset at one table version (None: no table yet), in time order."""
+    """All windows of a dataset at one table version (None: no table yet), in time order.
+
+    ``stray`` are files of another program in partitions that are no windows.
+    """
 
     dataset: str
     table_version: int | None
     windows: tuple[WindowAudit, ...]
     files_opened: int
+    stray: tuple[TableFile, ...] = ()
 
     @property
     def wrong(self) -> tuple[WindowAudit, ...]:
@@ -100,17 +115,22 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
     spec = store.datasets[dataset]
     starts = None if windows is None else {window.start_micros for window in windows}
     state, accounts, recorded, version, files = _consistent_look(store, spec, starts)
-    by_window: dict[str, list[TableFile]] = {}
+    by_window: dict[Window, list[TableFile]] = {}
+    stray = []
     for file in files:
-        by_window.setdefault(file.window_key, []).append(file)
-    found = {spec.window_from_key(key) for key in by_window}
+        window = spec.window_of_partition(file.window_key)
+        if window is None:
+            stray.append(file)
+        else:
+            by_window.setdefault(window, []).append(file)
+    found = set(by_window)
     found |= {spec.window_at(start) for start in (*accounts, *recorded)}
     place = store.table(dataset)
     # One listing tells the sizes of a thousand objects; local files are looked at one by one.
     sizes = {} if place.local is not None else {entry.key: entry.bytes for entry in parquet_files(place)}
     audits, opened = [], 0
     for window in sorted(found):
-        own = by_window.get(window.key, [])
+        own = by_window.get(window, [])
         account = accounts.get(window.start_micros)
         if account is None and (starts is None or window.start_micros in starts):
             account = WindowAccount(window.start_micros)
@@ -130,11 +150,26 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
                 ),
             )
         )
-    return AuditReport(dataset, version if state.version is not None else None, tuple(audits), opened)
+    if any(audit.problems for audit in audits):
+        audits = _with_what_others_did(place, version, audits)
+    return AuditReport(dataset, version if state.version is not None else None, tuple(audits), opened, tuple(stray))
+
+
+def _with_what_others_did(place: Storage, version: int, audits: Iterable[WindowAudit]) -> list[WindowAudit]:
+    commits = foreign_commits(place, range(max(0, version - _MOST_COMMITS), version + 1))
+    known = [commit for commit in commits if commit.window_keys is not None and commit.data_change]
+    return [
+        replace(audit, changed_by=tuple(each for each in known if audit.window.key in (each.window_keys or ())))
+        if audit.problems
+        else audit
+        for audit in audits
+    ]
 
 
 def _ledger_problems(account: WindowAccount) -> list[str]:
     found = []
+    if account.superseded < 0:
+        found.append(f"{-account.superseded:,} rows came from elsewhere: no batch brought them")
     if account.staged != account.explained:
         found.append(
             f"{account.staged:,} rows were staged, and {account.explained:,} are published ({account.published:,}), "

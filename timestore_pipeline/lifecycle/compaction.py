@@ -226,8 +226,8 @@ def plan_compaction(
         return {}
     by_window: dict[Window, list[TableFile]] = {window: [] for window in closed}
     for file in live_files(open_table(place, spec.name)):
-        window = spec.window_from_key(file.window_key)
-        if window in by_window:
+        window = spec.window_of_partition(file.window_key)
+        if window is not None and window in by_window:
             by_window[window].append(file)
     plan = {window: files_to_merge(files, rules, closed=closed[window]) for window, files in by_window.items()}
     return {window: plan[window] for window in sorted(plan) if plan[window]}

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from shutil import disk_usage
 
+from timestore_pipeline.building.foreign import foreign_commits
 from timestore_pipeline.building.own_table import OwnTable, way_out
 from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.clock import now_micros
@@ -215,9 +216,13 @@ def look_at_ledger(store: Store) -> Iterator[Finding]:
     for name, each in totals.items():
         message = f"{each.batches} files, {each.rows} rows and {each.segments} damaged segments are in quarantine"
         yield Finding(f"quarantine {name}", Level.WARNING, message, f"timestore quarantine list {name}")
-    for name in sorted(queues.keys() - set(store.datasets)):
+    for name, error in store.datasets.refused.items():
+        fix = "restore in datasets.yaml what it was, or declare a new dataset"
+        yield Finding(f"dataset {name}", Level.ERROR, str(error), fix)
+    for name in sorted(queues.keys() - set(store.datasets.declared)):
         message = f"{queues[name].pending_rows:,} rows are staged, and it is not declared any more"
-        yield Finding(f"dataset {name}", Level.ERROR, message, "put it back into datasets.yaml")
+        fix = f"put it back into datasets.yaml, or timestore dataset remove {name}"
+        yield Finding(f"dataset {name}", Level.ERROR, message, fix)
     for problem in scan_landing(store).problems:
         yield Finding("landing", Level.WARNING, problem, "the message says")
 
@@ -260,6 +265,12 @@ def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
         fix = f"mount or restore it; if it was deleted on purpose: timestore installation adopt tables/{dataset}"
         yield Finding(part, Level.ERROR, f"{place.location} is gone", fix)
         return
+    version = open_table(place, dataset).version()
+    commits = foreign_commits(place, range(seen + 1, version + 1))
+    if commits:
+        message = f"{commits[-1].in_words}; the next build, maintenance or failing read follows"
+        yield Finding(part, Level.WARNING, message, "timestore maintain, then timestore loss show " + dataset)
+        seen = version
     files = live_files(open_table(place, dataset, seen))
     sizes = {entry.key: entry.bytes for entry in parquet_files(place)}
     gone = [file.path for file in files if sizes.get(file.path) != file.bytes]

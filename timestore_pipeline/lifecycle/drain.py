@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
@@ -164,7 +165,8 @@ def drain(
         moved = False
         for name in open_:
             try:
-                report = build_windows(store, name, owner=owner, trigger=Trigger.DRAIN)
+                with alone(name):
+                    report = build_windows(store, name, owner=owner, trigger=Trigger.DRAIN)
             except (BuildInFlight, BuildAborted) as error:
                 if waiting_for.get(name) != str(error):
                     waiting_for[name] = str(error)
@@ -186,7 +188,8 @@ def drain(
             break
         if not moved:
             time.sleep(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-    return Drained(published, what_remains(store, datasets, errors))
+    refused = {name: str(error) for name, error in store.datasets.refused.items()}
+    return Drained(published, what_remains(store, datasets, {**refused, **errors}))
 
 
 def what_remains(store: Store, datasets: Sequence[str], errors: dict[str, str] | None = None) -> tuple[Remainder, ...]:
@@ -195,11 +198,11 @@ def what_remains(store: Store, datasets: Sequence[str], errors: dict[str, str] |
         queues = queue_states(tx)
         totals = open_totals(tx)
         in_flight = oldest_in_flight(tx)
-        names = datasets or sorted(known_datasets(tx) | set(store.datasets))
+        names = datasets or sorted(known_datasets(tx) | set(store.datasets.declared))
     return tuple(
         Remainder(
             dataset=name,
-            declared=name in store.datasets,
+            declared=name in store.datasets.declared,
             queue=queues.get(name, QueueState(name)),
             quarantine=totals.get(name, _NOTHING_QUARANTINED),
             in_flight=in_flight.get(name),
@@ -211,5 +214,5 @@ def what_remains(store: Store, datasets: Sequence[str], errors: dict[str, str] |
 
 def _check_known(store: Store, datasets: Collection[str], known: Collection[str]) -> None:
     for name in datasets:
-        if name not in store.datasets and name not in known:
-            raise UnknownDataset(name, list(store.datasets))
+        if name not in store.datasets.declared and name not in known:
+            raise UnknownDataset(name, list(store.datasets.declared))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
-import duckdb
 from sqlalchemy import Connection
 
+from timestore_pipeline.alone import alone
+from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.clock import now_micros
@@ -81,8 +83,9 @@ class _Pass:
 
     def attempt(self, what: str, act: Callable[[], T], otherwise: T) -> T:
         try:
-            return act()
-        except (TimestoreError, duckdb.Error, OSError) as error:
+            with alone():
+                return act()
+        except TimestoreError as error:
             log.warning("%s: %s", what, error)
             self.problems.append(f"{what}: {error}")
             return otherwise
@@ -109,6 +112,8 @@ def maintain(
     most = store.settings.maintenance_max_removals
     if not dry_run:
         work.attempt("settling dead builds", lambda: settle_dead_builds(store, owner_is_gone), [])
+        for name in store.datasets:
+            work.attempt(f"{name}: following other programs", partial(follow_others, store, name), False)
     # What is freed first makes room for what compaction writes.
     segments = work.attempt(
         "unlinking segments",

@@ -97,7 +97,8 @@ def _retention(store: Store, dataset: str, override: int | None) -> int:
 
 def staging_retention_micros(store: Store, dataset: str) -> int:
     """Return how long a segment of a dataset is kept after it is published; of one no longer declared, by default."""
-    own = store.datasets[dataset].retention.staging if dataset in store.datasets else None
+    declared = store.datasets.declared
+    own = declared[dataset].retention.staging if dataset in declared else None
     return int(store.settings.staging_retention_seconds * 1e6) if own is None else own // timedelta(microseconds=1)
 
 

@@ -18,6 +18,7 @@ from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.table import live_files, open_table, sequence_of_file
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, published_build_before, sequences_after
 from timestore_pipeline.ledger.counters import VACUUMED_BYTES, VACUUMED_FILES, count
 from timestore_pipeline.ledger.registry import lock_dataset
@@ -83,7 +84,11 @@ def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
         return Freed()
     OwnTable(store, dataset).opened()
     before = log_sizes(place)
-    open_table(place, dataset, oldest.table_version).cleanup_metadata()
+    try:
+        table = open_table(place, dataset, oldest.table_version)
+    except TableError:
+        return Freed()  # another program has cleaned up more than that
+    table.cleanup_metadata()
     after = log_sizes(place)
     gone = [size for name, size in before.items() if name not in after]
     return Freed(len(gone), sum(gone))
@@ -107,7 +112,13 @@ def _unreferenced(place: Storage, dataset: str, oldest: Build | None, later: Col
     if not candidates:
         return
     referenced = {file.path for file in live_files(open_table(place, dataset))}
-    referenced |= {file.path for file in live_files(open_table(place, dataset, oldest.table_version))}
+    try:
+        then = open_table(place, dataset, oldest.table_version)
+    except TableError as error:
+        # Another program has cleaned up the log: what that version had is known again once a later build is the oldest.
+        log.info("%s: nothing is vacuumed: %s", dataset, error)
+        return
+    referenced |= {file.path for file in live_files(then)}
     for file in candidates:
         if file.key not in referenced:
             yield file

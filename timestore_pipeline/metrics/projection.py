@@ -57,7 +57,7 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
         found = _Found.look(tx)
-        datasets = sorted(found.waiting | set(store.datasets))
+        datasets = sorted(found.waiting | set(store.datasets.declared))
         values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
     values[series.PLACES_UNUSABLE, "", ""] = sum(bool(each.problem) for each in observe_places(store, local_only=True))
@@ -134,7 +134,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
     }
     for name in datasets:
         queue = found.queues.get(name, QueueState(name))
-        spec = store.datasets.get(name)
+        spec = store.datasets.declared.get(name)
         oldest = oldest_due_from(queue, effective_thresholds(store.settings, spec)) if spec else queue.oldest_at
         builds = found.in_flight.get(name, [])
         oldest_build = builds[0].claimed_at if builds else None
@@ -177,7 +177,7 @@ def _bounds(tx: Connection, store: Store) -> _Values:
     """The thresholds and limits in force, the same for all processes of an installation."""
     limits = store.all_limits(tx)
     values: _Values = {}
-    for name, spec in store.datasets.items():
+    for name, spec in store.datasets.declared.items():
         thresholds = effective_thresholds(store.settings, spec)
         levels = service_levels(store.settings, thresholds)
         values |= {

@@ -33,7 +33,7 @@ from timestore_pipeline.orchestration.metadata import (
     published_totals,
     untouched_window_metadata,
 )
-from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
+from timestore_pipeline.orchestration.partitions import is_partition, partition_key, partitions_definition
 from timestore_pipeline.orchestration.quarantine_check import quarantine_watched
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.table_checks import table_check_results, table_check_specs
@@ -147,6 +147,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
         touched: list[Window] | None = None
         try:
             if key in context.selected_asset_keys:
+                refuse_contradicting(store.opened, spec)
                 with quarantine_watched(context, store.opened, spec):
                     touched = yield from publish_staged(context, store.opened, spec, config)
         finally:
@@ -196,6 +197,7 @@ def stage_landed(
     from timestore_pipeline.staging.ingest import ingest_files
 
     store = resource.opened
+    refuse_contradicting(store, spec)
     trigger = Trigger.BACKFILL if _BACKFILL_TAG in context.run.tags else Trigger.MANUAL
     tag_run_of_a_person(context, _datasets_of_run(context, store), trigger.value)
     files = resource.landing_share(spec.name, _ingested_datasets(context, store))
@@ -215,6 +217,13 @@ def stage_landed(
         context.log.info("%s: none of %s files was staged", spec.name, len(files))
         return
     yield dg.MaterializeResult(metadata={**ingest_metadata(report), **_inferred_schema(store, spec)})
+
+
+def refuse_contradicting(store: Store, spec: DatasetSpec) -> None:
+    """Fail the step, without another try, where ``datasets.yaml`` contradicts what the ledger has of the dataset."""
+    if spec.name in store.datasets.refused:
+        error = store.datasets.refused[spec.name]
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def publish_staged(
@@ -273,6 +282,8 @@ def publish_staged(
         return requested
     definition = partitions_definition(spec)
     for window, metadata in windows.items():
+        if not is_partition(window):
+            continue
         context.log_event(
             dg.AssetMaterialization(
                 partitions_key(spec.name), partition=partition_key(definition, window), metadata=metadata
@@ -287,6 +298,8 @@ def _mark_published_since(context: dg.AssetExecutionContext, store: Store, spec:
         published = [totals for totals in window_totals(tx, spec.name) if totals.published_at >= moment]
     definition = partitions_definition(spec)
     for totals in published:
+        if not is_partition(spec.window_at(totals.window_start)):
+            continue
         context.log_event(
             dg.AssetMaterialization(
                 partitions_key(spec.name),

@@ -17,6 +17,8 @@ from timestore_pipeline.store import Store
 
 GUARDRAILS = "guardrails"
 
+DECLARATION = "declaration"
+
 
 def dataset_checks(spec: DatasetSpec) -> list[dg.AssetChecksDefinition]:
     """Return all checks of a dataset."""
@@ -31,6 +33,11 @@ def dataset_checks(spec: DatasetSpec) -> list[dg.AssetChecksDefinition]:
                 description="Staged bytes are below TIMESTORE_STAGING_MAX_DATASET_BYTES and …_MAX_TOTAL_BYTES.",
             ),
             dg.AssetCheckSpec(
+                DECLARATION,
+                asset=asset,
+                description="What datasets.yaml says of the dataset is that with which its rows were staged.",
+            ),
+            dg.AssetCheckSpec(
                 QUARANTINE_EMPTY,
                 asset=asset,
                 description="Nothing is in quarantine; `timestore quarantine list` says what is.",
@@ -39,6 +46,7 @@ def dataset_checks(spec: DatasetSpec) -> list[dg.AssetChecksDefinition]:
     )
     def staging_checks(store: StoreResource) -> Iterator[dg.AssetCheckResult]:
         yield guardrails_result(store.opened, spec)
+        yield declaration_result(store.opened, spec)
         yield quarantine_result(store.opened, spec)
 
     return [staging_checks]
@@ -69,6 +77,41 @@ def guardrails_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
             "mode": store.settings.staging_guardrail_mode.value,
         },
     )
+
+
+def declaration_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
+    """Fail where the dataset is left alone, because its declaration contradicts what the ledger has of it."""
+    refused = store.datasets.refused.get(spec.name)
+    return dg.AssetCheckResult(
+        asset_key=staging_key(spec.name),
+        check_name=DECLARATION,
+        passed=refused is None,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=refused and str(refused),
+    )
+
+
+def report_refused(instance: dg.DagsterInstance, store: Store) -> None:
+    """Let the check of each refused dataset fail, once and without a run.
+
+    Nothing of such a dataset is run, so no run says it. The next run says when it is right again.
+    """
+    for name in store.datasets.refused:
+        result = declaration_result(store, store.datasets.declared[name])
+        key = dg.AssetCheckKey(staging_key(name), DECLARATION)
+        latest = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+        event = latest.event.dagster_event if latest and latest.event else None
+        said = event.event_specific_data if event else None
+        if not isinstance(said, dg.AssetCheckEvaluation) or said.passed or said.description != result.description:
+            instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=staging_key(name),
+                    check_name=DECLARATION,
+                    passed=False,
+                    severity=result.severity,
+                    description=result.description,
+                )
+            )
 
 
 def quarantine_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:

@@ -10,6 +10,7 @@ import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.orchestration.assets import partitions_key, staging_key
+from timestore_pipeline.orchestration.partitions import first_partition
 from timestore_pipeline.windows import Window
 
 INGEST_JOB = "ingest"
@@ -23,7 +24,7 @@ def build_job_names(datasets: Mapping[str, DatasetSpec]) -> dict[str, str]:
     all datasets share granularity and start; else one per granularity (``partition_build_hour``), and one per start
     (``partition_build_hour_20130101``) where the datasets of a granularity start on different days.
     """
-    first_windows = {name: spec.first_window for name, spec in datasets.items()}
+    first_windows = {name: first_partition(spec) for name, spec in datasets.items()}
     different = set(first_windows.values())
     starts = Counter(window.granularity for window in different)
 

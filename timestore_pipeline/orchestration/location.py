@@ -19,6 +19,7 @@ def build_definitions(settings: Settings, datasets: Datasets) -> dg.Definitions:
 
     Runs execute their steps in one process, one after the other: a process per step would cost seconds each.
     """
+    datasets = datasets.declared  # whether one contradicts the ledger is seen when the store is opened
     jobs = [ingest_job(datasets), *build_jobs(datasets)] if datasets else []
     looking = [landing_sensor(settings), flush_sensor(settings, datasets, jobs[1:])] if datasets else []
     duckdb = duckdb_resource(settings)

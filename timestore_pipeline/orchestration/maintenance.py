@@ -9,7 +9,7 @@ import dagster as dg
 
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.orchestration.checks import GUARDRAILS, QUARANTINE_EMPTY
+from timestore_pipeline.orchestration.checks import DECLARATION, GUARDRAILS, QUARANTINE_EMPTY
 from timestore_pipeline.orchestration.keys import partitions_key, staging_key
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, prune_runs
@@ -103,7 +103,11 @@ def prune_dagster_runs(instance: dg.DagsterInstance, store: Store, *, dry_run: b
     if not (retention.age or retention.number):
         return PrunedRuns()
     return prune_runs(
-        instance, retention, _check_keys(store.datasets), most=settings.maintenance_max_removals, dry_run=dry_run
+        instance,
+        retention,
+        _check_keys(store.datasets.declared),
+        most=settings.maintenance_max_removals,
+        dry_run=dry_run,
     )
 
 
@@ -142,6 +146,7 @@ def _check_keys(datasets: Mapping[str, DatasetSpec]) -> list[dg.AssetCheckKey]:
         for dataset in datasets
         for key, name in (
             (staging_key(dataset), GUARDRAILS),
+            (staging_key(dataset), DECLARATION),
             (staging_key(dataset), QUARANTINE_EMPTY),
             (partitions_key(dataset), ROW_AUDIT),
             (partitions_key(dataset), FILE_SIZES),

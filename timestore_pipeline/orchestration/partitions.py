@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.windows import Granularity, Window
+
+_FIRST_YEAR = 1_000
+"""Dagster writes earlier years with fewer than four digits, and does not find its own keys again."""
 
 _CRON = {Granularity.HOUR: "0 * * * *", Granularity.DAY: "0 0 * * *", Granularity.MONTH: "0 0 1 * *"}
 
@@ -13,15 +18,27 @@ _CRON = {Granularity.HOUR: "0 * * * *", Granularity.DAY: "0 0 * * *", Granularit
 def partitions_definition(spec: DatasetSpec) -> dg.TimeWindowPartitionsDefinition:
     """Return the partitions of a dataset: its windows, from its start up to and including the current one.
 
-    Equal for datasets of the same granularity and start, because only assets with equal definitions share a run.
+    Windows before the year 1000 are no partitions: they are built and read like all others, and Dagster does not show
+    them. Equal for datasets of the same granularity and start, because only assets with equal definitions share a run.
     """
     return dg.TimeWindowPartitionsDefinition(
-        start=spec.first_window.start,
+        start=first_partition(spec).start,
         fmt=spec.window.key_format,
         cron_schedule=_CRON[spec.window],
         timezone="UTC",
         end_offset=1,
     )
+
+
+def first_partition(spec: DatasetSpec) -> Window:
+    """Return the first window of a dataset that is a partition."""
+    first = spec.first_window
+    return first if is_partition(first) else Window.containing(datetime(_FIRST_YEAR, 1, 1, tzinfo=UTC), spec.window)
+
+
+def is_partition(window: Window) -> bool:
+    """Whether Dagster can show a window as a partition."""
+    return window.start.year >= _FIRST_YEAR
 
 
 def partition_key(definition: dg.TimeWindowPartitionsDefinition, window: Window) -> str:

@@ -21,6 +21,7 @@ from timestore_pipeline.landing.files import LandingScan, files_for_one_run, sca
 from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
 from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
+from timestore_pipeline.orchestration.checks import report_refused
 from timestore_pipeline.orchestration.config import BuildConfig
 from timestore_pipeline.orchestration.cursor import read_cursor, select_new, write_cursor
 from timestore_pipeline.orchestration.jobs import INGEST_JOB, build_job_names
@@ -63,6 +64,7 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
         description="Asks for one ingest run for all datasets in whose landing folders new files are ready.",
     )
     def look_for_files(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
+        report_refused(context.instance, store.opened)
         scan = scan_landing(store.opened)
         record_backlog(store.opened, scan)
         lacking = _lacking(store.opened, PlaceName.STAGING, PlaceName.ARCHIVE)
@@ -235,7 +237,7 @@ def bounded(lines: Sequence[str]) -> str:
 
 
 def _why_no_ingest(store: Store, scan: LandingScan, shares: Mapping[str, Sequence[Any]]) -> list[str]:
-    lines = list(scan.problems)
+    lines = [*(str(error) for error in store.datasets.refused.values()), *scan.problems]
     if len(shares) < len({file.dataset for file in scan.files}):
         lines += waiting_for_room(store, scan)
     lines += [

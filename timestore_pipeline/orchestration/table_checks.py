@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import dagster as dg
 
+from timestore_pipeline.alone import alone
 from timestore_pipeline.building.thresholds import effective_max_small_files
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
@@ -25,6 +26,8 @@ ROW_AUDIT = "row_audit"
 FILE_SIZES = "file_sizes"
 
 _MAX_WINDOWS = 50
+
+_MAX_STRAY = 3
 
 
 def table_check_specs(spec: DatasetSpec) -> list[dg.AssetCheckSpec]:
@@ -55,7 +58,17 @@ def table_check_results(
     if dg.AssetCheckKey(partitions_key(spec.name), ROW_AUDIT) in wanted:
         yield row_audit_result(store, spec, touched)
     if dg.AssetCheckKey(partitions_key(spec.name), FILE_SIZES) in wanted:
-        yield file_sizes_result(store, spec)
+        try:
+            with alone(spec.name):
+                yield file_sizes_result(store, store.datasets[spec.name])
+        except TimestoreError as error:
+            yield dg.AssetCheckResult(
+                asset_key=partitions_key(spec.name),
+                check_name=FILE_SIZES,
+                passed=False,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"it cannot be looked at: {error}",
+            )
 
 
 def row_audit_result(store: Store, spec: DatasetSpec, touched: Sequence[Window] | None) -> dg.AssetCheckResult:
@@ -74,11 +87,15 @@ def row_audit_result(store: Store, spec: DatasetSpec, touched: Sequence[Window] 
         )
 
     try:
-        report = audit_rows(store, spec.name, touched)
+        with alone(spec.name):
+            report = audit_rows(store, spec.name, touched)
     except TimestoreError as error:
         return result(False, f"the table or the ledger cannot be read: {error}", {})
     accounts = [window.account for window in report.windows if window.account is not None]
     lines = [(window.window.key, "; ".join(window.problems)) for window in report.wrong]
+    if report.stray:
+        shown = ", ".join(file.path for file in report.stray[:_MAX_STRAY])
+        lines.append(("-", f"{len(report.stray):,} files of another program lie in no window of the dataset: {shown}"))
     numbers = f"{len(report.windows):,} windows, {len(report.proved):,} of them in full"
     return result(
         not lines,

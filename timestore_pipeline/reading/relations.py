@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
+from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.parquet import parquet_relation
-from timestore_pipeline.building.table import file_bounds, open_table
+from timestore_pipeline.building.table import file_bounds, open_table, sequence_of_file
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import QueryError, SegmentUnreadable
+from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
@@ -35,6 +36,7 @@ from timestore_pipeline.staging.slices import (
     select_slices,
 )
 from timestore_pipeline.storage.duckdb_files import reason_of
+from timestore_pipeline.storage.table_folder import file_name, parquet_files
 from timestore_pipeline.store import Store
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
@@ -134,8 +136,15 @@ def create_views(
             known = {snapshot.spec.name: snapshot.columns for snapshot in snapshots if snapshot.columns}
             pruning = READ_ALL if query is None else prune(connection, query, known)
             for snapshot in snapshots:
-                _create_view(store, connection, snapshot, pruning)
+                with _table_named(store, snapshot):
+                    _create_view(store, connection, snapshot, pruning)
             return snapshots
+        except TableError:
+            # Another program may have cleaned up what this version has; then its own later one has the rows.
+            moved = [follow_others(store, each.spec.name) for each in snapshots if each.table_version is not None]
+            if attempt == _ATTEMPTS - 1 or not any(moved):
+                raise
+            _detach_all(connection)
         except SegmentUnreadable as error:
             if attempt == _ATTEMPTS - 1:
                 _raise_if_damaged(store, snapshots, error)  # it may name a group of segments
@@ -145,18 +154,56 @@ def create_views(
 
 
 @contextmanager
+def _table_named(store: Store, snapshot: Snapshot) -> Iterator[None]:
+    """Say what is wrong with the table where its files cannot be read.
+
+    Raises:
+        TableError: it is named, with the files that are gone and what to do.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        _raise_if_files_are_gone(store, snapshot, error)
+        name, place = snapshot.spec.name, store.table(snapshot.spec.name).location
+        raise TableError(f"dataset {name!r}: the table at {place} cannot be read: {reason_of(error)}") from error
+
+
+def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception) -> None:
+    name, place = snapshot.spec.name, store.table(snapshot.spec.name)
+    if snapshot.table_version is None:
+        return
+    files = file_bounds(open_table(place, name, snapshot.table_version))["path"].to_pylist()
+    # One listing tells a thousand objects; local files are looked at one by one.
+    there = None if place.local is not None else {entry.key for entry in parquet_files(place)}
+    gone = [path for path in files if (place.size(path) is None if there is None else path not in there)]
+    if gone:
+        raise TableError(
+            f"dataset {name!r}: {len(gone):,} of {len(files):,} files of table version {snapshot.table_version} are "
+            f"gone, such as {place.shown(gone[0])}. If another program has vacuumed the table, read a later version; "
+            f"what the latest one lacks is in 'timestore loss show {name}': restore it from a backup, or derive it "
+            "again with 'timestore build --rebuild'."
+        ) from error
+
+
+@contextmanager
 def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
     """Say which segment is damaged where reading the rows of ``snapshots`` comes upon one.
 
     Raises:
         SegmentUnreadable: one is.
+        TableError: files of a table are gone.
     """
+    snapshots = list(snapshots)
     try:
         yield
+    except TimestoreError:
+        raise
     except Exception as error:
         # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
         if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
             _raise_if_damaged(store, snapshots, error)
+            for snapshot in snapshots:
+                _raise_if_files_are_gone(store, snapshot, error)
         raise
 
 
@@ -181,13 +228,26 @@ def run_query(store: Store, sql: str) -> pa.Table:
         with open_reader(store, datasets_named(store, sql), sql) as connection:
             return select(connection, sql).to_arrow_table()
     except duckdb.Error as error:
-        raise QueryError(reason_of(error)) from error
+        raise query_error(store, sql, error) from error
+
+
+def query_error(store: Store, sql: str, error: duckdb.Error) -> TimestoreError:
+    """Return what a query of the user fails with: where it asks for a dataset that is refused, why that is."""
+    words = _words(sql)
+    refused = [reason for name, reason in store.datasets.refused.items() if name in words]
+    if refused and isinstance(error, duckdb.CatalogException):
+        return refused[0]
+    return QueryError(reason_of(error))
 
 
 def datasets_named(store: Store, sql: str) -> list[str]:
     """Return the datasets that a query can mean: those whose names are words in it."""
-    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
+    words = _words(sql)
     return [name for name in store.datasets if name in words]
+
+
+def _words(sql: str) -> set[str]:
+    return set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
 
 
 def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Exception) -> None:
@@ -284,8 +344,9 @@ def _wanted(
 def _from_files(store: Store, snapshot: Snapshot, columns: tuple[Column, ...], paths: Sequence[str]) -> list[str]:
     if not paths:
         return []
-    # Older files may have fewer or narrower columns.
-    relation = parquet_relation(store.table(snapshot.spec.name), paths, columns if snapshot.evolved else None)
+    # Older files may have fewer or narrower columns, and so may those of another program.
+    may_differ = snapshot.evolved or any(sequence_of_file(file_name(path)) is None for path in paths)
+    relation = parquet_relation(store.table(snapshot.spec.name), paths, columns if may_differ else None)
     return [f"SELECT {column_list(columns)} FROM {relation}"]
 
 

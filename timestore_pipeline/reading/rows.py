@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from timestore_pipeline.reading.relations import (
     create_views,
     damage_named,
     datasets_named,
+    query_error,
     reader_folders,
     take_snapshots,
 )
@@ -123,7 +125,7 @@ def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot
         with damage_named(store, snapshots):
             return Rows(store, select(connection, sql), snapshots)
     except duckdb.Error as error:
-        raise QueryError(reason_of(error)) from error
+        raise query_error(store, sql, error) from error
 
 
 def range_query(
@@ -187,7 +189,7 @@ def _past(store: Store, now: Snapshot, version: int | None, time: Moment | None)
     elif version is not None and (now.table_version is None or version > now.table_version):
         latest = "it has no table yet" if now.table_version is None else f"the latest is {now.table_version}"
         raise TableError(f"dataset {name!r}: there is no table version {version}; {latest}")
-    return Snapshot(now.spec, now.columns, version, ())
+    return replace(now, table_version=version, slices=())
 
 
 def _now(store: Store) -> Callable[[list[str]], list[Snapshot]]:

@@ -27,10 +27,10 @@ _LATE = "late"
 _PROBLEMS = {
     "null": "the time is null",
     "infinite": "the time is infinite",
-    "early": "the time is before the dataset's start, {start:%Y-%m-%d}",
-    "late": "its window closed {lateness} after its end: the time is before {first_open:%Y-%m-%d %H:%M} UTC",
+    "early": "the time is before the dataset's start, {start}",
+    "late": "its window closed {lateness} after its end: the time is before {first_open} UTC",
     "key": "a column of the key ({key}) is null",
-    "future": "the time is after {horizon:%Y-%m-%d %H:%M:%S} UTC, more than TIMESTORE_STAGING_MAX_FUTURE_MS ahead",
+    "future": "the time is after {horizon} UTC, more than TIMESTORE_STAGING_MAX_FUTURE_MS ahead",
 }
 
 
@@ -190,9 +190,10 @@ class Judge:
 
     def _reason(self, problem: str) -> str:
         return _PROBLEMS[problem].format(
-            start=self.spec.first_window.start,
-            horizon=from_micros(self.horizon),
-            first_open=self.spec.first_open_window(self.now).start,
+            # Not by strftime, which writes the year 24 with two digits.
+            start=self.spec.first_window.start.date().isoformat(),
+            horizon=from_micros(self.horizon).replace(tzinfo=None).isoformat(" ", "seconds"),
+            first_open=self.spec.first_open_window(self.now).start.replace(tzinfo=None).isoformat(" ", "minutes"),
             lateness=format_duration(self.spec.lateness),
             key=", ".join(self.spec.key.columns) if self.spec.key else "",
         )

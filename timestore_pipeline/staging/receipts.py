@@ -19,6 +19,7 @@ from timestore_pipeline.ledger.batches import (
     windows_of_batches,
 )
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
+from timestore_pipeline.ledger.declarations import fix_declaration
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, resolve_staged_files, set_aside
 from timestore_pipeline.ledger.registry import lock_dataset, take_positions
 from timestore_pipeline.ledger.schema import QuarantineKind
@@ -135,7 +136,7 @@ def acknowledge_segment(
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
         BatchConflict: a batch id is there with other content; nothing was recorded.
         StagingQueueFull, GuardrailExceeded, IntakePaused: there is no room any more; nothing was recorded.
-        ColumnsChanged: the declared columns contradict what was taken up meanwhile; nothing was recorded.
+        DeclarationChanged: the declaration contradicts what was staged meanwhile; nothing was recorded.
     """
     now = now_micros()
     refused_rows = {ordinal: sum(part.rows for part in parts) for ordinal, parts in written.refused.items()}
@@ -178,6 +179,8 @@ def acknowledge_segment(
         if (now_there.version if now_there else 0) != schema.base:
             raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
         check_pause(tx, spec.name)
+        if not schema.base:
+            fix_declaration(tx, spec)
         version = take_up(tx, spec.name, schema.base, schema.steps, now)
         check_queue(tx, spec, limits, len(batches))
         check_guardrails(tx, store, spec, limits)

@@ -160,7 +160,7 @@ def test_a_ledger_of_the_version_before_is_given_an_identity(ledger: Ledger, url
         count(tx, "a_metric", "weather", "x")
         for table in ("installation", "places"):
             tx.execute(text(f"DROP TABLE {table}"))
-        for column in ("table_id", "refusal_reason", "refusal", "refused_at"):
+        for column in ("table_id", "refusal_reason", "refusal", "refused_at", "time"):
             tx.execute(text(f"ALTER TABLE datasets DROP COLUMN {column}"))
         tx.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
 
@@ -298,15 +298,6 @@ def test_a_ledger_that_is_damaged_while_it_is_open_is_reported(make_store: MakeS
 
     with pytest.raises(LedgerError):
         stage(store, "weather", hourly(4))
-
-
-def test_windows_of_another_length_are_refused_once_a_dataset_exists(make_store: MakeStore):
-    stage(make_store(), "weather", hourly(3))
-
-    with pytest.raises(LedgerError, match=r"'weather' has windows of one day .* one hour .*restore the old"):
-        make_store(DATASETS_YAML.replace("window: day", "window: hour"))
-
-    assert readable(make_store()) == rows_of(hourly(3))
 
 
 def test_a_dataset_that_is_not_declared_any_more_is_remembered(make_store: MakeStore):

@@ -13,14 +13,14 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.building.manifests import Published
-from timestore_pipeline.building.table import TableFile
+from timestore_pipeline.building.table import TableFile, sequence_of_file
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.batches import SliceRow
+from timestore_pipeline.ledger.declarations import declared
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.ledger.registry import key_text
 from timestore_pipeline.ledger.restoring import (
     RestoredEntry,
     RestoredSegment,
@@ -40,19 +40,20 @@ from timestore_pipeline.lifecycle.rebuilding.evidence import Evidence, FoundSegm
 from timestore_pipeline.lifecycle.rebuilding.restored import (
     batch_row,
     each_batch_once,
-    is_key,
     refused,
     restored,
     unexplained,
     unlinked,
     was_retried,
+    window_of,
 )
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.description import staged_at_of
 from timestore_pipeline.staging.segment import new_segment_id
 from timestore_pipeline.storage import Entry
+from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import SEGMENT_SUFFIX, Store
-from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline.windows import Granularity
 
 _UNKNOWN_REASON = "it was set aside before the ledger was lost, and the reason with it; a retry says what is wrong"
 _ID_BEFORE_NAME = re.compile(r"^[0-9a-f]{16}-")
@@ -96,6 +97,8 @@ class Restoring:
         segments = self._segments()
         versions = self._versions(segments)
         table = self.evidence.table
+        spec = self.store.datasets.get(name)
+        said = None if spec is None else declared(spec)
         restore_dataset(
             self.tx,
             name,
@@ -104,7 +107,8 @@ class Restoring:
             next_sequence=table.fenced + 1 if table else 1,
             table_version=table.version if table else None,
             table_id=table.table_id if table else None,
-            key=key_text(self.store.datasets[name]) if name in self.store.datasets else None,
+            key=None if said is None else said.key,
+            time=None if said is None else said.time,
             now=now,
         )
         totals = self._totals(table.files if table else (), granularity)
@@ -141,7 +145,6 @@ class Restoring:
         ]
         next_entry = restore_entries(self.tx, name, entries, first_id=next_entry, by=self.by, now=now)
         finish_restoring(self.tx, [segment.row.id for segment in segments], now)
-        spec = self.store.datasets.get(name)
         past = restore_past_rows(self.tx, name, now)
         self.problems += unexplained(name, past, granularity, table_retention(self.store, spec), now)
         open_entries = sum(not entry.resolved for entry in entries)
@@ -184,9 +187,10 @@ class Restoring:
             return declared
         if said:
             return Granularity(said.pop())
-        keys = {file.window_key for file in (self.evidence.table.files if self.evidence.table else ())}
+        files = self.evidence.table.files if self.evidence.table else ()
+        ours = [file for file in files if sequence_of_file(file_name(file.path)) is not None]
         for granularity in Granularity:
-            if keys and all(is_key(key, granularity) for key in keys):
+            if ours and all(window_of(file, granularity) for file in ours):
                 return granularity
         return None
 
@@ -202,7 +206,10 @@ class Restoring:
     def _totals(self, files: Iterable[TableFile], granularity: Granularity) -> dict[int, PublishedWindow]:
         found: dict[int, PublishedWindow] = {}
         for file in files:
-            start = Window.from_key(file.window_key, granularity).start_micros
+            window = window_of(file, granularity)
+            if window is None:
+                continue
+            start = window.start_micros
             had = found.get(start, PublishedWindow(start, 0, 0, 0))
             found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
         return found

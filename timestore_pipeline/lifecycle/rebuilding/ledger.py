@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -249,5 +249,8 @@ def _restore_all(
         outcome, next_entry = restoring.restore(next_entry)
         restored.append(outcome)
         progress(f"{name}: {outcome.staged_rows:,} rows staged, {outcome.published_rows:,} rows published")
-    register(tx, store.datasets.values(), now_micros())
-    return restored
+    refused = register(tx, store.datasets.values(), now_micros())
+    return [
+        replace(each, problems=(*each.problems, str(refused[each.dataset]))) if each.dataset in refused else each
+        for each in restored
+    ]

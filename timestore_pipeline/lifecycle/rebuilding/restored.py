@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from timestore_pipeline.building.manifests import Published
+from timestore_pipeline.building.table import TableFile
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
 from timestore_pipeline.ledger.restoring import RestoredSegment
 from timestore_pipeline.lifecycle.quarantine import RETRY_MARK, origins_of_retry
@@ -142,13 +143,12 @@ def unexplained(
     return found
 
 
-def is_key(key: str, granularity: Granularity) -> bool:
-    """Whether ``key`` names a window of that granularity."""
+def window_of(file: TableFile, granularity: Granularity) -> Window | None:
+    """Return the window of a table's file; None where another program has put it into no window of that granularity."""
     try:
-        Window.from_key(key, granularity)
+        return None if file.window_key is None else Window.from_key(file.window_key, granularity)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def last_retry(evidence: Evidence) -> int:
