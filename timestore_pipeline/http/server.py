@@ -104,7 +104,7 @@ class _Bounded(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._say(len(name) + len(value))
+        self._say(len(name) + len(": ") + len(value) + len("\r\n"))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

@@ -79,7 +79,7 @@ class Bounds:
         """
         self.check_columns(len(schema))
         try:
-            self._check_nesting([field.type for field in schema])
+            self._check_types([field.type for field in schema])
             text = schema.to_string(show_field_metadata=False, show_schema_metadata=False)
         except UnicodeDecodeError as error:
             raise UnreadableFile("the name of a column, or of a time zone, is no UTF-8") from error
@@ -87,9 +87,11 @@ class Bounds:
         said = sum(len(key) + len(value) for each in described if each for key, value in each.items())
         self.check_metadata(said + len(text), "schema")
 
-    def _check_nesting(self, types: Sequence[pa.DataType]) -> None:
+    def _check_types(self, types: Sequence[pa.DataType]) -> None:
         level, looked_at = list(types), 0
         for _ in range(MOST_NESTED):
+            for each in level:
+                getattr(each, "tz", None)  # which is read as text only now
             inner = [kind for each in level for kind in inner_types(each)]
             looked_at += len(inner)
             self.check_columns(looked_at)
