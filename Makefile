@@ -5,7 +5,7 @@ HOST ?= 127.0.0.1
 PORT ?= 3000
 # Tests side by side: one more than cores, as many wait for the disk, and four at most. WORKERS=0 for one by one.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
-# How long a soak lasts.
+# How long a soak, or a fuzz, lasts.
 SECONDS ?= 300
 # Which suites, and how often: --only writing --only reading --only serving --repeats 5; how cost grows: --only growth
 BENCH_ARGS ?=
@@ -26,7 +26,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick test-all lint format dev demo bench soak docs screenshots clean
+.PHONY: help test test-quick test-all lint format dev demo bench soak fuzz docs screenshots clean
 
 help:  ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory (BENCH_
 
 soak: $(VENV)/.installed-dev  ## Kill processes at random and count every row (SECONDS=300, SEED= to repeat one)
 	@$(BIN)/python -m timestore_pipeline_tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.installed-dev  ## Mutated files, bodies and frames, a good batch after each (SECONDS=300, SEED= to repeat one)
+	@$(BIN)/python -m timestore_pipeline_tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/.installed-dev  ## Regenerate the reference pages from the code
 	@$(BIN)/python -m timestore_pipeline.reference

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import duckdb
 
 from timestore_pipeline.columns import glob_literal, literal
+from timestore_pipeline.cpu_time import CpuWatch, TookTooLong
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.duckdb_files import duckdb_path, register_places
@@ -30,21 +31,24 @@ _MAX_IDLE = 4
 
 _INTERRUPTED = "Query interrupted"
 
-_Kind = tuple[tuple[Path, ...], int | None]
-"""What one pooled connection may have and another not: more folders that it reaches, and a number of threads."""
+# After one of these DuckDB refuses whatever the instance is asked.
+_DEADLY = (duckdb.InternalException, duckdb.FatalException)
+
+_Kind = tuple[tuple[Path, ...], int | None, str | None]
+"""What one pooled connection may have and another not: more folders that it reaches, a number of threads, a limit."""
 
 
 class Connect(Protocol):
     """Opens connections that are ready for work."""
 
     def __call__(
-        self, folder: Reach, /, *more: Reach, threads: int | None = None
+        self, folder: Reach, /, *more: Reach, threads: int | None = None, memory_limit: str | None = None
     ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Give a connection that reaches the files under these folders and no others, closed after the block.
 
         It reaches DuckDB's temporary folder besides. A link out of the folders is not followed. Of a place in an object
-        store it reads the files, and reaches the local folder in which they are prepared. ``threads`` goes before the
-        settings' number: with one, a COPY to several files fills one after the other.
+        store it reads the files, and reaches the local folder in which they are prepared. ``threads`` and
+        ``memory_limit`` go before the settings': with one thread, a COPY to several files fills one after the other.
         """
         ...
 
@@ -80,10 +84,14 @@ def confined(open_connection: Open) -> Connect:
     """
 
     @contextmanager
-    def connect(folder: Reach, /, *more: Reach, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def connect(
+        folder: Reach, /, *more: Reach, threads: int | None = None, memory_limit: str | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         with open_connection() as connection, interrupts_passed_on():
             if threads:
                 connection.execute(f"SET threads = {threads}")
+            if memory_limit:
+                connection.execute(f"SET memory_limit = {literal(memory_limit)}")
             _confine(connection, (folder, *more))
             yield connection
 
@@ -133,32 +141,107 @@ def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...]) 
     )
 
 
+class _Lent:
+    """A connection of a pool in the hands of one user, who sees a DuckDB connection.
+
+    An internal error ends its DuckDB instance: each later statement fails, whatever it is. Then the user goes on with
+    another one, in which nothing is attached, registered or begun. So whoever looks at each of several inputs alone
+    after an error finds what is wrong with that one, and not that an earlier one killed the instance.
+    """
+
+    def __init__(self, open_another: Callable[[], tuple[ExitStack, duckdb.DuckDBPyConnection]]) -> None:
+        self._open = open_another
+        self._stack, self._connection = open_another()
+        self._suspect = False
+        self._overdue = False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._connection, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            connection = self._connection
+            try:
+                result = found(*arguments, **more)
+            except duckdb.Error as error:
+                self._suspect = True
+                if isinstance(error, _DEADLY):
+                    self._replace()
+                if self._overdue and isinstance(error, duckdb.InterruptException):
+                    raise TookTooLong from error
+                raise
+            # What is fetched later fails out of sight.
+            self._suspect = self._suspect or name == "to_arrow_reader"
+            return self if result is connection else result
+
+        return call
+
+    def interrupt_overdue(self) -> None:
+        """End what runs, from another thread, because it has had its time."""
+        self._overdue = True
+        self._connection.interrupt()
+
+    def is_good_for_others(self) -> bool:
+        """Whether the next user finds it as a new one: nothing has ended it, begun a transaction or interrupted it."""
+        if not self._suspect:
+            return not self._overdue
+        try:
+            self._connection.execute("SELECT 1").fetchall()
+        except duckdb.Error:
+            return False
+        return not self._overdue
+
+    def take_apart(self) -> tuple[ExitStack, duckdb.DuckDBPyConnection]:
+        """Return the connection that it has now, and what closes it."""
+        return self._stack, self._connection
+
+    def _replace(self) -> None:
+        self._stack.close()
+        self._stack, self._connection = self._open()
+
+
 class ConnectionPool:
     """Keeps DuckDB instances open for the next user: opening one takes longer than writing a small segment.
 
     Only for work that leaves nothing behind in the instance, as writing a segment does. All its connections reach the
-    folders that it is made with.
+    folders that it is made with. One that has met an internal error, an aborted transaction or an interrupt is closed.
     """
 
     def __init__(self, connect: Connect, folder: Path, /, *more: Path) -> None:
         self._connect = connect
         self._folders = (folder, *more)
         self._idle: list[tuple[_Kind, ExitStack, duckdb.DuckDBPyConnection]] = []
+        self._watch = CpuWatch()
 
     @contextmanager
-    def connection(self, *also: Path, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def connection(
+        self,
+        *also: Path,
+        threads: int | None = None,
+        memory_limit: str | None = None,
+        cpu_seconds: float | None = None,
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Give a connection that no one else uses and that reaches ``also`` too; after an error it is closed.
 
-        ``threads`` goes before the settings' number.
+        ``threads`` and ``memory_limit`` go before the settings'. A statement is interrupted once the calling thread has
+        worked for ``cpu_seconds`` since; with one thread that is all that works.
+
+        Raises:
+            TookTooLong: in the block, by the statement that was interrupted.
         """
-        kind = (also, threads)
-        stack, connection = self._take(kind)
+        kind = (also, threads, memory_limit)
+        lent = _Lent(lambda: self._take(kind))
         try:
-            with interrupts_passed_on():
-                yield connection
+            with interrupts_passed_on(), self._watch.over(lent.interrupt_overdue, cpu_seconds):
+                yield cast("duckdb.DuckDBPyConnection", lent)
         except BaseException:
-            stack.close()
+            lent.take_apart()[0].close()
             raise
+        stack, connection = lent.take_apart()
+        if not lent.is_good_for_others():
+            stack.close()
+            return
         self._idle.append((kind, stack, connection))
         while len(self._idle) > _MAX_IDLE:
             self._idle.pop(0)[1].close()
@@ -175,5 +258,6 @@ class ConnectionPool:
                     return self._idle.pop(index)[1:]
             except IndexError:
                 break  # another thread was quicker
-        stack, (also, threads) = ExitStack(), kind
-        return stack, stack.enter_context(self._connect(*self._folders, *also, threads=threads))
+        stack, (also, threads, memory_limit) = ExitStack(), kind
+        opened = self._connect(*self._folders, *also, threads=threads, memory_limit=memory_limit)
+        return stack, stack.enter_context(opened)

@@ -27,6 +27,7 @@ from timestore_pipeline.columns import (
 )
 from timestore_pipeline.durations import SHORTEST_FRESHNESS, Duration, format_duration
 from timestore_pipeline.errors import DatasetsFileError, TimestoreError, UnknownDataset
+from timestore_pipeline.named_files import read_text
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.windows import Granularity, Window, from_micros
 
@@ -472,7 +473,7 @@ def read_datasets_file(path: Path) -> str:
         DatasetsFileError: it is missing or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError as error:
         raise DatasetsFileError(
             path, ["there is no such file; set TIMESTORE_DATASETS_FILE or TIMESTORE_HOME, or create it"]

@@ -115,6 +115,7 @@ _SETTING_GROUPS = (
     (
         "Limits",
         (
+            "batch_max_",
             "staging_max_",
             "staging_guardrail_mode",
             "staging_min_free_disk_bytes",

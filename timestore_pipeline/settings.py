@@ -155,8 +155,24 @@ class Settings(BaseSettings):
         description="A landing file is quarantined unread after its reading has ended this many processes, the last "
         "one while it was read alone.",
     )
+    landing_max_arrow_bytes: PositiveCount = Field(
+        default=536_870_912,
+        description="Most bytes of an Arrow file, as it is and unpacked: such files are read into memory whole. A "
+        "larger one is quarantined.",
+    )
     landing_sensor_interval_seconds: PositiveCount = Field(
         default=5, description="Least time between two looks of `landing_sensor`."
+    )
+
+    batch_max_columns: PositiveCount = Field(
+        default=2_000,
+        description="Most columns of a batch, those that the dataset ignores included: of a file, a body or a frame. "
+        "A dataset takes up 1,000 at most.",
+    )
+    batch_max_metadata_bytes: PositiveCount = Field(
+        default=1_048_576,
+        description="Most bytes that a batch says of itself: the footer of a Parquet file, the schema of an Arrow "
+        "stream and the description of each of its batches. To read them takes up to 200 times as much memory.",
     )
 
     work_directory: Path = Field(
@@ -424,7 +440,7 @@ class Settings(BaseSettings):
         default=33_554_432, description="Most bytes of a request's body, as they are sent; more is answered with 413."
     )
     http_max_decoded_bytes: PositiveCount = Field(
-        default=268_435_456,
+        default=134_217_728,
         description="Most bytes that a body may become when it is unpacked and read; more is answered with 413.",
     )
     http_max_rows: PositiveCount = Field(
@@ -432,11 +448,32 @@ class Settings(BaseSettings):
     )
     http_max_held_bytes: PositiveCount = Field(
         default=268_435_456,
-        description="Most bytes of bodies that are held at the same time, over all requests; while there are more, "
-        "requests are answered with 503.",
+        description="Most bytes that are held at the same time of all requests together: bodies, what is unpacked of "
+        "them, and their rows; more is answered with 503. Of one token it is half of that, or one request.",
     )
     http_max_requests: PositiveCount = Field(
         default=256, description="Most requests at the same time; more are answered with 503 at once."
+    )
+    http_max_requests_per_token: PositiveCount = Field(
+        default=64, description="Most requests of one token at the same time; more are answered with 503 at once."
+    )
+    http_max_connections: PositiveCount = Field(
+        default=512,
+        description="Most connections at the same time. A further one takes the place of the one that has been waiting "
+        "longest without a request.",
+    )
+    http_max_header_bytes: PositiveCount = Field(
+        default=32_768, description="Most bytes of a request's line and headers; more is answered with 431."
+    )
+    http_decode_memory_limit: str = Field(
+        default="192MiB",
+        pattern=r"^\d+(\.\d+)? ?[KMGT]i?B$",
+        description="Memory limit of a DuckDB connection that reads a body; what needs more is answered with 413. As "
+        "many bodies are read at the same time as there are cores, two at least.",
+    )
+    http_decode_seconds: PositiveSeconds = Field(
+        default=20.0,
+        description="How much processor time reading a body may take, unpacking included; more is answered with 413.",
     )
     http_body_seconds: PositiveSeconds = Field(
         default=30.0, description="How long a client may take to send its body; then it is answered with 408."

@@ -20,7 +20,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, StorageError
-from timestore_pipeline.landing.shapes import readable_reason
+from timestore_pipeline.landing.reasons import readable_reason
 from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
 from timestore_pipeline.ledger.quarantine import QuarantineEntry

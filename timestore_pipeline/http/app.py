@@ -25,11 +25,13 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import DatasetRemoved, DeclarationChanged, TimestoreError, UnknownDataset
 from timestore_pipeline.http.answers import BatchAnswer, DatasetAnswer, DatasetsAnswer, HealthAnswer, ReceiptAnswer
 from timestore_pipeline.http.bodies import Room, drain, read_body
-from timestore_pipeline.http.decoding import Bounds, format_of, sweep_spool
+from timestore_pipeline.http.decoding import format_of, sweep_spool
 from timestore_pipeline.http.intake import Intake, Posted
 from timestore_pipeline.http.meter import OTHER, Meter
 from timestore_pipeline.http.openapi import ENDPOINTS, EndpointSpec, openapi_document
 from timestore_pipeline.http.problems import Problem, ProblemResponse, later, problem_of
+from timestore_pipeline.http.remembered import Remembered
+from timestore_pipeline.http.shares import Slots, Turns
 from timestore_pipeline.http.tokens import Scope, Token, Tokens
 from timestore_pipeline.ledger.batch_state import batch_state
 from timestore_pipeline.ledger.batches import pending_batches
@@ -51,6 +53,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _KEY = re.compile(rf"[\x20-\x7e]{{1,{MAX_BATCH_ID}}}")
 _THREADS_THAT_LOOK = 4
 _HEALTH_SECONDS = 5.0
+_HEALTH_REMEMBERED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class _Caller:
     """Who asks; no token where none are asked for."""
 
     token: Token | None
+
+    @property
+    def name(self) -> str | None:
+        return self.token.name if self.token else None
 
     @property
     def in_words(self) -> str:
@@ -78,11 +85,14 @@ class Api:
         self._settings = settings
         self._tokens = tokens
         self._room = Room(settings.http_max_held_bytes)
-        self._running = 0
+        self._slots = Slots(settings.http_max_requests, settings.http_max_requests_per_token)
         self._meter = Meter(_named(each) for each in ENDPOINTS)
         self._looking = CapacityLimiter(_THREADS_THAT_LOOK)
+        self._looks = Turns(_THREADS_THAT_LOOK // 2)
         self._scraping = CapacityLimiter(1)
-        self._intake = Intake(timestore, Bounds(settings.http_max_decoded_bytes, settings.http_max_rows))
+        self._looking_at_health = CapacityLimiter(1)
+        self._intake = Intake(timestore)
+        self._health = Remembered(self._look_at_health, _HEALTH_REMEMBERED_SECONDS)
 
     async def post_batch(self, request: Request) -> Response:
         """Stage the body as one batch, and answer once it is durable."""
@@ -91,21 +101,20 @@ class Api:
         self._known(name)
         format_ = format_of(request.headers.get("content-type", ""))
         key = _idempotency_key(request)
-        body = await read_body(
-            request, self._room, self._settings.http_max_body_bytes, self._settings.http_body_seconds
-        )
-        posted = Posted(
-            dataset=name,
-            key=key,
-            source=f"HTTP{caller.in_words}",
-            format=format_,
-            encoding=request.headers.get("content-encoding", ""),
-            body=body,
-        )
-        try:
+        with self._room.holding(caller.name) as holding:
+            body = await read_body(
+                request, holding, self._settings.http_max_body_bytes, self._settings.http_body_seconds
+            )
+            posted = Posted(
+                dataset=name,
+                key=key,
+                source=f"HTTP{caller.in_words}",
+                format=format_,
+                encoding=request.headers.get("content-encoding", ""),
+                body=body,
+                holding=holding,
+            )
             receipt = await self._intake.stage(posted, self._settings.http_request_seconds)
-        finally:
-            self._room.give_back(len(body))
         where = f"/datasets/{name}/batches/{quote(receipt.batch_id, safe='')}"
         answer = ReceiptAnswer.of(receipt).model_dump(mode="json")
         return JSONResponse(answer, 200 if receipt.duplicate else 201, {"Location": where})
@@ -113,7 +122,7 @@ class Api:
     async def get_batch(self, request: Request) -> Response:
         """Say what became of a batch."""
         name, batch_id = request.path_params["name"], request.path_params["batch_id"]
-        self._allowed(request, [Scope.READ, Scope.STAGE], name)
+        caller = self._allowed(request, [Scope.READ, Scope.STAGE], name)
         self._known(name)
         spec = self._timestore.datasets[name]
 
@@ -124,7 +133,7 @@ class Api:
                 raise Problem(404, "unknown-batch", f"dataset {name!r} has no batch of that id, or not any more")
             return BatchAnswer.of(spec, batch_id, found)
 
-        return JSONResponse((await self._look(look)).model_dump(mode="json"))
+        return JSONResponse((await self._look(caller, look)).model_dump(mode="json"))
 
     async def get_datasets(self, request: Request) -> Response:
         """List the datasets that the caller may read."""
@@ -153,11 +162,17 @@ class Api:
                     ]
                 )
 
-        return JSONResponse((await self._look(look)).model_dump(mode="json"))
+        return JSONResponse((await self._look(caller, look)).model_dump(mode="json"))
 
     async def get_health(self, _request: Request) -> Response:
-        """Say whether batches can be taken: the ledger answers, and there is disk."""
+        """Say whether batches can be taken: the ledger answers, and there is disk.
 
+        Whoever asks while another one looks, or a moment after, gets the same answer: asking costs nothing.
+        """
+        await self._health.now()
+        return JSONResponse(HealthAnswer(ledger="ok", disk="ok").model_dump(mode="json"))
+
+    async def _look_at_health(self) -> None:
         def look() -> None:
             with self._timestore.store.ledger.read() as tx:
                 all_pauses(tx)
@@ -165,10 +180,9 @@ class Api:
 
         try:
             async with asyncio.timeout(_HEALTH_SECONDS):
-                await run_sync(look, limiter=self._scraping, abandon_on_cancel=True)
+                await run_sync(look, limiter=self._looking_at_health, abandon_on_cancel=True)
         except TimeoutError:
             raise later(503, "ledger-away", f"the ledger did not answer within {_HEALTH_SECONDS:g} s", 5) from None
-        return JSONResponse(HealthAnswer(ledger="ok", disk="ok").model_dump(mode="json"))
 
     async def get_metrics(self, request: Request) -> Response:
         """Every metric, in the Prometheus text format."""
@@ -190,7 +204,11 @@ class Api:
             await run_sync(self._intake.close)
 
         routes = [
-            Route(each.path, self._answering(getattr(self, each.handler), _named(each)), methods=[each.method])
+            Route(
+                each.path,
+                self._answering(getattr(self, each.handler), each),
+                methods=[each.method],
+            )
             for each in ENDPOINTS
         ]
 
@@ -202,20 +220,24 @@ class Api:
 
         return Starlette(routes=routes, exception_handlers={HTTPException: unrouted}, lifespan=lifespan)
 
-    def _answering(self, endpoint: Endpoint, name: str) -> Endpoint:
+    def _answering(self, endpoint: Endpoint, spec: EndpointSpec) -> Endpoint:
         """Return an endpoint that answers whatever happens, and says so in the log."""
+        name = _named(spec)
 
         async def answer(request: Request) -> Response:
             started = time.monotonic()
-            if self._running >= self._settings.http_max_requests:
-                response = later(503, "busy", "too many requests at the same time; try again", 1).response()
-            else:
-                self._running += 1
+            with self._meter.running():
                 try:
-                    with self._meter.running():
+                    slot = self._slots.slot() if spec.takes_slot else None
+                except Problem as problem:
+                    response = problem.response()
+                else:
+                    request.state.slot = slot
+                    try:
                         response = await _attempt(endpoint, request)
-                finally:
-                    self._running -= 1
+                    finally:
+                        if slot is not None:
+                            slot.give_back()
             if response.status_code >= 400 and not await drain(request):
                 response.headers["Connection"] = "close"
             path = request.scope.get("raw_path", b"").decode("ascii", "backslashreplace")
@@ -227,8 +249,9 @@ class Api:
 
         return answer
 
-    async def _look(self, look: Callable[[], T]) -> T:
-        return await run_sync(look, limiter=self._looking)
+    async def _look(self, caller: _Caller, look: Callable[[], T]) -> T:
+        async with self._looks.of(caller.name):
+            return await run_sync(look, limiter=self._looking)
 
     def _known(self, dataset: str) -> None:
         if dataset not in self._timestore.datasets.declared:
@@ -238,7 +261,8 @@ class Api:
         """Return who asks.
 
         Raises:
-            Problem: there is no valid token (401), or it is not for this (403).
+            Problem: there is no valid token (401), it is not for this (403), or it has as many requests going on as it
+                may (503).
         """
         if not self._tokens.required:
             # A page in a browser on this machine may have a name of its own made to mean this server.
@@ -257,6 +281,7 @@ class Api:
             )
         if not token.allows(scopes, dataset):
             raise Problem(403, "forbidden", f"the token {token.name!r} is not for this")
+        request.state.slot.of(token.name)
         return _Caller(token)
 
 

@@ -3,44 +3,94 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Self
 
 from starlette.requests import ClientDisconnect, Request
 
 from timestore_pipeline.http.problems import Problem, later, rejected, too_large
+from timestore_pipeline.landing.packed import unpacked
+from timestore_pipeline.landing.reasons import TooLarge, UnreadableFile
 
-_GZIP = 31
-"""What zlib calls the format gzip."""
-
-_UNPACKED_AT_ONCE = 1 << 20
 _MOST_DRAINED_BYTES = 8 << 20
 _DRAIN_SECONDS = 2.0
 
 
 class Room:
-    """How many bytes of bodies are held, over all requests."""
+    """How many bytes are held of all requests: bodies as they came, what was unpacked of them, and their rows.
+
+    Half of it is the most for one client, as long as that is more than one request.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._lock = threading.Lock()
         self._held = 0
+        self._held_by: Counter[str | None] = Counter()
 
-    def take(self, size: int) -> None:
-        """Count bytes as held.
+    def holding(self, client: str | None) -> Holding:
+        """Return what one request of a client holds: nothing yet. Without tokens there is one client, None."""
+        return Holding(self, client)
+
+    def take(self, holding: Holding, size: int) -> None:
+        """Count more bytes as held.
 
         Raises:
-            Problem: there would be too many (503); nothing was counted.
+            Problem: there would be too many (503); these are not counted.
         """
-        if self._held and self._held + size > self._limit:
-            raise later(503, "busy", "the server holds as many bytes of other requests as it may; try again", 1)
-        self._held += size
+        client = holding.client
+        with self._lock:
+            share = self._limit if client is None else self._limit // 2
+            for held, most in ((self._held, self._limit), (self._held_by[client], share)):
+                # A request that is alone may be as large as its own bounds allow.
+                if held > holding.bytes and held + size > most:
+                    raise later(503, "busy", "as many bytes of other requests are held as may be; try again", 1)
+            self._held += size
+            self._held_by[client] += size
+            holding.bytes += size
+
+    def give_back(self, holding: Holding, size: int) -> None:
+        """Count bytes as held no more."""
+        with self._lock:
+            self._held -= size
+            self._held_by[holding.client] -= size
+            if not self._held_by[holding.client]:
+                del self._held_by[holding.client]
+            holding.bytes -= size
+
+
+class Holding:
+    """The bytes that one request holds, until the end of the ``with`` block."""
+
+    def __init__(self, room: Room, client: str | None) -> None:
+        self._room = room
+        self.client = client
+        self.bytes = 0
+
+    def take(self, size: int) -> None:
+        """Count more bytes as held.
+
+        Raises:
+            Problem: there would be too many (503); these are not counted.
+        """
+        self._room.take(self, size)
 
     def give_back(self, size: int) -> None:
         """Count bytes as held no more."""
-        self._held -= size
+        self._room.give_back(self, size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.give_back(self, self.bytes)
 
 
-async def read_body(request: Request, room: Room, max_bytes: int, seconds: float) -> bytes:
-    """Return a request's body, whose bytes the caller gives back to ``room``.
+async def read_body(request: Request, holding: Holding, max_bytes: int, seconds: float) -> bytes:
+    """Return a request's body, whose bytes are counted as held.
 
     Raises:
         Problem: it is too large (413), comes too slowly (408), or there is no room for it (503).
@@ -52,19 +102,14 @@ async def read_body(request: Request, room: Room, max_bytes: int, seconds: float
             async for chunk in request.stream():
                 if len(content) + len(chunk) > max_bytes:
                     raise _too_many_bytes(max_bytes)
-                room.take(len(chunk))
+                holding.take(len(chunk))
                 content += chunk
     except TimeoutError:
-        room.give_back(len(content))
         raise Problem(
             408, "too-slow", f"the body was not there within {seconds:g} s", {"Connection": "close"}
         ) from None
     except ClientDisconnect:
-        room.give_back(len(content))
         raise Problem(400, "disconnected", "the client hung up before its body was there") from None
-    except BaseException:
-        room.give_back(len(content))
-        raise
     return bytes(content)
 
 
@@ -92,39 +137,31 @@ async def drain(request: Request) -> bool:
     return True
 
 
-def unpack(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Return a body without its Content-Encoding.
+def pieces_of(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
+    """Yield a body without its Content-Encoding, piece by piece.
 
     Raises:
         Problem: the encoding is not known (415), the body damaged (422) or too large when unpacked (413).
     """
     match encoding.strip().lower():
         case "" | "identity":
-            return body
+            yield body
         case "gzip" | "x-gzip":
-            return _gunzip(body, max_bytes)
-    detail = "the Content-Encoding is not known; send gzip or none"
-    raise Problem(415, "unknown-encoding", detail, {"Accept-Encoding": "gzip"})
+            yield from _unpacked(body, max_bytes)
+        case _:
+            detail = "the Content-Encoding is not known; send gzip or none"
+            raise Problem(415, "unknown-encoding", detail, {"Accept-Encoding": "gzip"})
 
 
-def _gunzip(body: bytes, max_bytes: int) -> bytes:
-    content = bytearray()
-    rest = body
+def _unpacked(body: bytes, max_bytes: int) -> Iterator[bytes]:
+    size = 0
     try:
-        while rest:
-            member = zlib.decompressobj(_GZIP)
-            while not member.eof:
-                wanted = min(_UNPACKED_AT_ONCE, max_bytes + 1 - len(content))
-                piece = member.decompress(rest, wanted)
-                content += piece
-                if len(content) > max_bytes:
-                    raise too_large(f"unpacked, the body has more than {max_bytes:,} bytes; send fewer rows")
-                rest = member.unconsumed_tail
-                if not member.eof and not rest and len(piece) < wanted:
-                    raise rejected("the body is no whole gzip: its end is missing")
-            rest = member.unused_data
-    except zlib.error as error:
-        raise rejected(f"the body is no gzip: {error}") from error
-    if not body:
-        raise rejected("the body is no whole gzip: it is empty")
-    return bytes(content)
+        for piece in unpacked(io.BytesIO(body).read):
+            size += len(piece)
+            if size > max_bytes:
+                raise too_large(f"unpacked, the body has more than {max_bytes:,} bytes; send fewer rows")
+            yield piece
+    except TooLarge as error:
+        raise too_large(f"the body: {error}") from error
+    except UnreadableFile as error:
+        raise rejected(f"the body: {error}") from error

@@ -6,20 +6,25 @@ import asyncio
 import os
 import threading
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+import duckdb
 import pyarrow as pa
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from blake3 import blake3
 
+from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict, BatchRejected
-from timestore_pipeline.http.bodies import unpack
-from timestore_pipeline.http.decoding import Bounds, Format, read_rows
+from timestore_pipeline.http.bodies import Holding
+from timestore_pipeline.http.decoding import ROWS_AT_ONCE, Format, Reading, content_of, read_rows, reading_connection
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, later, rejected
-from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow
+from timestore_pipeline.http.shares import Turns
+from timestore_pipeline.landing.bounds import Bounds
+from timestore_pipeline.landing.reasons import UnreadableFile
+from timestore_pipeline.landing.shapes import describe_arrow
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.staging.arrivals import file_batch_id
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
@@ -37,6 +42,7 @@ class Posted:
     format: Format
     encoding: str
     body: bytes
+    holding: Holding
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,15 @@ class _Submitted:
 class Intake:
     """Stages what is posted. Bodies are read in a few threads; the writers' own threads do the rest."""
 
-    def __init__(self, timestore: Timestore, bounds: Bounds) -> None:
+    def __init__(self, timestore: Timestore) -> None:
+        settings = timestore.store.settings
         self._timestore = timestore
-        self._bounds = bounds
-        # Reading is work for a core, and holds an unpacked body.
-        self._reading = CapacityLimiter(max(2, os.cpu_count() or 2))
+        self._settings = settings
+        self._bounds = replace(Bounds.of(settings), bytes=settings.http_max_decoded_bytes, rows=settings.http_max_rows)
+        # Reading is work for a core, and holds what it reads.
+        threads = max(2, os.cpu_count() or 2)
+        self._reading = CapacityLimiter(threads)
+        self._turns = Turns(threads // 2)
         self._writers: dict[str, Writer] = {}
         self._opening = threading.Lock()
 
@@ -75,7 +85,8 @@ class Intake:
         submitted = None
         try:
             async with asyncio.timeout(seconds):
-                submitted = await run_sync(self._submit, posted, limiter=self._reading)
+                async with self._turns.of(posted.holding.client):
+                    submitted = await run_sync(self._submit, posted, limiter=self._reading)
                 if isinstance(submitted, Receipt):
                     return submitted
                 # Cancelled by the timeout it is taken out of the writer's queue, unless it is being written.
@@ -86,22 +97,26 @@ class Intake:
         except BatchRejected as error:
             if not isinstance(submitted, _Submitted):
                 raise
-            return await run_sync(self._look_again, submitted, error, limiter=self._reading)
+            async with self._turns.of(posted.holding.client):
+                return await run_sync(self._look_again, submitted, error, limiter=self._reading)
 
     def _submit(self, posted: Posted) -> _Submitted | Receipt:
         store = self._timestore.store
         spec = store.datasets[posted.dataset]
-        content = unpack(posted.body, posted.encoding, self._bounds.bytes)
-        fingerprint = blake3(content).hexdigest()
-        batch = IncomingBatch(posted.key or file_batch_id(fingerprint), fingerprint, posted.source, len(content))
-        try:
-            table = read_rows(store, spec, posted.format, content, self._bounds)
-        except Problem:
-            # What was taken once is not refused when it is repeated, whatever the dataset's columns are by now.
-            known = self._known(spec, batch)
-            if known is None:
-                raise
-            return known
+        budget = CpuBudget.of(self._settings.http_decode_seconds)
+        reading = Reading(self._bounds, posted.holding, budget)
+        with content_of(store, posted.format, posted.body, posted.encoding, reading) as content:
+            batch = IncomingBatch(
+                posted.key or file_batch_id(content.fingerprint), content.fingerprint, posted.source, content.size
+            )
+            try:
+                table = read_rows(store, spec, posted.format, content, reading)
+            except Problem:
+                # What was taken once is not refused when it is repeated, whatever the dataset's columns are by now.
+                known = self._known(spec, batch)
+                if known is None:
+                    raise
+                return known
         future = self._writer(spec.name).submit(
             table, batch.batch_id, batch.source, timeout=0, fingerprint=batch.fingerprint
         )
@@ -118,11 +133,14 @@ class Intake:
             schema = dataset_schema(tx, spec)
         if schema is None:
             raise rejected(str(error))
-        with store.writers.connection() as connection:
-            try:
-                bad = bad_rows(connection, spec, schema, table, describe_arrow(connection, table.schema))
-            except UnreadableFile:
-                bad = BadRows([], more=False)
+        bad = BadRows([], more=False)
+        cpu_seconds = self._settings.http_decode_seconds
+        with (
+            suppress(UnreadableFile, TookTooLong, duckdb.Error),
+            reading_connection(store, cpu_seconds) as connection,
+        ):
+            parts = (table.slice(at, ROWS_AT_ONCE) for at in range(0, table.num_rows, ROWS_AT_ONCE))
+            bad = bad_rows(connection, spec, schema, parts, describe_arrow(connection, table.schema))
         if not bad.rows:
             raise rejected(str(error))
         raise rejected(f"dataset {spec.name!r}: {bad.in_words}; nothing was staged", bad.rows, more_rows=bad.more)
@@ -131,7 +149,9 @@ class Intake:
         with self._opening:
             writer = self._writers.get(dataset)
             if writer is None:
-                writer = self._writers[dataset] = self._timestore.writer(dataset, source="HTTP")
+                writer = self._writers[dataset] = self._timestore.writer(
+                    dataset, source="HTTP", max_waiting_bytes=self._settings.http_max_held_bytes
+                )
             return writer
 
     def _known(self, spec: DatasetSpec, batch: IncomingBatch) -> Receipt | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.fit import select_rows
 from timestore_pipeline.landing.readers import RowSource, read_through
-from timestore_pipeline.landing.shapes import UnreadableFile, readable_reason
+from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
 
 MOST_NAMED_ROWS = 20
 """So many rows are named in an answer."""
@@ -38,10 +38,13 @@ def bad_rows(
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
     schema: Schema,
-    table: pa.Table,
+    parts: Iterable[pa.Table],
     found: Sequence[tuple[str, str]],
 ) -> BadRows:
-    """Return the rows of ``table``, whose columns are ``found`` (name, DuckDB type), that do not fit ``schema``."""
+    """Return the rows that do not fit ``schema``, in parts that follow one another; no more than one part is held.
+
+    The columns of each are ``found`` (name, DuckDB type).
+    """
     known = {column.name for column in schema.columns}
     passed_over = {name for name, _ in found} - known
     try:
@@ -58,16 +61,23 @@ def bad_rows(
             return readable_reason(error)
         return None
 
-    def search(start: int, rows: int) -> Iterator[dict[str, Any]]:
-        problem = reason(table.slice(start, rows))
+    def search(table: pa.Table, first: int) -> Iterator[dict[str, Any]]:
+        problem = reason(table)
         if problem is None:
             return
-        if rows == 1:
-            yield {"row": start + 1, "reason": problem}
+        if table.num_rows == 1:
+            yield {"row": first, "reason": problem}
             return
-        half = rows // 2
-        yield from search(start, half)
-        yield from search(start + half, rows - half)
+        half = table.num_rows // 2
+        yield from search(table.slice(0, half), first)
+        yield from search(table.slice(half), first + half)
 
-    named = list(islice(search(0, table.num_rows), MOST_NAMED_ROWS + 1)) if table.num_rows else []
+    def found_rows() -> Iterator[dict[str, Any]]:
+        first = 1
+        for table in parts:
+            if table.num_rows:
+                yield from search(table, first)
+            first += table.num_rows
+
+    named = list(islice(found_rows(), MOST_NAMED_ROWS + 1))
     return BadRows(named[:MOST_NAMED_ROWS], more=len(named) > MOST_NAMED_ROWS)

@@ -16,7 +16,10 @@ from timestore_pipeline.staging.receipts import MAX_BATCH_ID
 
 @dataclass(frozen=True)
 class EndpointSpec:
-    """An address, who answers it, and what with: status → name of the answer and what it means."""
+    """An address, who answers it, and what with: status → name of the answer and what it means.
+
+    One that takes no slot is answered however many requests go on.
+    """
 
     path: str
     method: str
@@ -28,6 +31,7 @@ class EndpointSpec:
     takes_rows: bool = False
     media_type: str = "application/json"
     parameters: tuple[str, ...] = field(default=())
+    takes_slot: bool = True
 
 
 _GUARDED = (401, 403, 503)
@@ -73,6 +77,7 @@ ENDPOINTS = (
         "Whether batches can be taken",
         {200: ("HealthAnswer", "The ledger answers and there is disk.")},
         (503,),
+        takes_slot=False,
     ),
     EndpointSpec(
         "/metrics",

@@ -10,13 +10,13 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from timestore_pipeline.errors import SettingsError, TimestoreError
 from timestore_pipeline.http.app import LOOPBACK_NAMES, Api
+from timestore_pipeline.http.problems import Problem
 from timestore_pipeline.http.tokens import Tokens
 from timestore_pipeline.settings import Settings, load_settings, variable_name
 from timestore_pipeline.timestore import Timestore
@@ -28,48 +28,145 @@ HEADER_SECONDS = 10.0
 
 _KEEP_ALIVE_SECONDS = 30
 
-# One of two classes, by what is installed.
-_Protocol: type[asyncio.Protocol] = AutoHTTPProtocol
+
+class _Waiting:
+    """Connections that wait for a client, the longest waiting first; with too many of them that one goes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._connections: dict[_Bounded, None] = {}
+        self._open = 0
+
+    def opened(self, connection: _Bounded) -> None:
+        """Count a connection, which waits for its first request."""
+        self._open += 1
+        self.add(connection)
+        if self._open > self._most:
+            next(iter(self._connections)).hang_up()
+
+    def closed(self, connection: _Bounded) -> None:
+        """Count a connection no more."""
+        self._open -= 1
+        self.remove(connection)
+
+    def add(self, connection: _Bounded) -> None:
+        """The connection waits for its client."""
+        self._connections.setdefault(connection)
+
+    def remove(self, connection: _Bounded) -> None:
+        """The connection is being answered."""
+        self._connections.pop(connection, None)
 
 
-class _Impatient(_Protocol):
-    """Hangs up on a client that does not come to the end of its headers, for which uvicorn would wait for ever."""
+class _HeadersTooLarge(Exception):
+    """A request says more about itself than it may."""
 
-    cycle: Any
-    _waiting: asyncio.TimerHandle | None = None
-    _connection: asyncio.BaseTransport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+class _Bounded(HttpToolsProtocol):
+    """Hangs up on a client that does not come to the end of its headers, in time or in bytes.
+
+    uvicorn would wait for ever, and keep all of them. What comes behind a body in pieces counts as headers too.
+    """
+
+    max_header_bytes: int
+    waiting: _Waiting
+    _timer: asyncio.TimerHandle | None = None
+    _unread = 0
+    _said = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._connection = transport
+        self.waiting.opened(self)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        self._unread += len(data)
         super().data_received(data)
-        if self._is_answering():
+        if self.transport.is_closing():
+            return
+        if self._unread > self.max_header_bytes:
+            self.send_400_response("")
+        elif self._is_answering():
             self._wait_no_more()
-        elif self._waiting is None:
+        elif self._timer is None:
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self.waiting.closed(self)
         super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._said = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._say(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._say(len(name) + len(": ") + len(value) + len("\r\n"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._unread = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_answering():
+            self.waiting.add(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is none, or one with too large headers, and hang up."""
+        if max(self._unread, self._said) > self.max_header_bytes:
+            most = f"{self.max_header_bytes:,}"
+            problem = Problem(431, "headers-too-large", f"the request's line and headers have more than {most} bytes")
+        else:
+            problem = Problem(400, "no-request", "this is no HTTP request")
+        response = problem.response()
+        self.transport.write(
+            STATUS_LINE[problem.status]
+            + b"".join(name + b": " + value + b"\r\n" for name, value in response.raw_headers)
+            + b"connection: close\r\n\r\n"
+            + bytes(response.body)
+        )
+        self.transport.close()
+
+    def hang_up(self) -> None:
+        """Close the connection, unless a request is being answered."""
+        if not self._is_answering():
+            self.transport.close()
+
+    def _say(self, size: int) -> None:
+        self._said += size
+        if self._said > self.max_header_bytes:
+            raise _HeadersTooLarge
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait(self) -> None:
-        self._waiting = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._hang_up)
+        self.waiting.add(self)
+        self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._out_of_time)
 
     def _wait_no_more(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+        self.waiting.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _hang_up(self) -> None:
-        self._waiting = None
-        if self._connection is not None and not self._is_answering():
-            self._connection.close()
+    def _out_of_time(self) -> None:
+        self._timer = None
+        self.hang_up()
 
 
 def serve(settings: Settings | None, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -122,7 +219,7 @@ def listening(settings: Settings, host: str, port: int) -> Iterator[HttpServer]:
     with Timestore.open(settings) as timestore, _listening(host, port) as listener:
         config = uvicorn.Config(
             Api(timestore, tokens).application(),
-            http=_Impatient,
+            http=_protocol(settings),
             ws="none",
             log_config=None,
             access_log=False,
@@ -132,6 +229,17 @@ def listening(settings: Settings, host: str, port: int) -> Iterator[HttpServer]:
             timeout_graceful_shutdown=math.ceil(settings.http_body_seconds + settings.http_request_seconds),
         )
         yield HttpServer(uvicorn.Server(config), listener)
+
+
+def _protocol(settings: Settings) -> type[asyncio.Protocol]:
+    return type(
+        "Bounded",
+        (_Bounded,),
+        {
+            "max_header_bytes": settings.http_max_header_bytes,
+            "waiting": _Waiting(settings.http_max_connections),
+        },
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from timestore_pipeline.errors import SettingsError
+from timestore_pipeline.named_files import content_of, opened
 from timestore_pipeline.settings import Settings, variable_name
 
 log = logging.getLogger(__name__)
@@ -119,16 +120,14 @@ class Tokens:
 
 
 def _read(path: Path, name: str) -> tuple[Token, ...]:
-    with path.open("rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"{name} ({path}) is no regular file")
+    with opened(path) as file:
+        status = os.fstat(file.fileno())
         if status.st_mode & _NOT_FOR_OTHERS or status.st_uid not in (0, os.geteuid()):
             raise SettingsError(
                 f"{name} ({path}) can be written by its group, read or written by others, or belongs to somebody else: "
                 "chown it to the user of this process and chmod it to 600 (or 640)"
             )
-        content = stream.read()
+        content = content_of(file)
     try:
         return _parsed(content.decode(), f"{name} ({path})")
     except UnicodeDecodeError as error:

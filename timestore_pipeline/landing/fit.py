@@ -5,13 +5,14 @@ A batch whose columns do not fit is refused; the reason says what is wrong colum
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from timestore_pipeline.columns import BATCH_COLUMN, Column, quote
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.casts import LossyCast, cast_sql, time_sql
-from timestore_pipeline.landing.shapes import UnreadableFile
+from timestore_pipeline.landing.reasons import UnreadableFile
 
 _UNKNOWN = "unknown columns"
 _MOST_NAMED = 20
@@ -67,9 +68,10 @@ def wrong_names(
     """Return what is wrong with the names of a batch's columns, a phrase for each kind; empty where they fit."""
     expected = {column.name for column in schema.columns}
     known = expected.union(spec.landing.ignore_columns, passed_over)
-    missing = [column.name for column in schema.columns if column.name in schema.required and column.name not in names]
+    counts = Counter(names)
+    missing = [column.name for column in schema.columns if column.name in schema.required and column.name not in counts]
     unknown = [name for name in names if name not in known]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in counts.items() if count > 1)
     return [
         f"{label}: {', '.join(map(repr, found[:_MOST_NAMED]))}"
         for label, found in (("missing columns", missing), (_UNKNOWN, unknown), ("repeated columns", twice))

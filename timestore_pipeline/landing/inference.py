@@ -13,23 +13,24 @@ import duckdb
 from timestore_pipeline.columns import Column, check_name, glob_literal, inferred_type, literal, quote
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.evolution import Schema, grown
+from timestore_pipeline.landing.arrow import read_arrow_schema
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.landing.fit import WrongColumns, wrong_names
+from timestore_pipeline.landing.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
 from timestore_pipeline.landing.shapes import (
-    NoRowsToInferFrom,
     Shape,
-    UnreadableFile,
     csv_header,
     describe,
     describe_arrow,
     file_format,
     is_gzip,
-    read_arrow,
-    readable_reason,
 )
-from timestore_pipeline.landing.texts import inferring_sql
+from timestore_pipeline.landing.texts import inferring_sql, json_objects_sql
 
 
-def infer_columns(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path) -> tuple[Column, ...]:
+def infer_columns(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path, bounds: Bounds
+) -> tuple[Column, ...]:
     """Return the columns that a dataset gets when this file is its first batch.
 
     Raises:
@@ -37,19 +38,19 @@ def infer_columns(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path
         UnreadableFile: the file cannot be read, or has a column that no dataset can hold.
     """
     try:
-        found = _describe_file(connection, spec, path)
+        found = _describe_file(connection, spec, path, bounds)
     except duckdb.Error as error:
         raise UnreadableFile(readable_reason(error)) from error
     return columns_of(spec, found)
 
 
 def types_of_values(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, path: Path
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, path: Path, bounds: Bounds
 ) -> Sequence[Column]:
     """Return the columns that a file seems to have where the dataset's are too narrow for them, else nothing."""
     known = {column.name for column in schema.columns}
     try:
-        columns = [column for column in infer_columns(connection, spec, path) if column.name in known]
+        columns = [column for column in infer_columns(connection, spec, path, bounds) if column.name in known]
         return columns if grown(schema.columns, columns) != schema.columns else ()
     except (UnreadableFile, OSError, ValueError):
         return ()
@@ -160,17 +161,33 @@ def columns_of_texts(
     return found
 
 
-def _describe_file(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path) -> list[tuple[str, str]]:
+def _describe_file(
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path, bounds: Bounds
+) -> list[tuple[str, str]]:
     format_ = file_format(spec, path)
     if path.stat().st_size == 0:
         raise UnreadableFile("the file is empty (0 bytes)")
-    source = literal(glob_literal(path))
     if format_ is FileFormat.ARROW:
-        return describe_arrow(connection, read_arrow(path).schema)
+        return describe_arrow(connection, read_arrow_schema(path, bounds))
     if format_ is FileFormat.PARQUET:
-        return describe(connection, f"read_parquet({source}, hive_partitioning = false)")
-    names = () if format_ is FileFormat.JSON_LINES else csv_header(spec, path)
-    relation = inferring_sql(spec, Shape(format_, names, gzip=is_gzip(path)), [path])
+        bounds.check_parquet(path)
+        return describe(connection, f"read_parquet({literal(glob_literal(path))}, hive_partitioning = false)")
+    shape = Shape(
+        format_,
+        () if format_ is FileFormat.JSON_LINES else csv_header(spec, path, bounds),
+        gzip=is_gzip(path),
+    )
+    if format_ is FileFormat.JSON_LINES:
+        bounds.check_columns(most_keys(connection, shape, [path]))
+    relation = inferring_sql(spec, shape, [path])
     if connection.execute(f"SELECT 1 FROM {relation} LIMIT 1").fetchone() is None:
         raise NoRowsToInferFrom
     return describe(connection, relation)
+
+
+def most_keys(connection: duckdb.DuckDBPyConnection, shape: Shape, files: Sequence[Path]) -> int:
+    """Return how many different keys the rows of JSON lines have together."""
+    found = connection.execute(
+        f"SELECT count(DISTINCT key) FROM (SELECT unnest(json_keys(json)) AS key FROM {json_objects_sql(shape, files)})"
+    ).fetchall()
+    return found[0][0]

@@ -17,19 +17,19 @@ import duckdb
 from timestore_pipeline.columns import BATCH_COLUMN, Column, literal
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.evolution import Schema, types_by_name
+from timestore_pipeline.landing.arrow import read_arrow
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.landing.casts import type_in_text
 from timestore_pipeline.landing.fit import WrongColumns, select_rows, wrong_names
 from timestore_pipeline.landing.inference import brought_columns, columns_of_texts, grown_schema
+from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason, unreadable
 from timestore_pipeline.landing.shapes import (
     Shape,
-    UnreadableFile,
     arrow_shape,
     csv_header,
     file_format,
     is_gzip,
     parquet_shapes,
-    read_arrow,
-    readable_reason,
 )
 from timestore_pipeline.landing.texts import json_objects_sql, list_of_files, read_csv_sql, read_json_lines_sql
 
@@ -91,6 +91,7 @@ def plan_reads(
     spec: DatasetSpec,
     schema: Schema,
     files: Sequence[Path],
+    bounds: Bounds,
     wider: Mapping[Path, Sequence[Column]] | None = None,
 ) -> ReadPlan:
     """Group ``files`` by shape into as few statements as possible; wrongly shaped ones are refused one by one.
@@ -100,11 +101,11 @@ def plan_reads(
     """
     refused: dict[Path, str] = {}
     arrow_tables: dict[Path, pa.Table] = {}
-    shapes = _shapes(connection, spec, files, arrow_tables, refused)
+    shapes = _shapes(connection, spec, files, bounds, arrow_tables, refused)
     groups: list[_Group] = []
     growth: list[Growth] = []
     before = schema
-    for group in _groups(connection, spec, schema, shapes, refused):
+    for group in _groups(connection, spec, schema, shapes, bounds, refused):
         try:
             later, passed_over = _grown(connection, spec, schema, group, wider or {})
         except UnreadableFile as error:
@@ -124,7 +125,7 @@ def plan_reads(
             refused.update(dict.fromkeys(group.files, str(error)))
     if any(step.path in refused for step in growth):
         # Nothing is taken up from a file that is not staged.
-        again = plan_reads(connection, spec, before, [path for path in files if path not in refused], wider)
+        again = plan_reads(connection, spec, before, [path for path in files if path not in refused], bounds, wider)
         return replace(again, refused={**refused, **again.refused})
     return ReadPlan(tuple(sources), tuple(order), refused, schema, tuple(growth))
 
@@ -148,6 +149,7 @@ def _shapes(
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
     files: Sequence[Path],
+    bounds: Bounds,
     arrow_tables: dict[Path, pa.Table],
     refused: dict[Path, str],
 ) -> dict[Shape, list[Path]]:
@@ -163,16 +165,16 @@ def _shapes(
                 parquet.append(path)
                 continue
             if format_ is FileFormat.CSV:
-                shape = Shape(format_, csv_header(spec, path), gzip=is_gzip(path))
+                shape = Shape(format_, csv_header(spec, path, bounds), gzip=is_gzip(path))
             elif format_ is FileFormat.ARROW:
-                arrow_tables[path] = read_arrow(path)
+                arrow_tables[path] = read_arrow(path, bounds)
                 shape = arrow_shape(connection, arrow_tables[path].schema, arrow_shapes)
             else:
                 shape = Shape(format_, gzip=is_gzip(path))
             shapes[shape].append(path)
-        except (UnreadableFile, OSError, EOFError) as error:
-            refused[path] = _reason(error)
-    for path, shape in parquet_shapes(connection, parquet, refused).items():
+        except (UnreadableFile, OSError) as error:
+            refused[path] = unreadable(error)
+    for path, shape in parquet_shapes(connection, parquet, refused, bounds).items():
         shapes[shape].append(path)
     return shapes
 
@@ -182,6 +184,7 @@ def _groups(
     spec: DatasetSpec,
     schema: Schema,
     shapes: Mapping[Shape, list[Path]],
+    bounds: Bounds,
     refused: dict[Path, str],
 ) -> list[_Group]:
     known = {column.name for column in schema.columns}.union(spec.landing.ignore_columns)
@@ -192,7 +195,7 @@ def _groups(
             groups.append(_Group(shape, members, unknown))
             continue
         by_keys: dict[tuple[str, ...], list[Path]] = defaultdict(list)
-        for path, keys in _unknown_keys(connection, known, shape, members, refused).items():
+        for path, keys in _unknown_keys(connection, known, shape, members, bounds, refused).items():
             by_keys[keys].append(path)
         groups += [_Group(shape, paths, keys) for keys, paths in by_keys.items()]
     return groups
@@ -292,6 +295,7 @@ def _unknown_keys(
     known: Collection[str],
     shape: Shape,
     files: Sequence[Path],
+    bounds: Bounds,
     refused: dict[Path, str],
 ) -> dict[Path, tuple[str, ...]]:
     """Return the keys of JSON lines files that are no columns; files with lines that are no rows are refused."""
@@ -315,6 +319,11 @@ def _unknown_keys(
         found.update(dict.fromkeys(group, ()))
         for index, keys, no_object, repeating in rows:
             found[group[index]] = tuple(keys)
+            try:
+                bounds.check_columns(len(keys))
+            except UnreadableFile as error:
+                refused[group[index]] = str(error)
+                continue
             if no_object is not None:
                 refused[group[index]] = f"a line of it is no JSON object but {no_object}; write one object on each line"
             elif repeating is not None:
@@ -322,9 +331,3 @@ def _unknown_keys(
         if len(group) > 1:
             break
     return {path: keys for path, keys in found.items() if path not in refused}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return f"it cannot be read: {error.strerror or error}"
-    return str(error) or type(error).__name__

@@ -6,9 +6,8 @@ Text files tell names only (CSV), or not even these (JSON lines); there types ar
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,14 @@ import duckdb
 
 from timestore_pipeline.columns import glob_literal, literal
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.landing.bounds import Bounds
+from timestore_pipeline.landing.packed import unpacked_start
+from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MAX_HEADER_CHARACTERS = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
 _EXTENSIONS = {
     ".csv": FileFormat.CSV,
     ".tsv": FileFormat.CSV,
@@ -37,19 +39,6 @@ _EXTENSIONS = {
     ".feather": FileFormat.ARROW,
     ".ipc": FileFormat.ARROW,
 }
-
-
-class UnreadableFile(Exception):
-    """A file that cannot be staged as it is; the message is the reason."""
-
-
-class NoRowsToInferFrom(UnreadableFile):
-    """A text file without rows tells the names of columns, not their types."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "it has no rows to infer the dataset's columns from; let a file with rows come first or declare the columns"
-        )
 
 
 @dataclass(frozen=True)
@@ -84,20 +73,6 @@ def file_format(spec: DatasetSpec, path: Path) -> FileFormat:
     return found
 
 
-def readable_reason(error: BaseException) -> str:
-    """Return the part of a library's message that tells a producer what is wrong, on one line."""
-    lines = []
-    for line in str(error).splitlines():
-        text = line.strip()
-        if text.lower().startswith(
-            ("possible ", "* ", "try setting", "line 1:", "column ", "this type was", "file = ")
-        ):
-            break
-        if text:
-            lines.append(text)
-    return "; ".join(lines[:4])[:1_000] or type(error).__name__
-
-
 def is_gzip(path: Path) -> bool:
     """Whether the name says that the file is packed."""
     return path.name.lower().endswith(".gz")
@@ -108,56 +83,30 @@ def compression(shape: Shape) -> str:
     return "'gzip'" if shape.gzip else "'none'"
 
 
-def csv_header(spec: DatasetSpec, path: Path) -> tuple[str, ...]:
+def csv_header(spec: DatasetSpec, path: Path, bounds: Bounds) -> tuple[str, ...]:
     """Return the names of a CSV file's columns, from the dataset's options or from its first line.
 
     Raises:
-        UnreadableFile: it has no header line, or one that cannot be read.
+        UnreadableFile: it has no header line, one that cannot be read, or too many columns.
     """
     options = spec.landing.csv
     if options.header:
         return options.header
-    opener = gzip.open if is_gzip(path) else open
-    try:
-        with opener(path, "rb") as stream:
-            start = stream.read(_MAX_HEADER_CHARACTERS).decode("utf-8-sig", errors="replace")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UnreadableFile(f"it is not a whole gzip file: {error}") from error
+    with path.open("rb") as stream:
+        packed = is_gzip(path)
+        start = unpacked_start(stream, _MAX_HEADER_BYTES) if packed else stream.read(_MAX_HEADER_BYTES)
+    text = start.decode("utf-8-sig", errors="replace")
     quoting = {"quotechar": options.quote, "doublequote": options.escape == options.quote}
     if options.escape != options.quote:
         quoting["escapechar"] = options.escape
     try:
-        header = next(csv.reader(io.StringIO(start, newline=""), delimiter=options.delimiter, **quoting), None)
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=options.delimiter, **quoting), None)
     except csv.Error as error:
         raise UnreadableFile(f"its header line cannot be read: {error}") from error
     if not header:
         raise UnreadableFile("it has no header line")
+    bounds.check_columns(len(header))
     return tuple(header)
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """Return the table in an Arrow file or stream, with every value checked.
-
-    Raises:
-        UnreadableFile: it is damaged.
-    """
-    import pyarrow as pa
-
-    try:
-        # Not mapped: a producer that cuts the file short would end this process, and one that writes to it could
-        # change what has been validated.
-        with pa.OSFile(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-            table = reader.read_all()
-        # Offsets in a damaged file may point anywhere; DuckDB would follow them.
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the file system; Arrow's own, for a file that is cut short, have no number
-        raise UnreadableFile(f"it is not a whole Arrow file: {readable_reason(error)}") from error
-    return table
 
 
 def arrow_shape(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, known: dict[pa.Schema, Shape]) -> Shape:
@@ -178,8 +127,8 @@ def describe_arrow(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> 
     names = schema.names
     if not names:
         raise UnreadableFile("it has no columns")
-    lower = [name.lower() for name in names]  # DuckDB would give one of two that differ in case another name
-    twice = sorted({name for name in names if lower.count(name.lower()) > 1})
+    lower = Counter(name.lower() for name in names)  # DuckDB would give one of two that differ in case another name
+    twice = sorted({name for name in names if lower[name.lower()] > 1})
     if twice:
         raise UnreadableFile(f"wrong columns; repeated columns: {', '.join(map(repr, twice))}")
     try:
@@ -192,9 +141,10 @@ def describe_arrow(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> 
 
 
 def parquet_shapes(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[Path], refused: dict[Path, str]
+    connection: duckdb.DuckDBPyConnection, files: Sequence[Path], refused: dict[Path, str], bounds: Bounds
 ) -> dict[Path, Shape]:
     """Return the shapes of Parquet files; those that cannot be read are ``refused`` and left out."""
+    files = [path for path in files if _is_within(bounds, path, refused)]
     shapes = _flat_parquet_shapes(connection, files)
     for path in files:
         if path in shapes:
@@ -206,6 +156,16 @@ def parquet_shapes(
         except duckdb.Error as error:
             refused[path] = readable_reason(error)
     return shapes
+
+
+def _is_within(bounds: Bounds, path: Path, refused: dict[Path, str]) -> bool:
+    try:
+        bounds.check_parquet(path)
+    except UnreadableFile as error:
+        refused[path] = str(error)
+    except OSError as error:
+        refused[path] = unreadable(error)
+    return path not in refused
 
 
 def _flat_parquet_shapes(connection: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> dict[Path, Shape]:

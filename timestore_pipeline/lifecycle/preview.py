@@ -11,7 +11,7 @@ import duckdb
 
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, glob_literal, literal
 from timestore_pipeline.errors import StorageError
-from timestore_pipeline.landing.shapes import readable_reason
+from timestore_pipeline.landing.reasons import readable_reason
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.schema import QuarantineKind

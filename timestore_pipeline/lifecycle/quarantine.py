@@ -30,7 +30,8 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.landing.files import is_ready_name
 from timestore_pipeline.landing.readers import RowSource
-from timestore_pipeline.landing.shapes import describe, readable_reason
+from timestore_pipeline.landing.reasons import readable_reason
+from timestore_pipeline.landing.shapes import describe
 from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batch
 from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
 from timestore_pipeline.ledger.quarantine import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, unquote
 from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
 
 from timestore_pipeline.errors import SettingsError
+from timestore_pipeline.named_files import opened, read_text
 from timestore_pipeline.settings import Settings, variable_name
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ def _secret(settings: Settings, field: str) -> str | None:
         secret = given.get_secret_value()
     elif path is not None:
         try:
-            secret = settings.path(path).read_text(encoding="utf-8").strip()
+            secret = read_text(settings.path(path)).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{name} cannot be read: {_reason(error)}") from error
     else:
@@ -125,31 +126,38 @@ def _secret(settings: Settings, field: str) -> str | None:
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext:
-    authorities = settings.pushgateway_ca_file
+    authorities = settings.pushgateway_ca_file and settings.path(settings.pushgateway_ca_file)
     context = _loaded(
         "pushgateway_ca_file",
-        authorities,
-        lambda: ssl.create_default_context(cafile=authorities and settings.path(authorities)),
+        (authorities,),
+        lambda: ssl.create_default_context(cafile=authorities),
     )
     if not settings.pushgateway_verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    certificate, key = settings.pushgateway_certificate_file, settings.pushgateway_key_file
+    certificate, key = (
+        given and settings.path(given)
+        for given in (settings.pushgateway_certificate_file, settings.pushgateway_key_file)
+    )
     if certificate is not None:
         _loaded(
             "pushgateway_certificate_file",
-            certificate,
+            (certificate, key),
             # An empty passphrase, because without any OpenSSL would ask for one on the terminal.
-            lambda: context.load_cert_chain(settings.path(certificate), key and settings.path(key), password=""),
+            lambda: context.load_cert_chain(certificate, key, password=""),
         )
     return context
 
 
-def _loaded(field: str, path: Path | None, load: Callable[[], T]) -> T:
+def _loaded(field: str, paths: Sequence[Path | None], load: Callable[[], T]) -> T:
+    """Let OpenSSL load the files at ``paths``, which are looked at first: it would wait for a pipe."""
     try:
+        for path in filter(None, paths):
+            with opened(path):
+                pass
         return load()
     except OSError as error:  # an SSLError is one too
-        raise SettingsError(f"{variable_name(field)} ({path}) cannot be used: {_reason(error)}") from error
+        raise SettingsError(f"{variable_name(field)} ({paths[0]}) cannot be used: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from timestore_pipeline.datasets import DatasetSpec, load_datasets
 from timestore_pipeline.errors import BatchConflict
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.ledger.batches import known_batches, latest_batch
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.ledger.segments import segment_bytes
@@ -154,7 +155,7 @@ def _stage(context: dg.OutputContext, store: Store, spec: DatasetSpec, obj: Any,
     source = context.asset_key.to_user_string()
     partition = _partition(context)
     batch_id = batch_id_of(context.asset_key, partition, _first_tried_in(context))
-    table = as_table(spec.name, obj, source)
+    table = as_table(spec.name, obj, source, Bounds.of(store.settings))
     before = _last_time(store, spec, batch_id.rpartition(":")[0] + ":", source, table)
     if before is not None:
         context.log.info("%s: these rows are staged already, as batch %s", spec.name, before.batch_id)

@@ -13,7 +13,8 @@ import pyarrow as pa
 from blake3 import blake3
 
 from timestore_pipeline.errors import BatchRejected, NoFrame
-from timestore_pipeline.landing.shapes import readable_reason
+from timestore_pipeline.landing.bounds import Bounds
+from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
 
 # A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
 _ROWS_PER_HASHED_CHUNK = 1 << 16
@@ -36,27 +37,35 @@ Frame = pa.Table | pa.RecordBatch | pa.RecordBatchReader | ArrowStream
 """What can be staged."""
 
 
-def as_table(dataset: str, data: Any, source: str) -> pa.Table:
+def as_table(dataset: str, data: Any, source: str, bounds: Bounds) -> pa.Table:
     """Return ``data`` as one Arrow table; a stream is read to its end.
 
     An index of pandas is a column where it has a name, and left out where it has none.
 
     Raises:
         NoFrame: it does not speak Arrow.
-        BatchRejected: it does, and cannot give its rows.
+        BatchRejected: it does, and cannot give its rows, or they have more columns than a batch may.
     """
-    if isinstance(data, pa.Table):
-        return data
-    if isinstance(data, pa.RecordBatch):
-        return pa.Table.from_batches([data])
-    if not isinstance(data, ArrowStream):
-        raise NoFrame(dataset, type(data))
     try:
-        table = pa.RecordBatchReader.from_stream(data).read_all()
-    except (pa.ArrowException, TypeError, ValueError) as error:
+        table = _table(data, bounds)
+    except (UnreadableFile, pa.ArrowException, TypeError, ValueError) as error:
         raise BatchRejected(dataset, source, f"its rows cannot be read as Arrow: {readable_reason(error)}") from error
+    if table is None:
+        raise NoFrame(dataset, type(data))
     nameless = [name for name in table.column_names if _NAMELESS_INDEX.match(name)]
-    return table.drop_columns(nameless) if nameless else table
+    return table.drop_columns(nameless) if nameless and not isinstance(data, pa.Table | pa.RecordBatch) else table
+
+
+def _table(data: Any, bounds: Bounds) -> pa.Table | None:
+    """Return a table, whose columns are looked at before its rows are; None where it is none."""
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        bounds.check_schema(data.schema)
+        return data if isinstance(data, pa.Table) else pa.Table.from_batches([data])
+    if not isinstance(data, ArrowStream):
+        return None
+    reader = pa.RecordBatchReader.from_stream(data)
+    bounds.check_schema(reader.schema)
+    return reader.read_all()
 
 
 def table_fingerprint(table: pa.Table) -> str:

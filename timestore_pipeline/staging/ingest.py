@@ -27,10 +27,11 @@ from timestore_pipeline.errors import (
     TooManyIngests,
 )
 from timestore_pipeline.evolution import Schema
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.inference import infer_columns, types_of_values
 from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_through
-from timestore_pipeline.landing.shapes import NoRowsToInferFrom, UnreadableFile, readable_reason
+from timestore_pipeline.landing.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
 from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
@@ -376,7 +377,7 @@ def _stage_fresh(
             schema, first = _schema(store, connection, spec, state)
             if schema is None:
                 break
-            plan = _plan(connection, spec, schema, state)
+            plan = _plan(store, connection, spec, schema, state)
             columns = plan.schema.columns
             if not state.fresh:
                 break
@@ -394,7 +395,7 @@ def _stage_fresh(
                     take_late=state.take_late,
                 )
             except (duckdb.Error, OSError) as error:
-                if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, schema, state):
+                if isinstance(error, OSError) or not _refuse_unreadable(store, connection, spec, schema, state):
                     out_of_memory = isinstance(error, duckdb.OutOfMemoryException)
                     raise SegmentNotWritten(spec.name, readable_reason(error), out_of_memory=out_of_memory) from error
                 continue
@@ -432,7 +433,7 @@ def _schema(
     without_rows: dict[Path, str] = {}
     for path in list(state.fresh):
         try:
-            columns = infer_columns(connection, spec, path)
+            columns = infer_columns(connection, spec, path, Bounds.of(store.settings))
         except NoRowsToInferFrom as error:
             without_rows[path] = str(error)
         except (UnreadableFile, OSError) as error:
@@ -447,26 +448,30 @@ def _schema(
     return None, []
 
 
-def _plan(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, state: _Files) -> ReadPlan:
-    plan = plan_reads(connection, spec, schema, list(state.fresh), state.wider)
+def _plan(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, state: _Files
+) -> ReadPlan:
+    plan = plan_reads(connection, spec, schema, list(state.fresh), Bounds.of(store.settings), state.wider)
     for path, reason in plan.refused.items():
         state.refused[path] = reason
         del state.fresh[path]
     return plan
 
 
-def _refuse_unreadable(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, state: _Files) -> bool:
+def _refuse_unreadable(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, state: _Files
+) -> bool:
     """Find the files that made a segment fail, by reading alone; False where reading is not what failed.
 
     A text file of which the values ask for wider types is not refused: it is read again with these.
     """
     try:
-        found = _unreadable(connection, spec, schema, list(state.fresh), state.wider)
+        found = _unreadable(store, connection, spec, schema, list(state.fresh), state.wider)
     except duckdb.OutOfMemoryException:
         return False
     for path, reason in found.items():
         if path.exists() and path not in state.wider and spec.evolves:
-            state.wider[path] = types_of_values(connection, spec, schema, path)
+            state.wider[path] = types_of_values(connection, spec, schema, path, Bounds.of(store.settings))
             if state.wider[path]:
                 continue
         del state.fresh[path]
@@ -476,13 +481,14 @@ def _refuse_unreadable(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec,
 
 
 def _unreadable(
+    store: Store,
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
     schema: Schema,
     files: Sequence[Path],
     wider: Mapping[Path, Sequence[Column]],
 ) -> dict[Path, str]:
-    plan = plan_reads(connection, spec, schema, files, wider)
+    plan = plan_reads(connection, spec, schema, files, Bounds.of(store.settings), wider)
     try:
         for source in plan.sources:
             read_through(connection, source)
@@ -493,8 +499,8 @@ def _unreadable(
             return {files[0]: readable_reason(error)}
         middle = len(files) // 2
         return {
-            **_unreadable(connection, spec, schema, files[:middle], wider),
-            **_unreadable(connection, spec, schema, files[middle:], wider),
+            **_unreadable(store, connection, spec, schema, files[:middle], wider),
+            **_unreadable(store, connection, spec, schema, files[middle:], wider),
         }
     return dict(plan.refused)
 

@@ -25,7 +25,7 @@ from timestore_pipeline.columns import (
 )
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
-from timestore_pipeline.landing.shapes import readable_reason
+from timestore_pipeline.landing.reasons import readable_reason
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.staging.description import SEGMENT_TABLE
 from timestore_pipeline.store import Store

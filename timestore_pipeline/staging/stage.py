@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
-from timestore_pipeline.staging.frames import Frame
+from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import when_there_is_room
 from timestore_pipeline.staging.together import Incoming, stage_together
@@ -43,7 +44,7 @@ def stage(
         UnknownDataset, ColumnsChanged, LedgerError: as they say.
     """
     spec = store.datasets[dataset]
-    incoming = Incoming.of(dataset, data, batch_id, source)
+    incoming = Incoming.of(dataset, as_table(dataset, data, source, Bounds.of(store.settings)), batch_id, source)
 
     def attempt() -> Receipt:
         answer = stage_together(store, spec, [incoming])[0]

@@ -6,6 +6,7 @@ answered with a receipt is acknowledged (invariant 1).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,11 +26,12 @@ from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.fit import select_rows
 from timestore_pipeline.landing.inference import brought_columns, columns_of, grown_schema
 from timestore_pipeline.landing.readers import RowSource, read_through, with_ordinals
-from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow, readable_reason
+from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
+from timestore_pipeline.landing.shapes import describe_arrow
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.frames import as_table, content_batch_id, table_fingerprint
+from timestore_pipeline.staging.frames import content_batch_id, table_fingerprint
 from timestore_pipeline.staging.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.receipts import (
     Receipt,
@@ -44,9 +46,15 @@ from timestore_pipeline.staging.segment import write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 
+log = logging.getLogger(__name__)
+
 # To write less than this has nothing for a second thread to do (a row group of a segment has 122,880 rows), and sharing
 # it between threads costs more than it brings.
 _ONE_THREAD_BYTES = 4 << 20
+
+
+_OF_ROWS = (pa.ArrowException, duckdb.Error, ValueError, TypeError, OverflowError, NotImplementedError, RecursionError)
+"""What libraries raise of rows that they cannot read."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,19 @@ class Incoming:
 
     @classmethod
     def of(
-        cls, dataset: str, data: object, batch_id: str | None, source: str, fingerprint: str | None = None
+        cls, dataset: str, table: pa.Table, batch_id: str | None, source: str, fingerprint: str | None = None
     ) -> Incoming:
-        """Return ``data`` as a batch, named after its content where it has no ``batch_id``.
+        """Return a table as a batch, named after its content where it has no ``batch_id``.
 
-        ``fingerprint`` is the hash of what ``data`` was read from, where that is the batch's content.
+        ``fingerprint`` is the hash of what the table was read from, where that is the batch's content.
 
         Raises:
-            NoFrame, BatchRejected: it has no rows that can be read as Arrow, or an id that no ledger can hold.
+            BatchRejected: its id or source is one that no ledger can hold.
         """
-        table = as_table(dataset, data, source)
-        fingerprint = fingerprint or table_fingerprint(table)
+        try:
+            fingerprint = fingerprint or table_fingerprint(table)
+        except _OF_ROWS as error:
+            raise BatchRejected(dataset, source, readable_reason(error)) from error
         batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes)
         return cls(check_texts(dataset, batch), table)
 
@@ -106,9 +116,36 @@ def stage_together(
             found = _attempt(store, spec, left, outlook)
         except TimestoreError as error:
             found = dict.fromkeys(left, error)
+        except Exception as error:
+            # Of a kind that nobody foresaw. Whichever batch it comes from must not take the others with it.
+            outlook.schema = None
+            found = _each_alone(store, spec, left, error)
         answers.update(found)
         left = {number: item for number, item in left.items() if number not in answers}
     return [answers[number] for number in range(len(incoming))]
+
+
+def _each_alone(store: Store, spec: DatasetSpec, left: _Group, error: Exception) -> Mapping[int, Answer]:
+    """Stage each batch by itself; one that cannot be read is refused. What was acknowledged before is found again.
+
+    Raises:
+        Exception: there is one batch, and its rows are not what is wrong.
+    """
+    found: dict[int, Answer] = {}
+    if len(left) == 1:
+        ((number, item),) = left.items()
+        if not isinstance(error, _OF_ROWS) or isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
+            raise error
+        return {number: _rejected(spec, item, readable_reason(error), error)}
+    for number, item in left.items():
+        try:
+            found[number] = stage_together(store, spec, [item])[0]
+        except Exception as alone:
+            log.exception("dataset %r: %s could not be staged", spec.name, item.batch.source)
+            failed = TimestoreError(f"dataset {spec.name!r}: {item.batch.source} could not be staged; see the log")
+            failed.__cause__ = alone
+            found[number] = failed
+    return found
 
 
 def _attempt(store: Store, spec: DatasetSpec, left: _Group, outlook: Outlook) -> Mapping[int, Answer]:
@@ -324,6 +361,7 @@ def _named(group: _Group) -> str:
 
 # What a schema is to DuckDB costs more to ask than a small batch takes to write; a process sees few schemas.
 _MOST_DESCRIBED = 256
+_MOST_REMEMBERED_BYTES = 1 << 16
 _described_schemas: dict[bytes, list[tuple[str, str]]] = {}
 
 
@@ -333,6 +371,8 @@ def _described(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> list
     found = _described_schemas.get(key)
     if found is None:
         found = describe_arrow(connection, schema)
+        if len(key) > _MOST_REMEMBERED_BYTES:
+            return found
         if len(_described_schemas) >= _MOST_DESCRIBED:
             _described_schemas.clear()
         _described_schemas[key] = found

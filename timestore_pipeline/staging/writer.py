@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.frames import Frame, as_table
@@ -163,7 +164,7 @@ class Writer:
             WriterClosed: the writer is closed.
         """
         source = source or self._source
-        table = as_table(self.dataset, data, source)
+        table = as_table(self.dataset, data, source, Bounds.of(self._store.settings))
         deadline = time.monotonic() + self._wait_seconds
         waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, Future(), deadline)
         with self._changed:

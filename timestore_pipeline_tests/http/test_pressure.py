@@ -128,15 +128,29 @@ def test_only_so_many_requests_go_on_at_the_same_time(make_server):
         assert client.get("/datasets").status_code == 200
 
 
-def test_bodies_are_held_up_to_a_limit_and_one_always():
+def test_requests_are_held_up_to_a_limit_and_one_always():
     room = Room(100)
-    room.take(500)
-    with pytest.raises(Problem) as refused:
-        room.take(1)
-    assert refused.value.status == 503
-    room.give_back(500)
-    room.take(60)
-    room.take(40)
+    with room.holding(None) as one, room.holding(None) as other:
+        one.take(400)
+        one.take(100)
+        with pytest.raises(Problem) as refused:
+            other.take(1)
+        assert refused.value.status == 503
+    with room.holding(None) as one, room.holding(None) as other:
+        one.take(60)
+        other.take(40)
+
+
+def test_one_token_holds_half_of_what_is_held_and_leaves_the_rest_to_others():
+    room = Room(100)
+    with room.holding("greedy") as one, room.holding("greedy") as more, room.holding("other") as other:
+        one.take(40)
+        more.take(10)
+        with pytest.raises(Problem):
+            more.take(1)
+        other.take(50)
+        one.give_back(40)
+        more.take(40)
 
 
 @pytest.mark.process

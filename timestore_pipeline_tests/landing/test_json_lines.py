@@ -7,14 +7,18 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.columns import Column
+from timestore_pipeline.cpu_time import CpuBudget
 from timestore_pipeline.datasets import FileFormat
-from timestore_pipeline.http.decoding import FORMATS, Bounds, read_rows
+from timestore_pipeline.http.bodies import Room
+from timestore_pipeline.http.decoding import FORMATS, Reading, content_of, read_rows
 from timestore_pipeline.http.problems import Problem
+from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.landing.casts import cast_sql
 from timestore_pipeline.landing.shapes import Shape
 from timestore_pipeline.landing.texts import read_json_lines_sql
@@ -42,6 +46,14 @@ JSON_NUMBERS = st.builds(
     st.one_of(st.just(""), st.text("0123456789", min_size=1, max_size=30).map(lambda digits: f".{digits}")),
     st.one_of(st.just(""), st.integers(-25, 25).map(lambda power: f"e{power}")),
 )
+
+
+def read_body(store: Store, media_type: str, text: str) -> pa.Table:
+    format_ = FORMATS[media_type]
+    with Room(1 << 30).holding(None) as holding:
+        reading = Reading(Bounds.of(store.settings), holding, CpuBudget.of(600))
+        with content_of(store, format_, text.encode(), "", reading) as content:
+            return read_rows(store, store.datasets["prices"], format_, content, reading)
 
 
 @pytest.fixture
@@ -73,9 +85,7 @@ def test_a_number_is_kept_with_all_its_digits_or_refused(tmp_path: Path, type_: 
 
 def test_a_landing_file_and_a_body_keep_every_digit(prices: Store, drop: Drop):
     drop(prices, "prices", "a.jsonl", LINES)
-    body = read_rows(
-        prices, prices.datasets["prices"], FORMATS["application/json"], f"[{LINES}]".encode(), Bounds(1 << 20, 1_000)
-    )
+    body = read_body(prices, "application/json", f"[{LINES}]")
 
     assert ingest(prices)["prices"].rows == 1
     expected = (Decimal(LONG), 9007199254740993, "1.10")
@@ -94,13 +104,7 @@ def test_a_fraction_that_the_column_has_no_place_for_is_refused_and_named(prices
     assert "price" in entry.reason
     assert too_long in entry.reason
     with pytest.raises(Problem, match="price"):
-        read_rows(
-            prices,
-            prices.datasets["prices"],
-            FORMATS["application/x-ndjson"],
-            LINES.replace(LONG, too_long).encode(),
-            Bounds(1 << 20, 1_000),
-        )
+        read_body(prices, "application/x-ndjson", LINES.replace(LONG, too_long))
 
 
 @pytest.mark.parametrize(

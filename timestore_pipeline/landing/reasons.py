@@ -1,0 +1,41 @@
+"""Why a file or a batch cannot be staged, in words for who sent it."""
+
+from __future__ import annotations
+
+
+class UnreadableFile(Exception):
+    """A file that cannot be staged as it is; the message is the reason."""
+
+
+class NoRowsToInferFrom(UnreadableFile):
+    """A text file without rows tells the names of columns, not their types."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it has no rows to infer the dataset's columns from; let a file with rows come first or declare the columns"
+        )
+
+
+class TooLarge(UnreadableFile):
+    """What it would take to read it is more than it may take."""
+
+
+def readable_reason(error: BaseException) -> str:
+    """Return the part of a library's message that tells a producer what is wrong, on one line."""
+    lines = []
+    for line in str(error).splitlines():
+        text = line.strip()
+        if text.lower().startswith(
+            ("possible ", "* ", "try setting", "line 1:", "column ", "this type was", "file = ", "stack trace:")
+        ):
+            break
+        if text:
+            lines.append(text)
+    return "; ".join(lines[:4])[:1_000] or type(error).__name__
+
+
+def unreadable(error: UnreadableFile | OSError) -> str:
+    """Return why a file cannot be read, be it its content or the disk."""
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror or error}"
+    return str(error)
