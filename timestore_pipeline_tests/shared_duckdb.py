@@ -36,10 +36,12 @@ class SharedInstances:
         """Return how a store connects that would do ``otherwise`` by itself."""
 
         @contextmanager
-        def connect(folder: Reach, /, *more: Reach, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        def connect(
+            folder: Reach, /, *more: Reach, threads: int | None = None, memory_limit: str | None = None
+        ) -> Iterator[duckdb.DuckDBPyConnection]:
             folders = [each if isinstance(each, Path) else each.local for each in (folder, *more)]
-            if not all(each and each.is_relative_to(self._root) for each in folders):
-                with otherwise(folder, *more, threads=threads) as connection:
+            if memory_limit or not all(each and each.is_relative_to(self._root) for each in folders):
+                with otherwise(folder, *more, threads=threads, memory_limit=memory_limit) as connection:
                     yield connection
                 return
             idle = self._idle.setdefault(threads, [])
