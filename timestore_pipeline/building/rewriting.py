@@ -65,7 +65,8 @@ def narrow_windows(
         some = live[start : start + _FILES_PER_LOOK]
         files = ", ".join(literal(duckdb_name(place, file.path)) for file in some)
         rows = connection.execute(f"SELECT file_name, name, duckdb_type FROM parquet_schema([{files}])").fetchall()
-        found |= {window_of[path] for path, name, type_ in rows if name in wider and type_ != wider[name]}
+        narrow = {window_of[path] for path, name, type_ in rows if name in wider and type_ != wider[name]}
+        found |= {key for key in narrow if key is not None}
     return found
 
 

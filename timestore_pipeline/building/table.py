@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -59,7 +59,6 @@ from timestore_pipeline.storage.table_folder import (
 )
 
 if TYPE_CHECKING:
-    from timestore_pipeline.building.own_table import OwnTable
     from timestore_pipeline.ledger.builds import Build
 
 _ARROW_TYPES = {
@@ -88,6 +87,29 @@ _READABLE_FEATURES = {_NAIVE_TIMES, "v2Checkpoint", "vacuumProtocolCheck"}
 
 # Each attempt but the first follows a commit of another lane, which takes much longer to prepare than to commit.
 _MOST_ATTEMPTS = 100
+
+
+class Owned(Protocol):
+    """A table as whoever it belongs to writes to it (see ``own_table.py``)."""
+
+    @property
+    def place(self) -> Storage:
+        """Where its files are."""
+        ...
+
+    @property
+    def dataset(self) -> str:
+        """Whose rows it has."""
+        ...
+
+    @property
+    def installation(self) -> str:
+        """The identity of the one that it belongs to."""
+        ...
+
+    def look(self, table: DeltaTable) -> None:
+        """Raise :class:`~timestore_pipeline.errors.TableNotOurs` if this version must not be committed on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -301,7 +323,7 @@ def is_published(table: DeltaTable, build: Build) -> bool:
 
 
 def read_for_replacement(
-    own: OwnTable, build: Build, window_keys: Collection[str], *, data_change: bool = True
+    own: Owned, build: Build, window_keys: Collection[str], *, data_change: bool = True
 ) -> Replacement:
     """Return all live files of some windows, for a build that reads them and commits others in their place.
 
@@ -319,7 +341,7 @@ def read_for_replacement(
 
 
 def commit_build(
-    own: OwnTable,
+    own: Owned,
     build: Build,
     columns: Sequence[Column],
     files: Sequence[ParquetFile],
@@ -381,7 +403,7 @@ def commit_build(
     return _commit(own, build, actions, transactions, "publish", columns, replacement)
 
 
-def commit_fence(own: OwnTable, build: Build, columns: Sequence[Column]) -> int:
+def commit_fence(own: Owned, build: Build, columns: Sequence[Column]) -> int:
     """Make sure that a build can never be published; return the table version.
 
     Raises:
@@ -392,7 +414,7 @@ def commit_fence(own: OwnTable, build: Build, columns: Sequence[Column]) -> int:
     return _commit(own, build, [], [fence], "fence", columns)
 
 
-def declare_types(own: OwnTable, columns: Sequence[Column]) -> None:
+def declare_types(own: Owned, columns: Sequence[Column]) -> None:
     """Make the table ready for columns of types that it was not created with: a commit that changes no row.
 
     Raises:
@@ -567,8 +589,9 @@ def file_bounds(table: DeltaTable) -> pa.Table:
     for number, field in enumerate(bounds.schema if any(foreign) else ()):
         if field.name.startswith("max.") and pa.types.is_timestamp(field.type):
             # Other programs cut the times in statistics to milliseconds, as Delta's protocol lets them.
-            later = pc.add(bounds.column(number), pa.scalar(_CUT_MICROS, pa.duration("us")))
-            bounds = bounds.set_column(number, field, pc.if_else(pa.array(foreign), later, bounds.column(number)))
+            later = pc.call_function("add", [bounds.column(number), pa.scalar(_CUT_MICROS, pa.duration("us"))])
+            either = pc.call_function("if_else", [pa.array(foreign), later, bounds.column(number)])
+            bounds = bounds.set_column(number, field, either)
     return bounds.set_column(bounds.column_names.index("path"), "path", pa.array(paths, pa.string()))
 
 
@@ -622,7 +645,7 @@ def _fences(dataset: str, sequence: int) -> list[Transaction]:
 
 
 def _commit(
-    own: OwnTable,
+    own: Owned,
     build: Build,
     actions: list[AddAction | RemoveAction],
     transactions: list[Transaction],

@@ -80,7 +80,7 @@ def test_a_lost_ledger_is_named_with_what_mends_it_and_none_is_made(timestore: R
     code, found = findings(timestore)
 
     assert code is ExitCode.MISCONFIGURED
-    assert found["ledger"]["fix"] == "timestore ledger rebuild"
+    assert found["ledger"]["fix"] == "mount the disk that it is on; if it was lost: timestore ledger rebuild"
     assert not (home / "data/staging/ledger.sqlite").exists()
 
 

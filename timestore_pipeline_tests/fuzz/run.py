@@ -21,7 +21,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, ingest, readable
 from timestore_pipeline_tests.fuzz.mutants import BATCHES, Batch, mutated, strange_frame
-from timestore_pipeline_tests.http.server import Server, serving
+from timestore_pipeline_tests.http.server import ServerProcess, process_serving
 
 DATASETS = """
 datasets:
@@ -86,7 +86,7 @@ class Run:
         end = None if seconds is None else time.monotonic() + seconds
         with (
             Store.open(load_settings(home=self._home, **fields)) as store,
-            serving(environment, log) as server,
+            process_serving(environment, log) as server,
             server.client() as client,
         ):
             while self.outcome.mutants != mutants and (end is None or time.monotonic() < end):
@@ -100,7 +100,7 @@ class Run:
             self.outcome.failures.append("the server's log has a traceback")
         return self.outcome
 
-    def _step(self, store: Store, server: Server, client: httpx.Client) -> None:
+    def _step(self, store: Store, server: ServerProcess, client: httpx.Client) -> None:
         outcome, chance = self.outcome, self._chance
         outcome.mutants += 1
         way, dataset = chance.choice(("http", "http", "landing", "stage")), chance.choice(("weather", "loose"))

@@ -424,7 +424,7 @@ class TestInAnObjectStore:
         s3_bucket.put(f"others/{mark_key('staging')}", OTHERS)
 
         for prefix, refusal in (("nowhere", PlaceMissing), ("others", PlaceForeign)):
-            wrong = make_store(**{**fields, field: f"{s3_bucket.url}/{prefix}"})  # type: ignore[arg-type]
+            wrong = make_store(**{**fields, field: f"{s3_bucket.url}/{prefix}"})
             with pytest.raises(refusal):
                 build(wrong)
             with pytest.raises(refusal):

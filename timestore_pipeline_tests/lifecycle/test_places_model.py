@@ -80,7 +80,7 @@ class ComingAndGoing(RuleBasedStateMachine):
             **apart,
             **fields,
         }
-        return Settings(**values)  # type: ignore[arg-type]
+        return Settings(**values)
 
     def teardown(self) -> None:
         self.store.close()

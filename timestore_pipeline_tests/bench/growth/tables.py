@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from deltalake import DeltaTable
 
@@ -31,6 +31,7 @@ ROUNDS = 5
 COMPACTED_FILES = 100
 _CHECKPOINT_EVERY = 100
 _NAME = "ticks"
+_INSTALLATION = "0" * 32
 _COLUMNS = (Column("time", "TIMESTAMP"), Column("id", "BIGINT"), Column("value", "DOUBLE"))
 
 
@@ -40,7 +41,7 @@ class _Own:
 
     place: LocalStorage
     dataset: str = _NAME
-    installation: ClassVar[str] = "0" * 32
+    installation: str = _INSTALLATION
 
     def look(self, table: DeltaTable) -> None:
         """Find nothing to object to."""
@@ -85,7 +86,7 @@ def _row(path: Path, versions: int) -> dict[str, Any]:
 def _grow(path: Path, versions: int, *, compacted: bool, cleaned: bool) -> None:
     """Make a table of so many versions: the entries of the log are copies of a real one, with a real checkpoint."""
     place = LocalStorage(path)
-    ensure_table(place, _NAME, _COLUMNS, _Own.installation)
+    ensure_table(place, _NAME, _COLUMNS, _INSTALLATION)
     commit_build(_Own(place), _build(1), _COLUMNS, [_file(path, 1)])
     log = path / "_delta_log"
     pattern = (log / f"{1:020d}.json").read_text()
