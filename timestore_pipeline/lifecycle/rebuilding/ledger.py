@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.table import open_table, owner_of
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.connections import Connect, connector
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -32,6 +33,7 @@ from timestore_pipeline.lifecycle.rebuilding.restored import last_retry
 from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at
 from timestore_pipeline.settings import Settings, load_settings, variable_name
 from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark, replace_mark
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store, ledger_file, writer_pool
 
 
@@ -84,7 +86,7 @@ def rebuild_ledger(
     """
     settings = settings or load_settings()
     datasets = load_datasets(settings.datasets_path)
-    identity = _take_tables(settings) if take_over else common_identity(settings, adopt=adopt)
+    identity = _take_tables(settings) if take_over else common_identity(settings, datasets, adopt=adopt)
     make_folder(settings.temp_path)
     connect = connect or connector(settings)
     moved = None
@@ -109,8 +111,10 @@ def rebuild_ledger(
     return Rebuilt(ledger.location, tuple(restored), moved)
 
 
-def common_identity(settings: Settings, *, adopt: bool) -> str:
+def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> str:
     """Return the identity that staging and tables carry; with ``adopt`` those without a mark are passed over.
+
+    Where neither has a mark, it is the one that all tables say they belong to.
 
     Raises:
         PlaceError: one of them is not there or has no mark, or they are of different installations.
@@ -118,7 +122,7 @@ def common_identity(settings: Settings, *, adopt: bool) -> str:
     names = (PlaceName.STAGING, PlaceName.TABLES)
     places = {name: storage_at(settings, location_of(settings, name)) for name in names}
     marks = {name: read_mark(place, name) for name, place in places.items()}
-    owner = marks[PlaceName.STAGING] or marks[PlaceName.TABLES] or new_identity()
+    owner = marks[PlaceName.STAGING] or marks[PlaceName.TABLES] or _owner_of_all(settings, datasets) or new_identity()
     for name, mark in marks.items():
         place = places[name]
         if mark is not None and (mark != owner or mark == UNREADABLE):
@@ -127,6 +131,17 @@ def common_identity(settings: Settings, *, adopt: bool) -> str:
             there = place.local is None or place.local.is_dir()
             raise NothingToRebuildFrom(name, place.location, variable_name(FIELDS[name]), there=there)
     return owner
+
+
+def _owner_of_all(settings: Settings, datasets: Datasets) -> str | None:
+    """Return the identity of the installation that all tables belong to; None where they say none or several."""
+    found = set()
+    for name in datasets:
+        place = storage_at(settings, settings.table_location(name))
+        if has_table(place):
+            found.add(owner_of(open_table(place, name)))
+    found.discard(None)
+    return found.pop() if len(found) == 1 else None
 
 
 def _take_tables(settings: Settings) -> str:
