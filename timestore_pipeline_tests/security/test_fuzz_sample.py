@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from timestore_pipeline_tests.fuzz.mutants import BATCHES, mutated
 from timestore_pipeline_tests.fuzz.run import Run
 
 
+@pytest.mark.process
 def test_whatever_is_made_of_a_batch_the_next_good_one_is_taken(tmp_path: Path):
     outcome = Run(tmp_path, seed=20_260_101).go_on(mutants=60)
 
