@@ -213,11 +213,22 @@ class WriterFull(TimestoreError):
 
 
 class WriterClosed(TimestoreError):
-    """A batch was given to a writer that is closed, or that another process opened."""
+    """A batch was given to a writer that is closed, that something ended, or that another process opened."""
 
     def __init__(self, dataset: str, reason: str) -> None:
         self.dataset = dataset
         super().__init__(f"dataset {dataset!r}: the writer {reason}. Open another one.")
+
+
+class WriterWaitsForItself(TimestoreError):
+    """A callback of a writer's future asked for another answer of the same writer, which that callback holds up."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        super().__init__(
+            f"dataset {dataset!r}: callbacks run on the thread that commits, which would wait for itself for ever. "
+            "Use submit() in a callback, and wait for what it returns elsewhere."
+        )
 
 
 class TooManyIngests(TimestoreError):
