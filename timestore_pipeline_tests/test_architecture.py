@@ -31,6 +31,7 @@ LAYERS = [
         "columns",
         "errors",
         "evolution",
+        "inert",
         "keyed",
         "clock",
         "connections",

@@ -17,15 +17,16 @@ from timestore_pipeline.building.table import file_bounds, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import QueryError, SegmentUnreadable
+from timestore_pipeline.errors import SegmentUnreadable
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
-from timestore_pipeline.reading.queries import select
+from timestore_pipeline.reading.queries import query_bounds, query_error, select
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
+    SCRATCH_SCHEMA,
     attach_segment,
     bring_segments,
     by_segment,
@@ -34,7 +35,6 @@ from timestore_pipeline.staging.slices import (
     scratch_table,
     select_slices,
 )
-from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
@@ -102,7 +102,8 @@ def open_reader(
         SegmentUnreadable: staged rows are damaged; also where a query in the ``with`` block comes upon them.
     """
     names = list(store.datasets if datasets is None else datasets)
-    with store.connect(store.settings.temp_path, *reader_folders(store, names)) as connection:
+    bounds = query_bounds(store.settings)
+    with store.connect(store.settings.temp_path, *reader_folders(store, names), bounds=bounds) as connection:
         snapshots = create_views(store, connection, lambda: take_snapshots(store, names), query)
         with damage_named(store, snapshots):
             yield connection
@@ -179,9 +180,9 @@ def run_query(store: Store, sql: str) -> pa.Table:
     """
     try:
         with open_reader(store, datasets_named(store, sql), sql) as connection:
-            return select(connection, sql).to_arrow_table()
+            return select(connection, sql, store.datasets).to_arrow_table()
     except duckdb.Error as error:
-        raise QueryError(reason_of(error)) from error
+        raise query_error(error, store.settings) from error
 
 
 def datasets_named(store: Store, sql: str) -> list[str]:
@@ -300,7 +301,7 @@ def _staged(
     groups = by_segment(slices)
     if len(groups) > MOST_ATTACHED:
         table = scratch_table(snapshot.spec.name)
-        connection.execute(f"DROP TABLE IF EXISTS {table}")
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCRATCH_SCHEMA}; DROP TABLE IF EXISTS {table}")
         gather_slices(store, connection, snapshot.spec, columns, slices, table)
         return [f"SELECT {column_list(columns)} FROM {table}"]
     bring_segments(store, (pieces[0] for pieces in groups.values()))
