@@ -7,8 +7,10 @@ Exceptions of the libraries below are translated where they arise and kept as ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from errno import EMFILE
 
 from timestore_pipeline.columns import Column
+from timestore_pipeline.exhaustion import most_open_files
 
 
 class TimestoreError(Exception):
@@ -320,6 +322,21 @@ class SegmentUnreadable(TimestoreError):
         )
 
 
+class TooManyOpenFiles(TimestoreError, OSError):
+    """This process may open no more files. An OSError too; it says nothing of the file that could not be opened."""
+
+    def __init__(self, what: str) -> None:
+        self.errno = EMFILE
+        super().__init__(
+            f"no more files can be opened, while {what}: this process may have {most_open_files():,} open. Nothing is "
+            "damaged. Raise the limit (ulimit -n, LimitNOFILE= of systemd) or do less at once, and try again."
+        )
+
+    def __str__(self) -> str:
+        # An OSError shows its arguments in its own way.
+        return str(self.args[0])
+
+
 class StorageError(TimestoreError, OSError):
     """An object store did not do what it was asked. An OSError too, as a disk would raise.
 
@@ -448,6 +465,17 @@ class NotRestored(TimestoreError):
 
 class TableError(TimestoreError):
     """The Delta table of a dataset cannot be opened or committed to."""
+
+
+class DeltaPanic(TableError, OSError):
+    """delta-rs gave up in the middle of a call. An OSError too: whether a commit arrived must be looked up."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"delta-rs gave up: {' '.join(reason.split())}. Its report is on stderr; try again.")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class QueryError(TimestoreError):

@@ -19,6 +19,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import EVERY_VALUE, Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, StorageError
+from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.landing.shapes import readable_reason
 from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
@@ -165,6 +166,8 @@ def _wrong_count(found: int, piece: Slice) -> str:
 
 
 def _damage_in_words(error: duckdb.Error) -> str:
+    if out_of_files(error):
+        raise _CannotTell(str(error)) from error
     reason = readable_reason(error)
     if isinstance(error, duckdb.OutOfMemoryException) or "lock on file" in str(error):
         raise _CannotTell(reason) from error

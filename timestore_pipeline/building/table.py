@@ -22,21 +22,25 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import (
+
+from timestore_pipeline.building.delta import (
+    AddAction,
+    CommitFailedError,
     CommitProperties,
+    DeltaError,
     DeltaTable,
     PostCommitHookProperties,
+    RemoveAction,
     Schema,
     TableFeatures,
+    TableNotFoundError,
     Transaction,
+    add_feature,
 )
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, RemoveAction
-
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.errors import TableError
+from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import PUBLISHING
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.storage import Storage
@@ -318,7 +322,7 @@ def declare_types(place: Storage, dataset: str, columns: Sequence[Column]) -> No
     if _NAIVE_TIMES in (table.protocol().reader_features or []):
         return
     with _translated(place, dataset):
-        table.alter.add_feature(TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True)
+        add_feature(table, TableFeatures.TimestampWithoutTimezone)
     for version in range(table.version(), open_table(place, dataset).version() + 1):
         sync_log(place, version)
     reach(CrashPoint.TYPES_DECLARED)
@@ -627,6 +631,8 @@ def _sync_commit(place: Storage, build: Build, since: int) -> int:
 def _translated(place: Storage, dataset: str) -> Iterator[None]:
     try:
         yield
+    except TimestoreError:
+        raise
     except TableNotFoundError as error:
         raise TableError(f"dataset {dataset!r}: there is no table at {place.location}") from error
     except (DeltaError, OSError) as error:

@@ -16,7 +16,9 @@ import duckdb
 
 from timestore_pipeline.columns import BATCH_COLUMN, EVERY_VALUE, Column, literal
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.errors import TooManyOpenFiles
 from timestore_pipeline.evolution import Schema, types_by_name
+from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.landing.casts import type_in_text
 from timestore_pipeline.landing.fit import WrongColumns, select_rows, wrong_names
 from timestore_pipeline.landing.inference import brought_columns, columns_of_texts, grown_schema
@@ -324,6 +326,8 @@ def _unknown_keys(
 
 
 def _reason(error: BaseException) -> str:
+    if out_of_files(error):
+        raise TooManyOpenFiles("files were read") from error
     if isinstance(error, OSError):
         return f"it cannot be read: {error.strerror or error}"
     return str(error) or type(error).__name__

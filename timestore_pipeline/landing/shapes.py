@@ -18,6 +18,8 @@ import duckdb
 
 from timestore_pipeline.columns import glob_literal, literal
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.errors import TooManyOpenFiles
+from timestore_pipeline.exhaustion import out_of_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +87,13 @@ def file_format(spec: DatasetSpec, path: Path) -> FileFormat:
 
 
 def readable_reason(error: BaseException) -> str:
-    """Return the part of a library's message that tells a producer what is wrong, on one line."""
+    """Return the part of a library's message that tells a producer what is wrong, on one line.
+
+    Raises:
+        TooManyOpenFiles: nothing is wrong with what was read.
+    """
+    if out_of_files(error):
+        raise TooManyOpenFiles("files and segments were read") from error
     lines = []
     for line in str(error).splitlines():
         text = line.strip()

@@ -17,7 +17,8 @@ from timestore_pipeline.building.table import file_bounds, open_table
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import SegmentUnreadable
+from timestore_pipeline.errors import SegmentUnreadable, TimestoreError, TooManyOpenFiles
+from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
@@ -151,10 +152,13 @@ def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
 
     Raises:
         SegmentUnreadable: one is.
+        TooManyOpenFiles: none is, but no more files can be opened.
     """
     try:
         yield
     except Exception as error:
+        if out_of_files(error) and not isinstance(error, TimestoreError):
+            raise TooManyOpenFiles("segments and tables were read") from error
         # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
         if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
             _raise_if_damaged(store, snapshots, error)
