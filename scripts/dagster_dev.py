@@ -3,6 +3,7 @@
 Left alone, ``dagster dev`` stops cleanly on Ctrl-C in a terminal only. After a TERM its code server
 and the runs in flight live on for up to a minute; started in the background by a script, where
 SIGINT is ignored, it never stops. Here it has a process group of its own, interrupted as a whole.
+Its webserver takes only what its own pages ask (guarded_dagster.py).
 """
 
 import contextlib
@@ -31,8 +32,8 @@ def main() -> int:
     """Run ``dagster dev`` with this process's arguments until it ends or is to stop."""
     # Given back before the start, for a child inherits what is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    dagster = Path(sys.executable).with_name("dagster")
-    started = subprocess.Popen([dagster, "dev", *sys.argv[1:]], process_group=0)
+    dagster = Path(__file__).with_name("guarded_dagster.py")
+    started = subprocess.Popen([sys.executable, dagster, "dev", *sys.argv[1:]], process_group=0)
     asked_to_stop = False
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -23,6 +23,12 @@ ROW_COLUMN = "_row"
 POSITION_COLUMN = "_position"
 """Column of a table with a key: where the row stood among all that the dataset ever acknowledged."""
 
+EVERY_VALUE = "bit_xor(hash(*COLUMNS(*)))"
+"""SQL that needs every value of every row, so that no read and no cast is optimized away.
+
+Rows are never given a name to hash them by: a column may have that name, and would be meant.
+"""
+
 RESERVED_NAMES = frozenset({BATCH_COLUMN, WINDOW_COLUMN, ROW_COLUMN, POSITION_COLUMN, "file_index"})
 """Names that no column may have; ``file_index`` is what DuckDB calls the number of the file that a row is from."""
 

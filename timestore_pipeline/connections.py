@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -38,17 +39,32 @@ _Kind = tuple[tuple[Path, ...], int | None, str | None]
 """What one pooled connection may have and another not: more folders that it reaches, a number of threads, a limit."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What the statements of a connection may take: seconds each (0: no end), and bytes of disk in all."""
+
+    seconds: float
+    spill_bytes: int
+
+
 class Connect(Protocol):
     """Opens connections that are ready for work."""
 
     def __call__(
-        self, folder: Reach, /, *more: Reach, threads: int | None = None, memory_limit: str | None = None
+        self,
+        folder: Reach,
+        /,
+        *more: Reach,
+        threads: int | None = None,
+        memory_limit: str | None = None,
+        bounds: Bounds | None = None,
     ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Give a connection that reaches the files under these folders and no others, closed after the block.
 
         It reaches DuckDB's temporary folder besides. A link out of the folders is not followed. Of a place in an object
         store it reads the files, and reaches the local folder in which they are prepared. ``threads`` and
         ``memory_limit`` go before the settings': with one thread, a COPY to several files fills one after the other.
+        ``bounds`` are for SQL of others.
         """
         ...
 
@@ -85,14 +101,19 @@ def confined(open_connection: Open) -> Connect:
 
     @contextmanager
     def connect(
-        folder: Reach, /, *more: Reach, threads: int | None = None, memory_limit: str | None = None
+        folder: Reach,
+        /,
+        *more: Reach,
+        threads: int | None = None,
+        memory_limit: str | None = None,
+        bounds: Bounds | None = None,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         with open_connection() as connection, interrupts_passed_on():
             if threads:
                 connection.execute(f"SET threads = {threads}")
             if memory_limit:
                 connection.execute(f"SET memory_limit = {literal(memory_limit)}")
-            _confine(connection, (folder, *more))
+            _confine(connection, (folder, *more), bounds)
             yield connection
 
     return connect
@@ -116,20 +137,25 @@ def interrupts_passed_on() -> Iterator[None]:
         raise KeyboardInterrupt("interrupted in a DuckDB query") from error
 
 
-def kept_connection(settings: Settings, folder: Reach, /, *more: Reach) -> duckdb.DuckDBPyConnection:
+def kept_connection(settings: Settings, folder: Reach, /, *more: Reach, bounds: Bounds) -> duckdb.DuckDBPyConnection:
     """Return a connection as :func:`connector` gives, which stays open for as long as a relation of it is in use."""
     connection = duckdb.connect(":memory:", config=connection_config(settings))
-    _confine(connection, (folder, *more))
+    _confine(connection, (folder, *more), bounds)
     return connection
 
 
-def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...]) -> None:
+def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...], bounds: Bounds | None) -> None:
     places = [each for each in reaches if not isinstance(each, Path)]
     folders = [each if isinstance(each, Path) else each.root for each in reaches]
     # DuckDB compares names as they are written, and files are named to it as patterns.
     names = {spelling for each in folders for spelling in (str(each), glob_literal(each))}
     names |= {duckdb_path(place) for place in places}
     register_places(connection, places)
+    if bounds is not None:
+        connection.execute(
+            f"SET max_execution_time = {round(bounds.seconds * 1_000)}; "
+            f"SET max_temp_directory_size = '{bounds.spill_bytes} B'"
+        )
     connection.execute(
         "SET TimeZone = 'UTC'; "
         "SET enable_progress_bar = false; "

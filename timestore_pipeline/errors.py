@@ -7,8 +7,10 @@ Exceptions of the libraries below are translated where they arise and kept as ``
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from errno import EMFILE
 
 from timestore_pipeline.columns import Column
+from timestore_pipeline.exhaustion import most_open_files
 
 
 class TimestoreError(Exception):
@@ -248,11 +250,22 @@ class WriterFull(TimestoreError):
 
 
 class WriterClosed(TimestoreError):
-    """A batch was given to a writer that is closed, or that another process opened."""
+    """A batch was given to a writer that is closed, that something ended, or that another process opened."""
 
     def __init__(self, dataset: str, reason: str) -> None:
         self.dataset = dataset
         super().__init__(f"dataset {dataset!r}: the writer {reason}. Open another one.")
+
+
+class WriterWaitsForItself(TimestoreError):
+    """A callback of a writer's future asked for another answer of the same writer, which that callback holds up."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        super().__init__(
+            f"dataset {dataset!r}: callbacks run on the thread that commits, which would wait for itself for ever. "
+            "Use submit() in a callback, and wait for what it returns elsewhere."
+        )
 
 
 class TooManyIngests(TimestoreError):
@@ -342,6 +355,21 @@ class SegmentUnreadable(TimestoreError):
             f"dataset {dataset!r}: segment {path} cannot be read: {reason}. Restore the file from a backup; "
             "if flushes fail again and again, they set its rows aside and go on without them (docs/quarantine.md)."
         )
+
+
+class TooManyOpenFiles(TimestoreError, OSError):
+    """This process may open no more files. An OSError too; it says nothing of the file that could not be opened."""
+
+    def __init__(self, what: str) -> None:
+        self.errno = EMFILE
+        super().__init__(
+            f"no more files can be opened, while {what}: this process may have {most_open_files():,} open. Nothing is "
+            "damaged. Raise the limit (ulimit -n, LimitNOFILE= of systemd) or do less at once, and try again."
+        )
+
+    def __str__(self) -> str:
+        # An OSError shows its arguments in its own way.
+        return str(self.args[0])
 
 
 class StorageError(TimestoreError, OSError):
@@ -624,6 +652,17 @@ class TableNotOurs(TableError):
             f"dataset {dataset!r}: the table at {location} is not written to, and nothing was changed: {found}. "
             f"{way_out}"
         )
+
+
+class DeltaPanic(TableError, OSError):
+    """delta-rs gave up in the middle of a call. An OSError too: whether a commit arrived must be looked up."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"delta-rs gave up: {' '.join(reason.split())}. Its report is on stderr; try again.")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class QueryError(TimestoreError):

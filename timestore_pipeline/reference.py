@@ -132,6 +132,7 @@ _SETTING_GROUPS = (
     ("Service levels", ("slo_", "freshness_seconds")),
     ("In the UI", ("runbook_url",)),
     ("DuckDB", ("duckdb_",)),
+    ("Queries", ("query_",)),
     ("Metrics", ("pushgateway_", "metrics_")),
     ("HTTP", ("http_",)),
 )

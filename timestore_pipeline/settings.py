@@ -384,6 +384,17 @@ class Settings(BaseSettings):
         default=None, description="Where DuckDB spills to; by default a folder in the staging directory."
     )
 
+    query_max_seconds: Seconds = Field(
+        default=3_600.0,
+        description="How long a query may take, from its start to its last row: `timestore sql`, `Timestore.sql` and "
+        "`read`, the IO manager. 0 lets it go on for ever.",
+    )
+    query_max_spill_bytes: Count = Field(
+        default=10_737_418_240,
+        description="Disk that a query may spill to. Whatever this says, it gets no more than half of what is free "
+        "beyond `TIMESTORE_STAGING_MIN_FREE_DISK_BYTES`, and with 0 just that.",
+    )
+
     pushgateway_url: Annotated[str | None, AfterValidator(_no_trailing_slash)] = Field(
         default=None, repr=False, description="Pushgateway to push metrics to; without it metrics are off."
     )

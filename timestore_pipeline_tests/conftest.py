@@ -155,7 +155,9 @@ def duckdb_instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Share
 SHARE_DUCKDB = ("building", "crash", "ledger", "lifecycle", "reading", "staging")
 """Folders whose stores share DuckDB instances; what these may reach is for ``security`` and ``test_connections.py``."""
 
-DUCKDB_SETTINGS = frozenset({"duckdb_memory_limit", "duckdb_threads", "duckdb_temp_directory"})
+DUCKDB_SETTINGS = frozenset(
+    {"duckdb_memory_limit", "duckdb_threads", "duckdb_temp_directory", "query_max_seconds", "query_max_spill_bytes"}
+)
 """Who opens a store with one of these has instances that obey it."""
 
 

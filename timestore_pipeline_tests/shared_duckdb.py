@@ -10,13 +10,16 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.columns import quote
-from timestore_pipeline.connections import Connect, Reach, connector, interrupts_passed_on
+from timestore_pipeline.connections import Bounds, Connect, Reach, connector, interrupts_passed_on
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store, writer_pool
 
 _LEFT_BEHIND = """
 SELECT 'DROP VIEW', view_name FROM duckdb_views() WHERE NOT internal AND database_name IN ('memory', 'temp')
-UNION ALL SELECT 'DROP TABLE', table_name FROM duckdb_tables() WHERE database_name IN ('memory', 'temp')
+UNION ALL SELECT 'DROP TABLE', table_name FROM duckdb_tables()
+    WHERE database_name IN ('memory', 'temp') AND schema_name = 'main'
+UNION ALL SELECT 'DROP SCHEMA', schema_name FROM duckdb_schemas()
+    WHERE NOT internal AND database_name = 'memory' AND schema_name <> 'main'
 UNION ALL SELECT 'DETACH', database_name FROM duckdb_databases() WHERE NOT internal AND database_name <> 'memory'
 """
 
@@ -24,7 +27,8 @@ UNION ALL SELECT 'DETACH', database_name FROM duckdb_databases() WHERE NOT inter
 class SharedInstances:
     """Gives each user an instance of its own, emptied of what the one before had attached and made.
 
-    All reach the files below ``root``. Whoever reads from an object store, or fails, has one that is new.
+    All reach the files below ``root``, and none is bounded. Whoever reads from an object store, or fails, has one that
+    is new.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,11 +41,17 @@ class SharedInstances:
 
         @contextmanager
         def connect(
-            folder: Reach, /, *more: Reach, threads: int | None = None, memory_limit: str | None = None
+            folder: Reach,
+            /,
+            *more: Reach,
+            threads: int | None = None,
+            memory_limit: str | None = None,
+            bounds: Bounds | None = None,
         ) -> Iterator[duckdb.DuckDBPyConnection]:
             folders = [each if isinstance(each, Path) else each.local for each in (folder, *more)]
             if memory_limit or not all(each and each.is_relative_to(self._root) for each in folders):
-                with otherwise(folder, *more, threads=threads, memory_limit=memory_limit) as connection:
+                own = otherwise(folder, *more, threads=threads, memory_limit=memory_limit, bounds=bounds)
+                with own as connection:
                     yield connection
                 return
             idle = self._idle.setdefault(threads, [])
@@ -50,7 +60,7 @@ class SharedInstances:
                 with interrupts_passed_on():
                     yield connection
                 for what, name in connection.execute(_LEFT_BEHIND).fetchall():
-                    connection.execute(f"{what} {quote(name)}")
+                    connection.execute(f"{what} {quote(name)}" + (" CASCADE" if what == "DROP SCHEMA" else ""))
             except BaseException:
                 stack.close()
                 raise

@@ -32,6 +32,8 @@ LAYERS = [
         "columns",
         "errors",
         "evolution",
+        "exhaustion",
+        "inert",
         "keyed",
         "clock",
         "connections",
@@ -131,6 +133,17 @@ def test_only_orchestration_imports_dagster():
     ]
 
     assert offenders == []
+
+
+def test_only_one_module_imports_deltalake():
+    """Whoever else did would meet panics of Rust, which pass every handler."""
+    importing = {
+        module_name(path)
+        for path in modules_under(PACKAGE_ROOT)
+        if any(module.split(".")[0] == "deltalake" for module in imported_modules(path))
+    }
+
+    assert importing == {f"{PACKAGE}.building.delta", f"{PACKAGE}.demo.accounting"}  # which looks as any reader would
 
 
 @pytest.mark.process

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deltalake import DeltaTable
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.foreign import ForeignCommit, foreign_commits
 from timestore_pipeline.building.manifests import keep_manifest
 from timestore_pipeline.building.table import (

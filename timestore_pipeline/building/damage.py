@@ -17,9 +17,10 @@ import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column, literal, time_range_sql, utc_timestamp_sql
+from timestore_pipeline.columns import EVERY_VALUE, Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, StorageError
+from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.landing.reasons import readable_reason
 from timestore_pipeline.ledger.builds import failures_in_a_row
 from timestore_pipeline.ledger.damage import set_slices_aside
@@ -146,8 +147,8 @@ def _rows_by_window(
     """Read a whole segment, every value of it, and return how many rows each window has."""
     time = utc_timestamp_sql(spec.time_column(columns))
     rows = connection.execute(
-        f"SELECT epoch_us(date_trunc('{spec.window}', {time})), count(*), bit_xor(hash(piece)) "
-        f"FROM segment.{SEGMENT_TABLE} AS piece GROUP BY 1"
+        f"SELECT epoch_us(date_trunc('{spec.window}', {time})), count(*), {EVERY_VALUE} "
+        f"FROM segment.{SEGMENT_TABLE} GROUP BY 1"
     ).fetchall()
     return {start: count for start, count, _ in rows}
 
@@ -170,7 +171,7 @@ def _damage_of_slice(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, p
     condition = time_range_sql(spec.time_column(piece.columns), window.start_micros, window.end_micros)
     try:
         row = connection.execute(
-            f"SELECT count(*), bit_xor(hash(piece)) FROM segment.{SEGMENT_TABLE} AS piece WHERE {condition}"
+            f"SELECT count(*), {EVERY_VALUE} FROM segment.{SEGMENT_TABLE} WHERE {condition}"
         ).fetchone()
     except duckdb.Error as error:
         return _damage_in_words(error)
@@ -183,6 +184,8 @@ def _wrong_count(found: int, piece: Slice) -> str:
 
 
 def _damage_in_words(error: duckdb.Error) -> str:
+    if out_of_files(error):
+        raise _CannotTell(str(error)) from error
     reason = readable_reason(error)
     if isinstance(error, duckdb.OutOfMemoryException) or "lock on file" in str(error):
         raise _CannotTell(reason) from error

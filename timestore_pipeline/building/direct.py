@@ -8,12 +8,10 @@ import random
 import socket
 import time
 
-import duckdb
-
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.errors import BuildInFlight, TimestoreError
+from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.builds import build_in_flight
 from timestore_pipeline.store import Store
 
@@ -37,7 +35,8 @@ def publish_at_once(store: Store, dataset: str) -> None:
                 return
         except BuildInFlight:
             pass  # another process was faster
-        except (TimestoreError, duckdb.Error, OSError) as error:
+        except Exception as error:
+            # Whatever it is. As when a program ends: then no thread can be started any more, for any file.
             log.error("dataset %r: not published, its rows stay staged until the next flush: %s", dataset, error)
             return
         if time.monotonic() >= deadline:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from deltalake import DeltaTable
-
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.table import (
     Commit,
     commits_of_builds,

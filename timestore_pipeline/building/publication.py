@@ -21,7 +21,8 @@ from timestore_pipeline.building.table import ParquetFile, Replacement, Sequence
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
+from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
+from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.builds import Build, extend_lease
 from timestore_pipeline.ledger.contributions import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
@@ -107,6 +108,8 @@ def _settle_own(store: Store, build: Build, error: Exception) -> int:
 def _as_timestore_error(build: Build, error: Exception) -> TimestoreError:
     if isinstance(error, TimestoreError):
         return error
+    if out_of_files(error):
+        return TooManyOpenFiles(f"build {build.id} of dataset {build.dataset!r} read and wrote")
     return TimestoreError(
         f"dataset {build.dataset!r}: build {build.id} failed and published nothing: {reason_of(error)}"
     )

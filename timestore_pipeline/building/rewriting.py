@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import duckdb
-from deltalake import DeltaTable
 
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.parquet import WindowSource, parquet_relation, slices_as_source
 from timestore_pipeline.building.table import TableFile, has_columns, live_files, types_that_differ
 from timestore_pipeline.columns import Column, column_list, literal, time_range_sql

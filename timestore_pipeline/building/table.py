@@ -27,23 +27,28 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import (
-    CommitProperties,
-    DeltaTable,
-    PostCommitHookProperties,
-    Schema,
-    TableFeatures,
-    Transaction,
-)
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.fs import DeltaStorageHandler
-from deltalake.transaction import AddAction, RemoveAction
 from pyarrow.fs import PyFileSystem
 
+from timestore_pipeline.building.delta import (
+    AddAction,
+    CommitFailedError,
+    CommitProperties,
+    DeltaError,
+    DeltaStorageHandler,
+    DeltaTable,
+    PostCommitHookProperties,
+    RemoveAction,
+    Schema,
+    TableFeatures,
+    TableNotFoundError,
+    Transaction,
+    add_feature,
+    set_properties,
+)
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.errors import PlaceError, TableError
+from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import PUBLISHING
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.storage import Storage
@@ -265,14 +270,8 @@ def declare_owner(place: Storage, dataset: str, table: DeltaTable, installation:
         TableError: the commit failed; somebody else may have been quicker.
     """
     with _translated(place, dataset), suppress(CommitFailedError):
-        table.alter.set_table_properties(
-            {_OWNER: installation},
-            raise_if_not_exists=False,
-            commit_properties=CommitProperties(
-                custom_metadata={"timestoreAction": "own", "timestoreInstallation": installation}
-            ),
-            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),
-        )
+        said = CommitProperties(custom_metadata={"timestoreAction": "own", "timestoreInstallation": installation})
+        set_properties(table, {_OWNER: installation}, said)
     for version in range(table.version(), open_table(place, dataset).version() + 1):
         sync_log(place, version)
 
@@ -428,11 +427,8 @@ def declare_types(own: Owned, columns: Sequence[Column]) -> None:
     if _NAIVE_TIMES in (table.protocol().reader_features or []):
         return
     with _translated(place, dataset):
-        table.alter.add_feature(
-            TableFeatures.TimestampWithoutTimezone,
-            allow_protocol_versions_increase=True,
-            commit_properties=CommitProperties(custom_metadata={"timestoreInstallation": own.installation}),
-        )
+        said = CommitProperties(custom_metadata={"timestoreInstallation": own.installation})
+        add_feature(table, TableFeatures.TimestampWithoutTimezone, said)
     for version in range(table.version(), open_table(place, dataset).version() + 1):
         sync_log(place, version)
     reach(CrashPoint.TYPES_DECLARED)
@@ -761,7 +757,7 @@ def _sync_commit(place: Storage, build: Build, since: int) -> int:
 def _translated(place: Storage, dataset: str) -> Iterator[None]:
     try:
         yield
-    except PlaceError:
+    except TimestoreError:
         raise
     except TableNotFoundError as error:
         raise TableError(f"dataset {dataset!r}: there is no table at {place.location}") from error

@@ -18,7 +18,15 @@ __all__ = ["ExitCode", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (by default those of the process) and return its exit code."""
+    from timestore_pipeline.cli.output import inert_stderr
+
+    with inert_stderr():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     from timestore_pipeline.cli.app import app
+    from timestore_pipeline.cli.output import warn
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("timestore: %(message)s"))
@@ -27,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="timestore")
     except TimestoreError as error:
-        print(f"timestore: {error}", file=sys.stderr)
+        warn(str(error))
         return exit_code_of(error)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else ExitCode.DONE

@@ -66,7 +66,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"timestore {__version__}")
+        from timestore_pipeline.cli.output import say
+
+        say(f"timestore {__version__}")
         raise typer.Exit
 
 
@@ -233,15 +235,15 @@ def discard_quarantine(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give entries up for good. Their bytes are removed; who did it and when is remembered."""
-    from timestore_pipeline.cli import quarantined
+    from timestore_pipeline.cli import output, quarantined
 
     ids = list(dict.fromkeys(entries))
     with _open_store() as store:
         if not yes:
             question = quarantined.question(store, ids)
-            if not quarantined.can_ask():
+            if not output.can_ask():
                 raise typer.BadParameter("nobody can be asked here; give --yes to discard for good")
-            if not typer.confirm(question, err=True):
+            if not output.ask(question):
                 raise typer.Exit(1)
         code = quarantined.discard_entries(store, ids)
     raise typer.Exit(code)
@@ -315,6 +317,7 @@ def metrics(
         if output is not None:
             write_exposition(store, output)
         else:
+            # Whole as it is pushed: the format itself escapes what labels may not have.
             typer.echo(exposition(store).decode(), nl=False)
 
 

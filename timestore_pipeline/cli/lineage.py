@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from timestore_pipeline.building.table import TableFile
 from timestore_pipeline.cli import losses, wording
-from timestore_pipeline.cli.output import printable
+from timestore_pipeline.cli.output import node, print_tree, root
 from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
 
 if TYPE_CHECKING:
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 def print_lineage(lineage: Lineage) -> None:
     """Print where a window came from as a tree: builds, their segments, their batches; and the files that there are."""
-    from rich.console import Console
-
-    # Lines are for reading by people and by grep alike: none is cut or folded.
-    Console(width=100_000, highlight=False).print(_tree(lineage))
+    print_tree(_tree(lineage))
 
 
 def as_json(lineage: Lineage) -> dict[str, Any]:
@@ -43,13 +40,6 @@ def as_json(lineage: Lineage) -> dict[str, Any]:
 
 
 def _tree(lineage: Lineage) -> Tree:
-    from rich.text import Text
-    from rich.tree import Tree
-
-    def node(under: Tree, text: str) -> Tree:
-        # Texts, because plain strings would be searched for markup such as [bold].
-        return under.add(Text(printable(text)))
-
     def add_segments(under: Tree, segments: tuple[SegmentOrigin, ...]) -> None:
         for segment in segments:
             branch = node(under, _segment_in_words(segment))
@@ -57,31 +47,28 @@ def _tree(lineage: Lineage) -> Tree:
                 node(branch, f"batch {batch.batch_id} from {batch.source}: {wording.counted(batch.rows, 'row')}")
 
     version = "no table yet" if lineage.table_version is None else f"table version {lineage.table_version}"
-    root = Tree(
-        Text(
-            f"{lineage.dataset} {lineage.window.key}: "
-            f"{wording.counted(lineage.published_rows, 'row')} published, {version}"
-        )
+    whole = root(
+        f"{lineage.dataset} {lineage.window.key}: {wording.counted(lineage.published_rows, 'row')} published, {version}"
     )
     for build in lineage.builds:
-        branch = node(root, _build_in_words(build))
+        branch = node(whole, _build_in_words(build))
         for file in build.files:
             node(branch, _file_in_words(file))
         add_segments(branch, build.segments)
     if lineage.files:
-        others = node(root, "files of no build that the ledger knows")
+        others = node(whole, "files of no build that the ledger knows")
         for file in lineage.files:
             node(others, _file_in_words(file))
     for loss in lineage.losses:
-        node(root, losses.in_words(loss))
+        node(whole, losses.in_words(loss))
     if lineage.forgotten_rows:
-        node(root, f"{wording.counted(lineage.forgotten_rows, 'row')} of segments that the ledger knows no more")
+        node(whole, f"{wording.counted(lineage.forgotten_rows, 'row')} of segments that the ledger knows no more")
     for title, segments in (("staged, not published", lineage.staged), ("in quarantine", lineage.quarantined)):
         if segments:
-            add_segments(node(root, title), segments)
-    if not root.children:
-        node(root, "nothing of it was ever staged")
-    return root
+            add_segments(node(whole, title), segments)
+    if not whole.children:
+        node(whole, "nothing of it was ever staged")
+    return whole
 
 
 def _build_in_words(origin: BuildOrigin) -> str:

@@ -346,11 +346,11 @@ def remove(
 
 
 def _ask(question: str) -> None:
-    from timestore_pipeline.cli.quarantined import can_ask
+    from timestore_pipeline.cli.output import ask, can_ask
 
     if not can_ask():
         raise typer.BadParameter("nobody can be asked here; give --yes")
-    if not typer.confirm(question, err=True):
+    if not ask(question):
         raise typer.Exit(1)
 
 

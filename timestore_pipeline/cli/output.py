@@ -1,12 +1,21 @@
-"""How results get to stdout: a table for people, plain lines where no terminal reads them, JSON for programs."""
+"""How results get to stdout: a table for people, plain lines where no terminal reads them, JSON for programs.
+
+All that the command says goes through here: what is not its own text is made inert on the way.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from timestore_pipeline.inert import json_escaped, visible, visible_lines
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Heading:
 
 def print_table(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> None:
     """Print a table. Its rows are never cut: what does not fit a terminal is folded, or shown line by line."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    headings = [replace(heading, text=visible(heading.text)) for heading in headings]
+    cells = [[visible(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         _print_plain(headings, cells)
         return
@@ -43,20 +53,82 @@ def print_table(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> N
     console.print(table)
 
 
+def print_tree(tree: Tree) -> None:
+    """Print a tree that was made with :func:`node`, and :func:`root`."""
+    from rich.console import Console
+
+    # Lines are for reading by people and by grep alike: none is cut or folded.
+    Console(width=100_000, highlight=False).print(tree)
+
+
+def root(text: str) -> Tree:
+    """Return a new tree."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    # A Text, because a plain string would be searched for markup such as [bold].
+    return Tree(Text(visible(text)))
+
+
+def node(under: Tree, text: str) -> Tree:
+    """Add a line to a tree, and return it for others to be put under."""
+    from rich.text import Text
+
+    return under.add(Text(visible(text)))
+
+
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_escaped(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def say(message: str) -> None:
     """Print a line that is the result of a command."""
-    print(printable(message))
+    print(visible(message))
 
 
 def warn(message: str) -> None:
-    """Print a line for people, beside the result."""
+    """Print a line for people, beside the result; further lines of it are indented, so that none looks like another."""
     sys.stdout.flush()
-    print(f"timestore: {message}", file=sys.stderr)
+    first, *more = visible_lines(message).split("\n")
+    print(
+        f"timestore: {first}",
+        *(line if line.startswith(" ") else f"  {line}" for line in more),
+        sep="\n",
+        file=sys.stderr,
+    )
+
+
+def ask(question: str) -> bool:
+    """Return what a person answers to a question, which is asked on stderr."""
+    import typer
+
+    return typer.confirm(visible(question), err=True)
+
+
+def can_ask() -> bool:
+    """Whether there is somebody to answer a question."""
+    return sys.stdin.isatty()
+
+
+@contextmanager
+def inert_stderr() -> Iterator[None]:
+    """Make inert what anybody writes to stderr in the block: logs, warnings, what Typer says of arguments."""
+    with redirect_stderr(cast(TextIO, _Inert(sys.stderr))):
+        yield
+
+
+class _Inert:
+    """A text stream whose lines are all visible."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible_lines(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _print_plain(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> None:
@@ -80,11 +152,3 @@ def _print_records(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -
 
 def _widths(headings: Sequence[Heading], rows: Sequence[Sequence[str]]) -> list[int]:
     return [max([len(heading.text), *(len(row[index]) for row in rows)]) for index, heading in enumerate(headings)]
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with all that could move a cursor or break a line spelled out."""
-    # A file name may hold anything, also what moves a terminal's cursor or breaks a line in two.
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

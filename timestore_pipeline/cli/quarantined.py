@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,11 +159,6 @@ def question(store: Store, entry_ids: Sequence[int]) -> str:
             f"{wording.size(entry.bytes)} of {entry.source}: {entry.reason}"
         )
     return f"Remove {wording.counted(len(entries), 'entry', 'entries')} for good?"
-
-
-def can_ask() -> bool:
-    """Whether there is somebody to answer a question."""
-    return sys.stdin.isatty()
 
 
 def _failed(error: TimestoreError, wanted: QuarantineState) -> ExitCode:

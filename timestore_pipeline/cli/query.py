@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -19,8 +20,9 @@ from pyarrow import csv
 
 from timestore_pipeline.cli.output import Heading, print_table, warn
 from timestore_pipeline.cli.wording import counted
-from timestore_pipeline.errors import QueryError
-from timestore_pipeline.reading.queries import select
+from timestore_pipeline.errors import QueryError, TimestoreError
+from timestore_pipeline.inert import json_escaped, visible_lines
+from timestore_pipeline.reading.queries import select, unfinished
 from timestore_pipeline.reading.relations import open_reader, query_error
 from timestore_pipeline.store import Store
 
@@ -49,7 +51,7 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     # all of them where it names none, as SHOW TABLES does.
     named = [name for name in store.datasets if name in words] or list(store.datasets)
     with open_reader(store, named) as connection, _translated(store, sql, connection, named):
-        reader = select(connection, sql).to_arrow_reader(_BATCH_ROWS)
+        reader = select(connection, sql, store.datasets).to_arrow_reader(_BATCH_ROWS)
         if output is Format.TABLE:
             _print_table(reader, TABLE_ROWS if limit is None else limit)
         elif output is Format.CSV:
@@ -73,7 +75,11 @@ def _translated(
         hint = f"\nNothing was staged yet, and no columns are declared: {', '.join(empty)}" if empty else ""
         raise QueryError(str(error).strip() + hint) from error
     except (duckdb.Error, pa.ArrowException) as error:
-        raise QueryError(str(error).strip()) from error
+        raise unfinished(error, store.settings) from error
+    except OSError as error:
+        if error.errno is not None or isinstance(error, TimestoreError):
+            raise  # of standard output, and not what Arrow makes of an error of DuckDB
+        raise unfinished(error, store.settings) from error
 
 
 def _at_most(reader: pa.RecordBatchReader, limit: int | None) -> Iterator[pa.RecordBatch]:
@@ -100,7 +106,7 @@ def _print_table(reader: pa.RecordBatchReader, limit: int) -> None:
 def _print_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     plain = pa.schema([pa.field(field.name, _csv_type(field.type)) for field in schema])
     sys.stdout.flush()
-    with csv.CSVWriter(sys.stdout.buffer, plain) as writer:
+    with _standard_output() as output, csv.CSVWriter(output, plain) as writer:
         for batch in batches:
             columns: Sequence[pa.Array] = [
                 column if column.type == field.type else pa.array(map(_as_json_text, column.to_pylist()), pa.string())
@@ -110,12 +116,37 @@ def _print_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     sys.stdout.buffer.flush()
 
 
+@contextmanager
+def _standard_output() -> Iterator[Any]:
+    """Give what takes bytes: for a program they are as they are, on a terminal they are made visible."""
+    if not sys.stdout.isatty():
+        yield sys.stdout.buffer
+        return
+    yield _Terminal()
+
+
+class _Terminal(io.RawIOBase):
+    """Bytes of UTF-8 text, shown on the terminal a line at a time."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: Any) -> int:
+        lines, _, self._rest = (self._rest + bytes(text)).rpartition(b"\n")
+        if lines:
+            print(visible_lines(lines.decode()))
+        return len(text)
+
+
 def _print_json(batches: Iterator[pa.RecordBatch]) -> None:
     """Print one JSON array, a row a line, so that both jq and a line-wise reader are served."""
     separator = "[\n"
     for batch in batches:
         for row in batch.to_pylist():
-            sys.stdout.write(separator + json.dumps(_as_json(row), ensure_ascii=False))
+            sys.stdout.write(separator + json_escaped(json.dumps(_as_json(row), ensure_ascii=False)))
             separator = ",\n"
     sys.stdout.write("[]\n" if separator == "[\n" else "\n]\n")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from timestore_pipeline.errors import TooManyOpenFiles
+from timestore_pipeline.exhaustion import out_of_files
+
 
 class UnreadableFile(Exception):
     """A file that cannot be staged as it is; the message is the reason."""
@@ -21,7 +24,13 @@ class TooLarge(UnreadableFile):
 
 
 def readable_reason(error: BaseException) -> str:
-    """Return the part of a library's message that tells a producer what is wrong, on one line."""
+    """Return the part of a library's message that tells a producer what is wrong, on one line.
+
+    Raises:
+        TooManyOpenFiles: nothing is wrong with what was read.
+    """
+    if out_of_files(error):
+        raise TooManyOpenFiles("files and segments were read") from error
     lines = []
     for line in str(error).splitlines():
         text = line.strip()
@@ -35,7 +44,13 @@ def readable_reason(error: BaseException) -> str:
 
 
 def unreadable(error: UnreadableFile | OSError) -> str:
-    """Return why a file cannot be read, be it its content or the disk."""
+    """Return why a file cannot be read, be it its content or the disk.
+
+    Raises:
+        TooManyOpenFiles: nothing is wrong with either.
+    """
+    if out_of_files(error):
+        raise TooManyOpenFiles("files were read") from error
     if isinstance(error, OSError):
         return f"it cannot be read: {error.strerror or error}"
     return str(error)

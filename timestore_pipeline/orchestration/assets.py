@@ -17,6 +17,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
+from timestore_pipeline.inert import as_code
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_of
@@ -24,6 +25,7 @@ from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.locations import uri_of
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
+from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import (
     Metadata,
     built_window_metadata,
@@ -65,7 +67,8 @@ def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
     format_ = spec.landing.format
     return dg.AssetSpec(
         landing_key(spec.name),
-        description=f"Files for {spec.name}, dropped by its producers as `{spec.landing.pattern}`. {spec.description}",
+        description=f"Files for {spec.name}, dropped by its producers as {as_code(spec.landing.pattern)}. "
+        f"{spec.description}",
         group_name=spec.name,
         kinds={"file" if format_ is FileFormat.AUTO else str(format_)},
         owners=list(spec.owners),
@@ -99,7 +102,7 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         try:
             yield from stage_landed(context, store, spec)
         finally:
-            metrics.push(store.opened, context.log)
+            metrics.push(store.opened, log_of(context))
 
     return staging
 
@@ -152,7 +155,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
                     touched = yield from publish_staged(context, store.opened, spec, config)
         finally:
             # Failures are counted in the ledger too. (A run that is killed is seen by the next tick of metrics_sensor.)
-            metrics.push(store.opened, context.log)
+            metrics.push(store.opened, log_of(context))
         yield from table_check_results(store.opened, spec, context.selected_asset_check_keys, touched)
 
     return partitions
@@ -202,7 +205,7 @@ def stage_landed(
     tag_run_of_a_person(context, _datasets_of_run(context, store), trigger.value)
     files = resource.landing_share(spec.name, _ingested_datasets(context, store))
     if not files:
-        context.log.info("%s: %s", spec.name, _why_nothing(store, spec))
+        log_of(context).info("%s: %s", spec.name, _why_nothing(store, spec))
         # A later step of the same run would be skipped without an output, and publishing must not depend on new files.
         if partitions_key(spec.name) in _assets_of_run(context):
             yield dg.MaterializeResult(metadata={"rows": 0, "bytes": 0, "batches": 0})
@@ -214,7 +217,7 @@ def stage_landed(
     warnings = [f"{entry.source} was quarantined: {entry.reason}" for entry in report.quarantined]
     _warn(context, spec, [*warnings, *report.skipped])
     if not (report.receipts or report.quarantined) and partitions_key(spec.name) not in _assets_of_run(context):
-        context.log.info("%s: none of %s files was staged", spec.name, len(files))
+        log_of(context).info("%s: none of %s files was staged", spec.name, len(files))
         return
     yield dg.MaterializeResult(metadata={**ingest_metadata(report), **_inferred_schema(store, spec)})
 
@@ -260,20 +263,20 @@ def publish_staged(
         else:
             report, merged = materialize_windows(store, spec.name, first, last, rebuild=order.rebuild, **options)
     except RebuildRefused as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise failure(str(error)) from error
     except BuildInFlight as error:
         if order.only_if_due:
-            context.log.info("%s flush_sensor asks again if anything is left.", error)
+            log_of(context).info("%s flush_sensor asks again if anything is left.", error)
             return []
         wait = min(_IN_FLIGHT_FIRST_WAIT * 2**context.retry_number, _IN_FLIGHT_LONGEST_WAIT)
-        context.log.info("%s Trying again in %s seconds.", error, wait)
+        log_of(context).info("%s Trying again in %s seconds.", error, wait)
         retries = _IN_FLIGHT_RETRIES_OF_A_BACKFILL if _BACKFILL_TAG in context.run.tags else _IN_FLIGHT_RETRIES
         raise dg.RetryRequested(max_retries=retries, seconds_to_wait=wait) from error
     windows = _windows_metadata(store, spec, report, requested)
-    context.log.info("%s: %s", spec.name, _summary(report))
+    log_of(context).info("%s: %s", spec.name, _summary(report))
     if merged is not None and (merged.files or merged.stopped):
         into = f"{merged.files:,} small files were merged into {merged.merged_files:,}"
-        context.log.info("%s: %s", spec.name, merged.stopped if merged.stopped and not merged.files else into)
+        log_of(context).info("%s: %s", spec.name, merged.stopped if merged.stopped and not merged.files else into)
     tag_run_of_a_person(context, datasets, trigger.value, windows)
     if requested:
         for window, metadata in windows.items():
@@ -313,9 +316,8 @@ def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, ord
     if not (context.has_partition_key or context.has_partition_key_range):
         return []
     if order.first or order.last:
-        raise dg.Failure(
-            f"partitions/{spec.name}: the run has partitions, so first_window and last_window must not be set",
-            allow_retries=False,
+        raise failure(
+            f"partitions/{spec.name}: the run has partitions, so first_window and last_window must not be set"
         )
     keys = context.partition_key_range
     return list(windows_between(spec.window_from_key(keys.start), spec.window_from_key(keys.end)))
@@ -328,7 +330,7 @@ def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpe
     now = now_micros()
     if due_trigger(state, order.thresholds, limit, now) is not None:
         return True
-    context.log.info("not due (any more): %s", distance(state, order.thresholds, limit, now))
+    log_of(context).info("not due (any more): %s", distance(state, order.thresholds, limit, now))
     return False
 
 
@@ -414,6 +416,6 @@ def _ingested_datasets(context: dg.AssetExecutionContext, store: Store) -> list[
 
 def _warn(context: dg.AssetExecutionContext, spec: DatasetSpec, problems: list[str]) -> None:
     for problem in problems[:_MAX_WARNINGS]:
-        context.log.warning("%s: %s", spec.name, problem)
+        log_of(context).warning("%s: %s", spec.name, problem)
     if len(problems) > _MAX_WARNINGS:
-        context.log.warning("%s: … and %s more", spec.name, len(problems) - _MAX_WARNINGS)
+        log_of(context).warning("%s: … and %s more", spec.name, len(problems) - _MAX_WARNINGS)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.inert import as_code
 from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
 from timestore_pipeline.orchestration.keys import staging_key
 from timestore_pipeline.orchestration.quarantine_check import QUARANTINE_EMPTY, look_into_quarantine
@@ -66,7 +67,7 @@ def guardrails_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
         check_name=GUARDRAILS,
         passed=not breaches,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(map(str, breaches)) or None,
+        description="; ".join(as_code(str(breach)) for breach in breaches) or None,
         metadata={
             "staged_bytes": staged.get(spec.name, 0),
             "max_bytes": limits.max_bytes,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from timestore_pipeline.building.thresholds import FlushThresholds, Trigger
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.orchestration.logs import failure
 from timestore_pipeline.windows import Window
 
 When = Literal["always", "due"]
@@ -108,7 +109,7 @@ def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -
     if config.rebuild and config.when == "due":
         problems.append("rebuild is set and when is 'due': a rebuild is not a matter of thresholds")
     if problems:
-        raise dg.Failure(f"run config of partitions/{spec.name}: {'; '.join(problems)}", allow_retries=False)
+        raise failure(f"run config of partitions/{spec.name}: {'; '.join(problems)}")
     return BuildOrder(
         only_if_due=config.when == "due",
         first=first,

@@ -22,6 +22,7 @@ from timestore_pipeline.ledger.batches import known_batches, latest_batch
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.ledger.segments import segment_bytes
 from timestore_pipeline.orchestration.assets import DATASET_TAG, partitions_key
+from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import column_schema, ingest_metadata
 from timestore_pipeline.orchestration.partitions import partitions_definition
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
@@ -63,7 +64,7 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Stage a frame as one batch; nothing where the asset returned None."""
         if obj is None:
-            context.log.info("%s returned nothing, so nothing is staged", context.asset_key.to_user_string())
+            log_of(context).info("%s returned nothing, so nothing is staged", context.asset_key.to_user_string())
             return
         store = self.store.opened
         spec = store.datasets[_dataset(context.definition_metadata, context.asset_key)]
@@ -71,7 +72,7 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
         try:
             receipt = _stage(context, store, spec, obj, self.wait_seconds)
         finally:
-            MetricsResource().push(store, context.log)
+            MetricsResource().push(store, log_of(context))
         report = IngestReport(
             spec.name,
             receipts=(receipt,),
@@ -99,11 +100,9 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
                 for start, end in (ranges if ranges is not None else [(None, None)])
             )
             rows = query_rows(store, sql)
-            context.log.info("%s: reading %s", spec.name, _in_words(ranges))
+            log_of(context).info("%s: reading %s", spec.name, _in_words(ranges))
             return _as_annotated(rows, context)
-        raise dg.Failure(
-            f"dataset {spec.name!r} has no columns yet: its first batch says what they are", allow_retries=False
-        )
+        raise failure(f"dataset {spec.name!r} has no columns yet: its first batch says what they are")
 
 
 def timestore_io_manager(settings: Settings | None = None, wait_seconds: float = 60.0) -> TimestoreIOManager:
@@ -158,13 +157,13 @@ def _stage(context: dg.OutputContext, store: Store, spec: DatasetSpec, obj: Any,
     table = as_table(spec.name, obj, source, Bounds.of(store.settings))
     before = _last_time(store, spec, batch_id.rpartition(":")[0] + ":", source, table)
     if before is not None:
-        context.log.info("%s: these rows are staged already, as batch %s", spec.name, before.batch_id)
+        log_of(context).info("%s: these rows are staged already, as batch %s", spec.name, before.batch_id)
         return before
     try:
         return stage(store, spec.name, table, batch_id, source, wait_seconds)
     except BatchConflict:
         # An earlier attempt was acknowledged, and its process ended before Dagster heard of it.
-        context.log.warning(
+        log_of(context).warning(
             "%s: an earlier attempt of this execution has staged other rows as batch %s. They stand, and those of this "
             "attempt are not staged: materialize in a new run to stage them.",
             spec.name,
@@ -243,10 +242,9 @@ def _time_ranges(context: dg.InputContext) -> list[_Range] | None:
     if context.has_asset_partitions:
         ranges = _windows(context.asset_partitions_def, context.asset_partition_keys)
         if ranges is None:
-            raise dg.Failure(
+            raise failure(
                 f"{context.asset_key.to_user_string()} is partitioned, but not by time, so its partitions say nothing "
-                f"of which rows are wanted. Read all with metadata {{{RANGE_METADATA!r}: 'all'}} on the input.",
-                allow_retries=False,
+                f"of which rows are wanted. Read all with metadata {{{RANGE_METADATA!r}: 'all'}} on the input."
             )
         return ranges
     step = context.step_context
@@ -293,10 +291,9 @@ def _as_annotated(rows: Rows, context: dg.InputContext) -> Any:
     if library == "polars" and name in ("DataFrame", "LazyFrame"):
         frame = rows.to_polars()
         return frame.lazy() if name == "LazyFrame" else frame
-    raise dg.Failure(
+    raise failure(
         f"the input {context.name!r} is annotated as {wanted}: annotate it as a pyarrow Table or RecordBatchReader, a "
-        "pandas DataFrame, a Polars DataFrame or LazyFrame, a DuckDB relation, or not at all (a pyarrow Table)",
-        allow_retries=False,
+        "pandas DataFrame, a Polars DataFrame or LazyFrame, a DuckDB relation, or not at all (a pyarrow Table)"
     )
 
 
@@ -318,4 +315,4 @@ def _warn_of_other_windows(context: dg.OutputContext, receipt: Receipt) -> None:
     ]
     if outside:
         keys = ", ".join(window.key for window in outside[:5]) + (" …" if len(outside) > 5 else "")
-        context.log.warning("%s: rows were staged in windows outside of the partition: %s", receipt.dataset, keys)
+        log_of(context).warning("%s: rows were staged in windows outside of the partition: %s", receipt.dataset, keys)

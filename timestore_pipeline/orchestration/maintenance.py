@@ -11,6 +11,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.orchestration.checks import DECLARATION, GUARDRAILS, QUARANTINE_EMPTY
 from timestore_pipeline.orchestration.keys import partitions_key, staging_key
+from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, prune_runs
 from timestore_pipeline.orchestration.runs import owner_is_gone
@@ -51,12 +52,12 @@ def maintain_installation(
         )
         runs = prune_dagster_runs(context.instance, opened, dry_run=config.dry_run)
     finally:
-        metrics.push(opened, context.log)
+        metrics.push(opened, log_of(context))
     for line in [*in_words(report), *_runs_in_words(runs, dry_run=config.dry_run)]:
-        context.log.info("%s", line)
+        log_of(context).info("%s", line)
     yield dg.Output(None, metadata=maintenance_metadata(report, runs))
     if report.problems:
-        raise dg.Failure("; ".join(report.problems), allow_retries=False)
+        raise failure("; ".join(report.problems))
 
 
 @dg.job(
@@ -90,7 +91,7 @@ def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
         lines = [*in_words(report), *_runs_in_words(runs, dry_run=True), *report.problems]
         if not lines:
             return dg.SkipReason("there is nothing to do")
-        context.log.info("%s", "\n".join(lines))
+        log_of(context).info("%s", "\n".join(lines))
         return dg.RunRequest(tags={TRIGGER_TAG: Trigger.MAINTENANCE.value})
 
     return ask_for_maintenance

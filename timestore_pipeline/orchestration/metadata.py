@@ -1,14 +1,18 @@
-"""Reports of the library → the metadata that the Dagster UI shows and plots. Pure, and bounded in size."""
+"""Reports of the library → the metadata that the Dagster UI shows and plots. Pure, and bounded in size.
+
+The UI makes links, pictures and headings of Markdown, which opening a page is enough to load. So what comes from
+outside is only ever in a kind of value that the UI shows as the text that it is: text, and the cells of a table.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from timestore_pipeline.columns import Column
+from timestore_pipeline.inert import visible
 from timestore_pipeline.windows import Window
 
 if TYPE_CHECKING:
@@ -16,13 +20,11 @@ if TYPE_CHECKING:
     from timestore_pipeline.ledger.builds import WindowTotals
     from timestore_pipeline.staging.ingest import IngestReport
 
-MAX_LINES = 100
+# The UI shows a table at its full length in the page.
+MAX_LINES = 25
 # Over all windows of one build: each of them is an event of its own in Dagster's event log.
 _MAX_LINES_OF_BUILD = 5_000
 _MIN_LINES_OF_WINDOW = 5
-
-# A file's name is its producer's, and is not to become a link or a picture in the operator's browser.
-_MARKUP = re.compile(r"[\\`\[\]<>|]")
 
 Metadata = dict[str, Any]
 
@@ -65,7 +67,7 @@ def ingest_metadata(report: IngestReport) -> Metadata:
     if report.segment_id is not None:
         metadata["segment"] = report.segment_id
     if report.skipped:
-        metadata["left_in_place"] = dg.MetadataValue.md(bullets(report.skipped, MAX_LINES))
+        metadata["left_in_place"] = table(("why",), [(sentence,) for sentence in report.skipped], MAX_LINES)
     return metadata
 
 
@@ -117,20 +119,10 @@ def build_metadata(report: BuildReport, now: int) -> Metadata:
     }
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]], limit: int) -> dg.MarkdownMetadataValue:
-    """Return lines as a Markdown table of at most ``limit`` lines, which says how many more there are."""
-    rows = [_line(header), _line(["---"] * len(header)), *(_line(line) for line in lines[:limit])]
-    more = f"\n\n… and {len(lines) - limit:,} more; the ledger has them all." if len(lines) > limit else ""
-    return dg.MetadataValue.md("\n".join(rows) + more)
-
-
-def bullets(lines: Sequence[str], limit: int) -> str:
-    """Return lines as a Markdown list of at most ``limit`` lines, which says how many more there are."""
-    listed = [f"- {line}" for line in lines[:limit]]
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], limit: int) -> dg.TableMetadataValue:
+    """Return lines as a table of at most ``limit`` lines, which says how many more there are; cells are plain text."""
+    shown = [list(line) for line in lines[:limit]]
     if len(lines) > limit:
-        listed.append(f"- … and {len(lines) - limit:,} more")
-    return "\n".join(listed)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_MARKUP.sub(r"\\\g<0>", " ".join(cell.split())) for cell in cells) + " |"
+        shown.append([f"… and {len(lines) - limit:,} more; the ledger has them all", *[""] * (len(header) - 1)])
+    records = [dg.TableRecord(dict(zip(header, map(visible, line), strict=True))) for line in shown]
+    return dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(name, "text") for name in header]))

@@ -11,6 +11,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LedgerError
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, newest_entries, open_totals
 from timestore_pipeline.orchestration.keys import staging_key
+from timestore_pipeline.orchestration.logs import log_of
 from timestore_pipeline.orchestration.metadata import Metadata, table
 from timestore_pipeline.store import Store
 
@@ -68,7 +69,7 @@ def quarantine_watched(context: dg.AssetExecutionContext, store: Store, spec: Da
         try:
             after = look_into_quarantine(store, spec)
         except LedgerError as error:
-            context.log.warning("%s: %s is not evaluated: %s", spec.name, QUARANTINE_EMPTY, error)
+            log_of(context).warning("%s: %s is not evaluated: %s", spec.name, QUARANTINE_EMPTY, error)
         else:
             if after != before:
                 # Of no run, because of a step that fails Dagster keeps no events.

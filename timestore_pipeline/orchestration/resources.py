@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations`: Dagster reads the annotations of a resource as they stand.
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import PrivateAttr
 from timestore_pipeline.connections import confined, connection_config
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.landing.files import LandingFile, files_for_one_run, scan_landing
+from timestore_pipeline.orchestration.logs import InertLog
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
@@ -99,7 +99,7 @@ class MetricsResource(dg.ConfigurableResource):
     """
 
     _not_before: float = PrivateAttr(default=0.0)
-    _owed: tuple[Store, logging.Logger] | None = PrivateAttr(default=None)
+    _owed: tuple[Store, InertLog] | None = PrivateAttr(default=None)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Push what the last steps left out."""
@@ -112,7 +112,7 @@ class MetricsResource(dg.ConfigurableResource):
             # The run's store may have been closed before, and its ledger has been opened again by this.
             store.ledger.close()
 
-    def push(self, store: Store, log: logging.Logger) -> str:
+    def push(self, store: Store, log: InertLog) -> str:
         """Push the current picture of the ledger, unless that was done just now, and return what happened, in words."""
         if store.settings.pushgateway_url is None:
             return "metrics are off: TIMESTORE_PUSHGATEWAY_URL is not set"
@@ -121,7 +121,7 @@ class MetricsResource(dg.ConfigurableResource):
             return "metrics are pushed at the end of the run: they were just now, and take long"
         return self._push(store, log)
 
-    def _push(self, store: Store, log: logging.Logger) -> str:
+    def _push(self, store: Store, log: InertLog) -> str:
         # The only user of prometheus_client in a code location, so it costs only those that push.
         from timestore_pipeline.metrics.pushgateway import push_metrics
 

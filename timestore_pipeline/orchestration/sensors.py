@@ -16,6 +16,7 @@ import dagster as dg
 
 from timestore_pipeline.building.plan import FlushPlan, FlushRequest, plan_flushes
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.inert import visible
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import LandingScan, files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
@@ -25,6 +26,7 @@ from timestore_pipeline.orchestration.checks import report_refused
 from timestore_pipeline.orchestration.config import BuildConfig
 from timestore_pipeline.orchestration.cursor import read_cursor, select_new, write_cursor
 from timestore_pipeline.orchestration.jobs import INGEST_JOB, build_job_names
+from timestore_pipeline.orchestration.logs import log_of
 from timestore_pipeline.orchestration.pace import FlushRun, held_back
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.runs import (
@@ -84,7 +86,9 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
         for name in wanted:
             files = shares[name]
             size = sum(file.bytes for file in files) / 1e6
-            context.log.info("%s: ingest, because %s files of %s MB are ready", name, f"{len(files):,}", f"{size:,.1f}")
+            log_of(context).info(
+                "%s: ingest, because %s files of %s MB are ready", name, f"{len(files):,}", f"{size:,.1f}"
+            )
         return dg.RunRequest(
             asset_selection=[staging_key(name) for name in wanted],
             tags={**run_tags(dict.fromkeys(wanted, LANDING)), **_NEVER_RETRIED},
@@ -134,7 +138,7 @@ def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: 
         ]
         # Dagster shows a reason only of a tick that asks for nothing; what one asked for and why is in its log.
         for line in bounded([*launched, *others]).splitlines():
-            context.log.info("%s", line)
+            log_of(context).info("%s", line)
         return requests
 
     return look_for_due_datasets
@@ -154,7 +158,7 @@ def metrics_sensor(settings: Settings) -> dg.SensorDefinition:
         description="Pushes the metrics to the Pushgateway.",
     )
     def push(context: dg.SensorEvaluationContext, store: StoreResource, metrics: MetricsResource) -> dg.SkipReason:
-        return dg.SkipReason(metrics.push(store.opened, context.log))
+        return dg.SkipReason(metrics.push(store.opened, log_of(context)))
 
     return push
 
@@ -233,7 +237,7 @@ def flush_request(ready: Sequence[FlushRequest], settings: Settings, job_name: s
 def bounded(lines: Sequence[str]) -> str:
     """Return lines as the text of a tick: sentences, at most 40 of them, which say how many more there are."""
     more = [f"… and {len(lines) - _MAX_LINES:,} more"] if len(lines) > _MAX_LINES else []
-    return "\n".join([*lines[:_MAX_LINES], *more])
+    return "\n".join(map(visible, [*lines[:_MAX_LINES], *more]))
 
 
 def _why_no_ingest(store: Store, scan: LandingScan, shares: Mapping[str, Sequence[Any]]) -> list[str]:

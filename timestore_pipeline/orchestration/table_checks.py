@@ -15,6 +15,7 @@ from timestore_pipeline.building.thresholds import effective_max_small_files
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.inert import as_code
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.metadata import Metadata, table
@@ -90,7 +91,7 @@ def row_audit_result(store: Store, spec: DatasetSpec, touched: Sequence[Window] 
         with alone(spec.name):
             report = audit_rows(store, spec.name, touched)
     except TimestoreError as error:
-        return result(False, f"the table or the ledger cannot be read: {error}", {})
+        return result(False, f"the table or the ledger cannot be read: {as_code(str(error))}", {})
     accounts = [window.account for window in report.windows if window.account is not None]
     lines = [(window.window.key, "; ".join(window.problems)) for window in report.wrong]
     if report.stray:

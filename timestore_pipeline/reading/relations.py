@@ -18,15 +18,17 @@ from timestore_pipeline.building.table import file_bounds, open_table, sequence_
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError
+from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
+from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
-from timestore_pipeline.reading.queries import select
+from timestore_pipeline.reading.queries import query_bounds, select, unfinished
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
+    SCRATCH_SCHEMA,
     attach_segment,
     bring_segments,
     by_segment,
@@ -104,7 +106,8 @@ def open_reader(
         SegmentUnreadable: staged rows are damaged; also where a query in the ``with`` block comes upon them.
     """
     names = list(store.datasets if datasets is None else datasets)
-    with store.connect(store.settings.temp_path, *reader_folders(store, names)) as connection:
+    bounds = query_bounds(store.settings)
+    with store.connect(store.settings.temp_path, *reader_folders(store, names), bounds=bounds) as connection:
         snapshots = create_views(store, connection, lambda: take_snapshots(store, names), query)
         with damage_named(store, snapshots):
             yield connection
@@ -192,6 +195,7 @@ def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
     Raises:
         SegmentUnreadable: one is.
         TableError: files of a table are gone.
+        TooManyOpenFiles: none is, but no more files can be opened.
     """
     snapshots = list(snapshots)
     try:
@@ -199,6 +203,8 @@ def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
     except TimestoreError:
         raise
     except Exception as error:
+        if out_of_files(error):
+            raise TooManyOpenFiles("segments and tables were read") from error
         # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
         if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
             _raise_if_damaged(store, snapshots, error)
@@ -226,18 +232,18 @@ def run_query(store: Store, sql: str) -> pa.Table:
     """
     try:
         with open_reader(store, datasets_named(store, sql), sql) as connection:
-            return select(connection, sql).to_arrow_table()
+            return select(connection, sql, store.datasets).to_arrow_table()
     except duckdb.Error as error:
         raise query_error(store, sql, error) from error
 
 
-def query_error(store: Store, sql: str, error: duckdb.Error) -> TimestoreError:
+def query_error(store: Store, sql: str, error: Exception) -> TimestoreError:
     """Return what a query of the user fails with: where it asks for a dataset that is refused, why that is."""
     words = _words(sql)
     refused = [reason for name, reason in store.datasets.refused.items() if name in words]
     if refused and isinstance(error, duckdb.CatalogException):
         return refused[0]
-    return QueryError(reason_of(error))
+    return unfinished(error, store.settings)
 
 
 def datasets_named(store: Store, sql: str) -> list[str]:
@@ -361,7 +367,7 @@ def _staged(
     groups = by_segment(slices)
     if len(groups) > MOST_ATTACHED:
         table = scratch_table(snapshot.spec.name)
-        connection.execute(f"DROP TABLE IF EXISTS {table}")
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCRATCH_SCHEMA}; DROP TABLE IF EXISTS {table}")
         gather_slices(store, connection, snapshot.spec, columns, slices, table)
         return [f"SELECT {column_list(columns)} FROM {table}"]
     bring_segments(store, (pieces[0] for pieces in groups.values()))

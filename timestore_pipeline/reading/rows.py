@@ -19,8 +19,8 @@ from timestore_pipeline.building.table import version_at
 from timestore_pipeline.columns import Column, column_list, quote, time_range_sql
 from timestore_pipeline.connections import kept_connection
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import QueryError, TableError
-from timestore_pipeline.reading.queries import select
+from timestore_pipeline.errors import QueryError, TableError, TimestoreError
+from timestore_pipeline.reading.queries import query_bounds, select, unfinished
 from timestore_pipeline.reading.relations import (
     Snapshot,
     create_views,
@@ -30,7 +30,6 @@ from timestore_pipeline.reading.relations import (
     reader_folders,
     take_snapshots,
 )
-from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import to_micros
 
@@ -104,8 +103,11 @@ class Rows:
         try:
             with damage_named(self._store, self._snapshots):
                 yield
-        except duckdb.Error as error:
-            raise QueryError(reason_of(error)) from error
+        except TimestoreError:
+            raise
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            # Of what goes wrong while rows are fetched Arrow makes an OSError.
+            raise unfinished(error, self._store.settings) from error
 
 
 def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot]] | None = None) -> Rows:
@@ -119,11 +121,12 @@ def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot
         SegmentUnreadable, LedgerError, TableError: as they say.
     """
     names = datasets_named(store, sql)
-    connection = kept_connection(store.settings, store.settings.temp_path, *reader_folders(store, names))
+    folders = (store.settings.temp_path, *reader_folders(store, names))
+    connection = kept_connection(store.settings, *folders, bounds=query_bounds(store.settings))
     snapshots = create_views(store, connection, lambda: (take or _now(store))(names), sql)
     try:
         with damage_named(store, snapshots):
-            return Rows(store, select(connection, sql), snapshots)
+            return Rows(store, select(connection, sql, store.datasets), snapshots)
     except duckdb.Error as error:
         raise query_error(store, sql, error) from error
 

@@ -25,6 +25,7 @@ from timestore_pipeline.errors import (
     SegmentNotWritten,
     StagingQueueFull,
     TooManyIngests,
+    TooManyOpenFiles,
 )
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.bounds import Bounds
@@ -436,6 +437,8 @@ def _schema(
             columns = infer_columns(connection, spec, path, Bounds.of(store.settings))
         except NoRowsToInferFrom as error:
             without_rows[path] = str(error)
+        except TooManyOpenFiles:
+            raise  # an OSError that says nothing of the file
         except (UnreadableFile, OSError) as error:
             state.refused[path] = str(error)
             del state.fresh[path]

@@ -33,6 +33,9 @@ from timestore_pipeline.store import Store
 MOST_ATTACHED = 32
 """Most segments that are attached to one connection at a time."""
 
+SCRATCH_SCHEMA = "gathered"
+"""Schema of scratch tables, so that they have no name that a dataset could have, and no list of tables shows them."""
+
 _ATTEMPTS = 3
 _FETCHED_AT_ONCE = 8
 
@@ -164,5 +167,5 @@ def _named(store: Store, chunk: Sequence[Sequence[Slice]], reason: str) -> Segme
 
 
 def scratch_table(dataset: str) -> str:
-    """Return the quoted SQL name of the scratch table for a dataset's gathered slices."""
-    return quote(f"_staged_{dataset}")
+    """Return the quoted SQL name of the scratch table for a dataset's gathered slices, in a schema of its own."""
+    return f"{SCRATCH_SCHEMA}.{quote(dataset)}"

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,7 @@ from typing import Self
 import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull
+from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull, WriterWaitsForItself
 from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
@@ -44,6 +45,35 @@ _MOST_BYTES_PER_GROUP = 64 << 20
 # is never waited for, and those that do not come back are waited for ever less.
 _LONGEST_GATHERING_SECONDS = 0.02
 _LEAST_TRUST = 1 / 64
+
+
+class _Promise(Future[Receipt]):
+    """A batch's future. Its callbacks run on the writing thread, which they neither kill nor let wait for itself."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def result(self, timeout: float | None = None) -> Receipt:
+        self._writer.check_may_wait(self)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._writer.check_may_wait(self)
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[Receipt]], object]) -> None:
+        super().add_done_callback(lambda _: self._call(fn))
+
+    def _call(self, callback: Callable[[Future[Receipt]], object]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            raise  # which a future logs
+        except BaseException as error:
+            if not self._writer.is_writing_thread():
+                raise
+            self._writer.end(f"was ended by {type(error).__name__} in a callback of one of its futures")
 
 
 @dataclass(eq=False)
@@ -78,6 +108,10 @@ class _Waiting:
 
 class Writer:
     """Commits batches of one dataset in groups. Thread-safe; use it as a context manager, or :meth:`close` it.
+
+    Callbacks of its futures run on the thread that commits: what they take, all other batches wait for. They may
+    :meth:`submit`, and must not wait for another answer of the same writer. One that raises ``SystemExit``, or whatever
+    else is no ``Exception``, ends the writer: what is not committed yet is answered with WriterClosed.
 
     Example:
         >>> with timestore.writer("weather") as writer:
@@ -124,7 +158,9 @@ class Writer:
         self._trust = 1.0
         self._turned_away = 0
         self._last_seconds = 0.0
-        self._closed = False
+        self._closed = ""
+        self._ended = False
+        self._in_hand: list[_Waiting] = []
         warn_of_direct_write(store, dataset)
         # A daemon, so that a program which forgets to close the writer can end; atexit writes what it left.
         self._thread = threading.Thread(target=self._run, name=f"writer-of-{dataset}", daemon=True)
@@ -160,16 +196,18 @@ class Writer:
 
         Raises:
             NoFrame, BatchRejected: ``data`` cannot be read.
-            WriterFull: too many bytes wait, and none were answered in time.
+            WriterFull: too many bytes wait, and none were answered in time; in a callback, at once.
             WriterClosed: the writer is closed.
         """
         source = source or self._source
         table = as_table(self.dataset, data, source, Bounds.of(self._store.settings))
         deadline = time.monotonic() + self._wait_seconds
-        waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, Future(), deadline)
+        waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, _Promise(self), deadline)
+        if self.is_writing_thread():
+            timeout = 0.0  # room is made by this very thread
         with self._changed:
             self._check_open()
-            if not self._changed.wait_for(lambda: self._closed or self._has_room(waiting.bytes), timeout):
+            if not self._changed.wait_for(lambda: bool(self._closed) or self._has_room(waiting.bytes), timeout):
                 self._turned_away += 1
                 raise self._full()
             self._check_open()
@@ -184,25 +222,49 @@ class Writer:
         """Hand over one batch and wait for its answer: as ``stage()``, but callers share segments and commits.
 
         Raises:
-            TimestoreError: whatever ``stage()`` raises, or WriterClosed.
+            TimestoreError: whatever ``stage()`` raises, WriterClosed, or in a callback WriterWaitsForItself.
         """
+        self.check_may_wait()
         return self.submit(data, batch_id, source).result()
 
     def flush(self) -> None:
-        """Wait until everything that was submitted has its answer."""
+        """Wait until everything that was submitted has its answer.
+
+        Raises:
+            WriterWaitsForItself: a callback of one of its futures calls this.
+        """
+        self.check_may_wait()
         with self._changed:
             self._changed.wait_for(lambda: not self._unanswered or not self._thread.is_alive())
 
     def close(self) -> None:
-        """Take nothing more, and return once everything that was submitted has its answer."""
+        """Take nothing more, and return once everything that was submitted has its answer: in a callback, at once."""
         atexit.unregister(self.close)
         if os.getpid() != self._process:
             return
         with self._changed:
-            self._closed = True
+            self._closed = self._closed or "is closed"
             self._changed.notify_all()
             self._arrived.notify_all()
-        self._thread.join()
+        if not self.is_writing_thread():
+            self._thread.join()
+
+    def end(self, reason: str) -> None:
+        """Take nothing more, and commit nothing more than what is being committed: an answer for all the others."""
+        with self._changed:
+            self._closed = reason
+            self._ended = True
+            self._changed.notify_all()
+            self._arrived.notify_all()
+
+    def is_writing_thread(self) -> bool:
+        """Whether this is called on the thread that commits, as callbacks are."""
+        return threading.current_thread() is self._thread
+
+    def check_may_wait(self, future: Future[Receipt] | None = None) -> None:
+        """Raise :class:`WriterWaitsForItself` where the thread that commits would wait for an answer of its own."""
+        if self.is_writing_thread() and not (future is not None and future.done()):
+            raise WriterWaitsForItself(self.dataset)
 
     def __enter__(self) -> Self:
         return self
@@ -217,20 +279,44 @@ class Writer:
         if os.getpid() != self._process:
             raise WriterClosed(self.dataset, "was opened by another process")
         if self._closed:
-            raise WriterClosed(self.dataset, "is closed")
+            raise WriterClosed(self.dataset, self._closed)
 
     def _has_room(self, size: int) -> bool:
         # A batch that is larger than the limit goes alone.
         return not self._waiting_bytes or self._waiting_bytes + size <= self._max_waiting_bytes
 
     def _run(self) -> None:
-        while taken := self._gather():
+        try:
+            self._work()
+        except BaseException as error:
+            log.exception("dataset %r: the writer has ended", self.dataset)
+            self.end(f"was ended by {type(error).__name__}: {error}")
+        finally:
+            self._answer_the_rest()
+
+    def _answer_the_rest(self) -> None:
+        """Let nobody wait for an answer that does not come."""
+        with self._changed:
+            left = [waiting for waiting in (*self._in_hand, *self._queue) if not waiting.future.done()]
+            self._queue.clear()
+        for waiting in left:
+            if waiting.future.running() or waiting.future.set_running_or_notify_cancel():
+                waiting.future.set_exception(WriterClosed(self.dataset, self._closed))
+        with self._changed:
+            self._unanswered = self._waiting_bytes = 0
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while not self._ended and (taken := self._gather()):
+            self._in_hand = taken
             started = time.monotonic()
             refused = self._commit(self._identified(taken))
             self._last_seconds = time.monotonic() - started
             self._count_turned_away()
             if refused:
                 self._put_back(refused)
+            self._in_hand = []
+            if refused and not self._ended:
                 pause = pause_before(max(waiting.retries for waiting in refused) - 1, random.random())
                 left = min(waiting.deadline for waiting in refused) - time.monotonic()
                 time.sleep(max(0.0, min(pause, left)))
@@ -239,9 +325,9 @@ class Writer:
     def _gather(self) -> list[_Waiting]:
         """Take the batches to commit next; none where the writer is closed and done."""
         with self._changed:
-            self._arrived.wait_for(lambda: self._queue or self._closed)
+            self._arrived.wait_for(lambda: bool(self._queue or self._closed))
             patience = self._trust * min(_LONGEST_GATHERING_SECONDS, self._last_seconds)
-            came = self._arrived.wait_for(lambda: self._closed or len(self._queue) >= self._awaited, patience)
+            came = self._arrived.wait_for(lambda: bool(self._closed) or len(self._queue) >= self._awaited, patience)
             self._trust = min(1.0, self._trust * 2) if came else max(_LEAST_TRUST, self._trust / 2)
             taken: list[_Waiting] = []
             size = 0
@@ -286,13 +372,16 @@ class Writer:
         try:
             answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in group], self._outlook)
             again = self._refused_for_now(group, answers)
-            publish_if_direct(self._store, self.dataset)
         except BaseException as error:  # whatever it is, callers wait for their answer
             log.exception("dataset %r: %s batches could not be written", self.dataset, len(group))
             for waiting in group:
                 waiting.future.set_exception(error)
             self._forget(group)
             return []
+        try:
+            publish_if_direct(self._store, self.dataset)
+        except BaseException:  # whatever it is, the batches are acknowledged
+            log.exception("dataset %r: not published, its rows stay staged until the next flush", self.dataset)
         with self._changed:
             # Before any of them can be back: who waits already, and who is about to come back.
             self._awaited = len(self._queue) + len(group)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
@@ -19,6 +19,7 @@ from sqlalchemy import update
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.own_table import Objection, OwnTable, TableTitle, objection_to
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.table import Commit, declare_owner, file_prefix, owner_of

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake import DeltaTable
 
 from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import table as table_module
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.building.table import last_published_sequence, last_sequence
 from timestore_pipeline.clock import now_micros

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.cli import ExitCode, quarantined
+from timestore_pipeline.cli import ExitCode, output
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import readable, weather_csv
 from timestore_pipeline_tests.cli.conftest import Finished
@@ -124,7 +124,7 @@ def test_discard_without_a_terminal_and_without_yes_does_nothing(timestore: Run,
 
 
 def test_discard_asks_and_takes_no_for_an_answer(timestore: Run, bad_file: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quarantined, "can_ask", lambda: True)
+    monkeypatch.setattr(output, "can_ask", lambda: True)
     for answer, state in (("n\n", "open"), ("\n", "open"), ("y\n", "discarded")):
         monkeypatch.setattr("typer.confirm", lambda question, answer=answer, **_: answer.startswith("y"))
 

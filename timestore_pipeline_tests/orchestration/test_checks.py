@@ -182,7 +182,8 @@ def test_more_small_files_of_a_window_than_the_setting_allows_are_a_warning(
         return
     assert found.severity is dg.AssetCheckSeverity.WARN
     assert (numbers(found)["windows_in_pieces"], numbers(found)["max_small_files"]) == (1, 8)
-    assert "| 2026-01-01 | 10 |" in str(numbers(found)["in_pieces"])
+    (worst,) = numbers(found)["in_pieces"].records
+    assert (worst.data["window"], worst.data["files"]) == ("2026-01-01", "10")
 
 
 def test_an_open_window_may_have_the_small_files_that_compaction_leaves_it(

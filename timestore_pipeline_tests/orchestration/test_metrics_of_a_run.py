@@ -12,10 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dagster as dg
 
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
+from timestore_pipeline.orchestration.logs import InertLog
 from timestore_pipeline.orchestration.resources import MetricsResource
 from timestore_pipeline_tests.conftest import MakeStore
 
-LOG = logging.getLogger(__name__)
+LOG = InertLog(logging.getLogger(__name__), {})
 
 
 @contextmanager

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from timestore_pipeline.cli import main
 from timestore_pipeline.errors import QueryError
+from timestore_pipeline.reading.queries import FUNCTIONS_REFUSED, TABLE_FUNCTIONS
 from timestore_pipeline.reading.relations import open_reader, run_query
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import build, hourly, published, readable
+from timestore_pipeline.timestore import Timestore
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    hourly,
+    published,
+    readable,
+    weather,
+)
 
 SECRET = "outside,of\nall,folders\n"
 
@@ -37,18 +47,25 @@ def places(store: Store, folder: Path) -> dict[str, str]:
         stage(store, "weather", hourly(3))
         build(store)
         stage(store, "weather", hourly(3, station="LGA"))
+        stage(store, "weather", weather((None, "refused", 1.0), (NEW_YEAR, "JFK", 2.0)))
         landing.mkdir(parents=True)
         (landing / "waiting.csv").write_text(SECRET)
         outside.write_text(SECRET)
     parquet = next(store.table("weather").root.rglob("*.parquet"))
+    segments, set_aside = store.segment_folders("weather")
+    staged = max(segments.glob("*.duckdb"))
     return {
+        "segment": str(staged),
+        "segment_id": staged.stem,
+        "log": str(next(store.table("weather").root.rglob("*.json"))),
+        "refused": str(next(set_aside.glob("*.parquet"))),
         "outside": str(outside),
         "folder": str(folder),
         "landing": str(landing / "waiting.csv"),
         "ledger": str(store.settings.staging_path / "ledger.sqlite"),
         "parquet": str(parquet),
         "table": str(store.table("weather").root),
-        "segments": str(store.segment_folders("weather")[0]),
+        "segments": str(segments),
     }
 
 
@@ -68,6 +85,15 @@ HARMLESS = [
     "SELECT time_bucket(INTERVAL 6 HOURS, ts), last(temp ORDER BY ts) FROM weather GROUP BY ALL ORDER BY 1",
     "SELECT * FROM range(TIMESTAMP '2026-01-01', TIMESTAMP '2026-01-02', INTERVAL 1 HOUR)",
     "-- a comment\nSELECT unnest([1, 2])",
+    "FROM memory.main.weather",
+    "SELECT w.station FROM main.weather AS w JOIN weather USING (ts)",
+    "WITH weather AS (SELECT 1 AS x) FROM weather",
+    "WITH RECURSIVE n USING KEY (a) AS (SELECT 1 AS a, 2 AS b UNION SELECT a, b FROM recurring.n) FROM n",
+    "SELECT function_name FROM duckdb_functions() LIMIT 1",
+    "DESCRIBE SELECT station FROM weather",
+    "SELECT histogram(temp) FROM weather",
+    "TABLE weather",
+    "UNPIVOT weather ON temp",
 ]
 
 
@@ -145,6 +171,49 @@ READS = [
     "DESCRIBE FROM read_csv('{outside}')",
     "FROM (PIVOT (FROM read_csv('{outside}')) ON of IN (1))",
     "SELECT * FROM store",
+    # Files that the views need, and those beside them.
+    "FROM '{segment}'",
+    "FROM '{parquet}'",
+    "FROM '{log}'",
+    "FROM '{refused}'",
+    'SELECT * FROM weather, "{parquet}"',
+    "DESCRIBE '{refused}'",
+    "SUMMARIZE '{refused}'",
+    "FROM query_table('{refused}')",
+    "FROM query_table(['weather', '{refused}'])",
+    "FROM histogram('{refused}', station)",
+    "FROM histogram_values('{refused}', station)",
+    "FROM (PIVOT '{refused}' ON station IN ('x'))",
+    "WITH x AS (FROM '{refused}') FROM x",
+    """SELECT * FROM (WITH "{refused}" AS (SELECT 1) SELECT 2), "{refused}\"""",
+    "SELECT (SELECT count(*) FROM '{refused}')",
+    "EXPLAIN ANALYZE FROM '{refused}'",
+    "FROM read_duckdb('{segment}')",
+    # Segments that are attached, the catalog, settings.
+    'FROM "{segment_id}".rows',
+    'FROM "{segment_id}".main.rows',
+    "FROM rows",
+    "FROM duckdb_views()",
+    "FROM duckdb_views",
+    "FROM duckdb_tables()",
+    "FROM duckdb_databases()",
+    "FROM duckdb_columns()",
+    "FROM duckdb_settings()",
+    "FROM duckdb_temporary_files()",
+    "FROM duckdb_external_file_cache()",
+    "FROM pragma_storage_info('weather')",
+    "FROM pragma_database_list",
+    "FROM sqlite_master",
+    "FROM information_schema.tables",
+    "FROM pg_catalog.pg_views",
+    "SHOW ALL TABLES",
+    "SHOW DATABASES",
+    "SHOW TABLES FROM memory",
+    "SELECT pg_get_viewdef(1)",
+    "SELECT current_setting('temp_directory')",
+    "SELECT 'temp_directory'.current_setting()",
+    "SELECT list_transform([1], lambda x: current_setting('temp_directory'))",
+    "SELECT station FROM weather ORDER BY current_setting('temp_directory')",
 ]
 
 
@@ -154,6 +223,21 @@ def test_other_files_and_variables_cannot_be_read(store: Store, places: dict[str
         run_query(store, f"{sql.format(**places)} -- weather")
 
     assert "all,folders" not in str(refusal.value)
+    with pytest.raises(QueryError), Timestore(store) as timestore:
+        timestore.sql(f"{sql.format(**places)} -- weather")
+
+
+def test_every_macro_of_duckdb_that_looks_beyond_its_arguments_is_refused():
+    """So that those of a later version are noticed."""
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "SELECT DISTINCT function_name, function_type FROM duckdb_functions() "
+            "WHERE regexp_matches(macro_definition, '(?i)duckdb_|pragma_|query_table|current_setting')"
+        ).fetchall()
+
+    macros = {name for name, kind in found if kind == "macro"}
+    assert macros - {"format_type"} <= FUNCTIONS_REFUSED  # which asks for the names of types alone
+    assert not {name for name, kind in found if kind == "table_macro"} & TABLE_FUNCTIONS
 
 
 @pytest.mark.parametrize("sql", [WRITES[0], WRITES[2], READS[0], READS[3]])

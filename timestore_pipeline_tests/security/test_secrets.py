@@ -82,11 +82,12 @@ def test_a_pushgateways_password_is_in_nothing_that_is_said_or_kept(
 ):
     caplog.set_level(logging.DEBUG)
     store_environment(pushgateway_url=f"http://timestore:{SECRET}@127.0.0.1:{unused_port()}")
+    from timestore_pipeline.orchestration.logs import InertLog
     from timestore_pipeline.orchestration.resources import MetricsResource
 
     with Store.open() as store:
         stage(store, "weather", hourly(3))
-        said = MetricsResource().push(store, logging.getLogger("run"))
+        said = MetricsResource().push(store, InertLog(logging.getLogger("run"), {}))
         shown = exposition(store).decode()
         assert SECRET not in repr(store)
     for command in COMMANDS:
@@ -100,13 +101,14 @@ def test_a_pushgateways_password_is_in_nothing_that_is_said_or_kept(
 
 def test_a_push_that_succeeds_does_not_name_the_password(store_environment, monkeypatch: pytest.MonkeyPatch):
     from timestore_pipeline.metrics import pushgateway
+    from timestore_pipeline.orchestration.logs import InertLog
     from timestore_pipeline.orchestration.resources import MetricsResource
 
     monkeypatch.setattr(pushgateway, "push_to_gateway", lambda *_, **__: None)
     store_environment(pushgateway_url=f"http://timestore:{SECRET}@127.0.0.1:9091")
 
     with Store.open() as store:
-        said = MetricsResource().push(store, logging.getLogger("run"))
+        said = MetricsResource().push(store, InertLog(logging.getLogger("run"), {}))
 
     assert said.startswith("pushed to")
     assert SECRET not in said

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,15 +22,28 @@ from timestore_pipeline.errors import (
     CommitUnknown,
     NoFrame,
     StagingQueueFull,
+    TimestoreError,
     WriterClosed,
     WriterFull,
+    WriterWaitsForItself,
 )
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.staging import together
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, files_under, hourly, readable, rows_of, weather
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    counted,
+    files_under,
+    hourly,
+    published,
+    readable,
+    rows_of,
+    weather,
+)
 from timestore_pipeline_tests.conftest import MakeStore
 
 
@@ -307,6 +320,113 @@ def test_rows_without_a_window_are_set_aside_batch_by_batch(store: Store, held: 
     assert [(receipt.rows, receipt.quarantined_rows) for receipt in receipts] == [(1, 1)] * 3
 
 
+def end_program(_: object) -> None:
+    sys.exit("a callback has had enough")
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("callback", [end_program, interrupt])
+def test_a_callback_that_would_kill_the_thread_closes_the_writer_and_nobody_waits(store: Store, held: Held, callback):
+    writer = Writer(store, "weather", max_waiting_bytes=4 * batch(0).nbytes)
+    heard = threading.Event()
+    first = writer.submit(batch(0))
+    assert held.reached.wait(30)
+    first.add_done_callback(callback)
+    first.add_done_callback(lambda _: heard.set())
+    later = [writer.submit(batch(number)) for number in (1, 2, 3)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(writer.submit, batch(4))
+        held.let_go()
+        assert isinstance(waiting.exception(30), WriterClosed)
+
+    assert first.result(30).rows == 3, "it was acknowledged"
+    assert heard.wait(30), "the other callbacks are called as well"
+    for future in later:
+        with pytest.raises(WriterClosed, match=r"was ended by .* in a callback"):
+            future.result(30)
+    with pytest.raises(WriterClosed, match="was ended by"):
+        writer.submit(batch(5))
+    writer.flush()
+    writer.close()
+    assert readable(store) == rows_of(batch(0))
+
+
+def test_every_batch_of_a_group_has_its_receipt_though_the_first_ones_callback_ends_the_writer(
+    store: Store, held: Held
+):
+    with Writer(store, "weather") as writer:
+        first = writer.submit(batch(0))
+        assert held.reached.wait(30)
+        group = [writer.submit(batch(number)) for number in range(1, 5)]
+        group[0].add_done_callback(end_program)
+        held.let_go()
+        assert [future.result(30).rows for future in (first, *group)] == [3] * 5
+
+    assert readable(store) == rows_of(*(batch(number) for number in range(5)))
+
+
+def test_a_callback_that_waits_for_the_same_writer_is_told_so(store: Store, held: Held):
+    told: list[type[BaseException]] = []
+    with Writer(store, "weather", max_waiting_bytes=2 * batch(0).nbytes) as writer:
+        first, second = writer.submit(batch(0)), writer.submit(batch(1))
+        assert held.reached.wait(30)
+
+        def wait(done: Future) -> None:
+            assert done.result().rows == 3, "its own answer is there"
+            for ask in (lambda: writer.write(batch(9)), writer.flush, second.result, lambda: writer.submit(batch(9))):
+                try:
+                    ask()
+                except TimestoreError as error:
+                    told.append(type(error))
+
+        first.add_done_callback(wait)
+        held.let_go()
+        assert second.result(30).rows == 3
+
+    assert told == [WriterWaitsForItself] * 3 + [WriterFull]
+
+
+def test_a_callback_may_submit_and_may_close_the_writer(store: Store, held: Held):
+    writer = Writer(store, "weather")
+    more: list[Future] = []
+    called = threading.Event()
+    first = writer.submit(batch(0))
+    assert held.reached.wait(30)
+    first.add_done_callback(lambda _: more.append(writer.submit(batch(1))))
+    first.add_done_callback(lambda _: writer.close())
+    first.add_done_callback(lambda _: called.set())
+    held.let_go()
+    assert called.wait(30), "a result is there before callbacks are called"
+    writer.close()
+
+    assert more[0].result(30).rows == 3
+    with pytest.raises(WriterClosed, match="is closed"):
+        writer.submit(batch(2))
+    assert readable(store) == rows_of(batch(0), batch(1))
+
+
+def test_a_callback_in_a_thread_of_the_callers_own_raises_there(store: Store):
+    with Writer(store, "weather") as writer:
+        done = writer.submit(batch(0))
+        done.result(30)
+        with pytest.raises(SystemExit):
+            done.add_done_callback(end_program)
+        assert writer.write(batch(1)).rows == 3
+
+
+def test_nobody_waits_for_a_writer_whose_thread_has_died(store: Store, monkeypatch: pytest.MonkeyPatch):
+    with Writer(store, "weather") as writer:
+        monkeypatch.setattr(writer, "_put_back", lambda _: 1 / 0)
+        with pytest.raises(WriterClosed, match="was ended by ZeroDivisionError"):
+            writer.write(batch(0))
+        writer.flush()
+        with pytest.raises(WriterClosed):
+            writer.write(batch(1))
+
+
 FORGETFUL = """
 import sys
 from pathlib import Path
@@ -323,6 +443,36 @@ def test_a_program_that_forgets_to_close_the_writer_ends_and_has_written_everyth
     subprocess.run([sys.executable, "-c", FORGETFUL, str(home)], check=True, timeout=60)
 
     assert readable(store) == rows_of(*(hourly(1 + number) for number in range(30)))
+
+
+FORGETFUL_AND_DIRECT = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from timestore_pipeline import Settings, Timestore
+from timestore_pipeline_tests.builders import hourly
+settings = Settings(home=Path(sys.argv[1]), staging_min_free_disk_bytes=0, staging_enabled=False)
+writer = Timestore.open(settings).writer("weather")
+for number in range(30):
+    writer.submit(hourly(1 + number)).add_done_callback(lambda done: print(type(done.exception()).__name__, flush=True))
+"""
+
+
+@pytest.mark.process
+def test_a_batch_that_was_acknowledged_when_a_program_ended_has_a_receipt_though_it_could_not_be_published(
+    store: Store, home: Path
+):
+    ended = subprocess.run(
+        [sys.executable, "-c", FORGETFUL_AND_DIRECT, str(home)], check=True, timeout=60, capture_output=True, text=True
+    )
+
+    assert ended.stdout.split() == ["NoneType"] * 30, ended.stderr
+    assert readable(store) == rows_of(*(hourly(1 + number) for number in range(30)))
+    with store.ledger.read() as tx:
+        assert builds_in_flight(tx) == []
+    if len(published(store)) < 465:
+        build(store)
+    assert published(store) == readable(store)
 
 
 def test_a_writer_is_of_the_process_that_opened_it(store: Store):

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
-from deltalake import DeltaTable
 
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.manifests import (
     Published,
     keep_manifest,
