@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.foreign import ForeignCommit, foreign_commits
 from timestore_pipeline.building.manifests import keep_manifest
+from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.table import (
     ParquetFile,
     TableFile,
@@ -117,7 +118,7 @@ def follow_others(store: Store, dataset: str) -> bool:
         table = open_table(place, dataset)
         version = table.version()
         commits = foreign_commits(place, range(looked_at + 1, version + 1))
-        if not commits:
+        if not commits or OwnTable(store, dataset).objection(table)[0] is not None:
             return False
         sync_found(place, table, looked_at)
         committed = _committed_at(store, dataset, table)

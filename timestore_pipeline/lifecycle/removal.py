@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.manifests import MANIFEST_FOLDER
-from timestore_pipeline.building.table import is_of_dataset, live_files, open_table
+from timestore_pipeline.building.own_table import OwnTable
+from timestore_pipeline.building.table import is_of_dataset, live_files, open_table, owner_of
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.datasets import NAME_PATTERN, SCRATCH_PREFIX
@@ -33,7 +34,7 @@ from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX, marked_file
 from timestore_pipeline.staging.description import NotDescribed, read_refused_rows, read_segment
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry, Storage
-from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table
+from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 _REFUSED_ROWS_SUFFIX = ".rows.parquet"
@@ -118,9 +119,7 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
     store.staging.delete(*found.staged)
     if found.table_keys:
         place = store.table(dataset)
-        # The log goes last: without it nobody could say any more whose table it was.
-        place.delete(*(key for key in found.table_keys if not key.startswith(f"{LOG_FOLDER}/")))
-        place.delete(*(key for key in found.table_keys if key.startswith(f"{LOG_FOLDER}/")))
+        remove_whole_table(place, found.table_keys)
         _remove_empty_folders(place, "")
     for folder in _folders(dataset):
         _remove_empty_folders(store.staging, folder)
@@ -142,8 +141,7 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
         raise RemovalRefused(dataset, "datasets.yaml declares it", "Take it out of the file first, and reload Dagster.")
     if not re.fullmatch(NAME_PATTERN, dataset) or dataset.startswith(SCRATCH_PREFIX):
         raise UnknownDataset(dataset, list(store.datasets.declared))
-    if store.staging.local is not None and not store.staging.local.is_dir():
-        raise RemovalRefused(dataset, f"{store.staging.location} is not there", "Mount the staging directory.")
+    store.staging.require()
     with store.ledger.read() as tx:
         known = dataset in known_datasets(tx)
         _refuse_in_use(tx, dataset)
@@ -164,7 +162,9 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
         table = open_table(place, dataset)
         rows = sum(file.rows for file in live_files(table))
         if with_table:
-            if not is_of_dataset(table, dataset):
+            if known:
+                OwnTable(store, dataset).look(table)
+            if not is_of_dataset(table, dataset) or owner_of(table) not in (None, store.ledger.identity):
                 raise TableError(
                     f"dataset {dataset!r}: nothing in the log of the table at {place.location} says that it is this "
                     "dataset's, so it was not removed. Remove it by hand if it is."

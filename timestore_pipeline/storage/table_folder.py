@@ -62,6 +62,19 @@ def remove_from_table(place: Storage, keys: Iterable[str], live: Collection[str]
         yield some
 
 
+def remove_whole_table(place: Storage, keys: Iterable[str]) -> None:
+    """Remove a table that an operator gives up with its dataset, after a look that said whose it is.
+
+    The log goes last: without it nobody could say any more whose the rest is.
+
+    Raises:
+        StorageError, OSError: some is left; the same again goes on.
+    """
+    named = sorted(keys, key=lambda key: key.startswith(f"{LOG_FOLDER}/"))
+    for start in range(0, len(named), _REMOVED_AT_ONCE):
+        place.delete(*named[start : start + _REMOVED_AT_ONCE])
+
+
 def has_table(place: Storage) -> bool:
     """Whether there is a table. Killed at the wrong moment, delta-rs leaves an empty folder, which is none yet.
 
