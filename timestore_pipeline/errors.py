@@ -6,7 +6,7 @@ Exceptions of the libraries below are translated where they arise and kept as ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from timestore_pipeline.columns import Column
 
@@ -136,6 +136,19 @@ class BatchRejected(TimestoreError):
         super().__init__(f"dataset {dataset!r}: {source} cannot be staged: {reason}")
 
 
+class BatchIdReserved(BatchRejected):
+    """A caller gave a new batch an id of the kind that the project gives itself."""
+
+    def __init__(self, dataset: str, source: str, batch_id: str) -> None:
+        self.batch_id = batch_id
+        super().__init__(
+            dataset,
+            source,
+            f"the id {batch_id[:100]!r} is of a kind that timestore gives itself (file-…, arrow-… and unread-… before "
+            "a hash, token/…, and what ends in /rows/ and a number); send it under another id, or under none",
+        )
+
+
 class NoFrame(TimestoreError, TypeError):
     """What was given to be staged has no rows that can be read as Arrow. A TypeError too, as for any wrong argument."""
 
@@ -173,6 +186,30 @@ class BatchConflict(TimestoreError):
         )
 
 
+class TooManyWindows(TimestoreError):
+    """Batches of one segment have rows in more windows than a batch may; nothing was staged.
+
+    Args:
+        dataset: the dataset.
+        found: how many windows each of these batches has, by ordinal.
+        limit: how many one may have.
+    """
+
+    def __init__(self, dataset: str, found: Mapping[int, int], limit: int) -> None:
+        self.dataset = dataset
+        self.found = dict(found)
+        self.limit = limit
+        super().__init__(f"dataset {dataset!r}: {self.reason(max(self.found, key=self.found.__getitem__))}")
+
+    def reason(self, ordinal: int) -> str:
+        """Return what is wrong with one of the batches, and what to do."""
+        return (
+            f"its rows lie in {self.found[ordinal]:,} windows, each of which becomes a file of the table; a batch may "
+            f"have {self.limit:,}. Send rows of fewer windows, or for a backfill run 'timestore limits set "
+            f"{self.dataset} max_windows N' (TIMESTORE_STAGING_MAX_WINDOWS)"
+        )
+
+
 class StagingQueueFull(TimestoreError):
     """Staging was refused because too many batches wait to be published."""
 
@@ -183,6 +220,20 @@ class StagingQueueFull(TimestoreError):
         super().__init__(
             f"dataset {dataset!r}: {depth} batches are staged and unpublished, the limit is {limit}. "
             f"Retry later, run 'timestore flush {dataset}', or 'timestore limits set {dataset} max_pending N'."
+        )
+
+
+class ClientShareTaken(StagingQueueFull):
+    """Staging was refused because one client has as many batches in the queue as it leaves room for others."""
+
+    def __init__(self, dataset: str, client: str, limit: int) -> None:
+        self.dataset = dataset
+        self.client = client
+        self.limit = limit
+        TimestoreError.__init__(
+            self,
+            f"dataset {dataset!r}: {client} has its share of the staging queue, whose limit is {limit} batches; the "
+            f"rest is for others. Retry later, or run 'timestore flush {dataset}'.",
         )
 
 

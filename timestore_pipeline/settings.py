@@ -189,6 +189,12 @@ class Settings(BaseSettings):
         description="Most staged, unpublished batches of one dataset; 0 switches the limit off. "
         "At half of it the dataset is flushed.",
     )
+    staging_max_windows: Count = Field(
+        default=1_000,
+        description="Most windows that one batch may have rows in, as each becomes a file of the table; more is "
+        "refused, and a landing file is quarantined. 0 switches the limit off. For a backfill set it for the dataset: "
+        "`timestore limits set DATASET max_windows N`.",
+    )
     staging_concurrent_ingests: Count = Field(
         default=0,
         description="Most segments of one dataset that are written at the same time, over all processes; each takes "

@@ -14,14 +14,14 @@ from anyio.to_thread import run_sync
 from blake3 import blake3
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict, BatchRejected
+from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected
 from timestore_pipeline.http.bodies import unpack
 from timestore_pipeline.http.decoding import Bounds, Format, read_rows
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, later, rejected
 from timestore_pipeline.landing.shapes import UnreadableFile, describe_arrow
 from timestore_pipeline.ledger.schemas import dataset_schema
-from timestore_pipeline.staging.arrivals import file_batch_id
+from timestore_pipeline.staging.identity import Client, file_batch_id
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.timestore import Timestore
@@ -34,6 +34,7 @@ class Posted:
     dataset: str
     key: str | None
     source: str
+    client: Client | None
     format: Format
     encoding: str
     body: bytes
@@ -84,7 +85,7 @@ class Intake:
             detail = "the batch was not durable in time, and may be yet: send it again with the same Idempotency-Key"
             raise later(503, "too-slow", detail, 1) from None
         except BatchRejected as error:
-            if not isinstance(submitted, _Submitted):
+            if not isinstance(submitted, _Submitted) or isinstance(error, BatchIdReserved):
                 raise
             return await run_sync(self._look_again, submitted, error, limiter=self._reading)
 
@@ -93,7 +94,9 @@ class Intake:
         spec = store.datasets[posted.dataset]
         content = unpack(posted.body, posted.encoding, self._bounds.bytes)
         fingerprint = blake3(content).hexdigest()
-        batch = IncomingBatch(posted.key or file_batch_id(fingerprint), fingerprint, posted.source, len(content))
+        key = posted.client.batch_id if posted.client else posted.key
+        batch_id = key or file_batch_id(fingerprint)
+        batch = IncomingBatch(batch_id, fingerprint, posted.source, len(content), posted.client)
         try:
             table = read_rows(store, spec, posted.format, content, self._bounds)
         except Problem:
@@ -103,7 +106,7 @@ class Intake:
                 raise
             return known
         future = self._writer(spec.name).submit(
-            table, batch.batch_id, batch.source, timeout=0, fingerprint=batch.fingerprint
+            table, batch.batch_id, batch.source, timeout=0, fingerprint=batch.fingerprint, client=batch.client
         )
         return _Submitted(spec, batch, table, future)
 

@@ -21,11 +21,13 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
+    BatchConflict,
     BatchRejected,
     EntryNotOpen,
     EntryUnusable,
     NotRestored,
     ObjectMissing,
+    TooManyWindows,
     UnknownEntry,
 )
 from timestore_pipeline.landing.files import is_ready_name
@@ -47,10 +49,10 @@ from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import archive_day, file_fingerprint
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import MAX_BATCH_ID, RETRY_MARK
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.judging import reason_in_words
 from timestore_pipeline.staging.receipts import (
-    MAX_BATCH_ID,
     SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
@@ -65,9 +67,6 @@ log = logging.getLogger(__name__)
 
 DECIDED_SUFFIX = ".resolved"
 """Ends the names of empty files beside refused rows: the rows of one of their batches were retried or discarded."""
-
-RETRY_MARK = "/rows/"
-"""Stands in the ids of batches that came out of quarantine, before the id of their entry."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,8 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         raise EntryUnusable(entry.id, store.staging.shown(entry.path))
     try:
         receipt = stage_file(store, spec.name, path, source=entry.source, take_late=True)
-    except BatchRejected as error:
-        return _still_there(store, entry, error.reason)
+    except (BatchRejected, BatchConflict) as error:
+        return _still_there(store, entry, error.reason if isinstance(error, BatchRejected) else str(error))
     # Where the file is not what it was when it was set aside, its batch has another id than the entry.
 
     def resolve(tx: Connection) -> None:
@@ -287,7 +286,7 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         limits = check_room(store, spec, 1)
         try:
             with turn(store, spec, limits):
-                return _stage_rows(store, spec, entry, batch, path, ordinal, position, by)
+                return _stage_rows(store, spec, entry, batch, path, ordinal, position, by, limits.max_windows)
         except StagedMeanwhile:
             continue
 
@@ -301,6 +300,7 @@ def _stage_rows(
     ordinal: int,
     position: int | None,
     by: str,
+    most_windows: int,
 ) -> Retried:
     with store.ledger.read() as tx:
         schema = dataset_schema(tx, spec)
@@ -326,7 +326,10 @@ def _stage_rows(
                 batches=[batch],
                 expected_bytes=entry.bytes,
                 take_late=True,
+                most_windows=most_windows,
             )
+    except TooManyWindows as error:
+        return _still_there(store, entry, error.reason(0))
     except duckdb.Error as error:
         return _still_there(store, entry, f"the rows cannot be read back: {readable_reason(error)}")
     left = reason_in_words(written.refused.get(0, ())) or None

@@ -182,6 +182,7 @@ def _bounds(tx: Connection, store: Store) -> _Values:
             (series.FLUSH_THRESHOLD, name, "age"): thresholds.max_age_ms / 1e3,
             (series.LIMIT, name, "batches"): limits[name].max_pending,
             (series.LIMIT, name, "bytes"): limits[name].max_bytes,
+            (series.LIMIT, name, "windows"): limits[name].max_windows,
             (series.LIMIT, name, "ingests"): limits[name].concurrent_ingests,
             (series.LIMIT, name, "builds"): limits[name].concurrent_builds,
             (series.SLO, name, "flush"): levels.flush_seconds,

@@ -160,11 +160,11 @@ SERIES = (
     Series(
         LIMIT,
         SeriesType.GAUGE,
-        "batches, bytes, segments (ingests) or builds",
-        "Effective limit of what may be staged and unpublished, of segments written at the same time (0 is off), and "
-        "of builds in flight.",
+        "batches, bytes, windows, segments (ingests) or builds",
+        "Effective limit of what may be staged and unpublished, of windows of a batch, of segments written at the same "
+        "time (0 is off), and of builds in flight.",
         "limit",
-        ("batches", "bytes", "ingests", "builds"),
+        ("batches", "bytes", "windows", "ingests", "builds"),
     ),
     Series(
         INTAKE_PAUSED,

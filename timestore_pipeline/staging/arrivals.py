@@ -27,6 +27,7 @@ from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import file_batch_id
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -232,11 +233,6 @@ def _hash(stream: BinaryIO) -> str:
     while block := stream.read(_HASHED_BYTES):
         digest.update(block)
     return digest.hexdigest()
-
-
-def file_batch_id(fingerprint: str) -> str:
-    """Return the batch id of a landing file: its content's, so that its name does not matter."""
-    return f"file-{fingerprint}"
 
 
 def unique_name(fingerprint: str, name: str) -> str:

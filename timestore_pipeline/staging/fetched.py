@@ -30,12 +30,12 @@ from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     MAX_NAME_BYTES,
     archive_day,
-    file_batch_id,
     file_fingerprint,
     remember,
     unique_name,
 )
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import file_batch_id
 from timestore_pipeline.storage.objects import ObjectStorage
 from timestore_pipeline.store import Store
 

@@ -19,12 +19,14 @@ from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
+    BatchConflict,
     BatchRejected,
     GuardrailExceeded,
     IntakePaused,
     SegmentNotWritten,
     StagingQueueFull,
     TooManyIngests,
+    TooManyWindows,
 )
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.files import LandingFile
@@ -38,9 +40,10 @@ from timestore_pipeline.ledger.readings import Readings, end_readings
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
-from timestore_pipeline.staging.arrivals import Arrivals, FolderArrivals, arrivals_of, file_batch_id, unique_name
+from timestore_pipeline.staging.arrivals import Arrivals, FolderArrivals, arrivals_of, unique_name
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
+from timestore_pipeline.staging.identity import claims_given_id, file_batch_id
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
     Receipt,
@@ -49,6 +52,8 @@ from timestore_pipeline.staging.receipts import (
     acknowledge_segment,
     check_texts,
     duplicate_receipts,
+    reserved_id,
+    settle_known,
 )
 from timestore_pipeline.staging.retry import when_there_is_room
 from timestore_pipeline.staging.room import check_room, count_breaches
@@ -254,12 +259,15 @@ def _stage_file(
     duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
     if duplicate is not None:
         return duplicate
+    if claims_given_id(batch):
+        raise reserved_id(spec.name, batch)
     state.fresh[path] = batch
     limits = check_room(store, spec, 1)
     with turn(store, spec, limits):
         # Both ends of a link may be read.
         acknowledged, _, _ = _stage_fresh(store, spec, state, path.parent, path.resolve().parent)
     if state.refused:
+        duplicate_receipts(store, spec, [batch])  # where another was first, with other content, that is what is wrong
         raise BatchRejected(spec.name, str(path), state.refused[path])
     if state.skipped:
         raise BatchRejected(spec.name, str(path), state.skipped[0])
@@ -275,11 +283,17 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _set_duplicates_apart(store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], state: _Files) -> None:
-    known = duplicate_receipts(store, spec, list(batches.values()))
+    known = settle_known(store, spec, list(batches.values()))
     first: dict[str, Path] = {}
     for path, batch in batches.items():
-        if batch.batch_id in known:
-            state.duplicates[path] = known[batch.batch_id]
+        answer = known.get(batch.batch_id)
+        if isinstance(answer, BatchConflict):
+            state.refused[path] = (
+                f"other rows were staged under its id {batch.batch_id}, by somebody who gave them that; stage it with "
+                f"'timestore stage {spec.name} FILE --batch-id ID' under another one"
+            )
+        elif answer is not None:
+            state.duplicates[path] = answer
         elif batch.batch_id in first:
             state.twins[path] = first[batch.batch_id]
         else:
@@ -368,7 +382,9 @@ def _stage_fresh(
     columns: tuple[Column, ...] = ()
     while state.fresh:
         with store.writers.connection(*folders) as connection:
-            schema, first = _schema(store, connection, spec, state)
+            with store.ledger.read() as tx:
+                known, most_windows = dataset_schema(tx, spec), store.limits(tx, spec).max_windows
+            schema, first = _schema(connection, spec, known, state)
             if schema is None:
                 break
             plan = _plan(connection, spec, schema, state)
@@ -387,7 +403,13 @@ def _stage_fresh(
                     batches=order,
                     expected_bytes=expected_bytes,
                     take_late=state.take_late,
+                    most_windows=most_windows,
                 )
+            except TooManyWindows as error:
+                for ordinal in error.found:
+                    state.refused[plan.order[ordinal]] = error.reason(ordinal)
+                    del state.fresh[plan.order[ordinal]]
+                continue
             except (duckdb.Error, OSError) as error:
                 if isinstance(error, OSError) or not _refuse_unreadable(connection, spec, schema, state):
                     out_of_memory = isinstance(error, duckdb.OutOfMemoryException)
@@ -403,7 +425,7 @@ def _stage_fresh(
             ]
             segment_schema = SegmentSchema(schema.version, (*first, *brought))
             return acknowledge_segment(store, spec, segment_schema, written, order, together), written, columns
-        except StagedMeanwhile:
+        except (StagedMeanwhile, BatchConflict):
             _set_duplicates_apart(store, spec, _take_all(state), state)
     return Acknowledged((), ()), None, columns
 
@@ -414,14 +436,12 @@ def _take_all(state: _Files) -> dict[Path, IncomingBatch]:
 
 
 def _schema(
-    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, state: _Files
+    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema | None, state: _Files
 ) -> tuple[Schema | None, list[SchemaStep]]:
     """Return the dataset's columns with the step that enters them into the ledger, if they are not there.
 
-    None where no file tells them.
+    None where neither the ledger (``schema``) nor a file tells them.
     """
-    with store.ledger.read() as tx:
-        schema = dataset_schema(tx, spec)
     if schema is not None:
         return schema, [] if schema.version else [SchemaStep(schema.columns)]
     without_rows: dict[Path, str] = {}
@@ -522,7 +542,8 @@ def _set_file_aside(
     def record(tx: Connection) -> QuarantineEntry | None:
         # Another ingest may stage it just now, and resolves what it finds in quarantine.
         lock_dataset(tx, spec.name)
-        if known_batches(tx, spec.name, [batch.batch_id]):
+        known = known_batches(tx, spec.name, [batch.batch_id]).get(batch.batch_id)
+        if known is not None and known.fingerprint == batch.fingerprint:
             return None
         entry = set_aside(
             tx,

@@ -47,8 +47,9 @@ from timestore_pipeline.lifecycle.rebuilding.restored import (
     unlinked,
     was_retried,
 )
-from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.description import staged_at_of
+from timestore_pipeline.staging.identity import file_batch_id
 from timestore_pipeline.staging.segment import new_segment_id
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.store import SEGMENT_SUFFIX, Store
