@@ -174,6 +174,18 @@ class SegmentNotWritten(TimestoreError):
         )
 
 
+class ReadingTooLong(SegmentNotWritten):
+    """Reading landing files took longer than it may; nothing was staged."""
+
+    def __init__(self, dataset: str, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(
+            dataset,
+            f"reading it takes longer than {seconds:g} s (TIMESTORE_LANDING_MAX_READING_SECONDS)",
+            out_of_memory=False,
+        )
+
+
 class BatchConflict(TimestoreError):
     """A batch id was used again with other content (invariant 2)."""
 
@@ -186,28 +198,45 @@ class BatchConflict(TimestoreError):
         )
 
 
-class TooManyWindows(TimestoreError):
-    """Batches of one segment have rows in more windows than a batch may; nothing was staged.
+class BatchesRefused(TimestoreError):
+    """Batches of one segment cannot be staged, whatever the others are; nothing of the segment was.
 
     Args:
         dataset: the dataset.
-        found: how many windows each of these batches has, by ordinal.
-        limit: how many one may have.
+        reasons: what is wrong with each of them and what to do, by ordinal.
     """
 
-    def __init__(self, dataset: str, found: Mapping[int, int], limit: int) -> None:
+    def __init__(self, dataset: str, reasons: Mapping[int, str]) -> None:
         self.dataset = dataset
-        self.found = dict(found)
-        self.limit = limit
-        super().__init__(f"dataset {dataset!r}: {self.reason(max(self.found, key=self.found.__getitem__))}")
+        self.reasons = dict(reasons)
+        super().__init__(f"dataset {dataset!r}: {next(iter(self.reasons.values()))}")
 
-    def reason(self, ordinal: int) -> str:
-        """Return what is wrong with one of the batches, and what to do."""
-        return (
-            f"its rows lie in {self.found[ordinal]:,} windows, each of which becomes a file of the table; a batch may "
-            f"have {self.limit:,}. Send rows of fewer windows, or for a backfill run 'timestore limits set "
-            f"{self.dataset} max_windows N' (TIMESTORE_STAGING_MAX_WINDOWS)"
-        )
+
+class TooManyWindows(BatchesRefused):
+    """Batches have rows in more windows (``found``, by ordinal) than one may (``limit``)."""
+
+    def __init__(self, dataset: str, found: Mapping[int, int], limit: int) -> None:
+        self.limit = limit
+        reasons = {
+            ordinal: f"its rows lie in {windows:,} windows, each of which becomes a file of the table; a batch may "
+            f"have {limit:,}. Send rows of fewer windows, or for a backfill run 'timestore limits set {dataset} "
+            "max_windows N' (TIMESTORE_STAGING_MAX_WINDOWS)"
+            for ordinal, windows in found.items()
+        }
+        super().__init__(dataset, reasons)
+
+
+class QuarantineFull(BatchesRefused):
+    """Batches have rows that cannot be staged (``found``: what is wrong with them), and no more may be set aside."""
+
+    def __init__(self, dataset: str, found: Mapping[int, str], kept_bytes: int, limit: int) -> None:
+        reasons = {
+            ordinal: f"{problem}; and no more rows of the dataset can be set aside, as {kept_bytes:,} bytes are and "
+            f"{limit:,} may be (TIMESTORE_QUARANTINE_MAX_DATASET_BYTES). Correct these rows, or see 'timestore "
+            f"quarantine list {dataset}'"
+            for ordinal, problem in found.items()
+        }
+        super().__init__(dataset, reasons)
 
 
 class StagingQueueFull(TimestoreError):

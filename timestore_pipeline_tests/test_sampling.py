@@ -73,8 +73,10 @@ def test_every_case_is_drawn_by_some_seed(cases: list[Case]):
 def test_the_same_seed_draws_the_same_whatever_else_is_selected():
     shuffled = random.Random(1).sample(EVERYTHING, len(EVERYTHING))
 
-    assert sample(shuffled, "one") == sample(EVERYTHING, "one") == sample(MATRIX, "one") | sample(
-        [case for case in EVERYTHING if case not in MATRIX], "one"
+    assert (
+        sample(shuffled, "one")
+        == sample(EVERYTHING, "one")
+        == sample(MATRIX, "one") | sample([case for case in EVERYTHING if case not in MATRIX], "one")
     )
 
 

@@ -30,6 +30,7 @@ from timestore_pipeline.staging.lateness import count_late_rows
 from timestore_pipeline.staging.room import (
     check_guardrails,
     check_pause,
+    check_quarantine,
     check_queue,
     check_shares,
     count_breaches,
@@ -139,6 +140,7 @@ def acknowledge_segment(
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
         BatchConflict: a batch id is there with other content; nothing was recorded.
         StagingQueueFull, GuardrailExceeded, IntakePaused: there is no room any more; nothing was recorded.
+        BatchesRefused: some have rows to be set aside, and there is no room for these; nothing was recorded.
         ColumnsChanged: the declared columns contradict what was taken up meanwhile; nothing was recorded.
     """
     now = now_micros()
@@ -184,6 +186,8 @@ def acknowledge_segment(
         if (now_there.version if now_there else 0) != schema.base:
             raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
         check_pause(tx, spec.name)
+        if refused_rows:
+            check_quarantine(tx, store, spec, written)
         version = take_up(tx, spec.name, schema.base, schema.steps, now)
         check_queue(tx, spec, limits, len(batches))
         check_shares(tx, spec, limits, batches)

@@ -15,13 +15,23 @@ from shutil import disk_usage
 from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import ClientShareTaken, DiskFull, GuardrailExceeded, IntakePaused, StagingQueueFull
+from timestore_pipeline.errors import (
+    ClientShareTaken,
+    DiskFull,
+    GuardrailExceeded,
+    IntakePaused,
+    QuarantineFull,
+    StagingQueueFull,
+)
 from timestore_pipeline.ledger.batches import pending_batches, pending_of_sources, staged_bytes
 from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
 from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
+from timestore_pipeline.ledger.quarantine import bytes_of_rows_aside, quarantined_bytes
 from timestore_pipeline.settings import GuardrailMode
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.judging import reason_in_words
+from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import from_micros
 
@@ -158,6 +168,18 @@ def check_queue(tx: Connection, spec: DatasetSpec, limits: EffectiveLimits, batc
         raise StagingQueueFull(spec.name, depth, limits.max_pending)
 
 
+def check_quarantine(tx: Connection, store: Store, spec: DatasetSpec, written: WrittenSegment) -> None:
+    """Raise :class:`QuarantineFull` where the refused rows of a segment are more than may be set aside.
+
+    So who sends nothing but bad rows fills no disk, and holds up nobody whose rows are good.
+    """
+    limit = store.settings.quarantine_max_dataset_bytes
+    kept = bytes_of_rows_aside(tx, spec.name)
+    if limit and kept + written.refused_bytes > limit:
+        problems = {ordinal: reason_in_words(parts) for ordinal, parts in written.refused.items()}
+        raise QuarantineFull(spec.name, problems, kept, limit)
+
+
 def check_guardrails(tx: Connection, store: Store, spec: DatasetSpec, limits: EffectiveLimits) -> None:
     """Raise :class:`GuardrailExceeded` where a size guardrail is exceeded and they are enforced."""
     if store.settings.staging_guardrail_mode is GuardrailMode.ENFORCE:
@@ -174,9 +196,10 @@ def guardrail_breaches(
         return []
     # Those of all only where they are asked for: they grow with the number of datasets.
     staged = staged_bytes(tx, None if total_limit else spec.name)
+    aside = quarantined_bytes(tx) if total_limit else {}
     checks = (
         (MAX_DATASET_BYTES, staged.get(spec.name, 0), limits.max_bytes),
-        (MAX_TOTAL_BYTES, sum(staged.values()), total_limit),
+        (MAX_TOTAL_BYTES, sum(staged.values()) + sum(aside.values()), total_limit),
     )
     return [GuardrailExceeded(spec.name, name, size, limit) for name, size, limit in checks if limit and size >= limit]
 

@@ -16,6 +16,7 @@ from timestore_pipeline.columns import BATCH_COLUMN, Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
     BatchConflict,
+    BatchesRefused,
     BatchRejected,
     StagingQueueFull,
     StorageError,
@@ -192,8 +193,7 @@ def _stage(
         except TooManyWindows as error:
             with store.ledger.read() as tx:
                 if store.limits(tx, spec).max_windows == error.limit:
-                    found = {order[ordinal]: error.reason(ordinal) for ordinal in error.found}
-                    answers.update({n: _rejected(spec, group[n], reason, error) for n, reason in found.items()})
+                    answers.update(_refused(spec, group, order, error))
             return answers  # if the limit is another one now, it is asked for again
         except StorageError:
             raise  # says all that there is to say
@@ -207,7 +207,10 @@ def _stage(
                 "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
             ) from error
     segment_schema = SegmentSchema(plan.schema.version, tuple(plan.steps))
-    receipts = acknowledge_segment(store, spec, segment_schema, written, batches, in_turn=in_turn).receipts
+    try:
+        receipts = acknowledge_segment(store, spec, segment_schema, written, batches, in_turn=in_turn).receipts
+    except BatchesRefused as error:
+        return {**answers, **_refused(spec, group, order, error)}
     if not (answers or plan.steps or in_turn):
         outlook.schema = plan.schema
     return {**answers, **dict(zip(order, receipts, strict=True))}
@@ -341,6 +344,11 @@ def _unreadable(
         except duckdb.Error as error:
             found[number] = _rejected(spec, group[number], readable_reason(error), error)
     return found
+
+
+def _refused(spec: DatasetSpec, group: _Group, order: Sequence[int], error: BatchesRefused) -> dict[int, Answer]:
+    found = {order[ordinal]: reason for ordinal, reason in error.reasons.items()}
+    return {number: _rejected(spec, group[number], reason, error) for number, reason in found.items()}
 
 
 def _rejected(spec: DatasetSpec, item: Incoming, reason: str, cause: BaseException) -> BatchRejected:

@@ -168,7 +168,7 @@ def test_there_is_room_left_for_whoever_has_nothing_yet(arriving: list[str | Non
 
     taken = [name for name, admission in zip(arriving, found, strict=True) if admission is Admission.TAKEN]
     assert len(taken) <= limit
-    clients = {name: taken.count(name) for name in set(taken) - {None}}
+    clients = {name: taken.count(name) for name in set(taken) if name}
     if None not in taken and len(taken) < limit:
         assert admissions(["new"], clients, len(taken), limit) == [Admission.TAKEN]
     if limit > 1 and len(clients) == 1 and None not in taken:
