@@ -189,6 +189,7 @@ class LimitSpec(_Model):
 
     max_pending: Limit | None = Field(default=None, description="Staged, unpublished batches.")
     max_bytes: Limit | None = Field(default=None, description="Staged, unpublished bytes.")
+    max_windows: Limit | None = Field(default=None, description="Windows of one batch.")
     concurrent_ingests: Limit | None = Field(
         default=None, description="Segments that are written at the same time, over all processes."
     )

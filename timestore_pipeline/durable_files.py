@@ -7,10 +7,12 @@ passes through here.
 from __future__ import annotations
 
 import errno
+import fcntl
 import filecmp
 import os
 import secrets
 import shutil
+import signal
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -118,6 +120,31 @@ def rename_new(temporary: Path, final: Path) -> None:
         if not filecmp.cmp(temporary, final, shallow=False):
             raise
     temporary.unlink()
+
+
+@contextmanager
+def held_alone(path: Path) -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether nobody else can change a file: none has it open, or had since the block began.
+
+    Whoever opens it waits until the block has ended. A file with a second name is nobody's alone, and neither is
+    one for which the kernel gives no lease: it gives them to a file's owner only, and not on every file system.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    def alone() -> bool:
+        return os.fstat(descriptor).st_nlink == 1 and fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+
+    try:
+        try:
+            # Sent when somebody opens it; the default one would end this process.
+            fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except (OSError, AttributeError):  # refused, or Linux alone has leases
+            yield lambda: False
+        else:
+            yield alone
+    finally:
+        os.close(descriptor)
 
 
 def move_file(source: Path, target: Path) -> None:

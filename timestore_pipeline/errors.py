@@ -6,7 +6,7 @@ Exceptions of the libraries below are translated where they arise and kept as ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from errno import EMFILE
 
 from timestore_pipeline.columns import Column
@@ -173,6 +173,19 @@ class BatchRejected(TimestoreError):
         super().__init__(f"dataset {dataset!r}: {source} cannot be staged: {reason}")
 
 
+class BatchIdReserved(BatchRejected):
+    """A caller gave a new batch an id of the kind that the project gives itself."""
+
+    def __init__(self, dataset: str, source: str, batch_id: str) -> None:
+        self.batch_id = batch_id
+        super().__init__(
+            dataset,
+            source,
+            f"the id {batch_id[:100]!r} is of a kind that timestore gives itself (file-…, arrow-… and unread-… before "
+            "a hash, token/…, and what ends in /rows/ and a number); send it under another id, or under none",
+        )
+
+
 class NoFrame(TimestoreError, TypeError):
     """What was given to be staged has no rows that can be read as Arrow. A TypeError too, as for any wrong argument."""
 
@@ -198,6 +211,18 @@ class SegmentNotWritten(TimestoreError):
         )
 
 
+class ReadingTooLong(SegmentNotWritten):
+    """Reading landing files took longer than it may; nothing was staged."""
+
+    def __init__(self, dataset: str, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(
+            dataset,
+            f"reading it takes longer than {seconds:g} s (TIMESTORE_LANDING_MAX_READING_SECONDS)",
+            out_of_memory=False,
+        )
+
+
 class BatchConflict(TimestoreError):
     """A batch id was used again with other content (invariant 2)."""
 
@@ -210,6 +235,47 @@ class BatchConflict(TimestoreError):
         )
 
 
+class BatchesRefused(TimestoreError):
+    """Batches of one segment cannot be staged, whatever the others are; nothing of the segment was.
+
+    Args:
+        dataset: the dataset.
+        reasons: what is wrong with each of them and what to do, by ordinal.
+    """
+
+    def __init__(self, dataset: str, reasons: Mapping[int, str]) -> None:
+        self.dataset = dataset
+        self.reasons = dict(reasons)
+        super().__init__(f"dataset {dataset!r}: {next(iter(self.reasons.values()))}")
+
+
+class TooManyWindows(BatchesRefused):
+    """Batches have rows in more windows (``found``, by ordinal) than one may (``limit``)."""
+
+    def __init__(self, dataset: str, found: Mapping[int, int], limit: int) -> None:
+        self.limit = limit
+        reasons = {
+            ordinal: f"its rows lie in {windows:,} windows, each of which becomes a file of the table; a batch may "
+            f"have {limit:,}. Send rows of fewer windows, or for a backfill run 'timestore limits set {dataset} "
+            "max_windows N' (TIMESTORE_STAGING_MAX_WINDOWS)"
+            for ordinal, windows in found.items()
+        }
+        super().__init__(dataset, reasons)
+
+
+class QuarantineFull(BatchesRefused):
+    """Batches have rows that cannot be staged (``found``: what is wrong with them), and no more may be set aside."""
+
+    def __init__(self, dataset: str, found: Mapping[int, str], kept_bytes: int, limit: int) -> None:
+        reasons = {
+            ordinal: f"{problem}; and no more rows of the dataset can be set aside, as {kept_bytes:,} bytes are and "
+            f"{limit:,} may be (TIMESTORE_QUARANTINE_MAX_DATASET_BYTES). Correct these rows, or see 'timestore "
+            f"quarantine list {dataset}'"
+            for ordinal, problem in found.items()
+        }
+        super().__init__(dataset, reasons)
+
+
 class StagingQueueFull(TimestoreError):
     """Staging was refused because too many batches wait to be published."""
 
@@ -220,6 +286,20 @@ class StagingQueueFull(TimestoreError):
         super().__init__(
             f"dataset {dataset!r}: {depth} batches are staged and unpublished, the limit is {limit}. "
             f"Retry later, run 'timestore flush {dataset}', or 'timestore limits set {dataset} max_pending N'."
+        )
+
+
+class ClientShareTaken(StagingQueueFull):
+    """Staging was refused because one client has as many batches in the queue as it leaves room for others."""
+
+    def __init__(self, dataset: str, client: str, limit: int) -> None:
+        self.dataset = dataset
+        self.client = client
+        self.limit = limit
+        TimestoreError.__init__(
+            self,
+            f"dataset {dataset!r}: {client} has its share of the staging queue, whose limit is {limit} batches; the "
+            f"rest is for others. Retry later, or run 'timestore flush {dataset}'.",
         )
 
 

@@ -117,6 +117,7 @@ _SETTING_GROUPS = (
         (
             "batch_max_",
             "staging_max_",
+            "quarantine_max_",
             "staging_guardrail_mode",
             "staging_min_free_disk_bytes",
             "staging_concurrent_ingests",
@@ -127,7 +128,15 @@ _SETTING_GROUPS = (
     ("Building", ("build_", "compaction_")),
     (
         "Maintenance",
-        ("maintenance_", "table_retention_seconds", "vacuum_", "ledger_batch_", "ledger_build_", "dagster_"),
+        (
+            "maintenance_",
+            "quarantine_retention_seconds",
+            "table_retention_seconds",
+            "vacuum_",
+            "ledger_batch_",
+            "ledger_build_",
+            "dagster_",
+        ),
     ),
     ("Service levels", ("slo_", "freshness_seconds")),
     ("In the UI", ("runbook_url",)),

@@ -144,16 +144,33 @@ class Settings(BaseSettings):
         description="Where archived landing files go, in `<archive>/<dataset>/<date>/`; a folder, or a place in an "
         "object store. To be set where landing is in one, best to another prefix of the same bucket.",
     )
+    landing_archive_retention_seconds: Seconds = Field(
+        default=7_776_000.0,
+        description="How long archived landing files are kept, counted from the day in their folder's name; 0 keeps "
+        "them for ever.",
+    )
     landing_max_files_per_run: PositiveCount = Field(
         default=10_000, description="Most landing files that one ingest run takes, over all datasets."
     )
     landing_max_bytes_per_run: PositiveCount = Field(
-        default=1 << 30, description="Most bytes of landing files that one ingest run takes, over all datasets."
+        default=1 << 30,
+        description="Most bytes of landing files that one ingest run takes, over all datasets, which take turns; the "
+        "first file of each dataset is taken whatever its size.",
     )
-    landing_max_attempts: Annotated[int, Field(ge=2)] = Field(
+    landing_max_file_bytes: PositiveCount = Field(
+        default=4_294_967_296,
+        description="Most bytes of one landing file, as they are read and as they lie on the disk (a sparse file has "
+        "less there, a preallocated one more). A larger one is quarantined unread.",
+    )
+    landing_max_reading_seconds: PositiveSeconds = Field(
+        default=900.0,
+        description="How long files that are read together may take, hashing included; then they are read in smaller "
+        "groups, and one that takes longer alone is quarantined.",
+    )
+    landing_max_attempts: PositiveCount = Field(
         default=3,
-        description="A landing file is quarantined unread after its reading has ended this many processes, the last "
-        "one while it was read alone.",
+        description="A landing file is quarantined unread after this many processes have ended while they read it "
+        "alone. It is tried again by itself, 10 minutes, an hour and 6 hours later.",
     )
     landing_max_arrow_bytes: PositiveCount = Field(
         default=536_870_912,
@@ -210,7 +227,20 @@ class Settings(BaseSettings):
         default=536_870_912, description="Size guardrail: staged, unpublished bytes of one dataset; 0 switches it off."
     )
     staging_max_total_bytes: Count = Field(
-        default=0, description="Size guardrail: staged, unpublished bytes of all datasets; 0 switches it off."
+        default=0,
+        description="Size guardrail: staged, unpublished bytes of all datasets, and what is in quarantine; 0 switches "
+        "it off.",
+    )
+    quarantine_max_dataset_bytes: Count = Field(
+        default=268_435_456,
+        description="Most bytes of rows of one dataset that are set aside, each entry counted as 4 KiB at least. A "
+        "batch with rows for which there is no room is refused whole, and a landing file quarantined whole; other "
+        "batches go on. 0 switches the limit off.",
+    )
+    quarantine_retention_seconds: Seconds = Field(
+        default=7_776_000.0,
+        description="How long files and rows are kept in quarantine before maintenance discards them; 0 keeps them for "
+        "ever. Staged rows that cannot be read back are always kept.",
     )
     staging_guardrail_mode: GuardrailMode = Field(
         default=GuardrailMode.WARN, description="Whether a size guardrail logs (`warn`) or refuses (`enforce`)."
@@ -219,6 +249,12 @@ class Settings(BaseSettings):
         default=1_000,
         description="Most staged, unpublished batches of one dataset; 0 switches the limit off. "
         "At half of it the dataset is flushed.",
+    )
+    staging_max_windows: Count = Field(
+        default=1_000,
+        description="Most windows that one batch may have rows in, as each becomes a file of the table; more is "
+        "refused, and a landing file is quarantined. 0 switches the limit off. For a backfill set it for the dataset: "
+        "`timestore limits set DATASET max_windows N`.",
     )
     staging_concurrent_ingests: Count = Field(
         default=0,

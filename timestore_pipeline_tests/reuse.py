@@ -66,7 +66,7 @@ def compiled_once() -> Iterator[None]:
     def engine_of(url: URL, **options: Any) -> Engine:
         engine = _ledger_engine(url, **options)
         engine.dialect, engine._compiled_cache = shared.setdefault(
-            engine.dialect.name, (engine.dialect, engine._compiled_cache)
+            engine.url.drivername, (engine.dialect, engine._compiled_cache)
         )
         return engine
 

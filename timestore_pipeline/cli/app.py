@@ -50,6 +50,7 @@ class Limit(StrEnum):
 
     MAX_PENDING = "max_pending"
     MAX_BYTES = "max_bytes"
+    MAX_WINDOWS = "max_windows"
     CONCURRENT_INGESTS = "concurrent_ingests"
     CONCURRENT_BUILDS = "concurrent_builds"
 

@@ -61,6 +61,7 @@ def collect_limits(store: Store, datasets: Sequence[str] = ()) -> list[LimitStat
         used = {
             LimitName.MAX_PENDING: queue.pending_batches,
             LimitName.MAX_BYTES: queue.pending_bytes,
+            LimitName.MAX_WINDOWS: 0,  # of a batch: nothing that is used up
             LimitName.CONCURRENT_INGESTS: writing[spec.name],
             LimitName.CONCURRENT_BUILDS: building[spec.name],
         }
@@ -102,7 +103,9 @@ def clear_limit(store: Store, dataset: str, name: LimitName) -> bool:
 def as_row(status: LimitStatus) -> list[str]:
     """Return the cells of a limit under :data:`HEADINGS`."""
     shown = wording.size if status.name is LimitName.MAX_BYTES else wording.number
-    counted = status.name is not LimitName.CONCURRENT_INGESTS or status.value
+    counted = status.name is not LimitName.MAX_WINDOWS and (
+        status.name is not LimitName.CONCURRENT_INGESTS or status.value
+    )
     override = status.override
     return [
         status.dataset,

@@ -30,11 +30,11 @@ class ReceiptAnswer(_Answer):
     windows: list[str] = Field(description="Keys of the windows that have its rows.")
 
     @classmethod
-    def of(cls, receipt: Receipt) -> ReceiptAnswer:
-        """Return a receipt as it is answered."""
+    def of(cls, receipt: Receipt, batch_id: str) -> ReceiptAnswer:
+        """Return a receipt as it is answered to who knows the batch as ``batch_id``."""
         return cls(
             dataset=receipt.dataset,
-            batch_id=receipt.batch_id,
+            batch_id=batch_id,
             rows=receipt.rows,
             quarantined_rows=receipt.quarantined_rows,
             dropped_rows=receipt.dropped_rows,

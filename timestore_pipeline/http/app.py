@@ -38,7 +38,7 @@ from timestore_pipeline.ledger.batches import pending_batches
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.metrics import exposition
-from timestore_pipeline.staging.receipts import MAX_BATCH_ID
+from timestore_pipeline.staging.identity import MAX_BATCH_ID, Client
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.timestore import Timestore
 
@@ -67,8 +67,13 @@ class _Caller:
         return self.token.name if self.token else None
 
     @property
-    def in_words(self) -> str:
-        return f" by {self.token.name}" if self.token else ""
+    def source(self) -> str:
+        """What its batches say that they come from."""
+        return f"HTTP by {self.token.name}" if self.token else "HTTP"
+
+    def client(self, key: str | None) -> Client | None:
+        """Whose batch it is that has ``key``; None where everybody is the same."""
+        return Client(self.source, self.token.key_space or self.token.name, key) if self.token else None
 
 
 class Api:
@@ -108,27 +113,33 @@ class Api:
             posted = Posted(
                 dataset=name,
                 key=key,
-                source=f"HTTP{caller.in_words}",
+                source=caller.source,
+                client=caller.client(key),
                 format=format_,
                 encoding=request.headers.get("content-encoding", ""),
                 body=body,
                 holding=holding,
             )
             receipt = await self._intake.stage(posted, self._settings.http_request_seconds)
-        where = f"/datasets/{name}/batches/{quote(receipt.batch_id, safe='')}"
-        answer = ReceiptAnswer.of(receipt).model_dump(mode="json")
+        # By its own key a client finds it again, and nobody else does.
+        batch_id = key or receipt.batch_id
+        where = f"/datasets/{name}/batches/{quote(batch_id, safe='')}"
+        answer = ReceiptAnswer.of(receipt, batch_id).model_dump(mode="json")
         return JSONResponse(answer, 200 if receipt.duplicate else 201, {"Location": where})
 
     async def get_batch(self, request: Request) -> Response:
         """Say what became of a batch."""
         name, batch_id = request.path_params["name"], request.path_params["batch_id"]
         caller = self._allowed(request, [Scope.READ, Scope.STAGE], name)
+        client = caller.client(batch_id)
         self._known(name)
         spec = self._timestore.datasets[name]
+        ids = [client.batch_id, batch_id] if client else [batch_id]
 
         def look() -> BatchAnswer:
             with self._timestore.store.ledger.read() as tx:
-                found = batch_state(tx, name, batch_id) if _is_batch_id(batch_id) else None
+                states = (batch_state(tx, name, each) for each in ids if each is not None and _is_batch_id(each))
+                found = next(filter(None, states), None)
             if found is None:
                 raise Problem(404, "unknown-batch", f"dataset {name!r} has no batch of that id, or not any more")
             return BatchAnswer.of(spec, batch_id, found)

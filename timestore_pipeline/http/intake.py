@@ -16,7 +16,7 @@ from anyio.to_thread import run_sync
 
 from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict, BatchRejected
+from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected
 from timestore_pipeline.http.bodies import Holding
 from timestore_pipeline.http.decoding import ROWS_AT_ONCE, Format, Reading, content_of, read_rows, reading_connection
 from timestore_pipeline.http.offending import BadRows, bad_rows
@@ -26,7 +26,7 @@ from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.landing.reasons import UnreadableFile
 from timestore_pipeline.landing.shapes import describe_arrow
 from timestore_pipeline.ledger.schemas import dataset_schema
-from timestore_pipeline.staging.arrivals import file_batch_id
+from timestore_pipeline.staging.identity import Client, file_batch_id
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.timestore import Timestore
@@ -39,6 +39,7 @@ class Posted:
     dataset: str
     key: str | None
     source: str
+    client: Client | None
     format: Format
     encoding: str
     body: bytes
@@ -95,7 +96,7 @@ class Intake:
             detail = "the batch was not durable in time, and may be yet: send it again with the same Idempotency-Key"
             raise later(503, "too-slow", detail, 1) from None
         except BatchRejected as error:
-            if not isinstance(submitted, _Submitted):
+            if not isinstance(submitted, _Submitted) or isinstance(error, BatchIdReserved):
                 raise
             async with self._turns.of(posted.holding.client):
                 return await run_sync(self._look_again, submitted, error, limiter=self._reading)
@@ -105,10 +106,10 @@ class Intake:
         spec = store.datasets[posted.dataset]
         budget = CpuBudget.of(self._settings.http_decode_seconds)
         reading = Reading(self._bounds, posted.holding, budget)
+        key = posted.client.batch_id if posted.client else posted.key
         with content_of(store, posted.format, posted.body, posted.encoding, reading) as content:
-            batch = IncomingBatch(
-                posted.key or file_batch_id(content.fingerprint), content.fingerprint, posted.source, content.size
-            )
+            batch_id = key or file_batch_id(content.fingerprint)
+            batch = IncomingBatch(batch_id, content.fingerprint, posted.source, content.size, posted.client)
             try:
                 table = read_rows(store, spec, posted.format, content, reading)
             except Problem:
@@ -118,7 +119,7 @@ class Intake:
                     raise
                 return known
         future = self._writer(spec.name).submit(
-            table, batch.batch_id, batch.source, timeout=0, fingerprint=batch.fingerprint
+            table, batch.batch_id, batch.source, timeout=0, fingerprint=batch.fingerprint, client=batch.client
         )
         return _Submitted(spec, batch, table, future)
 

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 
 from timestore_pipeline.errors import (
     BatchConflict,
+    BatchIdReserved,
     BatchRejected,
     DatasetRemoved,
     DeclarationChanged,
@@ -106,6 +107,8 @@ def problem_of(error: TimestoreError) -> Problem:
         return Problem(404, "unknown-dataset", f"there is no dataset {error.dataset!r}")
     if isinstance(error, BatchConflict):
         return Problem(409, "batch-conflict", str(error))
+    if isinstance(error, BatchIdReserved):
+        return Problem(400, "bad-key", str(error))
     if isinstance(error, BatchRejected):
         return rejected(str(error))
     if isinstance(error, SettingsError):

@@ -29,6 +29,9 @@ EVERY_DATASET = "*"
 _NOT_FOR_OTHERS = stat.S_IWGRP | stat.S_IRWXO
 
 
+_NAME = r"^[A-Za-z0-9_.-]{1,63}$"
+
+
 class Scope(StrEnum):
     """What a token is for."""
 
@@ -38,14 +41,18 @@ class Scope(StrEnum):
 
 
 class Token(BaseModel):
-    """One token: its name in logs and lineage, its SHA-256 in hex, and what it is for."""
+    """One token: its name in logs and lineage, its SHA-256 in hex, and what it is for.
+
+    Its keys are in the space of that name, or in ``key_space``, which tokens may share that send the same batches.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
+    name: Annotated[str, Field(pattern=_NAME)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[frozenset[Scope], Field(min_length=1)]
     datasets: frozenset[str] = frozenset()
+    key_space: Annotated[str, Field(pattern=_NAME)] | None = None
 
     @model_validator(mode="after")
     def _has_datasets(self) -> Self:

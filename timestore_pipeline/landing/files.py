@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,22 @@ from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
+from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
 NOT_READY_PREFIXES = (".", "_")
 NOT_READY_SUFFIXES = (".tmp", ".partial")
+
+# In which st_blocks counts, whatever the file system's own blocks are.
+_BLOCK_OF_STATUS = 512
 
 
 @dataclass(frozen=True)
 class LandingFile:
     """A file that is ready; ``modified_at`` in seconds since the epoch.
 
-    In an object store ``path`` is its key below the landing prefix, and ``version`` tells its content (its ETag).
+    ``disk_bytes`` are those that it takes on the disk, where that is known. In an object store ``path`` is its key
+    below the landing prefix, and ``version`` tells its content (its ETag).
     """
 
     dataset: str
@@ -31,6 +37,11 @@ class LandingFile:
     bytes: int
     modified_at: float
     version: str = ""
+    disk_bytes: int = 0
+
+    def is_larger_than(self, limit_bytes: int) -> bool:
+        """Whether it has more bytes, to be read or on the disk."""
+        return max(self.bytes, self.disk_bytes) > limit_bytes
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,11 @@ class LandingScan:
     def of(self, dataset: str) -> tuple[LandingFile, ...]:
         """The ready files of one dataset."""
         return tuple(file for file in self.files if file.dataset == dataset)
+
+
+def bytes_on_disk(status: os.stat_result) -> int:
+    """Return how many bytes a file takes on the disk: a sparse one takes fewer than it has, a preallocated one more."""
+    return status.st_blocks * _BLOCK_OF_STATUS
 
 
 def is_ready_name(name: str) -> bool:
@@ -95,9 +111,11 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
 def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[LandingFile, ...]]:
     """Return what one ingest run may take of ``scan``, oldest first: dataset → files, datasets without any left out.
 
-    Bounded by files and bytes per run over all datasets, and per dataset by the room in its staging queue: past
-    that files just wait, and so do those of a dataset whose intake is paused. A first file is taken however large it
-    is, so that none waits for ever.
+    Bounded by files and bytes per run over all datasets, which take turns, so that none takes the run of the others;
+    and per dataset by the room in its staging queue: past that files just wait, and so do those of a dataset whose
+    intake is paused. The first file of each dataset is taken however large it is, so that none waits for ever. One that
+    is larger than a whole run takes no other's place, and one that is larger than any file may be is not going to be
+    read.
     """
     with store.ledger.read() as tx:
         states = queue_states(tx)
@@ -111,19 +129,40 @@ def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[Landin
         limit = limits[name].max_pending
         pending = states[name].pending_batches if name in states else 0
         room[name] = limit - pending if limit else float("inf")
-    taken: dict[str, list[LandingFile]] = {}
+    return share_out(store.settings, scan.files, room)
+
+
+def share_out(
+    settings: Settings, found: Iterable[LandingFile], room: Mapping[str, float]
+) -> dict[str, tuple[LandingFile, ...]]:
+    """Return what one run takes of the files that were found (oldest first), where datasets have so much ``room``."""
+    waiting: dict[str, deque[LandingFile]] = {}
+    for file in found:
+        if room[file.dataset] > 0:
+            waiting.setdefault(file.dataset, deque()).append(file)
+    taken: dict[str, list[LandingFile]] = {name: [] for name in waiting}
     count = size = 0
-    for file in scan.files:
-        if room[file.dataset] <= 0:
-            continue
-        full = count and (size + file.bytes > store.settings.landing_max_bytes_per_run)
-        if full or count >= store.settings.landing_max_files_per_run:
-            break
-        taken.setdefault(file.dataset, []).append(file)
-        room[file.dataset] -= 1
-        count += 1
-        size += file.bytes
-    return {name: tuple(files) for name, files in taken.items()}
+    monsters: set[str] = set()
+    while waiting and count < settings.landing_max_files_per_run:
+        for name, files in list(waiting.items()):
+            file = files.popleft()
+            cost = file.bytes
+            if file.is_larger_than(settings.landing_max_file_bytes):
+                cost = 0
+            elif file.bytes > settings.landing_max_bytes_per_run and name not in monsters:
+                monsters.add(name)
+                cost = 0
+            if taken[name] and size + cost > settings.landing_max_bytes_per_run:
+                del waiting[name]
+                continue
+            taken[name].append(file)
+            count += 1
+            size += cost
+            if not files or len(taken[name]) >= room[name]:
+                del waiting[name]
+            if count >= settings.landing_max_files_per_run:
+                break
+    return {name: tuple(files) for name, files in taken.items() if files}
 
 
 def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
@@ -188,7 +227,8 @@ def _scan_dataset(
         if not stat.S_ISREG(status.st_mode) or stamp in settled:
             continue
         if os.access(entry.path, os.R_OK):
-            files.append(LandingFile(dataset, Path(entry.path), status.st_size, status.st_mtime))
+            path = Path(entry.path)
+            files.append(LandingFile(dataset, path, status.st_size, status.st_mtime, disk_bytes=bytes_on_disk(status)))
         else:
             problems.append(f"{dataset}: {entry.path} cannot be read: permission denied; the other files go on")
 

@@ -35,6 +35,7 @@ class KnownBatch:
 
     batch_id: str
     fingerprint: str
+    source: str
     rows: int
     quarantined_rows: int
     segment_id: str | None
@@ -67,6 +68,7 @@ class SliceRow:
 _KNOWN_BATCH = select(
     batches.c.batch_id,
     batches.c.fingerprint,
+    batches.c.source,
     batches.c.rows,
     batches.c.quarantined_rows,
     batches.c.segment_id,
@@ -145,6 +147,16 @@ def position_of_batch(tx: Connection, dataset: str, batch_id: str) -> int | None
 def pending_batches(tx: Connection, dataset: str) -> int:
     """Return how many batches of the dataset are staged and neither published nor in quarantine."""
     return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
+
+
+def pending_of_sources(tx: Connection, dataset: str, sources: Iterable[str]) -> dict[str, int]:
+    """Return how many of the batches that :func:`pending_batches` counts came from each of ``sources``, if any did."""
+    query = (
+        select(batches.c.source, func.count().label("batches"))
+        .where(batches.c.dataset == dataset, batch_is_queued(), batches.c.source.in_(list(sources)))
+        .group_by(batches.c.source)
+    )
+    return {row.source: row.batches for row in tx.execute(query)}
 
 
 def staged_bytes(tx: Connection, dataset: str | None = None) -> dict[str, int]:

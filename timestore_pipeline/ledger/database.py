@@ -34,7 +34,7 @@ from timestore_pipeline.ledger.schema import VERSION_TABLE
 
 T = TypeVar("T")
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 """The Alembic revision that this code works with."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -22,6 +22,7 @@ class LimitName(StrEnum):
 
     MAX_PENDING = "max_pending"
     MAX_BYTES = "max_bytes"
+    MAX_WINDOWS = "max_windows"
     CONCURRENT_INGESTS = "concurrent_ingests"
     CONCURRENT_BUILDS = "concurrent_builds"
 
@@ -54,14 +55,16 @@ class Override:
 class EffectiveLimits:
     """The limits of one dataset that hold now; 0 is no limit.
 
-    ``max_pending`` counts staged, unpublished batches, ``max_bytes`` their bytes, ``concurrent_ingests`` the segments
-    of the dataset that are written at the same time, ``concurrent_builds`` its builds in flight (at least 1).
+    ``max_pending`` counts staged, unpublished batches, ``max_bytes`` their bytes, ``max_windows`` the windows of one
+    batch, ``concurrent_ingests`` the segments of the dataset that are written at the same time, ``concurrent_builds``
+    its builds in flight (at least 1).
     """
 
     max_pending: int
     max_bytes: int
     concurrent_ingests: int
     concurrent_builds: int = 1
+    max_windows: int = 0
     sources: tuple[tuple[LimitName, LimitSource], ...] = ()
 
     def value(self, name: LimitName) -> int:
@@ -104,6 +107,7 @@ def _limits(settings: Settings, spec: DatasetSpec, overridden: dict[tuple[str, s
     declared = {
         LimitName.MAX_PENDING: (spec.limits.max_pending, settings.staging_max_pending),
         LimitName.MAX_BYTES: (spec.limits.max_bytes, settings.staging_max_dataset_bytes),
+        LimitName.MAX_WINDOWS: (spec.limits.max_windows, settings.staging_max_windows),
         LimitName.CONCURRENT_INGESTS: (spec.limits.concurrent_ingests, settings.staging_concurrent_ingests),
         LimitName.CONCURRENT_BUILDS: (spec.limits.concurrent_builds, settings.build_concurrent_builds),
     }

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, select, text, update
+from sqlalchemy import Connection, RowMapping, bindparam, case, func, select, text, update
 
 from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
 from timestore_pipeline.ledger.upserts import insert_unless_there
 
 # Who ended the quarantine of a file that could be staged after all.
 _STAGING = "staging"
+
+# Of a file system's block, and about what the ledger keeps of it.
+_SMALLEST_FILE = 4_096
+
+_TRIED_AFTER_SECONDS = (600, 3_600, 21_600)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class QuarantineEntry:
     state: QuarantineState
     resolved_at: int | None = None
     resolved_by: str | None = None
+    tries: int = 0
+    try_again_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,12 @@ def set_aside(
     rows: int | None,
     size_bytes: int,
     now: int,
+    try_again_at: int | None = None,
 ) -> QuarantineEntry:
-    """Record that something was set aside; if it already is (same dataset, kind and batch), return that entry."""
+    """Record that something was set aside; if it already is (same dataset, kind and batch), return that entry.
+
+    ``try_again_at`` is when it is tried again by itself, where it may have been blamed for what it has not done.
+    """
     same = (
         quarantine.c.dataset == dataset,
         quarantine.c.kind == kind.value,
@@ -76,9 +87,34 @@ def set_aside(
         "bytes": size_bytes,
         "created_at": now,
         "state": QuarantineState.OPEN.value,
+        "try_again_at": try_again_at,
     }
     insert_unless_there(tx, quarantine, new)
     return _entry(tx.execute(select(quarantine).where(*same)).mappings().one())
+
+
+def next_try_at(tries: int, now: int) -> int | None:
+    """Return when what was tried again ``tries`` times is tried once more; None where that is enough."""
+    return now + _TRIED_AFTER_SECONDS[tries] * 1_000_000 if tries < len(_TRIED_AFTER_SECONDS) else None
+
+
+def entries_to_try_again(tx: Connection, now: int) -> list[QuarantineEntry]:
+    """Return the open entries of which it is time to be tried again by themselves, oldest first."""
+    return [entry for entry in open_entries(tx) if entry.try_again_at is not None and entry.try_again_at <= now]
+
+
+def begin_try(tx: Connection, entry: QuarantineEntry, now: int) -> bool:
+    """Count a try before it is made, as it may end the process; False where another process was first."""
+    tried = tx.execute(
+        update(quarantine)
+        .where(
+            quarantine.c.id == entry.id,
+            quarantine.c.state == QuarantineState.OPEN.value,
+            quarantine.c.tries == entry.tries,
+        )
+        .values(tries=entry.tries + 1, try_again_at=next_try_at(entry.tries + 1, now))
+    )
+    return tried.rowcount == 1
 
 
 def open_entries(tx: Connection, dataset: str | None = None) -> list[QuarantineEntry]:
@@ -200,6 +236,17 @@ def open_totals(tx: Connection) -> dict[str, QuarantineTotals]:
     return {row.dataset: QuarantineTotals(row.batches, int(row.rows), row.segments) for row in tx.execute(query)}
 
 
+def bytes_of_rows_aside(tx: Connection, dataset: str) -> int:
+    """Return what the refused rows of a dataset take on the disk; each entry as much as the smallest file at least."""
+    size = case((quarantine.c.bytes > _SMALLEST_FILE, quarantine.c.bytes), else_=_SMALLEST_FILE)
+    query = select(func.coalesce(func.sum(size), 0)).where(
+        quarantine.c.dataset == dataset,
+        quarantine.c.kind == QuarantineKind.ROWS.value,
+        quarantine.c.state == QuarantineState.OPEN.value,
+    )
+    return int(tx.execute(query).scalar_one())
+
+
 def quarantined_bytes(tx: Connection) -> dict[str, int]:
     """Return per dataset the bytes that its open entries keep on disk."""
     query = (
@@ -225,4 +272,6 @@ def _entry(row: RowMapping) -> QuarantineEntry:
         state=QuarantineState(row["state"]),
         resolved_at=row["resolved_at"],
         resolved_by=row["resolved_by"],
+        tries=row["tries"],
+        try_again_at=row["try_again_at"],
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnCollection, Connection, delete, select
+from sqlalchemy import ColumnCollection, ColumnElement, Connection, delete, select
 
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import readings
@@ -21,31 +21,36 @@ _KEPT_MICROS = 30 * 86_400_000_000
 
 @dataclass(frozen=True)
 class Readings:
-    """How often a batch was begun to be read without an end, and when last (microseconds since the epoch)."""
+    """Readings of a file that began and did not end.
+
+    ``begun`` counts those together with other files, ``alone`` those of this file and nothing else; ``last_at`` is when
+    the last one began, in microseconds since the epoch.
+    """
 
     begun: int
     last_at: int
+    alone: int = 0
 
 
-def unended_readings(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, Readings]:
-    """Return those of ``batch_ids`` whose reading has begun and not ended, by id."""
+def unended_readings(tx: Connection, dataset: str, file_ids: Iterable[str]) -> dict[str, Readings]:
+    """Return those of ``file_ids`` whose reading has begun and not ended, by id."""
     rows = tx.execute(select(readings).where(readings.c.dataset == dataset))
-    found = {row.batch_id: Readings(row.begun, row.last_at) for row in rows}
-    return {batch_id: found[batch_id] for batch_id in batch_ids if batch_id in found}
+    found = {row.batch_id: Readings(row.begun, row.last_at, row.alone) for row in rows}
+    return {file_id: found[file_id] for file_id in file_ids if file_id in found}
 
 
-def begin_readings(tx: Connection, dataset: str, batch_ids: Iterable[str], now: int) -> None:
-    """Record, before anything is parsed, that these batches are read now."""
-    # Two ingests may read the same batches in different orders; without the lock they could wait for each other.
+def begin_readings(tx: Connection, dataset: str, file_ids: Iterable[str], now: int) -> None:
+    """Record, before a byte of them is read, that these files are read now, together."""
+    # Two ingests may read the same files in different orders; without the lock they could wait for each other.
     lock_dataset(tx, dataset)
     tx.execute(delete(readings).where(readings.c.dataset == dataset, readings.c.last_at < now - _KEPT_MICROS))
-    wanted = list(batch_ids)
+    wanted = list(file_ids)
     for start in range(0, len(wanted), _IDS_PER_STATEMENT):
         part = wanted[start : start + _IDS_PER_STATEMENT]
         upsert_all(
             tx,
             readings,
-            [{"dataset": dataset, "batch_id": batch_id, "begun": 1, "last_at": now} for batch_id in part],
+            [{"dataset": dataset, "batch_id": file_id, "begun": 1, "last_at": now, "alone": 0} for file_id in part],
             _begun_again,
         )
 
@@ -54,19 +59,25 @@ def _begun_again(new: ColumnCollection[str, Any]) -> Mapping[str, Any]:
     return {"begun": readings.c.begun + 1, "last_at": new.last_at}
 
 
-def end_readings(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> None:
-    """Forget the readings of batches: they came to an end, good or bad."""
+def end_readings(tx: Connection, dataset: str, file_ids: Iterable[str]) -> None:
+    """Forget the readings of files: they came to an end, good or bad."""
     lock_dataset(tx, dataset)
-    wanted = list(batch_ids)
+    wanted = list(file_ids)
     for start in range(0, len(wanted), _IDS_PER_STATEMENT):
         part = wanted[start : start + _IDS_PER_STATEMENT]
         tx.execute(delete(readings).where(readings.c.dataset == dataset, readings.c.batch_id.in_(part)))
 
 
-def take_back_reading(tx: Connection, dataset: str, batch_id: str) -> None:
-    """Let the last reading of a batch not count."""
-    tx.execute(
-        readings.update()
-        .where(readings.c.dataset == dataset, readings.c.batch_id == batch_id)
-        .values(begun=readings.c.begun - 1)
-    )
+def begin_alone(tx: Connection, dataset: str, file_id: str, now: int) -> None:
+    """Record that a file under suspicion is read now, and nothing else: if the process ends, it was this file."""
+    _count_alone(tx, dataset, file_id, readings.c.alone + 1, now)
+
+
+def end_alone(tx: Connection, dataset: str, file_id: str, now: int) -> None:
+    """Let the last :func:`begin_alone` not count: the process lives, and what it does now is not reading."""
+    _count_alone(tx, dataset, file_id, readings.c.alone - 1, now)
+
+
+def _count_alone(tx: Connection, dataset: str, file_id: str, alone: ColumnElement[int], now: int) -> None:
+    here = (readings.c.dataset == dataset, readings.c.batch_id == file_id)
+    tx.execute(readings.update().where(*here).values(alone=alone, last_at=now))

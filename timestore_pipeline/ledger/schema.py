@@ -341,6 +341,9 @@ quarantine = Table(
     Column("state", String(16), nullable=False),
     Column("resolved_at", BigInteger),
     Column("resolved_by", String(255)),
+    Column("tries", Integer, nullable=False, server_default=text("0"),
+           comment="how often it was tried again by itself"),
+    Column("try_again_at", BigInteger, comment="when it is tried again by itself; null: only by a person"),
     Index("uq_quarantine_open", "dataset", "kind", "batch_id", unique=True,
           sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'")),
 )  # fmt: skip
@@ -364,6 +367,13 @@ readings = Table(
     Column("batch_id", String(255), nullable=False),
     Column("begun", Integer, nullable=False, comment="how often, without an end"),
     Column("last_at", BigInteger, nullable=False),
+    Column(
+        "alone",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="how many processes ended while they read it and nothing else",
+    ),
     PrimaryKeyConstraint("dataset", "batch_id"),
     comment="landing files that are being read, or whose reading ended a process",
 )
@@ -398,6 +408,18 @@ landing_backlog = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("oldest_modified_at", BigInteger, nullable=False),
     comment="files that wait in landing folders, as the last look found them; datasets without any have no row",
+)
+
+disk_use = Table(
+    "disk_use",
+    metadata,
+    Column("dataset", String(63), nullable=False, comment="empty: of all datasets"),
+    Column("place", String(16), nullable=False),
+    Column("files", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("looked_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("dataset", "place"),
+    comment="what lies on the disk besides staging and tables, as maintenance last saw it",
 )
 
 limit_overrides = Table(

@@ -22,6 +22,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.pruning import Pruned, prune_batches, prune_builds
+from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.lifecycle.compaction import (
     CompactionReport,
     compact_dataset,
@@ -31,6 +32,8 @@ from timestore_pipeline.lifecycle.compaction import (
 )
 from timestore_pipeline.lifecycle.expiry import ExpiredWindows, expire_windows, expired_windows
 from timestore_pipeline.lifecycle.freed import Freed
+from timestore_pipeline.lifecycle.kept_files import discard_old_entries, look_at_disk, remove_old_archive
+from timestore_pipeline.lifecycle.quarantine import try_again
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import clean_log, vacuum_table
 from timestore_pipeline.store import Store
@@ -38,6 +41,9 @@ from timestore_pipeline.store import Store
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+_NOTHING = Freed()
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,17 @@ class MaintenanceReport:
     datasets: tuple[DatasetMaintenance, ...]
     segments: Freed
     orphans: Freed
+    tried_again: tuple[QuarantineEntry, ...] = ()
+    discarded: tuple[QuarantineEntry, ...] = ()
+    archived: Freed = _NOTHING
     problems: tuple[str, ...] = ()
     dry_run: bool = False
 
     @property
     def freed(self) -> Freed:
         """All files that were removed."""
-        total = self.segments + self.orphans
+        total = self.segments + self.orphans + self.archived
+        total += Freed(len(self.discarded), sum(entry.bytes for entry in self.discarded))
         for each in self.datasets:
             total += each.vacuumed + each.log_entries
         return total
@@ -139,7 +149,25 @@ def maintain(
         for name in store.datasets
     )
     orphans = work.attempt("sweeping", lambda: sweep_orphans(store, max_files=most, dry_run=dry_run), Freed())
-    return MaintenanceReport(done, segments, orphans, tuple(work.problems), dry_run)
+    discarded = work.attempt(
+        "discarding old entries of the quarantine",
+        lambda: discard_old_entries(store, now=work.now, dry_run=dry_run, most=most),
+        [],
+    )
+    archived = work.attempt(
+        "removing old archived files",
+        lambda: remove_old_archive(store, now=work.now, dry_run=dry_run, most=most),
+        Freed(),
+    )
+    if not dry_run:
+        work.attempt("looking at the disk", lambda: look_at_disk(store, now=work.now), None)
+    # Last, because one of them may end the process.
+    tried = work.attempt(
+        "trying files of the quarantine again", lambda: try_again(store, now=work.now, dry_run=dry_run, most=most), []
+    )
+    return MaintenanceReport(
+        done, segments, orphans, tuple(tried), tuple(discarded), archived, tuple(work.problems), dry_run
+    )
 
 
 def _expire(work: _Pass, spec: DatasetSpec) -> ExpiredWindows:
@@ -234,6 +262,12 @@ def in_words(report: MaintenanceReport) -> Iterable[str]:
             yield f"{name}: {each.log_entries.files:,} log entries of {each.log_entries.bytes:,} bytes {would}removed"
         if each.pruned.batches or each.pruned.builds:
             yield f"{name}: {each.pruned.batches:,} batches and {each.pruned.builds:,} builds {would}forgotten"
+    for entry in report.discarded:
+        yield f"{entry.dataset}: entry {entry.id} of the quarantine {would}discarded, as it is too old"
+    if report.archived.files:
+        yield f"{report.archived.files:,} archived files of {report.archived.bytes:,} bytes {would}removed"
+    for entry in report.tried_again:
+        yield f"{entry.dataset}: entry {entry.id} of the quarantine {would}tried again"
     if report.segments.files:
         yield f"{report.segments.files:,} published segments of {report.segments.bytes:,} bytes {would}unlinked"
     if report.orphans.files:

@@ -21,11 +21,14 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
+    BatchConflict,
+    BatchesRefused,
     BatchRejected,
     EntryNotOpen,
     EntryUnusable,
     NotRestored,
     ObjectMissing,
+    TimestoreError,
     UnknownEntry,
 )
 from timestore_pipeline.landing.files import is_ready_name
@@ -36,7 +39,9 @@ from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batc
 from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
 from timestore_pipeline.ledger.quarantine import (
     QuarantineEntry,
+    begin_try,
     change_reason,
+    entries_to_try_again,
     find_entry,
     name_resolver,
     open_entries,
@@ -48,10 +53,10 @@ from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import archive_day, file_fingerprint
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import MAX_BATCH_ID, RETRY_MARK
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.judging import reason_in_words
 from timestore_pipeline.staging.receipts import (
-    MAX_BATCH_ID,
     SegmentSchema,
     StagedMeanwhile,
     acknowledge_segment,
@@ -64,11 +69,10 @@ from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 log = logging.getLogger(__name__)
 
+_MAINTENANCE = "maintenance"
+
 DECIDED_SUFFIX = ".resolved"
 """Ends the names of empty files beside refused rows: the rows of one of their batches were retried or discarded."""
-
-RETRY_MARK = "/rows/"
-"""Stands in the ids of batches that came out of quarantine, before the id of their entry."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,28 @@ def retry_entry(store: Store, entry_id: int, by: str) -> Retried:
     if entry.kind is QuarantineKind.ROWS:
         return _retry_rows(store, spec, entry, by)
     return _retry_segment(store, spec, entry, by)
+
+
+def try_again(store: Store, *, now: int, dry_run: bool = False, most: int | None = None) -> list[QuarantineEntry]:
+    """Retry files by themselves that may have been set aside for what they have not done, as it is time for each.
+
+    A process that ends while it reads is not proof that the file did it. A try is counted before it is made, and there
+    are few of them, so that a file which did it is not read for ever. Returns the entries that were tried, or would be.
+    """
+    with store.ledger.read() as tx:
+        due = [entry for entry in entries_to_try_again(tx, now) if entry.dataset in store.datasets][:most]
+    if dry_run:
+        return due
+    tried = []
+    for entry in due:
+        if not store.ledger.transact(lambda tx, entry=entry: begin_try(tx, entry, now), repeatable=False):
+            continue
+        tried.append(entry)
+        try:
+            retry_entry(store, entry.id, _MAINTENANCE)
+        except TimestoreError as error:
+            log.warning("%s: %s could not be tried again: %s", entry.dataset, entry.source, error)
+    return tried
 
 
 def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
@@ -204,6 +230,8 @@ def _left_in_landing(store: Store, entry: QuarantineEntry) -> Path | None:
     key = _landing_key(entry)
     if key is None or store.staging.size(entry.path) is not None:
         return None
+    if store.landing.local is None and (store.landing.size(key) or 0) > store.settings.landing_max_file_bytes:
+        return None  # it was set aside for that, and is brought here by nobody
     store.landing.forget(key)  # an object may have been written again since it was fetched
     with suppress(ObjectMissing):
         landed = store.landing.fetch(key)
@@ -222,8 +250,8 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         raise EntryUnusable(entry.id, store.staging.shown(entry.path))
     try:
         receipt = stage_file(store, spec.name, path, source=entry.source, take_late=True)
-    except BatchRejected as error:
-        return _still_there(store, entry, error.reason)
+    except (BatchRejected, BatchConflict) as error:
+        return _still_there(store, entry, error.reason if isinstance(error, BatchRejected) else str(error))
     # Where the file is not what it was when it was set aside, its batch has another id than the entry.
 
     def resolve(tx: Connection) -> None:
@@ -231,8 +259,11 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
             name_resolver(tx, entry.id, by)
 
     store.ledger.transact(resolve)
+    left_in_landing = store.landing.local is None and store.staging.size(entry.path) is None
     _clear_away(store, spec, path)
     store.staging.delete(entry.path)  # what went to the archive may have been a copy of an object
+    if left_in_landing and (key := _landing_key(entry)):
+        store.landing.delete(key)
     return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
 
 
@@ -288,7 +319,7 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         limits = check_room(store, spec, 1)
         try:
             with turn(store, spec, limits):
-                return _stage_rows(store, spec, entry, batch, path, ordinal, position, by)
+                return _stage_rows(store, spec, entry, batch, path, ordinal, position, by, limits.max_windows)
         except StagedMeanwhile:
             continue
 
@@ -302,6 +333,7 @@ def _stage_rows(
     ordinal: int,
     position: int | None,
     by: str,
+    most_windows: int,
 ) -> Retried:
     with store.ledger.read() as tx:
         schema = dataset_schema(tx, spec)
@@ -327,7 +359,10 @@ def _stage_rows(
                 batches=[batch],
                 expected_bytes=entry.bytes,
                 take_late=True,
+                most_windows=most_windows,
             )
+    except BatchesRefused as error:
+        return _still_there(store, entry, error.reasons[0])
     except duckdb.Error as error:
         return _still_there(store, entry, f"the rows cannot be read back: {readable_reason(error)}")
     left = reason_in_words(written.refused.get(0, ())) or None
@@ -336,14 +371,17 @@ def _stage_rows(
         _still_there(store, entry, left or "the file has no rows of this batch")
         return Retried(_now(store, entry), 0, left)
     # What is still impossible gets an entry of its own in the same transaction.
-    acknowledged = acknowledge_segment(
-        store,
-        spec,
-        SegmentSchema(schema.version, position=position),
-        written,
-        [batch],
-        together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
-    )
+    try:
+        acknowledged = acknowledge_segment(
+            store,
+            spec,
+            SegmentSchema(schema.version, position=position),
+            written,
+            [batch],
+            together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
+        )
+    except BatchesRefused as error:
+        return _still_there(store, entry, error.reasons[0])
     _mark_decided(store, entry)
     return Retried(_now(store, entry), acknowledged.receipts[0].rows, left)
 

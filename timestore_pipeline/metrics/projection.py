@@ -27,6 +27,7 @@ from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, last_published, published_totals
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
+from timestore_pipeline.ledger.disk_use import Place, all_disk_use
 from timestore_pipeline.ledger.known_tables import refused_tables
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
@@ -130,6 +131,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
     pauses, refused = all_pauses(tx), refused_tables(tx)
     values: _Values = {
         (series.LEDGER_BYTES, "", ""): ledger_bytes(tx),
+        (series.WORK_BYTES, "", ""): 0,
         (series.METRICS_TIMESTAMP, "", ""): now / 1e6,
     }
     for name in datasets:
@@ -170,6 +172,11 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
         values[series.SEGMENTS, name, component] = found_there.segments
     for name, size in quarantined_bytes(tx).items():
         values[series.DISK_USAGE, name, "quarantine"] = size
+    for each in all_disk_use(tx):
+        if each.place is Place.ARCHIVE:
+            values[series.DISK_USAGE, each.dataset, "archive"] = each.bytes
+        else:
+            values[series.WORK_BYTES, "", ""] = each.bytes
     return values
 
 
@@ -186,6 +193,7 @@ def _bounds(tx: Connection, store: Store) -> _Values:
             (series.FLUSH_THRESHOLD, name, "age"): thresholds.max_age_ms / 1e3,
             (series.LIMIT, name, "batches"): limits[name].max_pending,
             (series.LIMIT, name, "bytes"): limits[name].max_bytes,
+            (series.LIMIT, name, "windows"): limits[name].max_windows,
             (series.LIMIT, name, "ingests"): limits[name].concurrent_ingests,
             (series.LIMIT, name, "builds"): limits[name].concurrent_builds,
             (series.SLO, name, "flush"): levels.flush_seconds,

@@ -41,6 +41,7 @@ LIMIT = "timestore_staging_limit"
 SLO = "timestore_slo_seconds"
 INTAKE_PAUSED = "timestore_staging_intake_paused"
 TABLE_REFUSED = "timestore_table_refused"
+WORK_BYTES = "timestore_work_bytes"
 SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
 FLUSH_LAST_SUCCESS = "timestore_staging_flush_last_success_timestamp_seconds"
@@ -162,11 +163,11 @@ SERIES = (
     Series(
         LIMIT,
         SeriesType.GAUGE,
-        "batches, bytes, segments (ingests) or builds",
-        "Effective limit of what may be staged and unpublished, of segments written at the same time (0 is off), and "
-        "of builds in flight.",
+        "batches, bytes, windows, segments (ingests) or builds",
+        "Effective limit of what may be staged and unpublished, of windows of a batch, of segments written at the same "
+        "time (0 is off), and of builds in flight.",
         "limit",
-        ("batches", "bytes", "ingests", "builds"),
+        ("batches", "bytes", "windows", "ingests", "builds"),
     ),
     Series(
         INTAKE_PAUSED,
@@ -203,9 +204,17 @@ SERIES = (
         SeriesType.GAUGE,
         "bytes",
         "Disk in the staging directory: segments with unpublished rows (staged), published segments kept until "
-        "retention ends (retained), and what is in quarantine.",
+        "retention ends (retained), and what is in quarantine; and the archive, as maintenance last saw it.",
         "component",
-        ("staged", "retained", "quarantine"),
+        ("staged", "retained", "quarantine", "archive"),
+    ),
+    Series(
+        WORK_BYTES,
+        SeriesType.GAUGE,
+        "bytes",
+        "Disk that is taken by cached copies of objects and by what is being worked on (bodies of requests, fetched "
+        "files, what DuckDB spills), as maintenance last saw it on its host.",
+        per_dataset=False,
     ),
     Series(SEGMENT_BYTES, SeriesType.HISTOGRAM, "bytes", "Sizes of the segments that were staged."),
     Series(

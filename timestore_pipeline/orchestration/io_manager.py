@@ -29,6 +29,7 @@ from timestore_pipeline.orchestration.resources import Installation, MetricsReso
 from timestore_pipeline.reading.rows import Rows, query_rows, range_query
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.staging.frames import as_table, table_fingerprint
+from timestore_pipeline.staging.identity import MAX_BATCH_ID
 from timestore_pipeline.staging.ingest import IngestReport
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.stage import stage
@@ -44,7 +45,6 @@ RANGE_METADATA = "timestore/range"
 COLUMNS_METADATA = "columns"
 """Metadata of an input: the names of the columns that are wanted."""
 
-_LONGEST_BATCH_ID = 255
 _Range = tuple[datetime, datetime]
 
 
@@ -141,7 +141,7 @@ def batch_id_of(asset: dg.AssetKey, partition: str | None, execution: str) -> st
     A new run, or the re-execution of a step that had succeeded, is an execution of its own.
     """
     name = f"{_prefix(asset, partition)}{execution}"
-    if len(name) <= _LONGEST_BATCH_ID:
+    if len(name) <= MAX_BATCH_ID:
         return name
     return f"asset:{blake3(_prefix(asset, partition).encode()).hexdigest()}:{execution}"
 

@@ -9,25 +9,38 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 from blake3 import blake3
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import fsync_path, make_folder, move_file
+from timestore_pipeline.durable_files import (
+    TEMPORARY_SUFFIX,
+    fsync_path,
+    held_alone,
+    make_folder,
+    put_in_place,
+    side_by_side,
+)
 from timestore_pipeline.errors import PlaceError
-from timestore_pipeline.landing.files import LandingFile
+from timestore_pipeline.landing.files import LandingFile, bytes_on_disk
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
+from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import file_batch_id
+from timestore_pipeline.staging.scratch import means_itself, plain_name, scratch_folder
+from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -36,17 +49,36 @@ log = logging.getLogger(__name__)
 _HASHING_THREADS = 2
 _HASHED_BYTES = 1 << 20
 
+_LINKS_FOLDER = "_names"
+
 # What file systems allow.
 MAX_NAME_BYTES = 255
+
+
+class _Changed(Exception):
+    """A file is not what was taken in any more."""
+
+
+@dataclass
+class _Clearing:
+    """What becomes of staged files, into which folder of the archive, and which of them stay where they are."""
+
+    action: AfterIngest
+    day: str
+    archived: bool = False
+    staying: list[Path] = field(default_factory=list)
 
 
 class Arrivals(Protocol):
     """Landing files of one dataset, as local files under which name they are known here."""
 
-    def take_in(self, files: Sequence[LandingFile]) -> tuple[dict[Path, IncomingBatch], list[str]]:
+    def take_in(self, files: Sequence[LandingFile], deadline: Deadline) -> tuple[dict[Path, IncomingBatch], list[str]]:
         """Return the batches that the files are, and a sentence for each file that cannot be had.
 
         A file that another ingest has taken is left out.
+
+        Raises:
+            ReadingTooLong: it has taken too long to find out.
         """
         ...
 
@@ -61,8 +93,12 @@ class Arrivals(Protocol):
         """
         ...
 
-    def set_aside(self, path: Path, relative: str) -> None:
+    def set_aside(self, path: Path, batch: IncomingBatch, relative: str) -> None:
         """Move a bad file, which the ledger knows as such, to ``relative`` in the staging directory."""
+        ...
+
+    def set_unread_aside(self, file: LandingFile, relative: str) -> None:
+        """Do so with a file that was not taken in, if that takes no reading; else it stays, and is remembered."""
         ...
 
 
@@ -100,24 +136,54 @@ class FolderArrivals:
         self._spec = spec
         self._through_links = through_links
         self._seen: dict[Path, Stamp] = {}
+        self._own_paths: dict[Path, Path] = {}
+        self._open = ExitStack()
+        self._links: Path | None = None
 
-    def look(self, path: Path) -> tuple[int, str]:
-        """Return the size and the hash of a file, and remember what was seen; OSError where it cannot be read."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def known_as(self, path: Path) -> Path:
+        """Return as what a file is known here: its own path, or that of a link where DuckDB would misunderstand it."""
+        root = self._store.staging.root
+        if means_itself(path.name) and (means_itself(str(path)) or not means_itself(str(root))):
+            return path
+        if self._links is None:
+            self._links = self._open.enter_context(scratch_folder(root / _LINKS_FOLDER))
+        link = self._links / f"{len(self._own_paths)}-{plain_name(path.name)}"
+        link.symlink_to(path)
+        self._own_paths[link] = path
+        self._seen[link] = self._seen[path]
+        return link
+
+    def look(self, path: Path, deadline: Deadline) -> tuple[int, str]:
+        """Return the size and the hash of a file, and remember what was seen.
+
+        Raises:
+            OSError: it cannot be read, or is larger than a file may be.
+            ReadingTooLong: its hash has taken too long.
+        """
+        limit = self._store.settings.landing_max_file_bytes
         # Neither a link nor a pipe that was put in the file's place since it was found is read, or waited for.
         flags = os.O_NONBLOCK if self._through_links else os.O_NONBLOCK | os.O_NOFOLLOW
         with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as stream:
             status = os.fstat(stream.fileno())  # first, so that a write in between is noticed
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            if max(status.st_size, bytes_on_disk(status)) > limit:
+                raise OSError(errno.EFBIG, too_large_in_words(status.st_size, bytes_on_disk(status), limit), str(path))
             self._seen[path] = Stamp.of_status(status)
-            return status.st_size, _hash(stream)
+            return status.st_size, _hash(stream, status.st_size, deadline)
 
-    def take_in(self, files: Sequence[LandingFile]) -> tuple[dict[Path, IncomingBatch], list[str]]:
+    def take_in(self, files: Sequence[LandingFile], deadline: Deadline) -> tuple[dict[Path, IncomingBatch], list[str]]:
         """Hash the files."""
         batches: dict[Path, IncomingBatch] = {}
         skipped = []
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            read = [pool.submit(self.look, file.path) for file in files]
+            read = [pool.submit(self.look, file.path, deadline) for file in files]
         for file, result in zip(files, read, strict=True):
             try:
                 _, fingerprint = result.result()
@@ -126,75 +192,184 @@ class FolderArrivals:
             except OSError as error:
                 skipped.append(f"{file.path.name} cannot be read: {error.strerror or error}")
                 continue
-            batches[file.path] = IncomingBatch(file_batch_id(fingerprint), fingerprint, file.path.name, file.bytes)
+            path = self.known_as(file.path)
+            batches[path] = IncomingBatch(file_batch_id(fingerprint), fingerprint, file.path.name, file.bytes)
         return batches, skipped
 
     def is_unchanged(self, path: Path) -> bool:
         """Whether its stamp is the same."""
         try:
-            return Stamp.of(path, through_links=self._through_links) == self._seen[path]
+            return Stamp.of(self._own(path), through_links=self._through_links) == self._seen[path]
         except FileNotFoundError:
             return False
 
     def clear_away(self, batches: Mapping[Path, IncomingBatch]) -> None:
-        """Rename, unlink or remember them."""
-        action = self._store.settings.landing_after_ingest
-        archive = self._store.archive
-        day = f"{self._spec.name}/{archive_day()}"
-        folder = archive.root / day
-        staying: list[Path] = []
-        archived = False
-        for path, batch in batches.items():
-            try:
-                if action is AfterIngest.KEEP:
-                    staying.append(path)
-                elif Stamp.of(path) != self._seen[path]:
-                    log.warning("%s: %s has changed since it was staged; it is taken again", self._spec.name, path)
-                elif action is AfterIngest.DELETE:
-                    path.unlink(missing_ok=True)
-                    reach(CrashPoint.LANDING_FILE_CLEARED)
-                elif archive.local is None:
-                    archive.adopt(path, f"{day}/{unique_name(batch.fingerprint, path.name)}")
-                    reach(CrashPoint.LANDING_FILE_CLEARED)
-                else:
-                    if not archived:
-                        archive.require()
-                        make_folder(folder)
-                    target = folder / path.name
-                    if target.exists():
-                        target = folder / unique_name(batch.fingerprint, path.name)
-                    move_file(path, target)
-                    reach(CrashPoint.LANDING_FILE_CLEARED)
-                    archived = True
-            except FileNotFoundError:
-                continue  # another ingest cleared it away
-            except PlaceError as error:
-                # Not remembered: it is looked at again, and cleared away when the archive is back.
-                log.warning("%s: %s is staged but could not be cleared away: %s", self._spec.name, path, error)
-            except OSError as error:
-                staying.append(path)
-                log.warning(
-                    "%s: %s is staged but could not be cleared away: %s",
-                    self._spec.name,
-                    path,
-                    error.strerror or error,
-                )
-        if archived:
-            fsync_path(folder)
+        """Rename, copy, unlink or remember them."""
+        clearing = _Clearing(self._store.settings.landing_after_ingest, f"{self._spec.name}/{archive_day()}")
+        with side_by_side() as begin:
+            for known_as, batch in batches.items():
+                path = self._own(known_as)
+                self._attempt(clearing, path, partial(self._clear, clearing, path, batch, begin))
+        if clearing.archived:
+            fsync_path(self._store.archive.root / clearing.day)
         reach(CrashPoint.LANDING_CLEARED)
-        self._remember(staying)
+        self._remember(clearing.staying)
 
-    def set_aside(self, path: Path, relative: str) -> None:
-        """Rename it, unless it is another file by now, which is looked at the next time."""
+    def _attempt(self, clearing: _Clearing, path: Path, act: Callable[[], object]) -> None:
         try:
-            if Stamp.of(path) != self._seen[path]:
-                return
-            self._store.staging.adopt(path, relative)
+            act()
+        except (FileNotFoundError, BlockingIOError):
+            return  # another ingest cleared it away, or does so just now
+        except _Changed:
+            log.warning("%s: %s has changed since it was staged; it is taken again", self._spec.name, path)
+        except PlaceError as error:
+            # Not remembered: it is looked at again, and cleared away when the archive is back.
+            log.warning("%s: %s is staged but could not be cleared away: %s", self._spec.name, path, error)
+        except OSError as error:
+            clearing.staying.append(path)
+            log.warning(
+                "%s: %s is staged but could not be cleared away: %s", self._spec.name, path, error.strerror or error
+            )
+
+    def _clear(
+        self, clearing: _Clearing, path: Path, batch: IncomingBatch, begin: Callable[[Callable[[], object]], None]
+    ) -> None:
+        archive = self._store.archive
+        if clearing.action is AfterIngest.KEEP:
+            clearing.staying.append(path)
+            return
+        if Stamp.of(path) != self._seen[path]:
+            raise _Changed
+        if clearing.action is AfterIngest.DELETE:
+            path.unlink(missing_ok=True)
+        elif archive.local is None:
+            self._adopt(path, archive, f"{clearing.day}/{unique_name(batch.fingerprint, path.name)}", batch.fingerprint)
+        else:
+            folder = archive.local / clearing.day
+            if not clearing.archived:
+                archive.require()
+                make_folder(folder)
+            target = folder / path.name
+            if target.exists():
+                target = folder / unique_name(batch.fingerprint, path.name)
+            clearing.archived = True
+            if not self._is_renamed(path, target):
+                # Each waits for the disk.
+                begin(partial(self._attempt, clearing, path, partial(self._keep_copy, path, target, batch.fingerprint)))
+        reach(CrashPoint.LANDING_FILE_CLEARED)
+
+    def set_aside(self, path: Path, batch: IncomingBatch, relative: str) -> None:
+        """Rename it, unless it is another file by now, which is looked at the next time."""
+        path = self._own(path)
+        try:
+            self._adopt(path, self._store.staging, relative, batch.fingerprint)
             reach(CrashPoint.BAD_FILE_MOVED)
+        except (_Changed, BlockingIOError):
+            return  # another ingest has it just now, or it is another file
         except OSError as error:
             self._remember([path])
             log.warning(
                 "%s: %s is in quarantine but stays where it is: %s", self._spec.name, path, error.strerror or error
+            )
+
+    def _own(self, known_as: Path) -> Path:
+        return self._own_paths.get(known_as, known_as)
+
+    def _adopt(self, path: Path, storage: Storage, key: str, fingerprint: str) -> None:
+        """Move a file into a storage, as :meth:`_take_over` does."""
+        if storage.local is not None:
+            target = storage.local / key
+            make_folder(target.parent)
+            self._take_over(path, target, fingerprint)
+            fsync_path(target.parent)
+            return
+        scratch = self._store.settings.temp_path / f"{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+        make_folder(scratch.parent)
+        try:
+            self._copy(path, scratch, fingerprint)
+            storage.adopt(scratch, key)
+        finally:
+            scratch.unlink(missing_ok=True)
+        self._unlink_if_unchanged(path)
+
+    def _take_over(self, path: Path, target: Path, fingerprint: str) -> None:
+        """Move a file so that what is there afterwards is what was taken in, whoever has it open still.
+
+        A file that nobody else can reach any more is renamed. Of another one a copy is kept that has the same hash.
+
+        Raises:
+            _Changed: it is not what was taken in any more; it stays where it is.
+        """
+        if not self._is_renamed(path, target):
+            self._keep_copy(path, target, fingerprint)
+
+    def _is_renamed(self, path: Path, target: Path) -> bool:
+        with held_alone(path) as alone:
+            if Stamp.of(path) != self._seen[path]:
+                raise _Changed
+            if not alone():
+                return False
+            try:
+                path.rename(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                return False
+            if alone():
+                return True
+            # Somebody opened it just now.
+            with suppress(FileExistsError):
+                path.hardlink_to(target)
+            target.unlink()
+            return False
+
+    def _keep_copy(self, path: Path, target: Path, fingerprint: str) -> None:
+        temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+        try:
+            self._copy(path, temporary, fingerprint)
+            put_in_place(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._unlink_if_unchanged(path)
+
+    def _copy(self, path: Path, target: Path, fingerprint: str) -> None:
+        digest = blake3()
+        # What was put in its place is not followed, or waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb") as source, target.open("xb") as copy:
+            left = self._seen[path].bytes
+            while block := source.read(min(_HASHED_BYTES, left)):
+                digest.update(block)
+                copy.write(block)
+                left -= len(block)
+        if left or digest.hexdigest() != fingerprint:
+            raise _Changed
+
+    def _unlink_if_unchanged(self, path: Path) -> None:
+        """Remove a file of which a copy is kept; what was written to it since is a file of its own."""
+        now, seen = Stamp.of(path), self._seen[path]
+        if (now.bytes, now.modified_at) == (seen.bytes, seen.modified_at):
+            path.unlink()
+
+    def set_unread_aside(self, file: LandingFile, relative: str) -> None:
+        """Rename it, if it can be: to copy it is what it is not to be."""
+        try:
+            seen = self._seen[file.path] = Stamp.of(file.path)
+            if (seen.bytes, seen.modified_at / 1e9) != (file.bytes, file.modified_at):
+                return
+            target = self._store.staging.local
+            if target is None:
+                raise OSError(errno.EXDEV, "the quarantine is in an object store")
+            make_folder((target / relative).parent)
+            file.path.rename(target / relative)
+            fsync_path((target / relative).parent)
+            reach(CrashPoint.BAD_FILE_MOVED)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._remember([file.path])
+            log.warning(
+                "%s: %s is in quarantine but stays where it is: %s", self._spec.name, file.path, error.strerror or error
             )
 
     def _remember(self, paths: Collection[Path]) -> None:
@@ -206,7 +381,8 @@ class FolderArrivals:
 def arrivals_of(store: Store, spec: DatasetSpec) -> Iterator[Arrivals]:
     """Give the landing files of a dataset, wherever they lie."""
     if isinstance(store.settings.landing_location, Path):
-        yield FolderArrivals(store, spec)
+        with FolderArrivals(store, spec) as arrivals:
+            yield arrivals
         return
     from timestore_pipeline.staging.fetched import fetched_arrivals  # brings obstore
 
@@ -232,16 +408,22 @@ def file_fingerprint(path: Path) -> str:
         return _hash(stream)
 
 
-def _hash(stream: BinaryIO) -> str:
+def _hash(stream: BinaryIO, size: int | None = None, deadline: Deadline | None = None) -> str:
+    """Return the hash of a stream, or of its first ``size`` bytes: one that grows has no end."""
     digest = blake3()
-    while block := stream.read(_HASHED_BYTES):
+    left = size
+    while block := stream.read(_HASHED_BYTES if left is None else min(_HASHED_BYTES, left)):
         digest.update(block)
+        left = None if left is None else left - len(block)
+        if deadline is not None:
+            deadline.check()
     return digest.hexdigest()
 
 
-def file_batch_id(fingerprint: str) -> str:
-    """Return the batch id of a landing file: its content's, so that its name does not matter."""
-    return f"file-{fingerprint}"
+def too_large_in_words(size: int, disk_bytes: int, limit: int) -> str:
+    """Return why a file is not read that is too large."""
+    on_disk = f" and takes {disk_bytes:,} on the disk" if disk_bytes > limit >= size else ""
+    return f"it has {size:,} bytes{on_disk}, and a file may have {limit:,} (TIMESTORE_LANDING_MAX_FILE_BYTES)"
 
 
 def unique_name(fingerprint: str, name: str) -> str:

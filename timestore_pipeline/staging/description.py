@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, literal
+
+if TYPE_CHECKING:
+    from timestore_pipeline.staging.identity import Client
 
 SEGMENT_TABLE = "rows"
 """Name of the one table in every segment."""
@@ -31,12 +35,13 @@ class NotDescribed(Exception):
 
 @dataclass(frozen=True)
 class IncomingBatch:
-    """A batch on its way in: identity, content hash, and where it comes from."""
+    """A batch on its way in: identity, content hash, and where it comes from, with its client if it has one."""
 
     batch_id: str
     fingerprint: str
     source: str
     source_bytes: int
+    client: Client | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -7,35 +7,34 @@ and one that a crash leaves in between is a duplicate the next time, as every fi
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.durable_files import PRIVATE_FOLDER, make_folder
+from timestore_pipeline.durable_files import PRIVATE_FOLDER
 from timestore_pipeline.errors import PlaceError, StorageUnavailable
 from timestore_pipeline.landing.files import LandingFile
 from timestore_pipeline.landing.objects import settled_object, version_of
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
-    MAX_NAME_BYTES,
     archive_day,
-    file_batch_id,
     file_fingerprint,
     remember,
     unique_name,
 )
+from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import file_batch_id
+from timestore_pipeline.staging.scratch import plain_name, scratch_folder
 from timestore_pipeline.storage.objects import ObjectStorage
 from timestore_pipeline.store import Store
 
@@ -50,7 +49,6 @@ _REQUESTS_AT_ONCE = 16
 _CLEARED_TOGETHER = 500
 # What S3 copies in one request.
 _MOST_COPIED_BYTES = 5 << 30
-_SCRATCH_PREFIX = "ingest-"
 
 
 class FetchedArrivals:
@@ -62,8 +60,9 @@ class FetchedArrivals:
         self._landing = landing
         self._scratch = scratch
         self._files: dict[Path, LandingFile] = {}
+        self._numbers = count()
 
-    def take_in(self, files: Sequence[LandingFile]) -> tuple[dict[Path, IncomingBatch], list[str]]:
+    def take_in(self, files: Sequence[LandingFile], deadline: Deadline) -> tuple[dict[Path, IncomingBatch], list[str]]:
         """Fetch the objects and hash them."""
         skipped: list[str] = []
         chosen = self._that_fit(files, skipped)
@@ -73,7 +72,8 @@ class FetchedArrivals:
             number, file = numbered
             if given_up.is_set():
                 return None
-            path = self._scratch / str(number) / _local_name(file.path.name)
+            path = self._scratch / str(number) / plain_name(file.path.name)
+            deadline.check()
             try:
                 path.parent.mkdir(mode=PRIVATE_FOLDER)
                 entry = self._landing.download(file.path.as_posix(), path)
@@ -88,7 +88,7 @@ class FetchedArrivals:
 
         batches: dict[Path, IncomingBatch] = {}
         folders: list[LandingFile] = []
-        for file, result in zip(chosen, _at_once(fetch, enumerate(chosen)), strict=True):
+        for file, result in zip(chosen, _at_once(fetch, zip(self._numbers, chosen, strict=False)), strict=True):
             if isinstance(result, FileNotFoundError):
                 # Another ingest took it; unless it is the sign of a folder, whose key ends in a '/' that no listing
                 # shows, and which would be found by each look.
@@ -121,7 +121,7 @@ class FetchedArrivals:
                 self._clear_chunk(chunk, archive=action is AfterIngest.ARCHIVE)
         reach(CrashPoint.LANDING_CLEARED)
 
-    def set_aside(self, path: Path, relative: str) -> None:
+    def set_aside(self, path: Path, batch: IncomingBatch, relative: str) -> None:
         """Put the fetched copy where bad files are, and delete the object."""
         try:
             self._store.staging.adopt(path, relative)
@@ -131,6 +131,15 @@ class FetchedArrivals:
         except OSError as error:
             self._stays(path, "is in quarantine but stays where it is", error)
             self._remember([path])
+
+    def set_unread_aside(self, file: LandingFile, relative: str) -> None:
+        """Remember it: to bring it here is what it is not to be."""
+        log.warning(
+            "%s: %s is in quarantine but stays where it is",
+            self._spec.name,
+            self._landing.shown(file.path.as_posix()),
+        )
+        remember(self._store, [settled_object(file)])
 
     def _that_fit(self, files: Iterable[LandingFile], skipped: list[str]) -> list[LandingFile]:
         """Return the files for which there is local disk, oldest first."""
@@ -227,49 +236,6 @@ def fetched_arrivals(store: Store, spec: DatasetSpec) -> Iterator[FetchedArrival
         yield FetchedArrivals(store, spec, landing, scratch)
 
 
-@contextmanager
-def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Give a folder of this process' own, removed afterwards; those of processes that died are removed first.
-
-    A process holds a lock on its folder for as long as it lives, which says that and nothing else.
-    """
-    make_folder(parent)
-    for left in parent.glob(f"{_SCRATCH_PREFIX}*"):
-        with suppress(OSError):
-            _remove_unless_in_use(left)
-    while True:
-        folder = parent / f"{_SCRATCH_PREFIX}{secrets.token_hex(8)}"
-        folder.mkdir(mode=PRIVATE_FOLDER)
-        held = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            # Between the two another process may have taken it for one that is left.
-            if not folder.exists():
-                continue
-            yield folder
-            return
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
-
-
-def _remove_unless_in_use(folder: Path) -> None:
-    found = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(found)
-
-
 def _at_once(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         return list(pool.map(work, items))
-
-
-def _local_name(name: str) -> str:
-    """Return the name under which a copy is read: the object's own, as long as file systems take it."""
-    # What the end says of the format stays.
-    return os.fsencode(name)[-MAX_NAME_BYTES:].decode(errors="ignore")

@@ -84,11 +84,6 @@ def table_fingerprint(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def content_batch_id(fingerprint: str) -> str:
-    """Return the batch id of rows that came without one: their content's."""
-    return f"arrow-{fingerprint}"
-
-
 def _content(table: pa.Table) -> Iterator[pa.Table]:
     """Yield tables that are equal, byte for byte, if and only if the values of ``table`` are."""
     columns = [_plain(column) for column in table.columns]

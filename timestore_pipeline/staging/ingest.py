@@ -7,7 +7,9 @@ staged in one go. A file is removed from the landing folder only after the ledge
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,9 +21,12 @@ from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
+    BatchConflict,
+    BatchesRefused,
     BatchRejected,
     GuardrailExceeded,
     IntakePaused,
+    ReadingTooLong,
     SegmentNotWritten,
     StagingQueueFull,
     TooManyIngests,
@@ -35,16 +40,24 @@ from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_throug
 from timestore_pipeline.landing.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
 from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
-from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_aside
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, next_try_at, set_aside
 from timestore_pipeline.ledger.readings import Readings, end_readings
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging.arrivals import Arrivals, FolderArrivals, arrivals_of, file_batch_id, unique_name
+from timestore_pipeline.staging.arrivals import (
+    Arrivals,
+    FolderArrivals,
+    arrivals_of,
+    too_large_in_words,
+    unique_name,
+)
+from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
+from timestore_pipeline.staging.identity import claims_given_id, file_batch_id, unread_file_id
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
     Receipt,
@@ -53,11 +66,15 @@ from timestore_pipeline.staging.receipts import (
     acknowledge_segment,
     check_texts,
     duplicate_receipts,
+    reserved_id,
+    settle_known,
 )
 from timestore_pipeline.staging.retry import when_there_is_room
 from timestore_pipeline.staging.room import check_room, count_breaches
 from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, WrittenSegment, write_segment
 from timestore_pipeline.staging.suspects import (
+    ReadingGroup,
+    blamed_alone,
     may_be_read_elsewhere,
     reading_groups,
     recorded_reading,
@@ -127,11 +144,19 @@ class _Files:
     """The files of one ingest as they pass through it."""
 
     arrivals: Arrivals
+    ids: Mapping[str, str] = field(default_factory=dict)
+    """What files are called before they are read, by their names."""
+    batches: dict[Path, IncomingBatch] = field(default_factory=dict)
+    """All that were taken in."""
     fresh: dict[Path, IncomingBatch] = field(default_factory=dict)
     staged: dict[Path, IncomingBatch] = field(default_factory=dict)
     duplicates: dict[Path, Receipt] = field(default_factory=dict)
     twins: dict[Path, Path] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    """Why files are set aside without having been taken in, by their ids."""
+    patience_lost: set[str] = field(default_factory=set)
+    """Names of files that were too long to read or ended their readers, which may not have been their fault."""
     skipped: list[str] = field(default_factory=list)
     take_late: bool = False
     wider: dict[Path, Sequence[Column]] = field(default_factory=dict)
@@ -173,30 +198,30 @@ def _ingest(
     store: Store, spec: DatasetSpec, files: Sequence[LandingFile], arrivals: Arrivals, started: float
 ) -> IngestReport:
     dataset = spec.name
-    state = _Files(arrivals)
-    batches, state.skipped = arrivals.take_in(files)
-    _set_duplicates_apart(store, spec, batches, state)
+    by_id = {unread_file_id(file.path.name, file.bytes, file.modified_at, file.version): file for file in files}
+    state = _Files(arrivals, {file.path.name: file_id for file_id, file in by_id.items()})
     done = _Staged()
-    if state.fresh:
-        try:
-            limits = check_room(store, spec, len(state.fresh))
-            with turn(store, spec, limits):
-                _stage_in_groups(store, spec, state, done)
-        except GuardrailExceeded as error:
-            breach = error
-            store.ledger.transact(lambda tx: count_breaches(tx, [breach]), repeatable=False)
-            raise
-        except (StagingQueueFull, TooManyIngests, IntakePaused) as error:
-            state.skipped.append(f"{len(state.fresh)} files wait: {error}")
-            state.fresh.clear()
+    limit = store.settings.landing_max_file_bytes
+    for file_id, file in by_id.items():
+        if file.is_larger_than(limit):
+            state.unread[file_id] = too_large_in_words(file.bytes, file.disk_bytes, limit)
+    try:
+        _stage_in_groups(
+            store, spec, {key: file for key, file in by_id.items() if key not in state.unread}, state, done
+        )
+    except GuardrailExceeded as error:
+        breach = error
+        store.ledger.transact(lambda tx: count_breaches(tx, [breach]), repeatable=False)
+        raise
     _drop_changed(state, state.refused)
-    _settle_twins(store, spec, batches, done.receipts, state)
+    _settle_twins(store, spec, done.receipts, state)
     quarantined = [
-        entry
-        for path, reason in state.refused.items()
-        if (entry := _set_file_aside(store, spec, path, reason, batches[path], arrivals))
+        entry for path, reason in state.refused.items() if (entry := _set_file_aside(store, spec, path, reason, state))
+    ] + [
+        _set_unread_aside(store, spec, file_id, by_id[file_id], reason, state)
+        for file_id, reason in state.unread.items()
     ]
-    arrivals.clear_away({path: batches[path] for path in (*state.staged, *state.duplicates)})
+    arrivals.clear_away({path: state.batches[path] for path in (*state.staged, *state.duplicates)})
     publish_if_direct(store, dataset)
     return IngestReport(
         dataset=dataset,
@@ -246,31 +271,41 @@ def stage_file(
 def _stage_file(
     store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None, take_late: bool
 ) -> Receipt:
-    arrivals = FolderArrivals(store, spec, through_links=True)  # a link that the caller names is the caller's choice
     if not _is_utf8(path):
         raise BatchRejected(spec.name, ascii(str(path)), "DuckDB and the ledger take UTF-8 names only; rename it")
-    try:
-        size, fingerprint = arrivals.look(path)
-    except OSError as error:
-        raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
-    state = _Files(arrivals, take_late=take_late)
-    batch = check_texts(
-        spec.name,
-        IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, size),
-    )
-    duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
-    if duplicate is not None:
-        return duplicate
-    state.fresh[path] = batch
-    limits = check_room(store, spec, 1)
-    with turn(store, spec, limits):
-        # Both ends of a link may be read.
-        acknowledged, _, _ = _stage_fresh(store, spec, state, path.parent, path.resolve().parent)
+    # A link that the caller names is the caller's choice.
+    with FolderArrivals(store, spec, through_links=True) as arrivals:
+        try:
+            deadline = Deadline.of(spec.name, store.settings.landing_max_reading_seconds)
+            size, fingerprint = arrivals.look(path, deadline)
+        except ReadingTooLong as error:
+            raise BatchRejected(spec.name, str(path), error.reason) from error
+        except OSError as error:
+            raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
+        batch = check_texts(
+            spec.name,
+            IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, size),
+        )
+        duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
+        if duplicate is not None:
+            return duplicate
+        if claims_given_id(batch):
+            raise reserved_id(spec.name, batch)
+        known_as = arrivals.known_as(path)
+        state = _Files(arrivals, batches={known_as: batch}, fresh={known_as: batch}, take_late=take_late)
+        limits = check_room(store, spec, 1)
+        with turn(store, spec, limits):
+            try:
+                # Both ends of a link may be read.
+                acknowledged, _, _ = _stage_fresh(store, spec, state, path.parent, path.resolve().parent)
+            except ReadingTooLong as error:
+                raise BatchRejected(spec.name, str(path), error.reason) from error
     if state.refused:
-        raise BatchRejected(spec.name, str(path), state.refused[path])
+        duplicate_receipts(store, spec, [batch])  # where another was first, with other content, that is what is wrong
+        raise BatchRejected(spec.name, str(path), state.refused[known_as])
     if state.skipped:
         raise BatchRejected(spec.name, str(path), state.skipped[0])
-    return acknowledged.receipts[0] if acknowledged.receipts else state.duplicates[path]
+    return acknowledged.receipts[0] if acknowledged.receipts else state.duplicates[known_as]
 
 
 def _is_utf8(path: Path) -> bool:
@@ -282,11 +317,17 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _set_duplicates_apart(store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], state: _Files) -> None:
-    known = duplicate_receipts(store, spec, list(batches.values()))
+    known = settle_known(store, spec, list(batches.values()))
     first: dict[str, Path] = {}
     for path, batch in batches.items():
-        if batch.batch_id in known:
-            state.duplicates[path] = known[batch.batch_id]
+        answer = known.get(batch.batch_id)
+        if isinstance(answer, BatchConflict):
+            state.refused[path] = (
+                f"other rows were staged under its id {batch.batch_id}, by somebody who gave them that; stage it with "
+                f"'timestore stage {spec.name} FILE --batch-id ID' under another one"
+            )
+        elif answer is not None:
+            state.duplicates[path] = answer
         elif batch.batch_id in first:
             state.twins[path] = first[batch.batch_id]
         else:
@@ -294,71 +335,122 @@ def _set_duplicates_apart(store: Store, spec: DatasetSpec, batches: dict[Path, I
             state.fresh[path] = batch
 
 
-def _settle_twins(
-    store: Store, spec: DatasetSpec, batches: dict[Path, IncomingBatch], receipts: Iterable[Receipt], state: _Files
-) -> None:
+def _settle_twins(store: Store, spec: DatasetSpec, receipts: Iterable[Receipt], state: _Files) -> None:
     """Let files with the same content as another one of this ingest share its fate."""
     staged = {receipt.batch_id: receipt for receipt in receipts}
     for twin, path in state.twins.items():
         if path in state.refused:
             state.refused[twin] = state.refused[path]
-        elif batches[twin].batch_id in staged:
-            state.duplicates[twin] = replace(staged[batches[twin].batch_id], source=twin.name, duplicate=True)
+        elif state.batches[twin].batch_id in staged:
+            state.duplicates[twin] = replace(
+                staged[state.batches[twin].batch_id], source=state.batches[twin].source, duplicate=True
+            )
         elif path in state.duplicates:
-            state.duplicates[twin] = replace(state.duplicates[path], source=twin.name)
+            state.duplicates[twin] = replace(state.duplicates[path], source=state.batches[twin].source)
     repeats = sum(1 for twin in state.twins if twin in state.duplicates)
     if repeats:
         store.ledger.transact(lambda tx: count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats), repeatable=False)
 
 
-def _stage_in_groups(store: Store, spec: DatasetSpec, state: _Files, done: _Staged) -> None:
-    """Stage ``state.fresh``, in one segment unless some of the files may have ended a process before.
-
-    Where it raises, ``state.fresh`` has what was not staged.
-    """
-    paths = {batch.batch_id: path for path, batch in state.fresh.items()}
-    waiting, state.fresh = state.fresh, {}
+def _stage_in_groups(
+    store: Store, spec: DatasetSpec, files: Mapping[str, LandingFile], state: _Files, done: _Staged
+) -> None:
+    """Stage files (by their ids), in one segment unless one of them has ended a process, or is too much to be read."""
     attempts = store.settings.landing_max_attempts
-    before = suspicions(store, spec.name, list(paths))
-    try:
-        for group in reading_groups(list(paths), before, attempts):
-            members = {paths[batch_id]: waiting.pop(paths[batch_id]) for batch_id in group.batch_ids}
-            if group.begun >= attempts:
-                _give_up(state, members, before)
+    groups = deque(reading_groups(list(files), before := suspicions(store, spec.name, list(files))))
+    while groups:
+        group = groups.popleft()
+        if group.alone and before[group.file_ids[0]].alone >= attempts:
+            _give_up(state, files[group.file_ids[0]], group.file_ids[0], before)
+            continue
+        state.fresh = {}
+        refused = set(state.refused)
+        try:
+            with recorded_reading(store, spec.name, group):
+                _stage_group(store, spec, group, files, state, done)
+        except (StagingQueueFull, TooManyIngests, IntakePaused) as error:
+            state.skipped.append(f"{len(state.fresh)} files wait: {error}")
+        except SegmentNotWritten as error:
+            too_long = isinstance(error, ReadingTooLong)
+            if too_long:
+                # Readers take an interrupt for something that is wrong with a file.
+                state.refused = {path: reason for path, reason in state.refused.items() if path in refused}
+            if group.alone:
+                _judge_alone(state, files[group.file_ids[0]], group.file_ids[0], error)
                 continue
-            state.fresh = members
-            try:
-                with recorded_reading(store, spec.name, group):
-                    acknowledged, written, done.columns = _stage_fresh(
-                        store, spec, state, together=lambda tx, ids=group.batch_ids: end_readings(tx, spec.name, ids)
-                    )
-            except SegmentNotWritten as error:
-                if not group.alone:
-                    raise
-                (path,) = state.fresh
-                if error.out_of_memory and group.begun + 1 >= attempts:
-                    state.refused[path] = f"read alone it needs more memory than there is: {error.reason}"
-                else:
-                    state.skipped.append(f"{path.name} waits: {error.reason}")
-                state.fresh = {}
-                continue
-            done.receipts += acknowledged.receipts
-            done.quarantined += acknowledged.quarantined
-            done.segments += [written.row] if written and written.row else []
-            state.staged.update(state.fresh)
-            state.fresh = {}
-    finally:
-        state.fresh.update(waiting)
+            if not (too_long or error.out_of_memory):
+                raise
+            left = _not_dealt_with(group, files, state)
+            before = suspicions(store, spec.name, left)
+            groups.extendleft(reversed(reading_groups(left, before)))
 
 
-def _give_up(state: _Files, members: Mapping[Path, IncomingBatch], before: Mapping[str, Readings]) -> None:
-    """Refuse files that have ended process after process, without another look."""
-    for path, batch in members.items():
-        readings = before[batch.batch_id]
-        if may_be_read_elsewhere(readings, now_micros()):
-            state.skipped.append(f"{path.name} waits: it may be read by another process just now")
-        else:
-            state.refused[path] = verdict(readings)
+def _stage_group(
+    store: Store,
+    spec: DatasetSpec,
+    group: ReadingGroup,
+    files: Mapping[str, LandingFile],
+    state: _Files,
+    done: _Staged,
+) -> None:
+    with blamed_alone(store, spec.name, group):
+        deadline = Deadline.of(spec.name, store.settings.landing_max_reading_seconds)
+        batches, skipped = state.arrivals.take_in([files[file_id] for file_id in group.file_ids], deadline)
+    state.batches.update(batches)
+    state.skipped += skipped
+    _set_duplicates_apart(store, spec, batches, state)
+    if not state.fresh:
+        return
+    limits = check_room(store, spec, len(state.fresh))
+    with turn(store, spec, limits):
+        acknowledged, written, done.columns = _stage_fresh(
+            store, spec, state, group=group, together=lambda tx: end_readings(tx, spec.name, group.file_ids)
+        )
+    done.receipts += acknowledged.receipts
+    done.quarantined += acknowledged.quarantined
+    done.segments += [written.row] if written and written.row else []
+    state.staged.update(state.fresh)
+    state.fresh = {}
+
+
+def _not_dealt_with(group: ReadingGroup, files: Mapping[str, LandingFile], state: _Files) -> list[str]:
+    """Return which files of a group are to be read again, and forget what was found out about these."""
+    dealt_with = {
+        state.batches[path].source
+        for path in (*state.refused, *state.duplicates, *state.staged)
+        if path in state.batches
+    }
+    left = [file_id for file_id in group.file_ids if files[file_id].path.name not in dealt_with]
+    names = {files[file_id].path.name for file_id in left}
+    for path in [path for path, batch in state.batches.items() if batch.source in names]:
+        del state.batches[path]
+        state.twins.pop(path, None)
+        state.wider.pop(path, None)
+    return left
+
+
+def _judge_alone(state: _Files, file: LandingFile, file_id: str, error: SegmentNotWritten) -> None:
+    """Decide about a file that could not be read although nothing else was."""
+    path = next(iter(state.fresh), None)
+    if isinstance(error, ReadingTooLong):
+        state.patience_lost.add(file.path.name)
+    elif not error.out_of_memory:
+        state.skipped.append(f"{file.path.name} waits: {error.reason}")
+        return
+    reason = f"read alone it needs more memory than there is: {error.reason}" if error.out_of_memory else error.reason
+    if path is None:
+        state.unread[file_id] = reason
+    else:
+        state.refused[path] = reason
+
+
+def _give_up(state: _Files, file: LandingFile, file_id: str, before: Mapping[str, Readings]) -> None:
+    """Refuse a file that has ended process after process, without another look."""
+    if may_be_read_elsewhere(before[file_id], now_micros()):
+        state.skipped.append(f"{file.path.name} waits: it may be read by another process just now")
+    else:
+        state.patience_lost.add(file.path.name)
+        state.unread[file_id] = verdict(before[file_id])
 
 
 def _stage_fresh(
@@ -366,19 +458,29 @@ def _stage_fresh(
     spec: DatasetSpec,
     state: _Files,
     *folders: Path,
+    group: ReadingGroup | None = None,
     together: Callable[[Connection], object] | None = None,
 ) -> tuple[Acknowledged, WrittenSegment | None, tuple[Column, ...]]:
     """Write and acknowledge a segment of ``state.fresh``; what turns out bad moves to the other parts of ``state``.
 
-    The files lie in the landing folder, or in ``folders``. ``together`` is done in the acknowledging transaction.
+    The files lie in the landing folder, or in ``folders``. ``group`` is what they are read as, ``together`` is done in
+    the acknowledging transaction.
     """
     columns: tuple[Column, ...] = ()
+    deadline = Deadline.of(spec.name, store.settings.landing_max_reading_seconds)
     while state.fresh:
-        with store.writers.connection(*folders) as connection:
-            schema, first = _schema(store, connection, spec, state)
+        with store.ledger.read() as tx:
+            known, most_windows = dataset_schema(tx, spec), store.limits(tx, spec).max_windows
+        with (
+            store.writers.connection(*folders) as connection,
+            blamed_alone(store, spec.name, group) if group else nullcontext(),
+            deadline.over(connection),
+        ):
+            schema, first = _schema(store, connection, spec, known, state)
             if schema is None:
                 break
             plan = _plan(store, connection, spec, schema, state)
+            deadline.check()
             columns = plan.schema.columns
             if not state.fresh:
                 break
@@ -394,11 +496,17 @@ def _stage_fresh(
                     batches=order,
                     expected_bytes=expected_bytes,
                     take_late=state.take_late,
+                    most_windows=most_windows,
                 )
+            except BatchesRefused as error:
+                _refuse(state, plan, error)
+                continue
             except (duckdb.Error, OSError) as error:
+                deadline.check()
                 if isinstance(error, OSError) or not _refuse_unreadable(store, connection, spec, schema, state):
                     out_of_memory = isinstance(error, duckdb.OutOfMemoryException)
                     raise SegmentNotWritten(spec.name, readable_reason(error), out_of_memory=out_of_memory) from error
+                deadline.check()
                 continue
         if _drop_changed(state, state.fresh):
             written.discard(store)
@@ -410,9 +518,17 @@ def _stage_fresh(
             ]
             segment_schema = SegmentSchema(schema.version, (*first, *brought))
             return acknowledge_segment(store, spec, segment_schema, written, order, together), written, columns
-        except StagedMeanwhile:
+        except (StagedMeanwhile, BatchConflict):
             _set_duplicates_apart(store, spec, _take_all(state), state)
+        except BatchesRefused as error:
+            _refuse(state, plan, error)
     return Acknowledged((), ()), None, columns
+
+
+def _refuse(state: _Files, plan: ReadPlan, error: BatchesRefused) -> None:
+    for ordinal, reason in error.reasons.items():
+        state.refused[plan.order[ordinal]] = reason
+        del state.fresh[plan.order[ordinal]]
 
 
 def _take_all(state: _Files) -> dict[Path, IncomingBatch]:
@@ -421,14 +537,12 @@ def _take_all(state: _Files) -> dict[Path, IncomingBatch]:
 
 
 def _schema(
-    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, state: _Files
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema | None, state: _Files
 ) -> tuple[Schema | None, list[SchemaStep]]:
     """Return the dataset's columns with the step that enters them into the ledger, if they are not there.
 
-    None where no file tells them.
+    None where neither the ledger (``schema``) nor a file tells them.
     """
-    with store.ledger.read() as tx:
-        schema = dataset_schema(tx, spec)
     if schema is not None:
         return schema, [] if schema.version else [SchemaStep(schema.columns)]
     without_rows: dict[Path, str] = {}
@@ -518,26 +632,48 @@ def _drop_changed(state: _Files, paths: Iterable[Path]) -> bool:
         state.fresh.pop(path, None)
         state.refused.pop(path, None)
         state.skipped.append(
-            f"{path.name} changed while it was read; it is taken when it is complete "
+            f"{state.batches[path].source} changed while it was read; it is taken when it is complete "
             "(write under a name that ends in .partial and rename it)"
         )
     return bool(changed)
 
 
-def _set_file_aside(
-    store: Store, spec: DatasetSpec, path: Path, reason: str, batch: IncomingBatch, arrivals: Arrivals
-) -> QuarantineEntry | None:
+def _set_file_aside(store: Store, spec: DatasetSpec, path: Path, reason: str, state: _Files) -> QuarantineEntry | None:
     """Move a bad file to quarantine; the ledger first, so that after a crash in between the file is found again.
 
     None where the file was not bad: another ingest staged it, and cleared it away while it was read here.
     """
-    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{unique_name(batch.fingerprint, path.name)}"
+    batch = state.batches[path]
+    entry = _record_bad_file(store, spec, batch, reason, state)
+    if entry is not None:
+        state.arrivals.set_aside(path, batch, entry.path)
+    return entry
+
+
+def _set_unread_aside(
+    store: Store, spec: DatasetSpec, file_id: str, file: LandingFile, reason: str, state: _Files
+) -> QuarantineEntry:
+    """Move a file to quarantine that was not read, under the id that it has without being read."""
+    fingerprint = file_id.rpartition("-")[2]
+    batch = IncomingBatch(file_id, fingerprint, file.path.name, max(file.bytes, file.disk_bytes))
+    entry = _record_bad_file(store, spec, batch, reason, state)
+    assert entry is not None  # no batch that was staged has such an id
+    state.arrivals.set_unread_aside(file, entry.path)
+    return entry
+
+
+def _record_bad_file(
+    store: Store, spec: DatasetSpec, batch: IncomingBatch, reason: str, state: _Files
+) -> QuarantineEntry | None:
+    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{unique_name(batch.fingerprint, batch.source)}"
 
     def record(tx: Connection) -> QuarantineEntry | None:
         # Another ingest may stage it just now, and resolves what it finds in quarantine.
         lock_dataset(tx, spec.name)
-        if known_batches(tx, spec.name, [batch.batch_id]):
+        known = known_batches(tx, spec.name, [batch.batch_id]).get(batch.batch_id)
+        if known is not None and known.fingerprint == batch.fingerprint:
             return None
+        now = now_micros()
         entry = set_aside(
             tx,
             dataset=spec.name,
@@ -548,14 +684,13 @@ def _set_file_aside(
             reason=reason,
             rows=None,
             size_bytes=batch.source_bytes,
-            now=now_micros(),
+            now=now,
+            try_again_at=next_try_at(0, now) if batch.source in state.patience_lost else None,
         )
-        end_readings(tx, spec.name, [batch.batch_id])
+        end_readings(tx, spec.name, [state.ids[batch.source]])
         return entry
 
     entry = store.ledger.transact(record)
-    if entry is None:
-        return None
-    reach(CrashPoint.BAD_FILE_RECORDED)
-    arrivals.set_aside(path, entry.path)
+    if entry is not None:
+        reach(CrashPoint.BAD_FILE_RECORDED)
     return entry

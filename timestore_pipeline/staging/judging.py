@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import BATCH_COLUMN, Column, quote, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec, LatePolicy
 from timestore_pipeline.durations import format_duration
+from timestore_pipeline.errors import TooManyWindows
 from timestore_pipeline.staging.description import DescribedGroup
 from timestore_pipeline.windows import Window, from_micros, to_micros
 
@@ -80,7 +82,7 @@ class Judge:
     """Judges rows by the moment ``now``. Times are microseconds since the epoch.
 
     ``horizon`` is the latest time that a row may have; rows before ``first_open`` are late, where late rows are not
-    taken like others.
+    taken like others. One batch may have rows in ``most_windows``; 0 is no limit.
     """
 
     spec: DatasetSpec
@@ -88,15 +90,24 @@ class Judge:
     now: int
     horizon: int
     first_open: int | None
+    most_windows: int = 0
 
     @classmethod
-    def of(cls, spec: DatasetSpec, columns: Sequence[Column], max_future_ms: int, *, take_late: bool) -> Judge:
+    def of(
+        cls,
+        spec: DatasetSpec,
+        columns: Sequence[Column],
+        max_future_ms: int,
+        *,
+        take_late: bool,
+        most_windows: int = 0,
+    ) -> Judge:
         """Return the judge of this moment; with ``take_late`` rows of closed windows are like others."""
         now = now_micros()
         horizon = min(now + max_future_ms * 1_000, _LAST_MOMENT) // 1_000_000 * 1_000_000
         everything = take_late or spec.late is LatePolicy.ACCEPT
         first_open = None if everything else spec.first_open_window(now).start_micros
-        return cls(spec, spec.time_column(columns), now, horizon, first_open)
+        return cls(spec, spec.time_column(columns), now, horizon, first_open, most_windows)
 
     @property
     def problem(self) -> str:
@@ -122,6 +133,9 @@ class Judge:
 
         Almost always there is no problem, and small batches have one window each: then it costs least, and nothing is
         read where ``times`` says by ordinal what the rows have.
+
+        Raises:
+            TooManyWindows: a batch has rows in more windows than one may.
         """
         if times is None or self.spec.key:
             batches = self._batches(connection, table)
@@ -144,7 +158,7 @@ class Judge:
             f"SELECT {BATCH_COLUMN}, epoch_us(date_trunc('{self.spec.window}', {time})), count(*), "
             f"epoch_us(min({time})), epoch_us(max({time})) FROM {table} GROUP BY ALL"
         ).fetchall()
-        return Judgement(tuple(DescribedGroup(*row) for row in found))
+        return Judgement(self._bounded([DescribedGroup(*row) for row in found]))
 
     def _batches(self, connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[int, int, int, int]] | None:
         """Return ordinal, rows, first and last time of each batch; None where a row has a problem."""
@@ -186,7 +200,15 @@ class Judge:
                 dropped[ordinal] = rows
             else:
                 refused.setdefault(ordinal, []).append(RefusedRows(self._reason(problem), rows, late=problem == _LATE))
-        return Judgement(tuple(groups), refused, dropped)
+        return Judgement(self._bounded(groups), refused, dropped)
+
+    def _bounded(self, groups: Sequence[DescribedGroup]) -> tuple[DescribedGroup, ...]:
+        """Return ``groups``, which are one for each window of a batch, unless a batch has too many of them."""
+        if self.most_windows:
+            counted = Counter(group.ordinal for group in groups)
+            if found := {ordinal: windows for ordinal, windows in counted.items() if windows > self.most_windows}:
+                raise TooManyWindows(self.spec.name, found, self.most_windows)
+        return tuple(groups)
 
     def _reason(self, problem: str) -> str:
         return _PROBLEMS[problem].format(

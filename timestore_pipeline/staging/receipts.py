@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchConflict, BatchRejected, CommitUnknown, GuardrailExceeded
+from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected, CommitUnknown, GuardrailExceeded
 from timestore_pipeline.ledger.batches import (
     BatchRow,
     KnownBatch,
@@ -25,12 +25,15 @@ from timestore_pipeline.ledger.registry import lock_dataset, take_positions
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
 from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.staging.identity import MAX_BATCH_ID
 from timestore_pipeline.staging.judging import reason_in_words
 from timestore_pipeline.staging.lateness import count_late_rows
 from timestore_pipeline.staging.room import (
     check_guardrails,
     check_pause,
+    check_quarantine,
     check_queue,
+    check_shares,
     count_breaches,
     guardrail_breaches,
     log_breaches,
@@ -38,9 +41,6 @@ from timestore_pipeline.staging.room import (
 from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
-
-MAX_BATCH_ID = 255
-"""Most characters of a batch id."""
 
 _SHOWN = 100
 
@@ -83,6 +83,11 @@ def check_texts(dataset: str, batch: IncomingBatch) -> IncomingBatch:
             dataset, shown, f"its batch id has {len(batch.batch_id)} characters; {MAX_BATCH_ID} are the most"
         )
     return batch
+
+
+def reserved_id(dataset: str, batch: IncomingBatch) -> BatchIdReserved:
+    """Return what the caller of a new batch is told whose id is of those that we give."""
+    return BatchIdReserved(dataset, repr(batch.source)[:_SHOWN], batch.batch_id)
 
 
 class StagedMeanwhile(Exception):
@@ -136,6 +141,7 @@ def acknowledge_segment(
         StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
         BatchConflict: a batch id is there with other content; nothing was recorded.
         StagingQueueFull, GuardrailExceeded, IntakePaused: there is no room any more; nothing was recorded.
+        BatchesRefused: some have rows to be set aside, and there is no room for these; nothing was recorded.
         DeclarationChanged: the declaration contradicts what was staged meanwhile; nothing was recorded.
     """
     now = now_micros()
@@ -165,7 +171,7 @@ def acknowledge_segment(
         lock_dataset(tx, spec.name)
         if not written.is_there(store):
             raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
-        known = known_batches(tx, spec.name, (batch.batch_id for batch in batches))
+        known = known_of(tx, spec.name, batches)
         limits = store.limits(tx, spec)
         if known and _is_recorded(tx, spec, written, known):
             # The connection broke in the commit, and the ledger has it all the same.
@@ -173,6 +179,8 @@ def acknowledge_segment(
         if known:
             check_fingerprints(spec.name, known, batches)
             raise StagedMeanwhile(frozenset(known))
+        if 0 < limits.max_windows < written.most_windows:
+            raise StagedMeanwhile(frozenset())  # the limit is another one now: look at it again
         if limits.concurrent_ingests and not in_turn:
             raise StagedMeanwhile(frozenset())  # there are turns now: wait for one
         now_there = dataset_schema(tx, spec)
@@ -181,8 +189,11 @@ def acknowledge_segment(
         check_pause(tx, spec.name)
         if not schema.base:
             fix_declaration(tx, spec)
+        if refused_rows:
+            check_quarantine(tx, store, spec, written)
         version = take_up(tx, spec.name, schema.base, schema.steps, now)
         check_queue(tx, spec, limits, len(batches))
+        check_shares(tx, spec, limits, batches)
         check_guardrails(tx, store, spec, limits)
         first_open = spec.first_open_window(written.judged_at).start_micros
         position = schema.position
@@ -250,6 +261,23 @@ def _is_recorded(tx: Connection, spec: DatasetSpec, written: WrittenSegment, kno
     )
 
 
+def known_of(tx: Connection, dataset: str, batches: Sequence[IncomingBatch]) -> dict[str, KnownBatch]:
+    """Return those of ``batches`` that the dataset already has, by id.
+
+    A client's key was the id itself before each client had a space of its own; so such a batch is known too, to the
+    client that sent it.
+    """
+    former = {batch.client.key for batch in batches if batch.client and batch.client.key}
+    found = known_batches(tx, dataset, former.union(batch.batch_id for batch in batches))
+    known: dict[str, KnownBatch] = {}
+    for batch in batches:
+        if batch.batch_id in found:
+            known[batch.batch_id] = found[batch.batch_id]
+        elif batch.client and batch.client.key in found and found[batch.client.key].source == batch.client.name:
+            known[batch.batch_id] = found[batch.client.key]
+    return known
+
+
 def check_fingerprints(dataset: str, known: Mapping[str, KnownBatch], batches: Sequence[IncomingBatch]) -> None:
     """Raise :class:`BatchConflict` for the first batch whose id is known with other content."""
     for batch in batches:
@@ -279,8 +307,8 @@ def settle_known(
     A receipt where the content is the same, and then it is counted as retried, else the conflict.
     """
     with store.ledger.read() as tx:
-        known = known_batches(tx, spec.name, {batch.batch_id for batch in batches})
-        windows = windows_of_batches(tx, spec.name, known) if known else {}
+        known = known_of(tx, spec.name, batches)
+        windows = windows_of_batches(tx, spec.name, (found.batch_id for found in known.values())) if known else {}
     if not known:
         return {}
     answers: dict[str, Receipt | BatchConflict] = {}
@@ -300,7 +328,7 @@ def settle_known(
             rows=found.rows,
             quarantined_rows=found.quarantined_rows,
             duplicate=True,
-            windows=tuple(spec.window_at(start) for start in windows.get(batch.batch_id, ())),
+            windows=tuple(spec.window_at(start) for start in windows.get(found.batch_id, ())),
             segment_id=found.segment_id,
             dropped_rows=found.dropped_rows,
         )

@@ -16,6 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from timestore_pipeline.errors import (
+    ClientShareTaken,
     DiskFull,
     GuardrailExceeded,
     IntakePaused,
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 REFUSALS: dict[type[TimestoreError], str] = {
     StagingQueueFull: "queue_full",
+    ClientShareTaken: "queue_full",
     DiskFull: "disk_full",
     GuardrailExceeded: "guardrail",
     TooManyIngests: "busy",

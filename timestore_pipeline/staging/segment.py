@@ -6,6 +6,7 @@ Rows whose time no window can hold are written to a quarantine file beside it an
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,6 +73,12 @@ class WrittenSegment:
     numbers: int = 0
 
     @property
+    def most_windows(self) -> int:
+        """How many windows that batch has which has the most."""
+        windows = Counter(ordinal for piece in self.slices for ordinal in piece.batch_rows)
+        return max(windows.values(), default=0)
+
+    @property
     def files(self) -> list[str]:
         """The files in staging that an acknowledgement rests on."""
         return [path for path in (self.row and self.row.path, self.refused_path) if path]
@@ -105,6 +112,7 @@ def write_segment(
     expected_bytes: int,
     take_late: bool = False,
     times: Sequence[BatchTimes] | None = None,
+    most_windows: int = 0,
 ) -> WrittenSegment:
     """Write the rows of ``sources`` into a new segment; returns once it is whole and durable on disk.
 
@@ -118,16 +126,21 @@ def write_segment(
         expected_bytes: rough size of the input; chooses the segment's block size.
         take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
         times: the times of the batches by ordinal, where they are known without reading them back.
+        most_windows: how many windows a batch may have rows in; 0 is no limit.
 
     Raises:
+        TooManyWindows: batches have rows in more; nothing is left behind.
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
     segment_id = new_segment_id()
     key = f"{spec.name}/{segment_id}{SEGMENT_SUFFIX}"
+    judge = Judge.of(
+        spec, columns, store.settings.staging_max_future_ms, take_late=take_late, most_windows=most_windows
+    )
     temporary = store.staging.scratch(key)
     try:
         filled = _fill(
-            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, take_late, times
+            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, judge, times
         )
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
@@ -178,7 +191,7 @@ def _fill(
     path: Path,
     segment_id: str,
     expected_bytes: int,
-    take_late: bool,
+    judge: Judge,
     times: Sequence[BatchTimes] | None,
 ) -> _Filled:
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
@@ -189,7 +202,6 @@ def _fill(
         f"CREATE TABLE {_TABLE} ({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL{row_number})"
     )
     numbers = _insert(connection, spec, sources)
-    judge = Judge.of(spec, columns, store.settings.staging_max_future_ms, take_late=take_late)
     judged = judge.look(connection, _TABLE, times)
     if judged.dropped:
         connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")

@@ -1,8 +1,9 @@
 """Files that may end the process which reads them: told apart from the files beside them, and not read for ever.
 
-A file made to exhaust memory, or one that a library crashes on, leaves no error behind. So a reading is recorded
-before it begins and forgotten when it ends, however it ends. What is left over is a suspicion, and those under one are
-read later and in smaller groups, in the end alone; then what is left over is a proof.
+A file made to exhaust memory, or one that a library crashes on, leaves no error behind. So a reading, hashing
+included, is recorded before it begins and forgotten when it ends, however it ends. What is left over is a suspicion,
+and those under one are read later and in smaller groups, in the end alone. Only what ends a process while a file is
+read alone speaks against that file: a process may end for other reasons than what it reads.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import LedgerError, SegmentNotWritten
 from timestore_pipeline.ledger.readings import (
     Readings,
+    begin_alone,
     begin_readings,
+    end_alone,
     end_readings,
-    take_back_reading,
     unended_readings,
 )
 from timestore_pipeline.store import Store
@@ -34,47 +36,47 @@ MOST_ONCE_SUSPECTED = 100
 LAST_READER_SECONDS = 60
 """So old is the last reading of a file that is given up: two processes may read one file at the same time."""
 
+_READ_ALONE_FROM = 2
+_UNSUSPECTED = Readings(0, 0)
+
 
 @dataclass(frozen=True)
 class ReadingGroup:
-    """Batches that are read together; ``begun`` is how often a reading of theirs did not end."""
+    """Files that are read together, by their ids; ``begun`` is how often a reading of theirs did not end."""
 
-    batch_ids: tuple[str, ...]
+    file_ids: tuple[str, ...]
     begun: int
 
     @property
     def alone(self) -> bool:
-        """Whether the batch is read alone because it is under suspicion."""
-        return self.begun > 0 and len(self.batch_ids) == 1
+        """Whether the file is read alone because it is under suspicion."""
+        return self.begun > 0 and len(self.file_ids) == 1
 
 
-def reading_groups(batch_ids: Sequence[str], before: Mapping[str, Readings], most_attempts: int) -> list[ReadingGroup]:
-    """Return in which groups to read, the unsuspected first, so that a bad file ends the process last.
-
-    The last attempt of all is made alone.
-    """
-    by_begun: dict[int, list[str]] = {}
-    for batch_id in batch_ids:
-        by_begun.setdefault(before[batch_id].begun if batch_id in before else 0, []).append(batch_id)
+def reading_groups(file_ids: Sequence[str], before: Mapping[str, Readings]) -> list[ReadingGroup]:
+    """Return in which groups to read, the less suspected first, so that a bad file ends the process last."""
+    by_suspicion: dict[tuple[int, int], list[str]] = {}
+    for file_id in file_ids:
+        found = before.get(file_id, _UNSUSPECTED)
+        by_suspicion.setdefault((min(found.begun, _READ_ALONE_FROM), found.alone), []).append(file_id)
     groups = []
-    for begun, members in sorted(by_begun.items()):
-        alone = begun >= min(2, most_attempts - 1)
-        size = len(members) if begun == 0 else 1 if alone else MOST_ONCE_SUSPECTED
+    for (begun, _), members in sorted(by_suspicion.items()):
+        size = {0: len(members), 1: MOST_ONCE_SUSPECTED}.get(begun, 1)
         groups += [ReadingGroup(tuple(members[start : start + size]), begun) for start in range(0, len(members), size)]
     return groups
 
 
-def suspicions(store: Store, dataset: str, batch_ids: Sequence[str]) -> dict[str, Readings]:
-    """Return the readings of ``batch_ids`` that have not ended, by id."""
+def suspicions(store: Store, dataset: str, file_ids: Sequence[str]) -> dict[str, Readings]:
+    """Return the readings of ``file_ids`` that have not ended, by id."""
     with store.ledger.read() as tx:
-        return unended_readings(tx, dataset, batch_ids)
+        return unended_readings(tx, dataset, file_ids)
 
 
 def verdict(readings: Readings) -> str:
     """Return why a file is not read any more."""
     return (
-        f"reading it has ended the process {readings.begun} times, the last time alone: out of memory, or a crash of a "
-        "library. Look at the file; retry it where there is more memory"
+        f"{readings.alone} processes have ended while they read it alone: out of memory, or a crash of a library. "
+        "Maintenance tries it again by itself, a few times; look at the file, or retry it where there is more memory"
     )
 
 
@@ -88,22 +90,38 @@ def recorded_reading(store: Store, dataset: str, group: ReadingGroup) -> Iterato
     """Record the reading of a group for the time of the block, which stages what is good of it.
 
     A block that raises has ended as well. Only where it could not write the segment the record stays, so that the next
-    attempt is made in a smaller group; a disk that is too full for a file alone leads to no verdict.
+    attempt is made in a smaller group. A file that is read alone has its record from before.
     """
-    store.ledger.transact(lambda tx: begin_readings(tx, dataset, group.batch_ids, now_micros()), repeatable=False)
+    if not group.alone:
+        store.ledger.transact(lambda tx: begin_readings(tx, dataset, group.file_ids, now_micros()), repeatable=False)
     reach(CrashPoint.READINGS_BEGUN)
     try:
         yield
-    except SegmentNotWritten as error:
-        if group.alone and not error.out_of_memory:
-            _record(store, dataset, lambda tx: take_back_reading(tx, dataset, group.batch_ids[0]))
+    except SegmentNotWritten:
         raise
     except BaseException:
-        _record(store, dataset, lambda tx: end_readings(tx, dataset, group.batch_ids))
+        _record(store, dataset, lambda tx: end_readings(tx, dataset, group.file_ids))
         raise
     # What was acknowledged is forgotten in that transaction.
-    if suspicions(store, dataset, group.batch_ids):
-        _record(store, dataset, lambda tx: end_readings(tx, dataset, group.batch_ids))
+    if suspicions(store, dataset, group.file_ids):
+        _record(store, dataset, lambda tx: end_readings(tx, dataset, group.file_ids))
+
+
+@contextmanager
+def blamed_alone(store: Store, dataset: str, group: ReadingGroup) -> Iterator[None]:
+    """Let an end of the process within the block speak against the file of a group, if it is read alone.
+
+    For the time in which it is read and nothing else is done: not while a turn, the ledger or the disk is waited for.
+    """
+    if not group.alone:
+        yield
+        return
+    (file_id,) = group.file_ids
+    store.ledger.transact(lambda tx: begin_alone(tx, dataset, file_id, now_micros()), repeatable=False)
+    try:
+        yield
+    finally:
+        _record(store, dataset, lambda tx: end_alone(tx, dataset, file_id, now_micros()))
 
 
 def _record(store: Store, dataset: str, change: Callable[[Connection], None]) -> None:

@@ -17,10 +17,12 @@ from timestore_pipeline.columns import BATCH_COLUMN, Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
     BatchConflict,
+    BatchesRefused,
     BatchRejected,
     StagingQueueFull,
     StorageError,
     TimestoreError,
+    TooManyWindows,
 )
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.fit import select_rows
@@ -28,10 +30,10 @@ from timestore_pipeline.landing.inference import brought_columns, columns_of, gr
 from timestore_pipeline.landing.readers import RowSource, read_through, with_ordinals
 from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
 from timestore_pipeline.landing.shapes import describe_arrow
-from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
 from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.frames import content_batch_id, table_fingerprint
+from timestore_pipeline.staging.frames import table_fingerprint
+from timestore_pipeline.staging.identity import Client, claims_given_id, content_batch_id
 from timestore_pipeline.staging.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.receipts import (
     Receipt,
@@ -39,9 +41,11 @@ from timestore_pipeline.staging.receipts import (
     StagedMeanwhile,
     acknowledge_segment,
     check_texts,
+    known_of,
+    reserved_id,
     settle_known,
 )
-from timestore_pipeline.staging.room import check_disk, room_for
+from timestore_pipeline.staging.room import Admission, check_disk, over_share, room_for
 from timestore_pipeline.staging.segment import write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
@@ -66,11 +70,18 @@ class Incoming:
 
     @classmethod
     def of(
-        cls, dataset: str, table: pa.Table, batch_id: str | None, source: str, fingerprint: str | None = None
+        cls,
+        dataset: str,
+        table: pa.Table,
+        batch_id: str | None,
+        source: str,
+        fingerprint: str | None = None,
+        client: Client | None = None,
     ) -> Incoming:
         """Return a table as a batch, named after its content where it has no ``batch_id``.
 
-        ``fingerprint`` is the hash of what the table was read from, where that is the batch's content.
+        ``fingerprint`` is the hash of what the table was read from, where that is the batch's content. ``client`` is
+        who sent it, where there are several.
 
         Raises:
             BatchRejected: its id or source is one that no ledger can hold.
@@ -79,7 +90,7 @@ class Incoming:
             fingerprint = fingerprint or table_fingerprint(table)
         except _OF_ROWS as error:
             raise BatchRejected(dataset, source, readable_reason(error)) from error
-        batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes)
+        batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes, client)
         return cls(check_texts(dataset, batch), table)
 
 
@@ -98,6 +109,7 @@ class Outlook:
     """
 
     schema: Schema | None = None
+    most_windows: int = 0
 
 
 def stage_together(
@@ -150,24 +162,38 @@ def _each_alone(store: Store, spec: DatasetSpec, left: _Group, error: Exception)
 
 def _attempt(store: Store, spec: DatasetSpec, left: _Group, outlook: Outlook) -> Mapping[int, Answer]:
     """Answer some of the batches; none where another process was in the way and it is to be tried again."""
-    if outlook.schema is not None:
+    claims = {number for number, item in left.items() if claims_given_id(item.batch)}
+    if outlook.schema is not None and not claims:
         check_disk(store)
         try:
             return _stage(store, spec, outlook.schema, left, outlook, in_turn=False)
         except (StagedMeanwhile, BatchConflict, StagingQueueFull):
             return {}  # it is not as it was: ask
     with store.ledger.read() as tx:
-        known = known_batches(tx, spec.name, (item.batch.batch_id for item in left.values()))
-        found = None if known else (*room_for(tx, store, spec, len(left)), dataset_schema(tx, spec))
+        batches = [item.batch for item in left.values()]
+        known = known_of(tx, spec.name, batches)
+        found = None if known or claims else (*room_for(tx, store, spec, batches), dataset_schema(tx, spec))
+    if found is None and not known:
+        # What has such an id from before they were kept for us is known, and is a repeat.
+        return {number: reserved_id(spec.name, left[number].batch) for number in claims}
     if found is None:
         settled = settle_known(store, spec, [item.batch for item in left.values()])
         return {number: settled[item.batch.batch_id] for number, item in left.items() if item.batch.batch_id in settled}
-    limits, room, schema = found
+    limits, admitted, schema = found
+    outlook.most_windows = limits.max_windows
     check_disk(store)
-    group = dict(list(left.items())[:room])
+    group: _Group = {}
+    over: dict[int, Answer] = {}
+    for (number, item), admission in zip(left.items(), admitted, strict=True):
+        if admission is Admission.TAKEN:
+            group[number] = item
+        elif admission is Admission.OVER_SHARE:
+            over[number] = over_share(spec, limits, item.batch)
+    if not group:
+        return over
     try:
         with turn(store, spec, limits) as in_turn:
-            return _stage(store, spec, schema, group, outlook, in_turn=in_turn)
+            return {**over, **_stage(store, spec, schema, group, outlook, in_turn=in_turn)}
     except (StagedMeanwhile, BatchConflict):
         return {}  # the ledger knows more by now
     except StagingQueueFull:
@@ -199,7 +225,13 @@ def _stage(
                 batches=batches,
                 expected_bytes=expected_bytes,
                 times=_times([group[number].table for number in order], spec.time_column(plan.schema.columns)),
+                most_windows=outlook.most_windows,
             )
+        except TooManyWindows as error:
+            with store.ledger.read() as tx:
+                if store.limits(tx, spec).max_windows == error.limit:
+                    answers.update(_refused(spec, group, order, error))
+            return answers  # if the limit is another one now, it is asked for again
         except StorageError:
             raise  # says all that there is to say
         except (duckdb.Error, OSError) as error:
@@ -212,7 +244,10 @@ def _stage(
                 "Nothing was staged; check disk and memory (TIMESTORE_DUCKDB_MEMORY_LIMIT) and try again."
             ) from error
     segment_schema = SegmentSchema(plan.schema.version, tuple(plan.steps))
-    receipts = acknowledge_segment(store, spec, segment_schema, written, batches, in_turn=in_turn).receipts
+    try:
+        receipts = acknowledge_segment(store, spec, segment_schema, written, batches, in_turn=in_turn).receipts
+    except BatchesRefused as error:
+        return {**answers, **_refused(spec, group, order, error)}
     if not (answers or plan.steps or in_turn):
         outlook.schema = plan.schema
     return {**answers, **dict(zip(order, receipts, strict=True))}
@@ -346,6 +381,11 @@ def _unreadable(
         except duckdb.Error as error:
             found[number] = _rejected(spec, group[number], readable_reason(error), error)
     return found
+
+
+def _refused(spec: DatasetSpec, group: _Group, order: Sequence[int], error: BatchesRefused) -> dict[int, Answer]:
+    found = {order[ordinal]: reason for ordinal, reason in error.reasons.items()}
+    return {number: _rejected(spec, group[number], reason, error) for number, reason in found.items()}
 
 
 def _rejected(spec: DatasetSpec, item: Incoming, reason: str, cause: BaseException) -> BatchRejected:

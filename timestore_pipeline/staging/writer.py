@@ -27,6 +27,7 @@ from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.frames import Frame, as_table
+from timestore_pipeline.staging.identity import Client
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
 from timestore_pipeline.staging.together import Answer, Incoming, Outlook, stage_together
@@ -87,6 +88,7 @@ class _Waiting:
     fingerprint: str | None
     future: Future[Receipt]
     deadline: float
+    client: Client | None = None
     retries: int = 0
     bytes: int = field(init=False)
 
@@ -103,7 +105,7 @@ class _Waiting:
         Raises:
             BatchRejected: its id or source is one that no ledger can hold.
         """
-        return Incoming.of(self.dataset, self.table, self.batch_id, self.source, self.fingerprint)
+        return Incoming.of(self.dataset, self.table, self.batch_id, self.source, self.fingerprint, self.client)
 
 
 class Writer:
@@ -180,6 +182,7 @@ class Writer:
         timeout: float | None = None,
         *,
         fingerprint: str | None = None,
+        client: Client | None = None,
     ) -> Future[Receipt]:
         """Hand over one batch; its future gets the receipt once it is acknowledged, or an error as of ``stage()``.
 
@@ -191,6 +194,7 @@ class Writer:
             batch_id: as for ``stage()``.
             source: where this batch comes from, if not from where the others do.
             timeout: how many seconds to wait while the writer is full; None waits for as long as it takes.
+            client: who sent it, where there are several: each has ids and a share of the queue of its own.
             fingerprint: the BLAKE3 hash, in hex, of the bytes that ``data`` was read from, where these and not its
                 values say whether a batch is the same; then give a ``batch_id`` too.
 
@@ -202,7 +206,7 @@ class Writer:
         source = source or self._source
         table = as_table(self.dataset, data, source, Bounds.of(self._store.settings))
         deadline = time.monotonic() + self._wait_seconds
-        waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, _Promise(self), deadline)
+        waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, _Promise(self), deadline, client)
         if self.is_writing_thread():
             timeout = 0.0  # room is made by this very thread
         with self._changed:

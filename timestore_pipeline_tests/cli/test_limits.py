@@ -39,12 +39,14 @@ def test_limits_say_how_much_is_used_and_where_they_come_from(timestore: Run, in
     assert [line.split()[:2] for line in lines[1:]] == [
         ["weather", "max_pending"],
         ["weather", "max_bytes"],
+        ["weather", "max_windows"],
         ["weather", "concurrent_ingests"],
         ["weather", "concurrent_builds"],
     ]
     assert lines[1].split()[2:5] == ["1", "1,000", "environment"]
-    assert lines[3].split()[2:5] == ["0", "2", "environment"]
-    assert lines[4].split()[2:5] == ["0", "1", "environment"]
+    assert lines[3].split()[2:5] == ["-", "1,000", "environment"]
+    assert lines[4].split()[2:5] == ["0", "2", "environment"]
+    assert lines[5].split()[2:5] == ["0", "1", "environment"]
 
 
 @pytest.mark.parametrize("value", [0, 33])

@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 
 from timestore_pipeline.crash_points import CrashPoint
+from timestore_pipeline.errors import EntryUnusable
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, counter_values
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
-from timestore_pipeline.lifecycle.quarantine import retry_entry
+from timestore_pipeline.lifecycle.quarantine import kept_at, retry_entry
 from timestore_pipeline.settings import AfterIngest, SettingsError, load_settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.store import Store
@@ -326,8 +327,30 @@ def test_an_object_that_may_not_be_cleared_away_is_remembered_and_not_staged_aga
     assert names_ready(store) == ["a.csv"], "another content is another file"
 
 
-def test_a_file_too_large_for_the_local_disk_waits_and_the_others_go_on(open_store: Open, s3_bucket: Bucket) -> None:
+def test_an_object_larger_than_a_file_may_be_is_set_aside_without_being_fetched(
+    open_store: Open, s3_bucket: Bucket
+) -> None:
     store = open_store()
+    rows = land(s3_bucket, "a.csv")
+    land(s3_bucket, "huge.csv")
+    small = open_store(landing_max_file_bytes=50)
+    files = [file if file.path.name == "huge.csv" else replace(file, bytes=1) for file in scan_landing(small).files]
+
+    (entry,) = ingest_files(small, "weather", files).quarantined
+
+    assert names_ready(small) == []
+
+    assert readable(store) == rows
+    assert "TIMESTORE_LANDING_MAX_FILE_BYTES" in entry.reason
+    assert kept_at(store, entry).endswith("huge.csv")
+    with pytest.raises(EntryUnusable):
+        retry_entry(small, entry.id, "me")
+    assert retry_entry(store, entry.id, "me").done
+    assert names_left(s3_bucket) == []
+
+
+def test_a_file_too_large_for_the_local_disk_waits_and_the_others_go_on(open_store: Open, s3_bucket: Bucket) -> None:
+    store = open_store(landing_max_file_bytes=1 << 61)
     rows = land(s3_bucket, "a.csv")
     land(s3_bucket, "huge.csv")
     files = [

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from timestore_pipeline.errors import UnknownDataset
-from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
+from timestore_pipeline.landing.files import LandingFile, files_for_one_run, scan_landing, share_out, waiting_for_room
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, unprivileged
@@ -226,14 +228,45 @@ def test_one_run_takes_no_more_bytes_than_it_may_over_all_datasets(make_store: M
     }
 
 
-def test_a_file_larger_than_a_run_may_take_is_taken_alone(make_store: MakeStore, drop: Drop):
+def test_a_file_larger_than_a_run_may_take_is_taken_and_holds_no_other_up(make_store: MakeStore, drop: Drop):
     store = make_store(landing_max_bytes_per_run=100)
     age(drop(store, "weather", "huge.csv", "x" * 1_000), 30)
-    drop(store, "weather", "small.csv", "x")
+    age(drop(store, "weather", "small.csv", "x"), 20)
+    age(drop(store, "weather", "another huge one.csv", "x" * 1_000), 10)
+    drop(store, "events", "small.csv", "x")
 
     taken = files_for_one_run(store, scan_landing(store))
 
-    assert [file.path.name for file in taken["weather"]] == ["huge.csv"]
+    assert [file.path.name for file in taken["weather"]] == ["huge.csv", "small.csv"]
+    assert [file.path.name for file in taken["events"]] == ["small.csv"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["weather", "events"]), st.integers(0, 300)), max_size=40),
+    st.integers(1, 30),
+    st.integers(1, 400),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_datasets_take_turns(make_settings, landed: list[tuple[str, int]], most_files: int, most_bytes: int):
+    files = tuple(LandingFile(name, Path(f"{number:03}"), size, number) for number, (name, size) in enumerate(landed))
+    limits = make_settings(
+        landing_max_files_per_run=most_files, landing_max_bytes_per_run=most_bytes, landing_max_file_bytes=250
+    )
+    taken = share_out(limits, files, dict.fromkeys(("weather", "events"), float("inf")))
+
+    assert sum(map(len, taken.values())) <= most_files
+    for name, chosen in taken.items():
+        mine = [file for file in files if file.dataset == name]
+        assert list(chosen) == mine[: len(chosen)]
+        assert chosen
+    counted = [file.bytes for chosen in taken.values() for file in chosen[1:] if file.bytes <= min(most_bytes, 250)]
+    assert sum(counted) <= most_bytes
+    both = {name for name, _ in landed}
+    if most_files >= len(both):
+        assert set(taken) == both
+    if len(both) == 2 and sum(size for _, size in landed) <= most_bytes:
+        lengths = sorted(len([each for each, _ in landed if each == name]) for name in both)
+        assert min(map(len, taken.values())) >= min(lengths[0], most_files // 2)
 
 
 def test_a_full_queue_lets_the_files_of_its_dataset_wait_and_no_others(make_store: MakeStore, drop: Drop):

@@ -143,8 +143,20 @@ def test_thresholds_and_limits_are_those_in_force(make_store: MakeStore):
     assert exported(names.FLUSH_THRESHOLD, "threshold", "events") == {"rows": 50_000, "bytes": 0, "age": 60}
     assert exported(names.SLO, "slo", "weather") == {"flush": 30, "publish": 60}
     assert exported(names.SLO, "slo", "events") == {"flush": 30, "publish": 120}
-    assert exported(names.LIMIT, "limit", "weather") == {"batches": 9, "bytes": 10, "ingests": 2, "builds": 1}
-    assert exported(names.LIMIT, "limit", "events") == {"batches": 3, "bytes": 0, "ingests": 2, "builds": 1}
+    assert exported(names.LIMIT, "limit", "weather") == {
+        "batches": 9,
+        "bytes": 10,
+        "windows": 1_000,
+        "ingests": 2,
+        "builds": 1,
+    }
+    assert exported(names.LIMIT, "limit", "events") == {
+        "batches": 3,
+        "bytes": 0,
+        "windows": 1_000,
+        "ingests": 2,
+        "builds": 1,
+    }
 
 
 def test_a_build_is_in_flight_from_its_claim_to_its_end(store: Store):

@@ -30,7 +30,6 @@ from timestore_pipeline.staging import arrivals
 from timestore_pipeline.staging import ingest as ingest_module
 from timestore_pipeline.staging.ingest import ingest_files, stage_file
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.storage.local import LocalStorage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     arrow_bytes,
@@ -229,7 +228,7 @@ def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(
 ):
     landed = drop(store, "weather", "bad.csv", b"rubbish")
     with monkeypatch.context() as patched:
-        patched.setattr(LocalStorage, "adopt", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(arrivals.FolderArrivals, "set_aside", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             ingest(store)
     assert landed.exists()

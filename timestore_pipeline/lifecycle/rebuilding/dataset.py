@@ -47,8 +47,9 @@ from timestore_pipeline.lifecycle.rebuilding.restored import (
     was_retried,
     window_of,
 )
-from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.description import staged_at_of
+from timestore_pipeline.staging.identity import file_batch_id, unread_file_id
 from timestore_pipeline.staging.segment import new_segment_id
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.table_folder import file_name
@@ -351,7 +352,10 @@ class Restoring:
     def _bad_files(self, known: set[str]) -> list[RestoredEntry]:
         entries, seen = [], set()
         for file in self.evidence.bad_files:
-            batch_id = file_batch_id(file_fingerprint(self.store.staging.fetch(file.key)))
+            if file.bytes > self.store.settings.landing_max_file_bytes:
+                batch_id = unread_file_id(file.key, file.bytes)  # it was set aside unread, and is not read now
+            else:
+                batch_id = file_batch_id(file_fingerprint(self.store.staging.fetch(file.key)))
             if batch_id not in seen:
                 seen.add(batch_id)
                 source = _ID_BEFORE_NAME.sub("", _name(file))

@@ -10,9 +10,10 @@ from timestore_pipeline.building.manifests import Published
 from timestore_pipeline.building.table import TableFile
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
 from timestore_pipeline.ledger.restoring import RestoredSegment
-from timestore_pipeline.lifecycle.quarantine import RETRY_MARK, origins_of_retry
+from timestore_pipeline.lifecycle.quarantine import origins_of_retry
 from timestore_pipeline.lifecycle.rebuilding.evidence import Evidence, FoundSegment
 from timestore_pipeline.staging.description import DescribedBatch, Description, staged_at_of
+from timestore_pipeline.staging.identity import RETRY_MARK
 from timestore_pipeline.staging.segment import slices_of
 from timestore_pipeline.windows import Granularity, Window, from_micros
 
