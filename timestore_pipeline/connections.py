@@ -197,8 +197,6 @@ class _Lent:
                 if self._overdue and isinstance(error, duckdb.InterruptException):
                     raise TookTooLong from error
                 raise
-            # What is fetched later fails out of sight.
-            self._suspect = self._suspect or name == "to_arrow_reader"
             return self if result is connection else result
 
         return call

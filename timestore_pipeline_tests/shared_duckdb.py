@@ -59,12 +59,16 @@ class SharedInstances:
             try:
                 with interrupts_passed_on():
                     yield connection
-                for what, name in connection.execute(_LEFT_BEHIND).fetchall():
-                    connection.execute(f"{what} {quote(name)}" + (" CASCADE" if what == "DROP SCHEMA" else ""))
             except BaseException:
                 stack.close()
                 raise
-            idle.append((stack, connection))
+            try:
+                for what, name in connection.execute(_LEFT_BEHIND).fetchall():
+                    connection.execute(f"{what} {quote(name)}" + (" CASCADE" if what == "DROP SCHEMA" else ""))
+            except duckdb.Error:  # an internal error has ended the instance
+                stack.close()
+            else:
+                idle.append((stack, connection))
 
         return connect
 

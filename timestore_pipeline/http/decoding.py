@@ -286,6 +286,9 @@ def _fetch(connection: duckdb.DuckDBPyConnection, source: RowSource, spec: Datas
             batches.append(batch)
     except BaseException:
         reading.holding.give_back(sum(batch.nbytes for batch in batches))
+        # The reader's errors are not the connection's: only the next statement tells whether it is alive.
+        with suppress(duckdb.Error):
+            connection.execute("SELECT 1").fetchall()
         raise
     table = pa.Table.from_batches(batches, reader.schema)
     return table.drop_columns([table.column_names[-1]])
