@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from timestore_pipeline.errors import StorageError, TableGone
-from timestore_pipeline.ledger.installation import datasets_with_tables
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.places import Place, PlaceName, Places, hurried
 from timestore_pipeline.storage.table_folder import has_table
@@ -30,10 +29,13 @@ class ObservedPlace:
     remedy: str = ""
 
 
-def observe_places(store: Store, *, local_only: bool = False) -> list[ObservedPlace]:
+def observe_places(
+    store: Store, *, local_only: bool = False, versions: Mapping[str, int | None] | None = None
+) -> list[ObservedPlace]:
     """Look at every place, and whether the tables that the ledger knows are there; nothing is changed.
 
     With ``local_only`` at those of this host: no object store is asked, which is too slow for a look every few seconds.
+    ``versions`` are those of the tables, where they are known from the ledger already.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -46,7 +48,10 @@ def observe_places(store: Store, *, local_only: bool = False) -> list[ObservedPl
     places = list(_observed(looked_at))
     if not any(each.name == PlaceName.TABLES and not each.problem for each in places):
         return places
-    return [*places, *_gone_tables(store)]
+    if versions is None:
+        with store.ledger.read() as tx:
+            versions = table_versions(tx)
+    return [*places, *_gone_tables(store, versions)]
 
 
 def _observed(places: Iterable[Place]) -> Iterator[ObservedPlace]:
@@ -65,9 +70,7 @@ def _observed(places: Iterable[Place]) -> Iterator[ObservedPlace]:
             yield ObservedPlace(place.name, location, found.state, refusal.reason, refusal.remedy)
 
 
-def _gone_tables(store: Store) -> Iterator[ObservedPlace]:
-    with store.ledger.read() as tx:
-        versions = table_versions(tx, datasets_with_tables(tx))
+def _gone_tables(store: Store, versions: Mapping[str, int | None]) -> Iterator[ObservedPlace]:
     for name, version in sorted(versions.items()):
         place = store.table(name)
         try:

@@ -32,6 +32,7 @@ from timestore_pipeline.ledger.known_tables import refused_tables
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.segments import disk_usage
 from timestore_pipeline.ledger.size import ledger_bytes
 from timestore_pipeline.lifecycle.observed_places import observe_places
@@ -61,7 +62,10 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
         datasets = sorted(found.waiting | set(store.datasets.declared))
         values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
-    values[series.PLACES_UNUSABLE, "", ""] = sum(bool(each.problem) for each in observe_places(store, local_only=True))
+        versions = table_versions(tx)
+    values[series.PLACES_UNUSABLE, "", ""] = sum(
+        bool(each.problem) for each in observe_places(store, local_only=True, versions=versions)
+    )
     labels: dict[str, set[str]] = {}
     for name, _, label in (*values, *histograms):
         labels.setdefault(name, set()).add(label)

@@ -130,7 +130,7 @@ def test_a_dataset_that_is_not_declared_is_no_folder_and_no_table(make_store: Ma
         with pytest.raises(UnknownDataset):
             attempt()
     assert outside() == before
-    assert not (store.settings.staging_path / "_tmp").exists() or not list(store.tables.root.glob("*"))
+    assert not (store.settings.staging_path / "_tmp").exists() or not list(store.tables.root.glob("[!.]*"))
 
 
 @bounded
