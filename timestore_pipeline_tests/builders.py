@@ -109,8 +109,9 @@ def rows_of(*tables: pa.Table) -> Rows:
 
 
 def files_under(folder: Path) -> list[str]:
-    """The names of all files under a folder, sorted; nothing where there is no such folder."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    """The names of all files under a folder, sorted, but for the marks of places; nothing where it is not there."""
+    found = (path.name for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if not name.startswith(".timestore-"))
 
 
 def segment_file(store: Store, segment_id: str | None, dataset: str = "weather") -> Path:

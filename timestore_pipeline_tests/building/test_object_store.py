@@ -258,7 +258,7 @@ def test_what_an_object_store_refuses_is_said_in_a_sentence(store: Store, s3_buc
     stage(store, "weather", hourly(3))
     sequence = build(store).sequence
 
-    with s3_bucket.proxy.spoilt(denied("GET", key="*.parquet", times=None)), pytest.raises(QueryError) as raised:
+    with s3_bucket.proxy.spoilt(denied("GET", key="*.parquet", times=None)), pytest.raises(TableError) as raised:
         run_query(store, "SELECT * FROM weather")
 
     assert "403" in str(raised.value), raised.value

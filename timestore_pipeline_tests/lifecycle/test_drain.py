@@ -151,7 +151,7 @@ def test_a_damaged_segment_does_not_hold_up_the_rest(store: Store):
 
 def test_a_build_that_fails_is_given_up_with_its_error(store: Store):
     stage(store, "weather", hourly(1))
-    store.table("weather").root.parent.mkdir(parents=True)
+    store.table("weather").root.parent.mkdir(parents=True, exist_ok=True)
     store.table("weather").root.write_text("in the way")
 
     outcome = drained(store)
