@@ -456,7 +456,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 "s",
             ),
-            Panel("Ledger", (Query("max(timestore_ledger_bytes)", "ledger"),), "bytes"),
+            Panel(
+                "Ledger and work directory",
+                (
+                    Query("max(timestore_ledger_bytes)", "ledger"),
+                    Query("max(timestore_work_bytes)", "work, as maintenance last saw it"),
+                ),
+                "bytes",
+            ),
             Panel(
                 "Places that cannot be used",
                 (Query("max(max_over_time(timestore_places_unusable[5m]))", "places"),),

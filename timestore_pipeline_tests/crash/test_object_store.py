@@ -101,7 +101,7 @@ def test_what_passes_is_waited_for_and_every_row_is_there_once(
 
 def test_a_store_that_stays_away_refuses_and_what_is_sent_again_is_there_once(s3_bucket: Bucket, make_store: MakeStore):
     store = make_store(rows.DATASETS_YAML, staging_directory=s3_bucket.url, object_store_retry_seconds=0.2)
-    lost = Fault(Effect.ERROR_AFTER, "PUT", times=None, status=503, code="SlowDown")
+    lost = Fault(Effect.ERROR_AFTER, "PUT", key="readings/*", times=None, status=503, code="SlowDown")
 
     with s3_bucket.proxy.spoilt(lost), pytest.raises(StorageUnavailable, match=r"PUT s3://.*SlowDown"):
         stage(store, "readings", rows.batch("a"), batch_id="a")

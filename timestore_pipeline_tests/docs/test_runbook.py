@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,7 +129,27 @@ def with_lost_rows(store: Store, timestore: Run) -> dict[str, Callable[[], objec
     return {}
 
 
+def with_lost_table(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+    """The folder of all tables is emptied before it is adopted, and the table of weather is gone with it."""
+    assert timestore("flush", "weather").code is ExitCode.DONE
+    return {"timestore installation adopt tables --yes": lambda: shutil.rmtree(store.settings.path("data/tables"))}
+
+
+def with_copy(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+    """All that the installation has is somewhere else, and the settings say so."""
+    places = {"STAGING_DIRECTORY": "staging", "TABLES_URL": "tables", "LANDING_ARCHIVE_DIRECTORY": "archive"}
+
+    def copy() -> None:
+        shutil.copytree(store.settings.path("data"), store.settings.path("copied"))
+        for name, folder in places.items():
+            os.environ[f"TIMESTORE_{name}"] = str(store.settings.path("copied") / folder)
+
+    return {"timestore installation new-identity --yes": copy}
+
+
 ARRANGED = {
+    "A copy of an installation": with_copy,
+    "TimestorePlaceUnusable": with_lost_table,
     "Failed row audit": with_lost_rows,
     "Poison batch": with_poison,
     "Corrupt segment": with_damage,
