@@ -15,7 +15,7 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.lifecycle.quarantine import discard_entry, retry_entry
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import arrow_bytes, hourly, ingest, parquet_bytes, readable, rows_of
+from timestore_pipeline_tests.builders import arrow_bytes, files_under, hourly, ingest, parquet_bytes, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 from timestore_pipeline_tests.sampling import examples
 
@@ -56,7 +56,11 @@ def forget(store: Store) -> None:
     for table in ("batch_slices", "slices", "batches", "segments", "quarantine", "settled_files", "readings"):
         store.ledger.transact(lambda tx, table=table: tx.exec_driver_sql(f"DELETE FROM {table}"))
     for folder in (store.settings.landing_path, store.settings.archive_path, store.settings.staging_path / "weather"):
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif not path.name.startswith(".timestore-"):
+                path.unlink()
 
 
 @example("x[1]", ".csv")
@@ -85,7 +89,7 @@ def test_whatever_a_file_is_called(opened: Store, name: str, ending: str):
     assert [entry.reason for entry in report.quarantined] == []
     assert [receipt.source for receipt in report.staged] == [file_name]
     assert readable(store) == rows_of(ROWS)
-    assert [path.name for path in store.settings.archive_path.rglob("*") if path.is_file()] == [file_name]
+    assert files_under(store.settings.archive_path) == [file_name]
     assert list(folder.iterdir()) == []
 
     # Bad, it goes to quarantine, and from there back or away.
