@@ -27,6 +27,7 @@ SHARE = 0.25
 NOT_QUICK = ("bench", "crash", "e2e", "process", "server")
 """Marks of tests that ``--quick`` leaves out."""
 
+_MAKE_SMALL = (hypothesis.Phase.shrink, hypothesis.Phase.explain)
 _THOROUGH = 10
 _examples = 1
 
@@ -53,8 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
     _examples = _THOROUGH if config.option.thorough else 1
     # Examples are not timed: how long one takes says more of the machine than of the code.
     too_slow = [hypothesis.HealthCheck.too_slow]
+    # What fails is made small where somebody looks at one test, and takes minutes that the others would wait for.
+    of_all = config.option.sample or config.option.quick or config.option.thorough
+    phases = [phase for phase in hypothesis.Phase if not (of_all and phase in _MAKE_SMALL)]
     hypothesis.settings.register_profile(
-        "untimed", deadline=None, max_examples=examples(50), suppress_health_check=too_slow
+        "untimed", deadline=None, max_examples=examples(50), suppress_health_check=too_slow, phases=phases
     )
     hypothesis.settings.load_profile("untimed")
 

@@ -40,6 +40,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly
 from timestore_pipeline_tests.installations import LedgerCopy, copy_of_ledger, put_back, state_of_folder
+from timestore_pipeline_tests.sampling import examples
 
 DATASETS = """
 datasets:
@@ -232,4 +233,4 @@ class TwoInstallations(RuleBasedStateMachine):
 
 
 TestTwoInstallations = pytest.mark.only_on("sqlite")(TwoInstallations.TestCase)
-TestTwoInstallations.settings = settings(max_examples=12, stateful_step_count=16, deadline=None)
+TestTwoInstallations.settings = settings(max_examples=examples(8), stateful_step_count=16, deadline=None)

@@ -52,6 +52,7 @@ from timestore_pipeline_tests.builders import (
     segment_file,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
 
 OURS = [
     "rows", "segment", "scratch", "whole", "part", "described", "memory", "main", "temp", "piece", "row_value",
@@ -224,7 +225,7 @@ def tell(home: Path, columns: Sequence[str], time: str, key: str | None = None, 
 NAMES = st.one_of(st.sampled_from([name for name in every_name() if name in OURS]), st.sampled_from(every_name()))
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 @given(names=st.lists(NAMES, min_size=8, max_size=40, unique_by=str.lower), keyed=st.booleans())
 def test_a_column_of_any_name_is_only_ever_that_column(names: list[str], keyed: bool):
     time, key, version, *others = names
