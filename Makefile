@@ -9,8 +9,10 @@ WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); ec
 SECONDS ?= 300
 # Which suites, and how often: --only writing --only reading --only serving --repeats 5; how cost grows: --only growth
 BENCH_ARGS ?=
-# Which sample of the matrices `make test` runs; by default a new one each time, printed at the top: SEED=4f20ab
+# Which sample of the matrices `make test` runs, printed at the top: SEED=4f20ab. By default that of the last commit, so
+# that the same commit is tested alike everywhere, and each commit otherwise.
 SEED ?=
+SAMPLE = $(or $(SEED),$(shell git rev-parse --short=8 HEAD 2>/dev/null),none)
 # More for pytest, such as PYTEST_ARGS="-k ledger --durations=10"
 PYTEST_ARGS ?=
 
@@ -36,11 +38,11 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --bar
 test: lint  ## Lint, type-check, run the tests (installs the servers that some need, where it may)
 	@echo "Servers of the tests ..." && .ci/install-servers
 	@echo "Tests, by $(WORKERS) processes ..."
-	@$(PYTEST) --sample $(if $(SEED),--seed $(SEED)) -m "not bench" $(PYTEST_ARGS)
+	@$(PYTEST) --sample --seed $(SAMPLE) -m "not bench" $(PYTEST_ARGS)
 
 test-quick: lint  ## The same without what needs a server or another process: two minutes, for while you work
 	@echo "Tests without servers and processes, by $(WORKERS) processes ..."
-	@$(PYTEST) --quick $(if $(SEED),--seed $(SEED)) -m "not bench" $(PYTEST_ARGS)
+	@$(PYTEST) --quick --seed $(SAMPLE) -m "not bench" $(PYTEST_ARGS)
 
 test-all: lint  ## The same with all cases of all matrices, and long fuzzing and soaking: an hour or two
 	@echo "Servers of the tests ..." && .ci/install-servers
