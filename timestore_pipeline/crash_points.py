@@ -90,7 +90,12 @@ def arm(plan: str | None) -> None:
 def _signalling(text: str) -> _Plan:
     where, _, name = text.partition("=")
     point, _, times = where.partition(":")
-    return _Plan(CrashPoint(point), int(times or 1), partial(os.kill, os.getpid(), signal.Signals[name]))
+    return _Plan(CrashPoint(point), int(times or 1), partial(_signal_itself, signal.Signals[name]))
+
+
+def _signal_itself(number: signal.Signals) -> None:
+    """Send a signal to the process that reaches the point, which may be a fork of the one that was armed."""
+    os.kill(os.getpid(), number)
 
 
 @contextmanager

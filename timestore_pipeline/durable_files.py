@@ -78,6 +78,11 @@ def make_folder(path: Path) -> None:
         fsync_path(folder.parent)
 
 
+def nearest_there(path: Path) -> Path:
+    """Return ``path``, or the nearest of its parents that is there: on its disk ``path`` is or would be made."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def sync_private(path: Path) -> None:
     """Make a file durable, and close it to all but owner and group: the libraries that wrote it asked the umask only.
 

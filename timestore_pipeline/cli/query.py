@@ -23,7 +23,7 @@ from timestore_pipeline.cli.wording import counted
 from timestore_pipeline.errors import QueryError, TimestoreError
 from timestore_pipeline.inert import json_escaped, visible_lines
 from timestore_pipeline.reading.queries import select, unfinished
-from timestore_pipeline.reading.relations import open_reader, query_error
+from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.store import Store
 
 TABLE_ROWS = 50
@@ -50,7 +50,7 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     # Only the datasets that the query can mean, so a damaged one does not stand in the way of the others;
     # all of them where it names none, as SHOW TABLES does.
     named = [name for name in store.datasets if name in words] or list(store.datasets)
-    with open_reader(store, named) as connection, _translated(store, sql, connection, named):
+    with open_reader(store, named) as connection, _translated(store, connection, named):
         reader = select(connection, sql, store.datasets).to_arrow_reader(_BATCH_ROWS)
         if output is Format.TABLE:
             _print_table(reader, TABLE_ROWS if limit is None else limit)
@@ -61,15 +61,10 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
 
 
 @contextmanager
-def _translated(
-    store: Store, sql: str, connection: duckdb.DuckDBPyConnection, datasets: Sequence[str]
-) -> Iterator[None]:
+def _translated(store: Store, connection: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except duckdb.CatalogException as error:
-        reason = query_error(store, sql, error)
-        if not isinstance(reason, QueryError):
-            raise reason from error
         found = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         empty = [name for name in datasets if (name,) not in found]
         hint = f"\nNothing was staged yet, and no columns are declared: {', '.join(empty)}" if empty else ""

@@ -75,12 +75,16 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
 
     A look over all datasets also reports folders that no dataset declares. Nothing is raised for what is wrong
     with one file or folder: it becomes a problem, and the others go on (invariant 9).
+
+    Raises:
+        UnknownDataset: a given dataset is not declared; for one that is refused, why that is.
     """
+    names = [store.datasets[name].name for name in (store.datasets if datasets is None else datasets)]
     landing = store.settings.landing_location
     if not isinstance(landing, Path):
         from timestore_pipeline.landing.objects import look_into_bucket  # brings obstore
 
-        return look_into_bucket(store, landing, datasets)
+        return look_into_bucket(store, landing, names, everywhere=datasets is None)
     files: list[LandingFile] = []
     problems: list[str] = []
     try:
@@ -96,7 +100,7 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
         entries = []
     with store.ledger.read() as tx:
         settled = all_settled(tx)
-    for name in store.datasets if datasets is None else datasets:
+    for name in names:
         try:
             with alone(name):
                 _scan_dataset(store, name, landing / name, settled, files, problems)

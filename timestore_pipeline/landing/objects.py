@@ -90,16 +90,16 @@ class _Look:
         return LandingScan(tuple(self.files), tuple(self.problems))
 
 
-def look_into_bucket(store: Store, url: ObjectUrl, datasets: Iterable[str] | None = None) -> LandingScan:
-    """Look into ``<landing>/<dataset>/`` of the given datasets, by default of all: what ``scan_landing`` does.
+def look_into_bucket(store: Store, url: ObjectUrl, datasets: Iterable[str], *, everywhere: bool) -> LandingScan:
+    """Look into ``<landing>/<dataset>/`` of the given datasets, and ``everywhere`` else: what ``scan_landing`` does.
 
     A thousand objects cost one request, those of folders and archives below the landing prefix too. Where the store
     does not answer, the scan says so and has nothing; nothing is raised.
     """
-    wanted = frozenset(store.datasets if datasets is None else datasets)
+    wanted = frozenset(datasets)
     with store.ledger.read() as tx:
         settled = all_settled(tx)
-    look = _Look(store, url, wanted, datasets is None, settled)
+    look = _Look(store, url, wanted, everywhere, settled)
     try:
         place = _quick_storage(store, url)
         for entry in _entries(place, sorted(wanted), look):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ _SESSION = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
+
+_PAUSE_SECONDS = 0.02
 
 # A deadlock or a conflict of two transactions: PostgreSQL ended one of them, and whoever does it again succeeds.
 _CONFLICTS = frozenset({"40001", "40P01"})
@@ -100,7 +104,7 @@ def _sqlite_engine(url: URL, busy_timeout_seconds: float) -> Engine:
     def _configure(connection: Any, _record: Any) -> None:
         # The driver must not open transactions by itself: it would do so too late and without IMMEDIATE.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
+        _keep_log(connection, busy_timeout_seconds)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -109,6 +113,22 @@ def _sqlite_engine(url: URL, busy_timeout_seconds: float) -> Engine:
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
     return engine
+
+
+def _keep_log(connection: Any, patience: float) -> None:
+    """Let a SQLite database keep a write-ahead log; ``patience`` in seconds.
+
+    Where another connection is just doing the same to a new file, SQLite does not wait for it by itself.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _postgresql_engine(url: URL, busy_timeout_seconds: float, pool_size: int) -> Engine:

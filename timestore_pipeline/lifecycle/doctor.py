@@ -113,7 +113,7 @@ def look_at_folders(settings: Settings) -> Iterator[Finding]:
         if not isinstance(path, Path):
             yield from _look_at_store(settings, name, path, variable)
             continue
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        existing = nearest_there(path)
         if not existing.is_dir():
             yield Finding(f"folder {name}", Level.ERROR, f"{existing} is no folder", f"move it away, or set {variable}")
             continue

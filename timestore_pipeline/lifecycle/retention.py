@@ -53,6 +53,9 @@ def unlink_published_segments(
 
     Safe to be killed: a segment that is gone but not yet marked is marked the next time.
     ``now`` is in microseconds since the epoch, by default the clock's; at most ``max_files`` go, oldest first.
+
+    Raises:
+        PlaceError: some are due, and staging or tables are not there, or another installation's; nothing was removed.
     """
     now = now_micros() if now is None else now
     with store.ledger.read() as tx:

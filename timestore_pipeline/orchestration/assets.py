@@ -226,7 +226,7 @@ def refuse_contradicting(store: Store, spec: DatasetSpec) -> None:
     """Fail the step, without another try, where ``datasets.yaml`` contradicts what the ledger has of the dataset."""
     if spec.name in store.datasets.refused:
         error = store.datasets.refused[spec.name]
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise failure(str(error)) from error
 
 
 def publish_staged(

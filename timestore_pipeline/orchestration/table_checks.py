@@ -68,7 +68,7 @@ def table_check_results(
                 check_name=FILE_SIZES,
                 passed=False,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=f"it cannot be looked at: {error}",
+                description=f"it cannot be looked at: {as_code(str(error))}",
             )
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import duckdb
 
 from timestore_pipeline.connections import Bounds
+from timestore_pipeline.datasets import Datasets
+from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage.duckdb_files import reason_of
@@ -56,8 +58,9 @@ def query_bounds(settings: Settings) -> Bounds:
     """Return what a query may take: time, and disk to spill to, so that enough is left for staging.
 
     It is half of what is free beyond the minimum, as another query may begin before this one has spilled anything.
+    The folder to spill to need not be there: where the disk is not mounted that has it, what is read says so.
     """
-    beyond = disk_usage(settings.temp_path).free - settings.staging_min_free_disk_bytes
+    beyond = disk_usage(nearest_there(settings.temp_path)).free - settings.staging_min_free_disk_bytes
     spill = max(0, beyond // 2)
     if settings.query_max_spill_bytes:
         spill = min(spill, settings.query_max_spill_bytes)
@@ -81,15 +84,16 @@ def unfinished(error: Exception, settings: Settings) -> QueryError:
     return QueryError(reason)
 
 
-def select(connection: duckdb.DuckDBPyConnection, sql: str, datasets: Collection[str]) -> duckdb.DuckDBPyRelation:
+def select(connection: duckdb.DuckDBPyConnection, sql: str, datasets: Datasets) -> duckdb.DuckDBPyRelation:
     """Return the relation that ``sql`` means, a SELECT or what DuckDB takes as one, or an EXPLAIN of one.
 
     Args:
         connection: one that has the views of datasets.
         sql: the query, of whoever.
-        datasets: the names that a FROM may have, besides those that the query itself gives in its WITH clauses.
+        datasets: those that a FROM may name, besides what the query itself names in its WITH clauses.
 
     Raises:
+        TimestoreError: it reads a dataset that is refused; says why that is.
         QueryError: it is no SQL, or could do something else than read the datasets.
         duckdb.Error: it cannot be bound.
     """
@@ -101,7 +105,7 @@ def select(connection: duckdb.DuckDBPyConnection, sql: str, datasets: Collection
     return relation
 
 
-def _check(connection: duckdb.DuckDBPyConnection, sql: str, datasets: Collection[str]) -> None:
+def _check(connection: duckdb.DuckDBPyConnection, sql: str, datasets: Datasets) -> None:
     if "\0" in sql:
         raise QueryError("the query has a NUL character in it; remove it")
     statements = connection.extract_statements(sql)
@@ -141,15 +145,16 @@ def _check_function(
         raise QueryError(f"the function {name} cannot be used: a query reads the datasets and nothing else")
 
 
-def _check_table(table: dict[str, Any], own: Collection[str], datasets: Collection[str]) -> None:
+def _check_table(table: dict[str, Any], own: Collection[str], datasets: Datasets) -> None:
     """Let only names of views through: DuckDB takes others for files, attached segments, or its catalog."""
     name, schema, catalog = (str(table[key]).lower() for key in ("table_name", "schema_name", "catalog_name"))
-    is_own = name in own and not catalog and schema in ("", _RECURRING)
-    is_dataset = name in datasets and schema in _OWN_SCHEMAS and catalog in _OWN_CATALOGS
-    if not (is_own or is_dataset):
+    if name in own and not catalog and schema in ("", _RECURRING):
+        return
+    if name not in datasets.declared or schema not in _OWN_SCHEMAS or catalog not in _OWN_CATALOGS:
         full = ".".join(str(table[key]) for key in ("catalog_name", "schema_name", "table_name") if table[key])
         known = ", ".join(sorted(datasets)[:_MOST_NAMED]) or "none"
         raise QueryError(f"the query reads {full!r}, which is no dataset; datasets are {known}")
+    datasets[name]  # One that is refused has no view, and asking for it raises why.
 
 
 def _names_given(part: dict[str, Any]) -> Iterator[str]:

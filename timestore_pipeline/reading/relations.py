@@ -234,26 +234,13 @@ def run_query(store: Store, sql: str) -> pa.Table:
         with open_reader(store, datasets_named(store, sql), sql) as connection:
             return select(connection, sql, store.datasets).to_arrow_table()
     except duckdb.Error as error:
-        raise query_error(store, sql, error) from error
-
-
-def query_error(store: Store, sql: str, error: Exception) -> TimestoreError:
-    """Return what a query of the user fails with: where it asks for a dataset that is refused, why that is."""
-    words = _words(sql)
-    refused = [reason for name, reason in store.datasets.refused.items() if name in words]
-    if refused and isinstance(error, duckdb.CatalogException):
-        return refused[0]
-    return unfinished(error, store.settings)
+        raise unfinished(error, store.settings) from error
 
 
 def datasets_named(store: Store, sql: str) -> list[str]:
     """Return the datasets that a query can mean: those whose names are words in it."""
-    words = _words(sql)
+    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
     return [name for name in store.datasets if name in words]
-
-
-def _words(sql: str) -> set[str]:
-    return set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
 
 
 def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Exception) -> None:

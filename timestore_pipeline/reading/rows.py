@@ -128,7 +128,7 @@ def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot
         with damage_named(store, snapshots):
             return Rows(store, select(connection, sql, store.datasets), snapshots)
     except duckdb.Error as error:
-        raise query_error(store, sql, error) from error
+        raise unfinished(error, store.settings) from error
 
 
 def range_query(

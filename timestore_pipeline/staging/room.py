@@ -109,8 +109,7 @@ def check_disk(store: Store, path: Path | None = None) -> None:
     if path is None:
         store.staging.require()
         path = store.settings.staging_path
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = disk_usage(existing).free
+    free = disk_usage(nearest_there(path)).free
     if free < store.settings.staging_min_free_disk_bytes:
         raise DiskFull(path, free, store.settings.staging_min_free_disk_bytes)
 

@@ -155,13 +155,33 @@ def test_processes_that_open_a_new_ledger_at_once_agree_on_its_identity(url: str
         assert len(set(threads.map(identity_of_another, range(4)))) == 1
 
 
+@pytest.mark.only_on("sqlite")
+def test_a_new_ledger_of_which_another_connection_makes_the_log_is_waited_for(path: Path, url: str):
+    path.parent.mkdir()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerError, match="database is locked"):
+        Ledger.open(url, busy_timeout_seconds=0)
+
+    threading.Timer(0.2, other.rollback).start()
+
+    Ledger.open(url, busy_timeout_seconds=240).close()
+    other.close()
+
+
 def test_a_ledger_of_the_version_before_is_given_an_identity(ledger: Ledger, url: str):
     with ledger.write() as tx:
         count(tx, "a_metric", "weather", "x")
-        for table in ("installation", "places"):
+        for table in ("installation", "places", "disk_use"):
             tx.execute(text(f"DROP TABLE {table}"))
-        for column in ("table_id", "refusal_reason", "refusal", "refused_at", "time"):
-            tx.execute(text(f"ALTER TABLE datasets DROP COLUMN {column}"))
+        added = {
+            "datasets": ("table_id", "refusal_reason", "refusal", "refused_at", "time"),
+            "readings": ("alone",),
+            "quarantine": ("tries", "try_again_at"),
+        }
+        for table, columns in added.items():
+            for column in columns:
+                tx.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
         tx.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0001'"))
 
     upgraded = Ledger.open(url)

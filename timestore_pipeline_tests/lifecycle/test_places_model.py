@@ -25,11 +25,13 @@ from hypothesis.stateful import (
 )
 
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import LedgerError, LedgerLost, PlaceError
 from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.segments import published_before
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.places import PlaceName
@@ -154,8 +156,10 @@ class ComingAndGoing(RuleBasedStateMachine):
 
     @rule()
     def unlink(self) -> None:
-        if "staging" not in self.hidden:
-            unlink_published_segments(self.store)
+        # Both, because segments may be the only copy of what a table lacks; and neither where none is due.
+        with self.store.ledger.read() as tx:
+            due = bool(published_before(tx, now_micros()))
+        self.work(("staging", "tables") if due else (), lambda: unlink_published_segments(self.store))
 
     @rule(name=places, instead=st.sampled_from(["gone", "empty", "another's"]))
     def unmount(self, name: str, instead: str) -> None:
