@@ -18,6 +18,7 @@ from timestore_pipeline.building.own_table import OwnTable, way_out
 from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import Datasets, load_datasets
+from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import StorageError, TimestoreError
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import builds_in_flight, failures_in_a_row, latest_builds

@@ -15,6 +15,7 @@ from shutil import disk_usage
 from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import (
     ClientShareTaken,
     DiskFull,

@@ -115,6 +115,8 @@ class TestTables:
             with pytest.raises(PlaceError):
                 sweep_orphans(store, older_than_seconds=0)
             with pytest.raises(PlaceError):
+                unlink_published_segments(store, retention_micros=0)
+            with pytest.raises(PlaceError):
                 readable(store)
             stage(store, "weather", NEWER)
             assert ends_of_builds(store) == before

@@ -59,6 +59,14 @@ def test_a_query_that_spills_is_bounded(make_store: MakeStore):
     stage(store, "weather", hourly(1))
 
 
+def test_a_query_finds_the_folder_to_spill_to_gone(make_store: MakeStore):
+    store = make_store(duckdb_memory_limit="24MiB", duckdb_threads=1)
+    store.settings.temp_path.rmdir()
+
+    assert run_query(store, "SELECT 1 AS one").to_pydict() == {"one": [1]}
+    assert query_rows(store, LARGE_SORT).to_arrow().num_rows == 600_000
+
+
 def test_a_query_leaves_staging_its_disk(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     store = make_store(staging_min_free_disk_bytes=1 << 30, query_max_spill_bytes=0)
     for free, left in ((5 << 30, 2 << 30), (1 << 30, 0), (0, 0)):
