@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
-from timestore_pipeline.crash_points import CrashPoint, at, reach
+from timestore_pipeline.crash_points import CrashPoint, arm, at, reach
 
 POINT, ANOTHER = CrashPoint.FILE_SYNCED, CrashPoint.FILE_RENAMED
 
@@ -57,6 +60,27 @@ def test_a_point_that_was_not_reached_is_an_error_of_the_test():
 def test_an_error_of_the_block_is_not_hidden_by_a_point_that_it_kept_from_being_reached():
     with pytest.raises(ValueError, match="of the block"), at(POINT, list):
         raise ValueError("of the block")
+
+
+@pytest.mark.process
+def test_a_signal_goes_to_the_process_that_reaches_the_point_and_not_to_the_one_that_was_armed_and_forked_it():
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+    arm(f"{POINT}=SIGUSR1")
+    try:
+        forked = os.fork()
+        if not forked:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            reach(POINT)
+            os._exit(0)
+        _, status = os.waitpid(forked, 0)
+    finally:
+        arm(None)
+        signal.signal(signal.SIGUSR1, before)
+
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGUSR1
+    assert received == []
 
 
 def _raise(error: BaseException) -> None:
