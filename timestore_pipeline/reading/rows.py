@@ -26,7 +26,6 @@ from timestore_pipeline.reading.relations import (
     create_views,
     damage_named,
     datasets_named,
-    query_error,
     reader_folders,
     take_snapshots,
 )

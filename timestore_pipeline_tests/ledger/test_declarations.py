@@ -20,6 +20,7 @@ from timestore_pipeline.building.damage import damaged_slices, set_unreadable_as
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.errors import DatasetRemoved, DeclarationChanged, LedgerLost
+from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.forget import forget_dataset
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import unpublished_slices
@@ -113,6 +114,7 @@ def test_a_contradiction_is_refused_for_that_dataset_alone_and_harms_no_row(
         lambda: run_query(store, "SELECT * FROM w"),
         lambda: Timestore(store).read("w"),
         lambda: audit_rows(store, "w"),
+        lambda: scan_landing(store, ["w"]),
     ):
         with pytest.raises(DeclarationChanged, match=rf"(?s)'w'.*{says}.*restore what it was"):
             attempt()
