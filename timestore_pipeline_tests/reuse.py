@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Connection, Dialect, Engine
+from sqlalchemy import URL, Connection, Dialect, Engine, event
 
 from timestore_pipeline.ledger import database
 
@@ -65,10 +65,15 @@ def compiled_once() -> Iterator[None]:
 
     def engine_of(url: URL, **options: Any) -> Engine:
         engine = _ledger_engine(url, **options)
-        engine.dialect, engine._compiled_cache = shared.setdefault(
-            engine.url.drivername, (engine.dialect, engine._compiled_cache)
-        )
+        if url.drivername in shared:
+            engine.dialect, engine._compiled_cache = shared[url.drivername]
+        else:
+            # Not before: a dialect knows its server from the first connection of its own engine on.
+            event.listen(engine, "engine_connect", lambda _: keep(engine))
         return engine
+
+    def keep(engine: Engine) -> None:
+        shared.setdefault(engine.url.drivername, (engine.dialect, engine._compiled_cache))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(database, "ledger_engine", engine_of)
