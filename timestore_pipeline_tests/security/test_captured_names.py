@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.building.damage import set_unreadable_aside, unreadable_slices
 from timestore_pipeline.building.rebuild import rebuild_windows
+from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.columns import check_name, quote
 from timestore_pipeline.errors import BatchRejected
@@ -214,7 +215,7 @@ def tell(home: Path, columns: Sequence[str], time: str, key: str | None = None, 
     again = story.store = open_store(home)
     story.look()
     # A file of the table is gone for good.
-    next(again.table("w").root.rglob("*.parquet")).unlink()
+    again.table("w").delete(live_files(open_table(again.table("w"), "w"))[0].path)
     lost = story.rows - sum(each.table_rows for each in audit_rows(again, "w").windows)
     accept_losses(again, "w", rows=lost, reason="the disk", by="the test", owner="the test")
     story.rows -= lost

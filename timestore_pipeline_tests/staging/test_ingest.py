@@ -382,8 +382,7 @@ def test_the_archive_may_lie_on_another_file_system(store: Store, drop: Drop, mo
 def test_a_file_that_cannot_be_archived_stays_staged_and_is_said_once(
     store: Store, drop: Drop, caplog: pytest.LogCaptureFixture
 ):
-    store.settings.archive_path.parent.mkdir(parents=True, exist_ok=True)
-    store.settings.archive_path.write_text("a file is in the way")
+    (store.settings.archive_path / "weather").write_text("a file is in the way")
     drop(store, "weather", "a.csv", WEATHER_CSV)
 
     with caplog.at_level(logging.WARNING):
