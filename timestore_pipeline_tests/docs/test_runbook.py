@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -86,7 +85,11 @@ def test_a_command_that_does_not_exist_would_be_noticed(command: str):
         parse(shlex.split(command))
 
 
-def with_poison(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+Before = dict[str, Callable[[], object]]
+"""What is done before a command of a section."""
+
+
+def with_poison(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """Two files that cannot be staged are in quarantine; the first one is mended before it is retried."""
     folder = store.settings.landing_path / "weather"
     (folder / "a.csv").write_text("no,weather\n", encoding="utf-8")
@@ -97,7 +100,7 @@ def with_poison(store: Store, timestore: Run) -> dict[str, Callable[[], object]]
     return {"timestore quarantine retry 1": lambda: kept.write_text(REPAIRED_CSV, encoding="utf-8")}
 
 
-def with_damage(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+def with_damage(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """Two segments are in quarantine; the first one comes back from a backup before it is retried."""
     Path("second.csv").write_text(weather_csv("2026-01-04T00:30:00Z,EWR,4.5"), encoding="utf-8")
     assert timestore("stage", "weather", "second.csv").code is ExitCode.DONE
@@ -114,14 +117,14 @@ def with_damage(store: Store, timestore: Run) -> dict[str, Callable[[], object]]
     return {"timestore quarantine retry 1": lambda: kept.write_bytes(backup)}
 
 
-def with_lost_ledger(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+def with_lost_ledger(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """The ledger is gone, and every command says so."""
     lose_ledger(store)
     assert timestore("status").code is ExitCode.MISCONFIGURED
     return {}
 
 
-def with_lost_rows(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+def with_lost_rows(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """A published file is gone, its segment too, and nothing else has the rows."""
     assert timestore("flush", "weather").code is ExitCode.DONE
     (path, *_) = sorted(store.table("weather").root.rglob("*.parquet"))
@@ -129,20 +132,20 @@ def with_lost_rows(store: Store, timestore: Run) -> dict[str, Callable[[], objec
     return {}
 
 
-def with_lost_table(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+def with_lost_table(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """The folder of all tables is emptied before it is adopted, and the table of weather is gone with it."""
     assert timestore("flush", "weather").code is ExitCode.DONE
     return {"timestore installation adopt tables --yes": lambda: shutil.rmtree(store.settings.path("data/tables"))}
 
 
-def with_copy(store: Store, timestore: Run) -> dict[str, Callable[[], object]]:  # noqa: F811
+def with_copy(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """All that the installation has is somewhere else, and the settings say so."""
     places = {"STAGING_DIRECTORY": "staging", "TABLES_URL": "tables", "LANDING_ARCHIVE_DIRECTORY": "archive"}
 
     def copy() -> None:
         shutil.copytree(store.settings.path("data"), store.settings.path("copied"))
         for name, folder in places.items():
-            os.environ[f"TIMESTORE_{name}"] = str(store.settings.path("copied") / folder)
+            environment.setenv(f"TIMESTORE_{name}", str(store.settings.path("copied") / folder))
 
     return {"timestore installation new-identity --yes": copy}
 
@@ -173,7 +176,7 @@ def test_the_commands_of_a_section_work_one_after_the_other(
     for name, text in (("first.csv", WEATHER_CSV), ("repaired.csv", REPAIRED_CSV)):
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert timestore("stage", "weather", "first.csv").code is ExitCode.DONE
-    before = ARRANGED[heading](store, timestore) if heading in ARRANGED else {}
+    before = ARRANGED[heading](store, timestore, monkeypatch) if heading in ARRANGED else {}
 
     for command in commands(SECTIONS[heading]):
         before.get(command, lambda: None)()

@@ -273,8 +273,13 @@ def running_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     environment |= {PREFIX + field.upper(): str(value) for field, value in fields.items()}
     environment |= dagster_environment(dagster_home)
+    with pytest.MonkeyPatch.context() as patched:
+        # A fixture of a package comes before those that clean the environment of a test.
+        for name in os.environ.keys() - environment.keys():
+            patched.delenv(name)
+        settings = Settings(**fields)
     with (
-        Store.open(Settings(**fields)) as store,
+        Store.open(settings) as store,
         dg.DagsterInstance.from_config(str(dagster_home)) as instance,
     ):
         site = Site(store, instance, environment, folder)
