@@ -281,7 +281,13 @@ class OwnTable:
         if others:
             with self.store.ledger.read() as tx:
                 builds |= builds_of_sequences(tx, self.dataset, others)
-        return objection_to(self.dataset, title, known, builds), known
+        found = objection_to(self.dataset, title, known, builds)
+        if found is not None and found[0] is Objection.BEHIND:
+            # Another lane may have committed and said so between the opening of this handle and the look at the ledger.
+            latest = open_table(self.place, self.dataset)
+            if latest.version() > table.version():
+                return self.objection(latest, as_owner=as_owner)
+        return found, known
 
 
 def tables_to_hand_over(store: Store) -> list[OwnTable]:

@@ -402,6 +402,7 @@ class TestBeforeThereWereMarks:
             sweep_orphans(store, older_than_seconds=0)
 
 
+@pytest.mark.server
 class TestInAnObjectStore:
     @pytest.fixture
     def fields(self, s3_bucket: Bucket, apart: dict[str, str]) -> dict[str, object]:

@@ -41,7 +41,7 @@ from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, ingest, published, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML
-from timestore_pipeline_tests.postgresql import LEDGERS, fresh_ledger
+from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples
 
 PLACES = ("staging", "tables", "archive")
@@ -242,7 +242,7 @@ class ComingAndGoing(RuleBasedStateMachine):
             assert readable(self.store) == rows_of(*self.acked)
 
 
-@pytest.mark.parametrize("ledger", LEDGERS)
+@pytest.mark.parametrize("ledger", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 def test_whatever_comes_and_goes_every_row_is_there_once_in_the_end(ledger: str):
     machine = type("Machine", (ComingAndGoing,), {"ledger": ledger})
     count = examples({"sqlite": 12, "postgresql": 4}[ledger])

@@ -322,6 +322,7 @@ def test_a_file_larger_than_any_may_be_is_set_aside_without_a_byte_of_it_being_r
     assert not retry_entry(store, reports["weather"].quarantined[0].id, "me").done
 
 
+@pytest.mark.process
 def test_bytes_that_a_file_takes_on_the_disk_without_having_them_count(make_store: MakeStore, drop):
     store = make_store(landing_max_file_bytes=1 << 20)
     hoard = drop(store, "weather", "hoard.csv", WEATHER_CSV)
