@@ -28,7 +28,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick test-all lint format dev demo bench soak fuzz docs screenshots clean
+.PHONY: help test test-quick quick-tests test-all lint format dev demo bench soak fuzz docs screenshots clean
 
 help:  ## Show these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,11 @@ test: lint  ## Lint, type-check, run the tests (installs the servers that some n
 	@echo "Tests, by $(WORKERS) processes ..."
 	@$(PYTEST) --sample --seed $(SAMPLE) -m "not bench" $(PYTEST_ARGS)
 
-test-quick: lint  ## The same without what needs a server or another process: two minutes, for while you work
-	@echo "Tests without servers and processes, by $(WORKERS) processes ..."
+test-quick: $(VENV)/.installed-dev  ## The same without what is long or needs a server or process: two minutes, for while you work
+	@$(MAKE) --no-print-directory -j2 lint quick-tests
+
+quick-tests: $(VENV)/.installed-dev
+	@echo "Short tests without servers and processes, by $(WORKERS) processes ..."
 	@$(PYTEST) --quick --seed $(SAMPLE) -m "not bench" $(PYTEST_ARGS)
 
 test-all: lint  ## The same with all cases of all matrices, and long fuzzing and soaking: an hour or two

@@ -3,8 +3,8 @@
 Without an option all cases run. ``--sample`` takes of every matrix some cases that a seed draws. A matrix is a test
 function marked ``matrix``, or one whose cases run on both databases: of the twins of a case one runs, on SQLite or on
 PostgreSQL; of a matrix a quarter, but at least one case. The same seed draws the same cases, whatever else is selected
-and in whichever order. ``--quick`` takes one case of each test that needs no server and no other process.
-``--thorough`` tries more examples of each property.
+and in whichever order. ``--quick`` takes one case of each test that needs no server, no other process and no time,
+and fewer examples of each property; ``--thorough`` tries more of them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ import pytest
 SHARE = 0.25
 """Of a matrix this part of its cases is in a sample."""
 
-NOT_QUICK = ("bench", "crash", "e2e", "process", "server")
+NOT_QUICK = ("bench", "crash", "e2e", "long", "process", "server")
 """Marks of tests that ``--quick`` leaves out."""
 
 _MAKE_SMALL = (hypothesis.Phase.shrink, hypothesis.Phase.explain)
 _THOROUGH = 10
-_examples = 1
+_QUICK = 0.2
+_examples = 1.0
 
 
 def examples(count: int) -> int:
     """Return how many examples of a property to try where ``count`` are usual."""
-    return count * _examples
+    return max(1, round(count * _examples))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that say how much is to run."""
     group = parser.getgroup("timestore")
     group.addoption("--sample", action="store_true", help="of matrices run a sample of the cases, as `make test` does")
-    group.addoption("--quick", action="store_true", help="run a case of each test without servers and processes")
+    group.addoption("--quick", action="store_true", help="run a case of each short test without servers and processes")
     group.addoption("--thorough", action="store_true", help=f"try {_THOROUGH} times as many examples, soak for longer")
     group.addoption("--seed", metavar="WORD", help="which sample; by default a new one each time")
 
@@ -51,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     global _examples  # noqa: PLW0603 - of this process, from its start on
     if config.option.seed is None:
         config.option.seed = getattr(config, "workerinput", {}).get("seed") or secrets.token_hex(3)
-    _examples = _THOROUGH if config.option.thorough else 1
+    _examples = _THOROUGH if config.option.thorough else _QUICK if config.option.quick else 1
     # Examples are not timed: how long one takes says more of the machine than of the code.
     too_slow = [hypothesis.HealthCheck.too_slow]
     # What fails is made small where somebody looks at one test, and takes minutes that the others would wait for.

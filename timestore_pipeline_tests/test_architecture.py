@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
@@ -61,6 +62,11 @@ def modules_under(root: Path) -> list[Path]:
     return sorted(root.rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))))
+
+
 def module_name(path: Path) -> str:
     dotted = ".".join(path.relative_to(PACKAGE_ROOT.parent).with_suffix("").parts)
     return dotted.removesuffix(".__init__")
@@ -77,7 +83,7 @@ def imported_modules(path: Path) -> Iterator[str]:
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -173,7 +179,7 @@ def test_only_one_function_removes_anything_in_the_folder_of_a_table():
         for part in ("building", "lifecycle")
         for path in modules_under(PACKAGE_ROOT / part)
         if path.stem != "doctor"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr == "delete" and _last_name(node.value) not in allowed
     ]
 
@@ -192,4 +198,6 @@ def _last_name(node: ast.expr) -> str:
     ],
 )
 def test_every_module_says_what_it_is_for(path: Path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    module = nodes(path)[0]
+    assert isinstance(module, ast.Module)
+    assert ast.get_docstring(module)

@@ -35,6 +35,7 @@ def test_check_says_which_page_is_not_current(
     assert capsys.readouterr().err == f"{tmp_path}/cli.md is not current; run 'make docs'\n"
 
 
+@pytest.mark.long
 def test_a_page_that_is_written_is_current_until_it_is_changed(tmp_path: Path):
     folder = tmp_path / "docs"
     assert len(reference.outdated(folder)) == len(reference.pages())
@@ -88,6 +89,7 @@ def test_every_series_and_counter_is_on_its_page():
     assert all(page.count(f"\n| `{each.name}` |") == 1 for each in SERIES)
 
 
+@pytest.mark.long
 def test_every_exit_code_is_on_its_page():
     assert all(f"| {int(code)} | " in reference.pages()["cli.md"] for code in ExitCode)
 

@@ -135,6 +135,7 @@ def test_a_comment_at_the_end_of_a_filter_hides_nothing(timestore: Timestore):
     assert timestore.read("weather", filter="temp = 3 -- the third").to_arrow().num_rows == 1
 
 
+@pytest.mark.long
 def test_files_and_segments_of_other_windows_are_not_opened(timestore: Timestore):
     """They are not even there: whoever opened one would fail."""
     for number in range(3):
@@ -184,6 +185,7 @@ def _keep_only(timestore: Timestore, *parts: str) -> None:
     assert removed
 
 
+@pytest.mark.long
 def test_rows_are_those_of_the_moment_at_which_they_were_asked_for(timestore: Timestore):
     """A flush, another batch and retention come in between; the segments are gone when the rows are fetched."""
     expected = [day(number) for number in range(3)]
@@ -205,6 +207,7 @@ def test_rows_are_those_of_the_moment_at_which_they_were_asked_for(timestore: Ti
     assert timestore.read("weather").to_arrow().num_rows == 96
 
 
+@pytest.mark.long
 def test_many_staged_segments_can_still_be_read_after_they_are_gone(timestore: Timestore):
     expected = [hourly(1, start=NEW_YEAR + timedelta(hours=number)) for number in range(50)]
     for table in expected:
@@ -225,6 +228,7 @@ def test_what_was_taken_can_be_read_when_the_installation_is_closed(home: Path, 
     assert relation.fetchall() == [(24,)]
 
 
+@pytest.mark.long
 def test_the_published_part_can_be_read_as_it_was(timestore: Timestore):
     versions, times = [], []
     for number in range(3):

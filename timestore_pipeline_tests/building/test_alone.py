@@ -137,6 +137,7 @@ def test_an_interrupt_is_no_error_of_a_dataset():
         raise ValueError("in one\n  line")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", ["hour", "day", "month"])
 def test_a_row_of_the_first_century_is_staged_published_and_compacted(make_store: MakeStore, window: str):
     store = make_store(TWO.replace("window: day, start", f"window: {window}, start"))

@@ -154,6 +154,7 @@ def many_rows(count: int, *, shuffled: bool) -> pa.Table:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("batches", [1, 30])
 def test_row_groups_are_sorted_by_time_and_do_not_overlap(store: Store, shuffled: bool, batches: int):
@@ -175,6 +176,7 @@ def test_row_groups_are_sorted_by_time_and_do_not_overlap(store: Store, shuffled
     assert all(one[-1] <= other[0] for one, other in pairwise(groups))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_a_window_larger_than_the_target_becomes_several_files_in_time_order(store: Store, shuffled: bool):
     table = many_rows(600_000, shuffled=shuffled)
@@ -235,6 +237,7 @@ CELLS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
 row_of_cells = st.fixed_dictionaries({name: st.none() | cells for name, (_, cells) in CELLS.items()})
 
 
+@pytest.mark.long
 @given(st.lists(row_of_cells, min_size=1, max_size=6))
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_statistics_in_the_log_are_those_of_the_data(make_store: MakeStore, rows: list[dict[str, Any]]):
@@ -317,6 +320,7 @@ def test_bounds_of_texts_are_these_texts(store: Store, text: str):
     assert (actions["min.station"].to_pylist(), actions["max.station"].to_pylist()) == ([text], [text])
 
 
+@pytest.mark.long
 def test_filters_of_other_readers_find_every_row(make_store: MakeStore):
     """Wrong bounds in the log would let a reader skip a file that has what it looks for."""
     store = make_store(EVERY_TYPE)

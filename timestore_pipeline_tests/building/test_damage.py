@@ -92,6 +92,7 @@ def entries(store: Store) -> list[QuarantineEntry]:
         return open_entries(tx)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_segment_is_set_aside_after_bounded_attempts_and_the_rest_is_published(store: Store, damage: Damage):
     bad = stage(store, "weather", BAD, source="bad.csv")
@@ -147,6 +148,7 @@ def test_other_datasets_go_on_meanwhile(store: Store):
     assert run_query(store, "SELECT * FROM events").num_rows == 3
 
 
+@pytest.mark.long
 def test_only_the_damaged_windows_of_a_segment_are_set_aside(make_store: MakeStore):
     store = make_store(build_max_attempts=1)
     days = 120
@@ -208,6 +210,7 @@ def test_neither_retention_nor_sweeping_touches_what_is_in_quarantine(make_store
     assert files_under(store.settings.staging_path / "weather") == []
 
 
+@pytest.mark.long
 def test_a_failure_that_is_not_of_the_segments_sets_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", GOOD)
     with monkeypatch.context() as patched:
@@ -260,6 +263,7 @@ def test_a_build_that_died_of_a_segment_is_followed_by_one_that_looks_first(
     assert [entry.rows for entry in entries(store)] == [24]
 
 
+@pytest.mark.long
 def test_attempts_count_from_the_last_success(make_store: MakeStore):
     store = make_store(build_max_attempts=2)
     for hours in (1, 2):

@@ -91,6 +91,7 @@ def two_flushes(store: Store) -> None:
     stage(store, "weather", STAGED)
 
 
+@pytest.mark.long
 def test_reads_go_on_after_another_program_has_optimized_and_vacuumed(store: Store):
     two_flushes(store)
     optimize(store)
@@ -128,6 +129,7 @@ def test_maintenance_follows_another_program_by_itself(store: Store):
     assert readable(store) == rows_of(FIRST, SECOND, STAGED)
 
 
+@pytest.mark.long
 def test_reads_go_on_after_another_program_has_cleaned_up_the_log(store: Store):
     two_flushes(store)
     optimize(store)
@@ -156,6 +158,7 @@ def test_doctor_says_what_another_program_did_and_misses_no_file(store: Store):
     assert "another program's (OPTIMIZE by delta-rs" in next(iter(found))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("then", [append, delete], ids=["append", "delete"])
 def test_what_another_program_changed_is_read_and_named(store: Store, then: Callable[[Store], None]):
     two_flushes(store)
@@ -192,6 +195,7 @@ def test_files_of_another_program_may_lack_columns(store: Store):
     assert [row[1] for row in readable(store) if row[2] == 9.0] == [None]
 
 
+@pytest.mark.long
 def test_rows_that_another_program_put_into_no_window_are_named(store: Store):
     two_flushes(store)
     for key in ("nonsense", None, "2026-01"):
@@ -218,6 +222,7 @@ def test_times_that_another_program_cut_in_its_statistics_hide_no_row(store: Sto
         assert found == [{"temp": 9.0}], condition
 
 
+@pytest.mark.long
 def test_a_ledger_is_made_again_beside_rows_that_another_program_put_into_no_window(store: Store):
     two_flushes(store)
     for key in ("nonsense", None):
@@ -252,6 +257,7 @@ def test_files_of_another_program_without_statistics_are_counted(store: Store, s
     assert wrong.table_rows == wrong.recorded == 7
 
 
+@pytest.mark.long
 def test_a_commit_of_another_program_neither_hides_nor_doubles_rows_of_a_build_that_died(store: Store):
     """The build is in the table and not in the ledger; then another program commits, and somebody follows it."""
     two_flushes(store)
@@ -361,6 +367,7 @@ def test_rows_that_another_program_added_to_a_key_are_not_taken_for_superseded_o
 OPERATIONS = ["stage", "stage", "build", "die", "optimize", "vacuum", "append", "delete", "clean log", "maintain"]
 
 
+@pytest.mark.long
 @hypothesis.settings(max_examples=examples(6))
 @given(operations=st.lists(st.sampled_from(OPERATIONS), min_size=4, max_size=10))
 @example(operations=["stage", "build", "delete", "stage", "build"])

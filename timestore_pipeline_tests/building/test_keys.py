@@ -149,6 +149,7 @@ def test_files_that_arrive_together_follow_one_another_whatever_their_format(mak
     assert values(store) == [(1, "a", 3.0)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("built_first", [False, True])
 def test_what_comes_back_late_does_not_take_the_place_of_newer_rows(make_store: MakeStore, built_first: bool):
     store = make_store(LATEST)
@@ -218,6 +219,7 @@ def test_positions_follow_acknowledgement_not_the_clock(make_store: MakeStore, m
     assert in_table(store) == [(1, "a", 2.0)]
 
 
+@pytest.mark.long
 def test_compaction_keeps_the_positions(make_store: MakeStore):
     store = make_store(LATEST)
     rows = [(number, "a", 0.0) for number in range(20_000)]
@@ -265,6 +267,7 @@ def test_a_build_that_failed_after_its_commit_counts_what_it_superseded_once(
         assert unpublished_slices(tx) == []
 
 
+@pytest.mark.long
 def test_a_build_of_a_window_with_a_key_stays_within_its_memory(make_store: MakeStore):
     store = make_store(LATEST, duckdb_memory_limit="120MB", duckdb_threads=2)
     half = pa.table(
@@ -331,6 +334,7 @@ def test_an_empty_ingest_of_a_keyed_dataset_is_nothing(make_store: MakeStore):
     assert values(store) == []
 
 
+@pytest.mark.long
 def test_a_rebuild_gives_the_same_rows_and_accounts(make_store: MakeStore):
     store = make_store(LATEST)
     for number in range(3):

@@ -347,6 +347,7 @@ def test_the_vacuum_spares_what_a_build_with_a_lower_sequence_publishes_later(la
     assert readable(lanes) == everything()
 
 
+@pytest.mark.long
 def test_builds_that_replace_windows_wait_for_nobody_and_fail_for_nobody(make_store: MakeStore):
     store = make_store(DATASETS_YAML, build_concurrent_builds=LANES)
     for station in ("A", "B", "C"):
@@ -510,6 +511,7 @@ class LanesOnPostgreSQL(Lanes):
     ledger = "postgresql"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "count"),
     [(Lanes, 6), pytest.param(LanesOnPostgreSQL, 3, marks=pytest.mark.server)],

@@ -233,6 +233,7 @@ class TestAnOlderLedger:
 
 
 class TestAnotherInstallation:
+    @pytest.mark.long
     def test_its_tables_are_refused_and_nothing_is_touched(self, store: Store, home: Path):
         stage(store, "weather", FIRST)
         build(store)
@@ -321,6 +322,7 @@ class TestATableFromBefore:
         assert owner_of(table_of(store)) is None
         return store
 
+    @pytest.mark.long
     def test_the_ledgers_own_is_adopted(self, old: Store):
         stage(old, "weather", NEW)
         build(old)
@@ -389,6 +391,7 @@ class TestRemoving:
 
         assert published(store) == rows_of(FIRST)
 
+    @pytest.mark.long
     @given(
         window=st.from_regex(r"[0-9-]{1,12}", fullmatch=True),
         sequence=st.integers(0, 2**62),
@@ -475,6 +478,7 @@ class TestWaysOut:
             flush(store)
         return store
 
+    @pytest.mark.long
     @pytest.mark.parametrize("retained", [True, False])
     def test_a_ledger_that_was_put_back_is_brought_up_to_date(self, old_ledger: Store, retained: bool, home: Path):
         store, identity = old_ledger, old_ledger.ledger.identity
@@ -496,6 +500,7 @@ class TestWaysOut:
             assert published(again) == readable(again) == rows_of(FIRST, LOST, MORE, NEW)
             assert not audit_rows(again, "weather").wrong
 
+    @pytest.mark.long
     def test_a_table_that_is_older_than_the_ledger_is_taken_as_it_is(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
@@ -515,6 +520,7 @@ class TestWaysOut:
             build(again)
             assert published(again) == readable(again) == rows_of(FIRST, LOST)
 
+    @pytest.mark.long
     def test_a_virtual_machine_that_is_put_back_while_its_tables_are_elsewhere(self, store: Store, home: Path):
         stage(store, "weather", FIRST)
         build(store)
@@ -538,6 +544,7 @@ class TestWaysOut:
             assert published(again) == readable(again) == rows_of(FIRST, LOST, NEW)
             assert stage(again, "weather", LOST).duplicate
 
+    @pytest.mark.long
     def test_another_host_takes_the_tables_over_on_purpose(self, store: Store, home: Path):
         stage(store, "weather", FIRST)
         build(store)
@@ -577,6 +584,7 @@ class TestWaysOut:
         assert published(store) == []
         assert readable(store) == rows_of(FIRST)
 
+    @pytest.mark.long
     @pytest.mark.only_on("sqlite")
     def test_a_copy_becomes_an_installation_of_its_own(self, store: Store, home: Path):
         stage(store, "weather", FIRST)

@@ -35,6 +35,7 @@ def files(store: Store) -> int:
     return len(live_files(open_table(store.table("weather"), "weather")))
 
 
+@pytest.mark.long
 def test_windows_are_swapped_in_one_commit_for_the_same_rows_in_fewer_files(store: Store):
     tables = [hourly(48, station=f"S{number}") for number in range(3)]
     for number, table in enumerate(tables):
@@ -123,6 +124,7 @@ def test_a_dataset_can_keep_its_segments_for_longer(make_store: MakeStore):
     assert unlink_published_segments(store, now=now_micros() + 8 * 86_400_000_000).files == 1
 
 
+@pytest.mark.long
 def test_it_is_refused_where_a_segment_is_damaged_and_names_its_batches(store: Store):
     good = stage(store, "weather", hourly(30), batch_id="good")
     bad = stage(store, "weather", hourly(20_000, station="BAD"), batch_id="bad")
@@ -165,6 +167,7 @@ def test_columns_that_have_grown_since_are_in_the_rebuilt_files(make_store: Make
     assert not audit_rows(store, "weather").wrong
 
 
+@pytest.mark.long
 def test_files_with_fewer_columns_are_compacted_before_and_after_the_table_has_the_new_ones(make_store: MakeStore):
     inferred = "datasets:\n  weather:\n    time: ts\n    window: day\n"
     store = make_store(inferred)

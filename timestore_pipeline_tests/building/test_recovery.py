@@ -158,6 +158,7 @@ def test_a_build_lives_while_its_lease_does(make_store: MakeStore):
     assert readable(store) == rows_of(hourly(3))
 
 
+@pytest.mark.long
 def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     store, other = make_store(build_lease_seconds=0.3), make_store(build_lease_seconds=0.3)
     stage(store, "weather", hourly(3))

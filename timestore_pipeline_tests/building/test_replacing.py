@@ -148,6 +148,7 @@ def test_recovery_of_a_committed_replacement_sets_the_totals_of_its_windows(two_
     assert totals(store) == [("2026-01-01", 1, 1), ("2026-01-02", 1, 1), ("2026-01-03", 3, 1)]
 
 
+@pytest.mark.long
 def test_recovery_of_a_replacement_before_its_commit_leaves_everything_as_it_was(two_windows: Store):
     store = two_windows
     before, had = readable(store), totals(store)

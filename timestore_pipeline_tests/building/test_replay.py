@@ -131,6 +131,7 @@ def test_every_batch_is_flushed_once_or_left_and_none_waits_longer_than_its_age_
         assert found.left_batches == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "thresholds", [{"flush_max_rows": 40}, {"flush_max_bytes": 60_000}, {"flush_max_age_ms": 30_000}, {}]
 )
@@ -163,6 +164,7 @@ def test_a_replay_does_what_the_sensor_did(
     assert sum(each.rows for each in flushed) == sum(rows for _, _, _, rows in done)
 
 
+@pytest.mark.long
 def test_a_simulation_measures_the_installation_and_changes_nothing(make_store: MakeStore):
     store = make_store(build_target_file_bytes=1 << 20)
     for number in range(6):

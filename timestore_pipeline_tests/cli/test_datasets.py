@@ -25,6 +25,7 @@ CHANGED = DATASETS_YAML.replace("window: day", "window: hour")
 BOTH = DATASETS_YAML + DATASETS_YAML.split("datasets:")[1].split("  events:")[0].replace("weather", "observations")
 
 
+@pytest.mark.long
 def test_a_contradiction_is_said_by_every_command_and_the_others_are_done(
     timestore: Run, installation: Install, drop: Callable[..., Path]
 ):
@@ -61,6 +62,7 @@ def test_a_contradiction_is_said_by_every_command_and_the_others_are_done(
     assert timestore("sql", "SELECT count(*) AS n FROM weather", "--format", "csv").out == '"n"\n3\n'
 
 
+@pytest.mark.long
 def test_a_rename_as_the_page_has_it(timestore: Run, installation: Install):
     store = installation()
     stage(store, "weather", hourly(30))

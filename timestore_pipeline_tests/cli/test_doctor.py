@@ -42,6 +42,7 @@ def test_a_healthy_installation_has_no_errors(timestore: Run, installation: Inst
     assert "weather" in timestore("doctor").out
 
 
+@pytest.mark.long
 def test_a_table_that_is_not_written_to_is_said_everywhere_until_it_is_mended(timestore: Run, installation: Install):
     store = installation()
     stage(store, "weather", hourly(3))
@@ -135,6 +136,7 @@ def test_warnings_fail_nothing(timestore: Run, installation: Install, monkeypatc
     assert found["gateway"]["level"] == "warning"
 
 
+@pytest.mark.long
 def test_a_dagster_home_without_a_daemon(
     timestore: Run, installation: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

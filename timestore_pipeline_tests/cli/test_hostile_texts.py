@@ -91,6 +91,7 @@ def is_inert(printed: str) -> bool:
     return all(char.isprintable() or char == "\n" for char in printed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_a_command_prints_is_text(timestore: Run, hostile: Store, monkeypatch: pytest.MonkeyPatch, terminal: bool):
     monkeypatch.setattr(output, "can_ask", lambda: True)

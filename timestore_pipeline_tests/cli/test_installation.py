@@ -45,6 +45,7 @@ def test_all_places_are_shown(store: Store, timestore: Run):
     assert places_unusable(store) == 0
 
 
+@pytest.mark.long
 def test_what_is_not_there_is_said_everywhere(store: Store, timestore: Run):
     stage(store, "weather", hourly(3, station="LGA"))
     hidden = store.tables.root.rename(store.settings.home / "hidden")
@@ -65,6 +66,7 @@ def test_what_is_not_there_is_said_everywhere(store: Store, timestore: Run):
     assert places_unusable(store) == 0
 
 
+@pytest.mark.long
 def test_a_table_that_is_gone_is_given_up_on_purpose(store: Store, timestore: Run):
     shutil.rmtree(store.table("weather").root)
     assert "tables/weather" in timestore("installation", "show").out

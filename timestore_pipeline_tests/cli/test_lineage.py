@@ -59,6 +59,7 @@ def test_every_row_is_traced_to_its_batch_its_build_and_its_file(traced: tuple[S
     assert document["other_files"] == document["quarantined"] == []
 
 
+@pytest.mark.long
 def test_people_see_a_tree_whose_lines_are_whole(traced: tuple[Store, str], timestore: Run):
     _, run_id = traced
 
@@ -72,6 +73,7 @@ def test_people_see_a_tree_whose_lines_are_whole(traced: tuple[Store, str], time
     assert "staged, not published" in shown
 
 
+@pytest.mark.long
 def test_a_window_without_rows_and_one_that_is_none(traced: tuple[Store, str], timestore: Run):
     assert "nothing of it was ever staged" in timestore("lineage", "weather", "2025-12-31").out
     assert timestore("lineage", "weather", "yesterday").code is ExitCode.USAGE
@@ -92,6 +94,7 @@ def test_an_installation_without_a_table_has_staged_rows_only(installation: Inst
     assert [(build["state"], build["rows"]) for build in document["builds"]] == [("claimed", len(rows_of(table)))]
 
 
+@pytest.mark.long
 def test_what_the_ledger_has_forgotten_is_said(traced: tuple[Store, str], timestore: Run):
     store, _ = traced
     with store.ledger.write() as tx:

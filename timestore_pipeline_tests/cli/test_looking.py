@@ -53,6 +53,7 @@ def test_status_of_a_new_installation(timestore: Run, installation: Install):
     assert weather["landing files"] == "0"
 
 
+@pytest.mark.long
 def test_status_follows_a_row_on_its_way(timestore: Run, installation: Install, make_file: MakeFile, drop: Drop):
     store = installation(staging_flush_max_rows=3)
     drop(store, "weather", "later.csv", WEATHER_CSV + "2026-01-02T01:30:00Z,EWR,1\n")
@@ -186,6 +187,7 @@ def test_a_table_keeps_a_row_on_its_line(timestore: Run, installation: Install):
     assert len(timestore("sql", EVERYTHING).out.splitlines()) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [0, 1, 120_001])
 def test_csv_and_json_have_all_rows(rows: int, timestore: Run, installation: Install):
     installation()
@@ -207,6 +209,7 @@ def test_a_table_is_bounded_and_says_so(timestore: Run, installation: Install):
     assert whole.err == ""
 
 
+@pytest.mark.long
 def test_a_limit_holds_for_every_format(timestore: Run, installation: Install):
     installation()
     for limit in (0, 1, 3):
@@ -219,6 +222,7 @@ def test_a_limit_holds_for_every_format(timestore: Run, installation: Install):
     assert len(many.out.splitlines()) == 60_001
 
 
+@pytest.mark.long
 def test_a_query_that_cannot_be_run_is_told(timestore: Run, installation: Install):
     installation()
     for query in (

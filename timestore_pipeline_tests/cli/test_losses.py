@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -15,6 +17,7 @@ Run = Callable[..., Finished]
 Install = Callable[..., Store]
 
 
+@pytest.mark.long
 def test_a_loss_from_its_sight_to_its_withdrawal(timestore: Run, installation: Install):
     store = installation()
     stage(store, "weather", hourly(30))

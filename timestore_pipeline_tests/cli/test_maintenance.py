@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
@@ -27,6 +29,7 @@ def files(store: Store) -> int:
     return len(live_files(open_table(store.table("weather"), "weather")))
 
 
+@pytest.mark.long
 def test_build_publishes_and_compacts(installation: Install, timestore: Run):  # noqa: F811
     store = installation()
     flushed(store)
@@ -40,6 +43,7 @@ def test_build_publishes_and_compacts(installation: Install, timestore: Run):  #
     assert files(store) == 1
 
 
+@pytest.mark.long
 def test_rebuild_names_what_is_missing(installation: Install, timestore: Run):  # noqa: F811
     store = installation(staging_retention_seconds=0)
     flushed(store)
@@ -53,6 +57,7 @@ def test_rebuild_names_what_is_missing(installation: Install, timestore: Run):  
     assert "batch b0" in finished.err
 
 
+@pytest.mark.long
 def test_maintain_tells_first_and_then_does(installation: Install, timestore: Run):  # noqa: F811
     store = installation(staging_retention_seconds=0)
     flushed(store)
@@ -66,6 +71,7 @@ def test_maintain_tells_first_and_then_does(installation: Install, timestore: Ru
     assert timestore("maintain").out.strip() == "nothing to do"
 
 
+@pytest.mark.long
 def test_maintain_fails_where_something_could_not_be_done(installation: Install, timestore: Run):  # noqa: F811
     store = installation()
     flushed(store)

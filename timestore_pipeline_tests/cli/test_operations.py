@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -31,6 +33,7 @@ def test_drain_says_what_it_published_and_that_intake_stays_paused(timestore: Ru
     assert len(published(store)) == 3
 
 
+@pytest.mark.long
 def test_while_it_is_paused_everything_says_so(timestore: Run, installation: Install, make_file: MakeFile, drop):
     store = installation()
     drop(store, "weather", "a.csv", WEATHER_CSV)
@@ -104,6 +107,7 @@ def test_clear_staging_refuses_and_says_what_would_be_lost(timestore: Run, insta
     assert readable(store) == []
 
 
+@pytest.mark.long
 def test_a_lost_ledger_is_said_rebuilt_and_used(timestore: Run, installation: Install, home: Path):
     store = installation()
     stage(store, "weather", hourly(3))

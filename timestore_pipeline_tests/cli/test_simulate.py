@@ -53,6 +53,7 @@ def test_json_says_the_same(busy: Store, timestore: Run):
     assert document["assumed"]
 
 
+@pytest.mark.process  # the first one looks for the fonts of the system
 @pytest.mark.matrix
 @pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_it_can_be_seen_as_a_picture(name: str, magic: bytes, busy: Store, timestore: Run, tmp_path: Path):
@@ -63,6 +64,7 @@ def test_it_can_be_seen_as_a_picture(name: str, magic: bytes, busy: Store, times
     assert f"drawn into {tmp_path / name}" in finished.err
 
 
+@pytest.mark.process  # the first one looks for the fonts of the system
 def test_a_picture_that_cannot_be_drawn_is_told(
     busy: Store, timestore: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -198,6 +198,7 @@ def test_what_is_staged_is_published(timestore: Run, installation: Install, make
     assert build.owner == f"cli:{socket.gethostname()}:{os.getpid()}"
 
 
+@pytest.mark.long
 def test_only_the_named_windows_are_published(timestore: Run, installation: Install, make_file: MakeFile):
     installation()
     timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))
@@ -255,6 +256,7 @@ def test_published_segments_are_unlinked_after_retention(timestore: Run, install
     assert count_of(timestore) == 3
 
 
+@pytest.mark.long
 def test_a_damaged_dataset_does_not_stop_the_others(timestore: Run, installation: Install, make_file: MakeFile):
     store = installation()
     timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))

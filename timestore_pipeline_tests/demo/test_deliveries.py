@@ -6,6 +6,8 @@ from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
 
+import pytest
+
 from timestore_pipeline.datasets import load_datasets
 from timestore_pipeline.demo.deliveries import Fate, plan_deliveries
 from timestore_pipeline.demo.source import Source
@@ -30,6 +32,7 @@ def source() -> Source:
     return Source("weather", Path("weather.csv"), HEADER, lines)
 
 
+@pytest.mark.long
 def test_every_file_meets_its_fate_and_all_formats_carry_the_same(make_store: MakeStore):
     store = make_store(DATASETS_FILE.read_text())
     deliveries = plan_deliveries({"weather": source()}, load_datasets(DATASETS_FILE))

@@ -119,11 +119,13 @@ def image(part: dict[str, Any]) -> str:
     return f"{part['image']['repository']}:{part['image']['tag']}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_the_job_of_a_run_is_one_that_kubernetes_takes(job: dict[str, Any], version: str):
     kubernetes_validate.validate(job, version, strict=True)
 
 
+@pytest.mark.long
 def test_the_job_of_a_run_has_its_limits_its_settings_and_nothing_that_lasts(job: dict[str, Any]):
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]

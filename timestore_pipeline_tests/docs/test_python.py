@@ -41,6 +41,7 @@ def names(store_environment: Callable[..., dict[str, str]]) -> Iterator[dict[str
         found["timestore"].close()
 
 
+@pytest.mark.long
 def test_the_page_on_python_is_true(names: dict[str, Any]):
     page = "docs/python.md"
     blocks = examples(page)

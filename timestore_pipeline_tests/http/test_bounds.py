@@ -72,6 +72,7 @@ def test_what_is_no_request_is_told_so(shared: Server):
     assert json.loads(heard.partition(b"\r\n\r\n")[2])["type"] == "urn:timestore:problem:no-request"
 
 
+@pytest.mark.long
 def test_the_health_is_told_however_many_requests_and_connections_there_are(make_server):
     server = make_server(http_max_requests=2, http_max_connections=20)
     with ExitStack() as stack:
@@ -101,6 +102,7 @@ def slow_bodies(server: Server, token: str, count: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 def test_one_token_takes_its_share_of_the_requests_and_the_others_go_on(make_server, tmp_path: Path):
     tokens = tmp_path / "tokens.json"
     tokens.write_text(tokens_document())
@@ -189,6 +191,7 @@ def test_reading_has_its_time_and_memory(make_server):
         assert "processor time" in problem(post(client, body, CSV), 413, "too-large")["detail"]
 
 
+@pytest.mark.long
 def test_what_is_unpacked_and_read_counts_as_held(make_server):
     server = make_server(http_max_held_bytes=4 << 20, http_body_seconds=60)
     row = json.dumps({"ts": "2026-01-01T00:00:00Z", "station": "x" * 1_000, "temp": 1})

@@ -42,6 +42,7 @@ _OPERATIONS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("operation", _OPERATIONS, ids=lambda operation: operation.label)
 def test_the_server_does_what_the_document_says(operation, shared):
     @hypothesis.settings(max_examples=examples(25), suppress_health_check=_SLOW, database=None)

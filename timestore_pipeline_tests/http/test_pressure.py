@@ -54,6 +54,7 @@ def test_a_full_disk_is_told_and_seen_in_the_health(make_server):
         problem(client.get("/healthz"), 503, "disk-full")
 
 
+@pytest.mark.long
 def test_a_ledger_that_is_away_is_told(make_server):
     server = make_server(ledger_busy_timeout_seconds=1)
     with server.client() as client:
@@ -75,6 +76,7 @@ def hung_up(connection: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_a_client_that_dribbles_its_headers_is_hung_up_on(make_server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("timestore_pipeline.http.server.HEADER_SECONDS", 2.0)
     server = make_server()
@@ -97,6 +99,7 @@ def test_a_client_that_dribbles_its_headers_is_hung_up_on(make_server, monkeypat
             dribbling.result()
 
 
+@pytest.mark.long
 def test_a_body_that_does_not_come_is_answered_and_hung_up_on(make_server):
     server = make_server(http_body_seconds=1)
     with socket.create_connection(("127.0.0.1", server.port)) as slow:

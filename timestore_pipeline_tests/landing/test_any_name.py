@@ -63,6 +63,7 @@ def forget(store: Store) -> None:
                 path.unlink()
 
 
+@pytest.mark.long
 @example("x[1]", ".csv")
 @example("what?", ".csv")
 @example("\\a", ".csv")

@@ -64,6 +64,7 @@ def csv_of(table: pa.Table) -> str:
     return ",".join(table.column_names) + "\n" + ",".join(str(column[0]) for column in table.columns) + "\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "arrow", "csv.gz"])
 @pytest.mark.parametrize("dataset", ["weather", "events"])
 def test_a_file_of_too_many_columns_is_refused_early_in_each_format(store: Store, drop, ending: str, dataset: str):
@@ -191,6 +192,7 @@ def test_members_without_anything_in_them_are_counted():
         list(unpacked(io.BytesIO(empty * 200_000).read))
 
 
+@pytest.mark.long
 def test_an_unpacked_text_is_never_held_as_a_whole():
     packed = gzip.compress(b"x" * (64 << 20))
 

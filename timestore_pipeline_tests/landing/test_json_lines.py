@@ -61,6 +61,7 @@ def prices(make_store: MakeStore) -> Store:
     return make_store(PRICES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("type_", ["DECIMAL(38,20)", "DECIMAL(18,2)", "BIGINT"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
 @given(st.lists(JSON_NUMBERS, min_size=1, max_size=3))

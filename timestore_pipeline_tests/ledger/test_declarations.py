@@ -96,6 +96,7 @@ CONTRADICTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.matrix
 @pytest.mark.parametrize(("declared", "says"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_a_contradiction_is_refused_for_that_dataset_alone_and_harms_no_row(
@@ -273,6 +274,7 @@ def parts() -> st.SearchStrategy[str]:
     )
 
 
+@pytest.mark.long
 @hypothesis.settings(max_examples=examples(5))
 @given(declarations=st.lists(st.tuples(parts(), st.booleans()), min_size=2, max_size=4))
 def test_what_is_accepted_reads_back_the_same_rows_and_what_is_refused_concerns_one_dataset(

@@ -240,6 +240,7 @@ def _die(*_: object, **__: object) -> None:
     raise _Killed
 
 
+@pytest.mark.long
 def test_an_audit_while_others_stage_and_build_finds_nothing(store: Store):
     stop = threading.Event()
     done: list[int] = []
@@ -268,6 +269,7 @@ def test_an_audit_while_others_stage_and_build_finds_nothing(store: Store):
     assert wrong(store) == {}
 
 
+@pytest.mark.long
 @settings(max_examples=examples(15))
 @given(
     st.lists(st.sampled_from(["stage", "stage old", "build", "build first", "damage", "retire"]), max_size=8),

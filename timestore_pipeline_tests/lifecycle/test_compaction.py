@@ -67,6 +67,7 @@ def of_sizes(*sizes: int) -> list[TableFile]:
     return [TableFile(f"{number:010d}-000.parquet", "2026-01-01", 1, size) for number, size in enumerate(sizes)]
 
 
+@pytest.mark.long
 def test_a_closed_window_gets_one_file_with_the_same_rows_in_time_order(store: Store):
     tables = flushed(store, 5, hours=48)
     before = totals(store)
@@ -124,6 +125,7 @@ def test_an_open_window_is_compacted_when_it_has_too_many_small_files(make_store
     assert readable(store) == rows_of(*tables)
 
 
+@pytest.mark.long
 def test_an_open_window_can_wait_until_it_closes(make_store: MakeStore):
     store = make_store(compaction_max_small_files=0)
     flushed(store, 6)
@@ -230,6 +232,7 @@ def test_files_of_another_tool_are_merged_too(store: Store):
     assert published(store) == readable(store) == rows_of(*tables)
 
 
+@pytest.mark.long
 def test_a_reader_keeps_its_rows_while_files_are_merged_under_it(store: Store):
     tables = flushed(store, 4)
     with open_reader(store, ["weather"]) as connection:
@@ -239,6 +242,7 @@ def test_a_reader_keeps_its_rows_while_files_are_merged_under_it(store: Store):
         assert found == (sum(table.num_rows for table in tables),)
 
 
+@pytest.mark.long
 def test_readers_see_every_row_once_while_builds_and_compactions_go_on(make_store: MakeStore):
     store, reading = make_store(), make_store()
     tables = [hourly(48, station=f"S{number}") for number in range(12)]
@@ -266,6 +270,7 @@ def test_readers_see_every_row_once_while_builds_and_compactions_go_on(make_stor
     assert looks > 3
 
 
+@pytest.mark.long
 def test_files_have_the_target_size_only(make_store: MakeStore):
     import numpy as np
 

@@ -136,6 +136,7 @@ def test_what_is_in_quarantine_is_left_and_said(store: Store, drop: Drop):
     assert len(published(store)) == 1
 
 
+@pytest.mark.long
 def test_a_damaged_segment_does_not_hold_up_the_rest(store: Store):
     path = segment_file(store, stage(store, "weather", hourly(24)).segment_id)
     flip_byte(path, path.stat().st_size - 8_000)
@@ -149,6 +150,7 @@ def test_a_damaged_segment_does_not_hold_up_the_rest(store: Store):
     assert not left.queue.pending_rows
 
 
+@pytest.mark.long
 def test_a_build_that_fails_is_given_up_with_its_error(store: Store):
     stage(store, "weather", hourly(1))
     store.table("weather").root.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ def entries(store: Store) -> list[QuarantineEntry]:
         return open_entries(tx)
 
 
+@pytest.mark.long
 def test_who_sends_nothing_but_bad_rows_fills_no_disk_and_holds_up_nobody(make_store: MakeStore, drop):
     store = make_store(quarantine_max_dataset_bytes=20_000)
     spec = store.datasets["weather"]

@@ -64,6 +64,7 @@ def live(store: Store) -> set[Path]:
     return {path / file.path for file in live_files(open_table(store.table("weather"), "weather"))}
 
 
+@pytest.mark.long
 def test_one_pass_after_the_other_leaves_only_what_is_needed(store: Store):
     tables = flushed(store, 4, hours=48)
 
@@ -83,6 +84,7 @@ def test_one_pass_after_the_other_leaves_only_what_is_needed(store: Store):
     assert list(in_words(third)) == []
 
 
+@pytest.mark.long
 def test_a_dry_run_says_the_same_and_changes_nothing(store: Store):
     flushed(store, 3, hours=48)
     compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
@@ -192,6 +194,7 @@ def test_files_that_are_not_ours_are_left_alone(store: Store):
     assert foreign.exists()
 
 
+@pytest.mark.long
 def test_each_run_is_bounded(make_store: MakeStore):
     store = make_store(maintenance_max_removals=2)
     flushed(store, 5)
@@ -205,6 +208,7 @@ def test_each_run_is_bounded(make_store: MakeStore):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_one_broken_table_holds_no_other_dataset(make_store: MakeStore):
     store = make_store(WITH_RETENTION.replace("  weather:", "  aaa:") + WITH_RETENTION.partition("datasets:\n")[2])
     for dataset in ("aaa", "weather"):
@@ -220,6 +224,7 @@ def test_one_broken_table_holds_no_other_dataset(make_store: MakeStore):
     assert [each.compaction.merged_files for each in report.datasets] == [0, 1]
 
 
+@pytest.mark.long
 def test_the_ledger_forgets_old_batches_and_the_rows_still_add_up(store: Store):
     tables = flushed(store, 3, hours=48)
     run(store, now=later(2 * HOUR))
@@ -248,6 +253,7 @@ def test_batches_that_are_staged_or_whose_segment_is_kept_are_remembered(make_st
     assert stage(store, "weather", table, batch_id="staged").duplicate
 
 
+@pytest.mark.long
 def test_old_builds_are_forgotten_but_not_the_last_ones(store: Store):
     flushed(store, 5)
     run(store)

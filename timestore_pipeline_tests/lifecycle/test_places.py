@@ -285,6 +285,7 @@ class TestArchive:
 
 @pytest.mark.only_on("sqlite")
 class TestRebuildingTheLedger:
+    @pytest.mark.long
     @pytest.mark.matrix
     @pytest.mark.parametrize("place", ["tables", "staging"])
     @pytest.mark.parametrize("instead", MISSING)
@@ -493,6 +494,7 @@ class TestACopy:
         shutil.copytree(store.settings.home, home)
         return Settings(home=home, staging_min_free_disk_bytes=0, **fields)  # type: ignore[arg-type]
 
+    @pytest.mark.long
     def test_becomes_an_installation_of_its_own(self, store: Store, make_store: MakeStore, tmp_path: Path):
         settings = self.copy(store, tmp_path / "copy")
         with Store.open(settings) as copy:

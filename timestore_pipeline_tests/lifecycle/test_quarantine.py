@@ -259,6 +259,7 @@ def test_long_batch_ids_stay_within_what_the_ledger_holds(make_store: MakeStore)
     assert retry_entry(make_store(), entry.id, "ann@host").done
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["old", "quarantine"])
 def test_a_segment_restored_from_a_backup_goes_back_to_the_queue(store: Store, place: str):
     path = set_segment_aside(store)
@@ -296,6 +297,7 @@ def test_a_segment_whose_file_is_gone_can_be_restored(make_store: MakeStore):
     assert build(store).rows == 24
 
 
+@pytest.mark.long
 def test_a_backup_of_another_segment_is_not_taken(store: Store):
     path = set_segment_aside(store)
     shutil.copyfile(segment_file(store, stage(store, "weather", hourly(3)).segment_id), path)
@@ -307,6 +309,7 @@ def test_a_backup_of_another_segment_is_not_taken(store: Store):
     assert readable(store) == rows_of(hourly(3))
 
 
+@pytest.mark.long
 def test_discarding_removes_the_bytes_and_remembers_who_and_when(make_store: MakeStore, drop: Drop):
     store = make_store(STRICT_YAML)
     set_segment_aside(store)
@@ -372,6 +375,7 @@ def test_an_open_entry_is_never_swept(make_store: MakeStore, drop: Drop):
     assert all(store.staging.fetch(entry.path).exists() for entry in entries(store))
 
 
+@pytest.mark.long
 def test_a_look_shows_how_an_entry_begins(make_store: MakeStore, drop: Drop):
     store = make_store(STRICT_YAML)
     path = set_segment_aside(store)
@@ -428,6 +432,7 @@ def kept_rows(store: Store) -> Rows:
 ACTIONS = ("stage", "stage with impossible rows", "build", "damage", "restore", "retry", "widen", "sweep")
 
 
+@pytest.mark.long
 @given(actions=st.lists(st.sampled_from(ACTIONS), min_size=3, max_size=14))
 @settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_is_readable_once_or_in_quarantine_once(make_store: MakeStore, home: Path, actions: list[str]):

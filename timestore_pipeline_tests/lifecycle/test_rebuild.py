@@ -79,6 +79,7 @@ def entries(store: Store) -> list[QuarantineEntry]:
 
 
 class TestWhatIsRestored:
+    @pytest.mark.long
     @pytest.mark.only_on("sqlite", "postgresql")
     def test_published_and_staged_rows_are_there_once_and_the_rest_goes_on(self, store: Store, make_store: MakeStore):
         stage(store, "weather", hourly(48))
@@ -114,6 +115,7 @@ class TestWhatIsRestored:
             stage(again, "weather", hourly(2), batch_id="first")
         assert readable(again) == rows_of(hourly(48))
 
+    @pytest.mark.long
     def test_landing_files_that_stay_are_not_taken_twice(self, make_store: MakeStore, drop: Drop):
         store = make_store(landing_after_ingest="keep", staging_retention_seconds=0)
         drop(store, "weather", "a.csv", WEATHER_CSV)
@@ -138,6 +140,7 @@ class TestWhatIsRestored:
         build(again)
         assert published(again) == rows_of(hourly(48))
 
+    @pytest.mark.long
     def test_inferred_columns_and_integer_times(self, store: Store, make_store: MakeStore, drop: Drop):
         drop(store, "events", "a.csv", "at,kind\n1767225600000,start\n1767312000000,stop\n")
         ingest(store)
@@ -149,6 +152,7 @@ class TestWhatIsRestored:
         build(again, "events")
         assert readable(lost_and_rebuilt(again, make_store), "events") == before
 
+    @pytest.mark.long
     @pytest.mark.parametrize("retired", [False, True])
     def test_columns_that_came_later(self, make_store: MakeStore, retired: bool):
         wider = DATASETS_YAML.replace("temp: double}", "temp: double, wind: double}")
@@ -238,6 +242,7 @@ class TestWhatIsRestored:
         assert found.id > entry.id
         assert len(readable(again)) == 1
 
+    @pytest.mark.long
     def test_damaged_slices_of_a_segment_that_was_set_aside(self, store: Store, make_store: MakeStore):
         path = segment_file(store, stage(store, "weather", hourly(24)).segment_id)
         backup = path.read_bytes()
@@ -322,6 +327,7 @@ class TestTwoSegmentsWithOneBatch:
         build(again)
         assert len(published(again)) == len(set(first + second))
 
+    @pytest.mark.long
     def test_the_one_that_is_published_counts(self, store: Store, make_store: MakeStore):
         self.duplicate(store, "a", "b")
         store = self.forget(store, make_store)
@@ -334,6 +340,7 @@ class TestTwoSegmentsWithOneBatch:
         build(again)
         assert len(published(again)) == 3
 
+    @pytest.mark.long
     def test_carved_again_after_another_loss(self, store: Store, make_store: MakeStore):
         self.duplicate(store, "a", "b")
         store = self.forget(store, make_store)
@@ -364,6 +371,7 @@ class TestWhatIsSaidOrRefused:
 
         assert len(readable(store)) == 1
 
+    @pytest.mark.long
     def test_replaced_it_is_moved_aside(self, store: Store, make_store: MakeStore):
         stage(store, "weather", hourly(3))
         build(store)
@@ -389,6 +397,7 @@ class TestWhatIsSaidOrRefused:
 
         assert readable(make_store()) == rows_of(hourly(3))
 
+    @pytest.mark.long
     def test_a_segment_that_cannot_be_read_is_said_and_kept(self, store: Store, make_store: MakeStore):
         path = segment_file(store, stage(store, "weather", hourly(24)).segment_id)
         stage(store, "weather", hourly(2, station="LGA"))
@@ -500,6 +509,7 @@ def rebuild_without_permission(store: Store) -> str:
 
 
 class TestManifests:
+    @pytest.mark.long
     def test_many_are_merged_and_say_the_same(
         self, store: Store, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ):
@@ -558,6 +568,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_whatever_happened_before_every_row_is_there_once(steps: list[str], make_store: MakeStore, home: Path):

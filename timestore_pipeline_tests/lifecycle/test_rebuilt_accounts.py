@@ -58,6 +58,7 @@ def accounts(store: Store, dataset: str = "weather") -> dict[str, WindowAccount]
     return {store.datasets[dataset].window_at(start).key: account for start, account in found.items()}
 
 
+@pytest.mark.long
 @pytest.mark.only_on("sqlite", "postgresql")
 @pytest.mark.parametrize("retired", [False, True], ids=["retained", "unlinked"])
 @pytest.mark.parametrize("case", [LATEST, HIGHEST, KEYED_AND_WIDER], ids=str)
@@ -100,6 +101,7 @@ def expired(store: Store, make_store: MakeStore, **settings: Any) -> Store:
     return short
 
 
+@pytest.mark.long
 def test_windows_that_have_expired_are_known_to_have(store: Store, make_store: MakeStore):
     before = expired(store, make_store)
 

@@ -97,6 +97,7 @@ def test_all_of_it_goes_and_nothing_else(taken_out: Store, with_table: bool):
     assert maintain(taken_out, owner="the test").problems == ()
 
 
+@pytest.mark.long
 def test_the_name_can_be_used_again(taken_out: Store, make_store: MakeStore):
     remove(taken_out, with_table=True)
 

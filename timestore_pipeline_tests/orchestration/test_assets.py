@@ -72,6 +72,7 @@ class TestStaging:
         assert here.materialize("staging/weather").success
         assert here.materialized("staging/weather") == []
 
+    @pytest.mark.long
     def test_a_bad_file_is_a_warning_and_the_others_are_staged(self, store: Store, drop: Drop, location: Locate):
         drop(store, "weather", "bad.csv", "ts,station,temp\n2026-01-01T00:00:00Z,JFK,warm\n")
         drop(store, "weather", "good.csv", WEATHER_CSV)
@@ -83,6 +84,7 @@ class TestStaging:
         assert (metadata["rows"], metadata["quarantined"]) == (3, 1)
         assert any("bad.csv" in warning for warning in warnings_of(result, here.instance))
 
+    @pytest.mark.long
     def test_the_same_content_again_is_a_duplicate(self, weather: Location, drop: Drop):
         drop(weather.store, "weather", "again.csv", WEATHER_CSV)
 
@@ -137,6 +139,7 @@ class TestStaging:
 
 
 class TestPartitionsOfTheUi:
+    @pytest.mark.long
     def test_one_window_publishes_only_its_own_rows(self, weather: Location):
         weather.materialize("partitions/weather", partition="2026-01-01")
 
@@ -148,6 +151,7 @@ class TestPartitionsOfTheUi:
         assert "a.csv" in str(metadata["sources"])
         assert metadata["freshness_seconds"] >= 0
 
+    @pytest.mark.long
     def test_a_range_marks_every_window_also_those_without_rows(self, weather: Location):
         weather.materialize("partitions/weather", between=("2025-12-31", "2026-01-03"))
 
@@ -160,6 +164,7 @@ class TestPartitionsOfTheUi:
         }
         assert len(weather.materialized("partitions/weather")) == 4
 
+    @pytest.mark.long
     def test_a_window_published_again_shows_what_it_had(self, weather: Location, drop: Drop):
         weather.materialize("partitions/weather", partition="2026-01-01")
 
@@ -168,11 +173,13 @@ class TestPartitionsOfTheUi:
         metadata = weather.metadata("partitions/weather")["2026-01-01"]
         assert (metadata["rows"], metadata["dagster/partition_row_count"], metadata["published_files"]) == (0, 2, 1)
 
+    @pytest.mark.long
     def test_a_build_of_a_backfill_is_known_as_one(self, weather: Location):
         weather.materialize("partitions/weather", partition="2026-01-01", tags={"dagster/backfill": "abc"})
 
         assert weather.metadata("partitions/weather")["2026-01-01"]["trigger"] == "backfill"
 
+    @pytest.mark.long
     @pytest.mark.matrix
     @pytest.mark.parametrize(
         ("asked", "trigger", "windows"),
@@ -199,6 +206,7 @@ class TestPartitionsOfTheUi:
             "timestore.dataset/weather": trigger,
         }
 
+    @pytest.mark.long
     def test_runs_are_found_by_dataset_and_trigger(self, weather: Location):
         result = weather.materialize("partitions/weather", partition="2026-01-01")
 
@@ -207,6 +215,7 @@ class TestPartitionsOfTheUi:
         assert [run.run_id for run in found] == [result.run_id, *(run.run_id for run in found[1:])]
         assert not weather.instance.get_runs(dg.RunsFilter(tags={"timestore.dataset/weather": "age"}))
 
+    @pytest.mark.long
     def test_the_tags_that_a_sensor_gave_stay(self, weather: Location):
         result = weather.materialize("partitions/weather", tags={"dagster/sensor_name": "flush_sensor", "own": "x"})
 
@@ -214,11 +223,13 @@ class TestPartitionsOfTheUi:
         assert run
         assert not [name for name in run.tags if name.startswith("timestore")]
 
+    @pytest.mark.long
     def test_staging_and_partitions_in_one_run_publish_although_nothing_landed(self, weather: Location):
         weather.materialize("staging/weather", "partitions/weather", partition="2026-01-01")
 
         assert published_rows(weather.store, "weather") == 2
 
+    @pytest.mark.long
     def test_the_build_is_owned_by_its_run(self, weather: Location):
         result = weather.materialize("partitions/weather", partition="2026-01-01")
 
@@ -226,6 +237,7 @@ class TestPartitionsOfTheUi:
             build = latest_builds(tx)["weather"]
         assert (build.owner, build.state) == (result.run_id, BuildState.PUBLISHED)
 
+    @pytest.mark.long
     def test_a_build_in_flight_is_waited_for(self, weather: Location, monkeypatch: pytest.MonkeyPatch):
         claim(weather.store, "weather")
         monkeypatch.setattr(assets_module, "_IN_FLIGHT_RETRIES", 1)
@@ -240,6 +252,7 @@ class TestPartitionsOfTheUi:
 class TestPartitionsOfASensor:
     """Runs without partitions: the windows are in the run config."""
 
+    @pytest.mark.long
     def test_only_windows_that_got_rows_are_marked(self, weather: Location):
         config = {"when": "due", "flush_max_rows": 1, "trigger": "rows"}
         config |= {"first_window": "2020-01-01", "last_window": "2026-11-01"}
@@ -251,11 +264,13 @@ class TestPartitionsOfASensor:
         assert metadata["2026-01-01"]["trigger"] == "rows"
         assert metadata["2026-01-01"]["dagster/partition_row_count"] == 2
 
+    @pytest.mark.long
     def test_the_windows_of_the_config_bound_what_is_published(self, weather: Location):
         weather.materialize("partitions/weather", config={"partitions__weather": {"last_window": "2026-01-01"}})
 
         assert (published_rows(weather.store, "weather"), pending_rows(weather.store, "weather")) == (2, 1)
 
+    @pytest.mark.long
     def test_a_dataset_that_is_not_due_any_more_is_left_alone(self, weather: Location):
         result = weather.materialize(
             "partitions/weather", config={"partitions__weather": {"when": "due", "flush_max_rows": 4}}
@@ -265,6 +280,7 @@ class TestPartitionsOfASensor:
         assert weather.materialized("partitions/weather") == []
         assert pending_rows(weather.store, "weather") == 3
 
+    @pytest.mark.long
     def test_a_build_in_flight_is_left_to_go_on(self, weather: Location):
         claim(weather.store, "weather")
         due = {"when": "due", "flush_max_rows": 1}
@@ -274,6 +290,7 @@ class TestPartitionsOfASensor:
         assert result.success
         assert weather.materialized("partitions/weather") == []
 
+    @pytest.mark.long
     @pytest.mark.matrix
     @pytest.mark.parametrize(
         ("config", "message"),
@@ -291,12 +308,14 @@ class TestPartitionsOfASensor:
         assert not failure.value.allow_retries
         assert pending_rows(weather.store, "weather") == 3
 
+    @pytest.mark.long
     def test_windows_are_not_named_twice(self, weather: Location):
         config = {"partitions__weather": {"first_window": "2026-01-01"}}
 
         with pytest.raises(dg.Failure, match="must not be set"):
             weather.materialize("partitions/weather", partition="2026-01-01", config=config)
 
+    @pytest.mark.long
     def test_one_dataset_that_fails_does_not_hold_the_other(
         self, make_store: MakeStore, drop: Drop, location: Locate, monkeypatch: pytest.MonkeyPatch
     ):
@@ -317,6 +336,7 @@ class TestPartitionsOfASensor:
         assert set(here.metadata("partitions/weather")) == {"2026-01-01", "2026-01-02"}
         assert pending_rows(store, "climate") == 3
 
+    @pytest.mark.long
     def test_rows_of_windows_that_dagster_does_not_list_yet_are_published(
         self, make_store: MakeStore, drop: Drop, location: Locate
     ):
@@ -347,6 +367,7 @@ def claim(store: Store, dataset: str) -> None:
         )
 
 
+@pytest.mark.long
 def test_a_build_by_the_library_and_one_by_dagster_do_the_same(weather: Location):
     build_windows(weather.store, "weather", owner="cli:here:1")
 
@@ -399,6 +420,7 @@ class TestGuardrailsCheck:
         assert policies["events"].max_partitions_per_run is None
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*straight to the table:DeprecationWarning")
 def test_an_ingest_straight_to_the_table_marks_the_windows_that_it_published(
     make_store: MakeStore, drop: Drop, location: Callable[[Store], Location]

@@ -80,6 +80,7 @@ def numbers(found: dg.AssetCheckEvaluation) -> dict[str, Any]:
 
 
 class TestRowAudit:
+    @pytest.mark.long
     @pytest.mark.parametrize("partitions", [{}, {"between": ("2026-01-01", "2026-01-03")}], ids=["sensor", "backfill"])
     def test_it_runs_after_every_build(
         self, store: Store, location: Callable[[Store], Location], partitions: dict[str, Any]
@@ -94,6 +95,7 @@ class TestRowAudit:
         assert (shown["queued_rows"], shown["quarantined_rows"], shown["files_opened"]) == (0, 0, 2)
         assert "all rows are accounted for" in (found.description or "")
 
+    @pytest.mark.long
     def test_a_row_too_few_fails_the_run_after_publishing_and_names_the_window(
         self, store: Store, location: Callable[[Store], Location]
     ):
@@ -114,6 +116,7 @@ class TestRowAudit:
         assert numbers(found)["windows_wrong"] == 1
         assert "holds 23 rows, it was committed with 24" in str(numbers(found)["wrong"])
 
+    @pytest.mark.long
     def test_what_depends_on_the_table_does_not_run_when_it_fails(
         self, store: Store, location: Callable[[Store], Location]
     ):
@@ -136,6 +139,7 @@ class TestRowAudit:
 
         assert ran == [1]
 
+    @pytest.mark.long
     def test_it_runs_by_itself_over_all_windows_and_publishes_nothing(
         self, store: Store, location: Callable[[Store], Location]
     ):
@@ -150,6 +154,7 @@ class TestRowAudit:
         assert (numbers(found)["windows_in_full"], numbers(found)["queued_rows"]) == (3, 5)
         assert len(published(store)) == 72
 
+    @pytest.mark.long
     def test_a_table_that_cannot_be_read_fails_it(self, store: Store, location: Callable[[Store], Location]):
         here = location(store)
         stage(store, "weather", hourly(5))
@@ -162,6 +167,7 @@ class TestRowAudit:
         assert "cannot be read" in (found.description or "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("max_small_files", "passed"), [(8, False), (9, True)])
 def test_more_small_files_of_a_window_than_the_setting_allows_are_a_warning(
     make_store: MakeStore, location: Callable[[Store], Location], max_small_files: int, passed: bool
@@ -186,6 +192,7 @@ def test_more_small_files_of_a_window_than_the_setting_allows_are_a_warning(
     assert (worst.data["window"], worst.data["files"]) == ("2026-01-01", "10")
 
 
+@pytest.mark.long
 def test_an_open_window_may_have_the_small_files_that_compaction_leaves_it(
     store: Store, location: Callable[[Store], Location]
 ):
@@ -214,6 +221,7 @@ datasets:
 """
 
 
+@pytest.mark.long
 def test_a_dataset_whose_builds_fail_again_and_again_fails_no_other_of_the_same_run(
     make_store: MakeStore, location: Callable[[Store], Location]
 ):
@@ -235,6 +243,7 @@ def test_a_dataset_whose_builds_fail_again_and_again_fails_no_other_of_the_same_
         assert [(entry.dataset, entry.rows) for entry in open_entries(tx)] == [("climate", 24)]
 
 
+@pytest.mark.long
 def test_a_build_that_sets_a_segment_aside_warns_and_one_that_does_not_says_nothing(
     make_store: MakeStore, location: Callable[[Store], Location]
 ):

@@ -45,6 +45,7 @@ def materialize(example: dg.Definitions, instance: dg.DagsterInstance, key: dg.A
     assert job.execute_in_process(instance=instance, asset_selection=[key], partition_key=day).success
 
 
+@pytest.mark.long
 def test_it_stages_reads_and_stages_again(example: dg.Definitions, instance: dg.DagsterInstance, timestore: Timestore):
     materialize(example, instance, READINGS, "2026-01-01")
     build(timestore.store, "readings")

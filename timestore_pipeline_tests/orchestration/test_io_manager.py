@@ -126,6 +126,7 @@ def weather_days(context: dg.AssetExecutionContext) -> pa.Table:
     return pa.concat_tables([day_of(key) for key in context.partition_keys])
 
 
+@pytest.mark.long
 def test_a_partition_is_a_batch_of_its_own(own: Own):
     for key in ("2026-01-01", "2026-01-02"):
         result = own.materialize(weather_days, partition_key=key)
@@ -155,6 +156,7 @@ def test_a_backfill_of_a_range_in_one_run_is_one_batch(own: Own):
     assert readable(own.store) == rows_of(*(day_of(f"2026-01-0{day}") for day in (2, 3, 4)))
 
 
+@pytest.mark.long
 def test_the_same_rows_in_another_run_are_not_staged_again(own: Own):
     own.materialize(weather_days, partition_key="2026-01-01")
     result = own.materialize(weather_days, partition_key="2026-01-01")
@@ -163,6 +165,7 @@ def test_the_same_rows_in_another_run_are_not_staged_again(own: Own):
     assert readable(own.store) == rows_of(day_of("2026-01-01"))
 
 
+@pytest.mark.long
 def test_other_rows_in_another_run_are_staged_and_so_is_going_back(own: Own):
     for rows in (3, 4, 3):
         own.materialize(_weather_of(rows), partition_key="2026-01-01")
@@ -223,6 +226,7 @@ def interrupted_job() -> dg.JobDefinition:
     return definitions.resolve_job_def("interrupted")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [3, 9])
 def test_a_re_execution_from_failure_goes_on_with_what_the_failed_run_began(
     own: Own, monkeypatch: pytest.MonkeyPatch, home: Path, rows: int
@@ -247,6 +251,7 @@ def test_a_re_execution_from_failure_goes_on_with_what_the_failed_run_began(
     assert readable(own.store) == rows_of(hourly(3), *([hourly(9)] if rows == 9 else []))
 
 
+@pytest.mark.long
 def test_a_full_queue_is_waited_for_and_counted(make_store: MakeStore, instance: dg.DagsterInstance):
     own = Own(make_store(staging_max_pending=1), instance)
     stage(own.store, "weather", hourly(1))
@@ -293,6 +298,7 @@ ANNOTATIONS: dict[str, tuple[Any, Callable[[Any], pa.Table]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.matrix
 @pytest.mark.parametrize(("annotation", "table"), ANNOTATIONS.values(), ids=ANNOTATIONS)
 def test_an_asset_is_given_what_it_is_annotated_with(own: Own, annotation: Any, table: Callable[[Any], pa.Table]):
@@ -326,6 +332,7 @@ def days_seen() -> list[str]:
     return sorted(set(seen["rows"]["station"].to_pylist()))
 
 
+@pytest.mark.long
 def test_a_partitioned_asset_reads_the_window_of_its_partition(five_days: Own):
     five_days.materialize(consumer(pa.Table, partitions_def=DAYS), partition_key="2026-01-02")
     assert days_seen() == ["D2"]
@@ -335,6 +342,7 @@ def test_a_partitioned_asset_reads_the_window_of_its_partition(five_days: Own):
     assert seen["rows"]["temp"].to_pylist() == [5.0]
 
 
+@pytest.mark.long
 def test_a_range_in_one_run_reads_the_windows_of_all_its_partitions(five_days: Own):
     tags = {
         "dagster/asset_partition_range_start": "2026-01-02",
@@ -346,6 +354,7 @@ def test_a_range_in_one_run_reads_the_windows_of_all_its_partitions(five_days: O
     assert days_seen() == ["D2", "D3", "D4"]
 
 
+@pytest.mark.long
 def test_all_rows_are_read_without_partitions_and_where_it_is_said(five_days: Own):
     five_days.materialize(consumer(pa.Table))
     assert len(days_seen()) == 5
@@ -356,12 +365,14 @@ def test_all_rows_are_read_without_partitions_and_where_it_is_said(five_days: Ow
     assert len(days_seen()) == 5
 
 
+@pytest.mark.long
 def test_only_the_columns_that_are_wanted_are_read(five_days: Own):
     five_days.materialize(consumer(pa.Table, {"columns": ["station"]}))
 
     assert seen["rows"].column_names == ["station"]
 
 
+@pytest.mark.long
 def test_a_partition_mapping_says_which_windows_are_read(five_days: Own):
     spec = five_days.store.datasets["weather"]
 
@@ -382,6 +393,7 @@ def test_a_partition_mapping_says_which_windows_are_read(five_days: Own):
     assert days_seen() == ["D3", "D4"]
 
 
+@pytest.mark.long
 def test_an_asset_takes_what_another_one_of_the_location_has_staged(own: Own):
     @dg.asset(partitions_def=DAYS)
     def doubled(weather: pd.DataFrame) -> None:

@@ -86,6 +86,7 @@ class TestMaintenanceJob:
         assert published(here.store) == readable(here.store) == rows_of(*tables)
         assert isinstance(said_by_schedule(here), dg.SkipReason)
 
+    @pytest.mark.long
     def test_a_dry_run_changes_nothing(self, make_store: MakeStore, location: Locate):
         here = location(make_store(staging_retention_seconds=0))
         flushed(here.store, 3)
@@ -94,6 +95,7 @@ class TestMaintenanceJob:
 
         assert files(here.store) == 3
 
+    @pytest.mark.long
     def test_what_cannot_be_done_fails_the_run_after_all_else_is_done(self, make_store: MakeStore, location: Locate):
         here = location(make_store(staging_retention_seconds=0))
         flushed(here.store, 2)
@@ -106,6 +108,7 @@ class TestMaintenanceJob:
 
 
 class TestBackfills:
+    @pytest.mark.long
     def test_materializing_windows_publishes_and_compacts_them(self, make_store: MakeStore, location: Locate):
         here = location(make_store())
         tables = [*flushed(here.store, 2, hours=48), hourly(48, station="NEW")]
@@ -117,6 +120,7 @@ class TestBackfills:
         assert here.metadata("partitions/weather")["2026-01-01"]["published_files"] == 1
         assert readable(here.store) == rows_of(*tables)
 
+    @pytest.mark.long
     def test_windows_are_rebuilt_as_the_run_config_says(self, make_store: MakeStore, location: Locate):
         here = location(make_store())
         tables = flushed(here.store, 2, hours=48)
@@ -131,6 +135,7 @@ class TestBackfills:
         assert (metadata["rows"], metadata["batches"], metadata["published_files"]) == (48, 2, 1)
         assert published(here.store) == rows_of(*tables)
 
+    @pytest.mark.long
     def test_a_rebuild_that_is_refused_names_the_batches_and_is_not_tried_again(
         self, make_store: MakeStore, location: Locate
     ):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dagster as dg
+import pytest
 
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
 from timestore_pipeline.orchestration.logs import InertLog
@@ -41,6 +42,7 @@ def gateway(seconds: float) -> Iterator[tuple[str, list[bytes]]]:
         server.shutdown()
 
 
+@pytest.mark.long
 def test_steps_that_follow_one_another_push_once_and_the_end_of_the_run_makes_up_for_the_others(make_store: MakeStore):
     with gateway(seconds=2) as (url, bodies):
         store = make_store(pushgateway_url=url, pushgateway_timeout_seconds=60)
@@ -58,6 +60,7 @@ def test_steps_that_follow_one_another_push_once_and_the_end_of_the_run_makes_up
     assert b'timestore_staging_dropped_batches_total{dataset="weather",reason="queue_full"} 7.0' in bodies[1]
 
 
+@pytest.mark.long
 def test_a_picture_that_takes_longer_to_draw_than_the_gateway_may_take_arrives(make_store: MakeStore, monkeypatch):
     from timestore_pipeline.metrics import pushgateway
 

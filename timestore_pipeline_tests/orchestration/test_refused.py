@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
+import pytest
 
 from timestore_pipeline.orchestration.checks import DECLARATION
 from timestore_pipeline.staging.stage import stage
@@ -31,6 +32,7 @@ def said(here: Location) -> list[dg.AssetCheckEvaluation]:
     return [each for each in reversed(found) if isinstance(each, dg.AssetCheckEvaluation)]
 
 
+@pytest.mark.long
 def test_a_refused_dataset_is_shown_and_holds_up_no_other(make_store: MakeStore, drop: Drop, location: Locate):
     before = make_store()
     stage(before, "weather", hourly(3))
@@ -68,6 +70,7 @@ def test_a_refused_dataset_is_shown_and_holds_up_no_other(make_store: MakeStore,
     assert len(readable(again.store)) == 9
 
 
+@pytest.mark.long
 def test_windows_that_dagster_cannot_name_are_built_all_the_same(make_store: MakeStore, location: Locate):
     store = make_store(DATASETS_YAML.replace("time: ts\n", "time: ts\n    start: 0001-01-01\n"))
     for year in (24, 2026):

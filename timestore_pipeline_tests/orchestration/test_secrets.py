@@ -150,6 +150,7 @@ def test_a_run_leaves_the_pushgateways_credentials_nowhere(
     assert files_with_the_secret(home, tmp_path / "dagster_home") == []
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_reach_the_ledger_leaves_its_password_nowhere(
     store_environment, home: Path, tmp_path: Path, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
 ):

@@ -95,6 +95,7 @@ class TestLandingSensor:
 
         assert assets_of(request) == {"staging/weather"}
 
+    @pytest.mark.long
     def test_while_intake_is_paused_files_wait_and_it_says_by_whom(self, here: Location, drop: Drop):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
         drop(here.store, "events", "a.csv", EVENTS_CSV)
@@ -226,6 +227,7 @@ class TestFlushSensor:
         assert request.tags["timestore/datasets"] == "weather"
         assert request.tags["timestore.dataset/weather"] == "rows"
 
+    @pytest.mark.long
     def test_a_tick_that_asks_for_a_run_says_why_and_why_not_for_the_others(
         self, make_store: MakeStore, location: Locate, drop: Drop
     ):
@@ -240,6 +242,7 @@ class TestFlushSensor:
         assert launched.endswith(": flush by rows, windows 2026-01-01T00 … 2026-01-02T00")
         assert waiting.startswith("weather: 3 of 50,000 rows, ")
 
+    @pytest.mark.long
     def test_datasets_that_share_a_run_are_found_by_their_own_trigger(
         self, make_store: MakeStore, location: Locate, drop: Drop
     ):
@@ -255,6 +258,7 @@ class TestFlushSensor:
         assert request.tags["timestore.dataset/weather"] == "rows"
         assert request.tags["timestore.dataset/climate"] == "age"
 
+    @pytest.mark.long
     def test_the_run_that_it_asks_for_publishes(self, here: Location, drop: Drop):
         stage(here, drop)
         stage(here, drop, "events", EVENTS_CSV)
@@ -273,6 +277,7 @@ class TestFlushSensor:
         assert set(here.metadata("partitions/events")) == {"2026-01-01T00", "2026-01-02T00"}
         assert words_of(here.tick("flush_sensor")) == "nothing is staged"
 
+    @pytest.mark.long
     def test_datasets_of_equal_partitions_share_a_run(self, make_store: MakeStore, location: Locate, drop: Drop):
         here = location(make_store(TWINS, staging_flush_max_rows=1))
         stage(here, drop)
@@ -292,6 +297,7 @@ class TestFlushSensor:
 
         assert f"weather: run {run.run_id[:8]} waits for its turn" in words_of(here.tick("flush_sensor"))
 
+    @pytest.mark.long
     def test_other_datasets_are_asked_for_meanwhile(self, here: Location, drop: Drop):
         stage(here, drop)
         (request,) = requests_of(here.tick("flush_sensor"))
@@ -309,6 +315,7 @@ class TestFlushSensor:
 
         assert "weather: the last run failed, next attempt in " in words_of(here.tick("flush_sensor"))
 
+    @pytest.mark.long
     def test_a_success_ends_the_waiting(self, here: Location, drop: Drop):
         stage(here, drop)
         (request,) = requests_of(here.tick("flush_sensor"))
@@ -318,6 +325,7 @@ class TestFlushSensor:
 
         assert requests_of(here.tick("flush_sensor"))
 
+    @pytest.mark.long
     def test_a_build_whose_run_has_ended_is_settled_and_asked_for_again(self, here: Location, drop: Drop):
         stage(here, drop)
         (request,) = requests_of(here.tick("flush_sensor"))
@@ -379,6 +387,7 @@ class TestMetricsSensor:
     def test_without_a_gateway_it_says_that_metrics_are_off(self, here: Location):
         assert "TIMESTORE_PUSHGATEWAY_URL is not set" in words_of(here.tick("metrics_sensor"))
 
+    @pytest.mark.long
     def test_a_gateway_that_is_down_is_said_and_fails_nothing(
         self, make_store: MakeStore, location: Locate, drop: Drop, free_port: int
     ):
@@ -423,6 +432,7 @@ class TestRunsWithoutAProcess:
 
         assert not is_gone(here, run)
 
+    @pytest.mark.long
     def test_ingest_goes_on_after_a_crash_of_everything(self, here: Location, drop: Drop):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
         context, tick = here.tick("landing_sensor")
@@ -475,6 +485,7 @@ class TestBacklog:
         with here.store.ledger.read() as tx:
             return {name: backlog.files for name, backlog in landing_backlogs(tx).items()}
 
+    @pytest.mark.long
     def test_files_that_wait_for_room_are_the_backlog_until_they_are_staged(
         self, make_store: MakeStore, location: Locate, drop: Drop
     ):

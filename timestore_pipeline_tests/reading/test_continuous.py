@@ -121,6 +121,7 @@ def timestore(home: Path, make_settings: Callable[..., Settings]) -> Iterator[Ti
         yield opened
 
 
+@pytest.mark.long
 def test_no_batch_is_ever_missing_partial_or_double(timestore: Timestore):
     deadline = time.monotonic() + DEADLINE_SECONDS
     with Load(timestore) as load:
@@ -138,6 +139,7 @@ def test_no_batch_is_ever_missing_partial_or_double(timestore: Timestore):
     assert everything == {number: whole(number) for number in range(load.acked)}
 
 
+@pytest.mark.long
 def test_what_is_held_all_the_while_stays_as_it_was(timestore: Timestore):
     deadline = time.monotonic() + DEADLINE_SECONDS
     for number in range(10):

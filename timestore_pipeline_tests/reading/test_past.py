@@ -17,6 +17,7 @@ GROWN = DATASETS_YAML.replace("temp: double}", "temp: double, gust: double, more
 KEYED = "time: ts\n    key: {columns: [ts]}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", [False, True], ids=["appended", "keyed"])
 @pytest.mark.parametrize("grown", [GROWN, GROWN.replace("temp: double", "temp: double, day: date")], ids=["one", "two"])
 def test_a_column_that_came_later_is_null_in_every_range_of_every_version(make_store: MakeStore, key: bool, grown: str):

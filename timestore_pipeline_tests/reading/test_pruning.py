@@ -133,6 +133,7 @@ QUERIES = [
 ]
 
 
+@pytest.mark.long
 @given(st.sampled_from(QUERIES), conditions(), conditions())
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_is_missing_whatever_is_asked(filled, query: str, one: str, other: str):
@@ -142,6 +143,7 @@ def test_no_row_is_missing_whatever_is_asked(filled, query: str, one: str, other
     assert timestore.sql(sql).fetchall() == plain.sql(sql).fetchall(), sql
 
 
+@pytest.mark.long
 @given(conditions("t."), conditions("days."))
 @settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_is_missing_from_joins(filled, one: str, other: str):

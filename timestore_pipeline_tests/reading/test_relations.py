@@ -28,6 +28,7 @@ def count_and_sum(store: Store) -> tuple[int, float | None]:
     return row["n"], row["total"]
 
 
+@pytest.mark.long
 def test_count_and_sum_are_right_at_every_moment(make_store: MakeStore):
     store = make_store(staging_retention_seconds=0)
     assert count_and_sum(store) == (0, None)

@@ -226,6 +226,7 @@ def tell(home: Path, columns: Sequence[str], time: str, key: str | None = None, 
 NAMES = st.one_of(st.sampled_from([name for name in every_name() if name in OURS]), st.sampled_from(every_name()))
 
 
+@pytest.mark.long
 @settings(max_examples=examples(8))
 @given(names=st.lists(NAMES, min_size=8, max_size=40, unique_by=str.lower), keyed=st.booleans())
 def test_a_column_of_any_name_is_only_ever_that_column(names: list[str], keyed: bool):
@@ -237,6 +238,7 @@ def test_a_column_of_any_name_is_only_ever_that_column(names: list[str], keyed: 
             tell(Path(home), [*others, key], time)
 
 
+@pytest.mark.long
 def test_a_column_called_like_a_row_does_not_hide_the_damage_of_others():
     with tempfile.TemporaryDirectory() as home:
         tell(Path(home), ["station", "piece", "row_value"], "rows")
@@ -254,6 +256,7 @@ def test_a_column_called_like_a_row_does_not_hide_which_batch_is_wrong(make_stor
     assert isinstance(answers[1].exception(), BatchRejected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     ["rows", "segment", "scratch", "main", "memory", "temp", "gathered", "select", "part", "information_schema"],

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from timestore_pipeline_tests.fuzz.mutants import BATCHES, mutated
-from timestore_pipeline_tests.fuzz.run import Run
 
 
 @pytest.mark.process
 def test_whatever_is_made_of_a_batch_the_next_good_one_is_taken(tmp_path: Path):
-    outcome = Run(tmp_path, seed=20_260_101).go_on(mutants=60)
+    command = [sys.executable, "-m", "timestore_pipeline_tests.fuzz", "--mutants", "60", "--seed", "20260101"]
 
-    assert not outcome.failures, "\n".join(outcome.lines())
-    assert len(outcome.good_seconds) == 60
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "60 good batches" in done.stdout
 
 
 def test_a_seed_makes_the_same_mutants_again():

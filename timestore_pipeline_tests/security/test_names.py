@@ -74,6 +74,7 @@ def outside(tmp_path: Path, home: Path) -> Callable[[], list[str]]:
     return look
 
 
+@pytest.mark.long
 @bounded
 @given(name=names, value=st.text(max_size=20))
 def test_a_column_is_kept_under_its_name_or_refused(make_store: MakeStore, outside, name: str, value: str):
@@ -133,6 +134,7 @@ def test_a_dataset_that_is_not_declared_is_no_folder_and_no_table(make_store: Ma
     assert not (store.settings.staging_path / "_tmp").exists() or not list(store.tables.root.glob("[!.]*"))
 
 
+@pytest.mark.long
 @bounded
 @given(batch_id=names, source=names)
 def test_a_batch_id_and_a_source_are_kept_as_they_are_or_refused(
@@ -151,6 +153,7 @@ def test_a_batch_id_and_a_source_are_kept_as_they_are_or_refused(
     assert outside() == before
 
 
+@pytest.mark.long
 @settings(bounded, max_examples=examples(25))
 @given(
     name=names.filter(lambda name: "/" not in name and "\0" not in name and name not in ("", ".", "..")),
@@ -204,6 +207,7 @@ COMMANDS: list[Callable[[str], list[str]]] = [
 ]
 
 
+@pytest.mark.long
 @settings(bounded, max_examples=examples(40))
 @given(number=st.integers(0, len(COMMANDS) - 1), text=names)
 def test_an_argument_of_a_command_does_nothing_but_fail(store_environment, home: Path, outside, number: int, text: str):

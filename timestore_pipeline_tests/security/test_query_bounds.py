@@ -21,6 +21,7 @@ from timestore_pipeline_tests.conftest import MakeStore
 Disk = namedtuple("Disk", "total used free")
 
 
+@pytest.mark.long
 def test_of_the_scratch_table_for_many_segments_nothing_is_to_be_seen(store: Store):
     for number in range(MOST_ATTACHED + 1):
         stage(store, "weather", hourly(1, station=f"S{number}"))
@@ -35,6 +36,7 @@ ENDLESS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sql", ENDLESS)
 def test_a_query_that_does_not_end_is_ended(make_store: MakeStore, sql: str):
     store = make_store(query_max_seconds=0.2)
@@ -59,6 +61,7 @@ def test_a_query_that_spills_is_bounded(make_store: MakeStore):
     stage(store, "weather", hourly(1))
 
 
+@pytest.mark.long
 def test_a_query_finds_the_folder_to_spill_to_gone(make_store: MakeStore):
     store = make_store(duckdb_memory_limit="24MiB", duckdb_threads=1)
     store.settings.temp_path.rmdir()

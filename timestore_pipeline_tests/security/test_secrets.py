@@ -41,6 +41,7 @@ def unusable_ledgers() -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(len(unusable_ledgers())))
 def test_no_error_of_the_ledger_shows_its_password(number: int, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
@@ -77,6 +78,7 @@ def test_settings_show_neither_passwords_nor_wrong_values_of_them(store_environm
     assert SECRET not in repr(settings) + str(settings)
 
 
+@pytest.mark.long
 def test_a_pushgateways_password_is_in_nothing_that_is_said_or_kept(
     store_environment, home: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):

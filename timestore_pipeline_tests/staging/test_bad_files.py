@@ -121,6 +121,7 @@ def test_a_bad_file_is_set_aside_with_its_reason_and_the_others_go_on(store: Sto
     assert ingest(store) == {}
 
 
+@pytest.mark.long
 def test_all_bad_files_at_once_hold_nothing_up(store: Store, drop: Drop):
     for number, (name, (content, _)) in enumerate(BAD_FILES.items()):
         drop(store, "weather", name, content)
@@ -398,6 +399,7 @@ def test_files_that_may_not_be_moved_stay_and_are_not_taken_again():
     assert in_all == 1
 
 
+@pytest.mark.long
 def test_stage_file_refuses_with_the_reason_and_keeps_nothing(store: Store, tmp_path: Path):
     for number, (name, (content, reason)) in enumerate(BAD_FILES.items()):
         path = tmp_path / str(number) / name

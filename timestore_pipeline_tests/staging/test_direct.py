@@ -42,6 +42,7 @@ def deprecated() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("deprecated")
 def test_rows_are_in_the_table_when_the_call_returns(store: Store, tmp_path: Path, drop: Drop):
     path = tmp_path / "a.csv"
@@ -91,6 +92,7 @@ def test_a_batch_id_is_as_good_as_when_it_is_staged(store: Store):
     assert counted(store, RETRIED_BATCHES) == {"duplicate": 1}
 
 
+@pytest.mark.long
 def test_switching_either_way_loses_nothing(make_store: MakeStore):
     stage(make_store(), "weather", hourly(1))
     off = make_store(staging_enabled=False)

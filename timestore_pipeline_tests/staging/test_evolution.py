@@ -270,6 +270,7 @@ def test_an_inferred_dataset_can_be_held_to_what_it_has(make_store: MakeStore):
         stage(store, "weather", batch(1, gust=1.0))
 
 
+@pytest.mark.long
 def test_what_the_datasets_file_adds_or_widens_is_taken_up_when_a_store_is_opened(make_store: MakeStore, drop: Drop):
     old = make_store(DECLARED % "")
     stage(old, "weather", batch(1))
@@ -300,6 +301,7 @@ def test_optional_columns_may_be_missing_and_are_null_then(make_store: MakeStore
     assert values(store, "n") == [(1,), (None,)]
 
 
+@pytest.mark.long
 def test_changes_of_many_stagers_at_once_are_all_kept(make_store: MakeStore):
     store = make_store(INFERRED)
     stage(store, "weather", batch(0))
@@ -366,6 +368,7 @@ def types_in_files(store: Store, column: str) -> set[str]:
     return {str(schema.field(column).type) for schema in schemas if column in schema.names}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", WIDENINGS)
 def test_the_commit_that_widens_a_column_leaves_no_file_with_the_narrow_type(make_store: MakeStore, change: str):
     narrow, first, wide, second, _ = WIDENINGS[change]
@@ -405,6 +408,7 @@ def test_files_that_never_had_a_column_stay_when_it_is_widened(make_store: MakeS
     assert values(store, "n", "gust") == [(1, None), (2, 0.5), (3, 0.1)]
 
 
+@pytest.mark.long
 def test_a_compaction_between_staging_and_flush_keeps_what_the_table_has(make_store: MakeStore):
     store = make_store(INFERRED)
     for number in range(3):
@@ -423,6 +427,7 @@ def test_a_compaction_between_staging_and_flush_keeps_what_the_table_has(make_st
     assert values(store, "n", "gust") == in_order(expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [False, True])
 def test_a_widening_that_dies_at_its_commit_is_all_there_or_not_at_all(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, after: bool

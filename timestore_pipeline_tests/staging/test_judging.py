@@ -37,6 +37,7 @@ moments = st.one_of(
 )
 
 
+@pytest.mark.long
 @given(
     st.lists(st.lists(moments, min_size=1, max_size=5), min_size=1, max_size=4),
     st.sampled_from(LatePolicy),

@@ -202,6 +202,7 @@ class TestFlushing:
         assert self.windows_due(busy, 590) == []
         assert self.windows_due(busy, 601) == [(self.key(30), self.key(30))]
 
+    @pytest.mark.long
     def test_a_trickle_of_late_rows_makes_a_file_per_ten_minutes_and_not_per_minute(self, make_store: MakeStore):
         store = make_store(hours())
         stage(store, "weather", rows(30))
@@ -250,6 +251,7 @@ def _age(store: Store, seconds: float) -> None:
         tx.execute(update(slices).values(staged_at=slices.c.staged_at - int(seconds * 1e6)))
 
 
+@pytest.mark.long
 @settings(max_examples=examples(20))
 @given(
     st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=8), min_size=1, max_size=4),

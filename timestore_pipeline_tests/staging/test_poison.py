@@ -36,6 +36,7 @@ def incoming(table: pa.Table, name: str) -> Incoming:
     return Incoming.of("weather", table, name, "the test")
 
 
+@pytest.mark.long
 def test_a_batch_that_ends_the_instance_is_refused_and_the_next_ones_are_staged(store: Store):
     for number in range(6):
         with pytest.raises(BatchRejected, match="INTERNAL"):
@@ -140,6 +141,7 @@ def test_a_user_goes_on_after_an_internal_error_with_another_instance(pool: Conn
 ENDLESS = "SELECT sum(hash(a.range + b.range)) FROM range(100000000) a, range(100000000) b"
 
 
+@pytest.mark.long
 def test_a_statement_that_takes_too_long_is_ended_and_its_connection_goes_to_nobody_else(pool: ConnectionPool):
     with pytest.raises(TookTooLong), pool.connection(threads=1, cpu_seconds=0.1) as connection:
         connection.execute(ENDLESS).fetchall()
@@ -149,6 +151,7 @@ def test_a_statement_that_takes_too_long_is_ended_and_its_connection_goes_to_nob
     instance_of(pool)
 
 
+@pytest.mark.long
 def test_one_that_has_no_limit_is_not_ended_by_the_limit_of_another(pool: ConnectionPool):
     done: Future[list[tuple[int]]] = Future()
 

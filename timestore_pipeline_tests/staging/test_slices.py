@@ -15,6 +15,7 @@ from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, published
 SEGMENTS = MOST_ATTACHED * 2 + 3
 
 
+@pytest.mark.long
 def test_more_segments_than_are_attached_at_once_read_and_build_every_row_once(store: Store) -> None:
     tables = [
         hourly(60, start=NEW_YEAR + timedelta(seconds=number), station=f"S{number}") for number in range(SEGMENTS)
@@ -31,6 +32,7 @@ def test_more_segments_than_are_attached_at_once_read_and_build_every_row_once(s
     assert readable(store) == rows_of(*tables)
 
 
+@pytest.mark.long
 def test_rows_of_many_segments_are_published_in_time_order(store: Store) -> None:
     for number in reversed(range(SEGMENTS)):
         stage(store, "weather", hourly(1, start=NEW_YEAR + timedelta(minutes=number), station=f"S{number}"))
@@ -44,6 +46,7 @@ def test_rows_of_many_segments_are_published_in_time_order(store: Store) -> None
     assert times == sorted(times)
 
 
+@pytest.mark.long
 def test_a_build_of_some_windows_leaves_the_other_slices_of_its_segments_staged(store: Store) -> None:
     tables = [hourly(30, station=f"S{number}") for number in range(SEGMENTS)]
     for table in tables:
@@ -56,6 +59,7 @@ def test_a_build_of_some_windows_leaves_the_other_slices_of_its_segments_staged(
     assert readable(store) == rows_of(*tables)
 
 
+@pytest.mark.long
 def test_one_missing_segment_among_many_is_named_and_leaves_all_slices_staged(store: Store) -> None:
     receipts = [stage(store, "weather", hourly(1, station=f"S{number}")) for number in range(SEGMENTS)]
     lost = store.staging.fetch(f"weather/{receipts[5].segment_id}.duckdb")

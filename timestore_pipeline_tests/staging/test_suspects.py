@@ -230,6 +230,7 @@ def huge() -> pa.Table:
     return weather((NEW_YEAR + timedelta(days=1), "x" * 150_000_000, 1.0))
 
 
+@pytest.mark.long
 def test_a_file_that_needs_more_memory_than_there_is_is_quarantined_and_the_others_are_staged_at_once(
     make_store: MakeStore, drop
 ):

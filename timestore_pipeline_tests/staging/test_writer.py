@@ -488,6 +488,7 @@ def test_a_writer_is_of_the_process_that_opened_it(store: Store):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.long
 def test_groups_gather_while_callers_come_back(store: Store):
     """Sixteen callers who wait for each answer are committed together, not one by one as they come back."""
     with Writer(store, "weather") as writer, ThreadPoolExecutor(16) as pool:

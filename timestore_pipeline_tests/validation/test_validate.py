@@ -58,6 +58,7 @@ def everything(store: Store) -> dict[str, list[Any]]:
     return {**rows, "files": files}
 
 
+@pytest.mark.long
 def test_an_installation_that_keeps_its_promises_passes_and_is_as_it_was(installation: Install, timestore: Run):  # noqa: F811
     store = installation(**QUICK)
     rows = hourly(5)
@@ -90,6 +91,7 @@ def test_an_installation_that_keeps_its_promises_passes_and_is_as_it_was(install
     assert readable(store) == rows_of(rows)
 
 
+@pytest.mark.long
 def test_the_report_says_what_was_put_to_the_test_and_what_not(installation: Install, timestore: Run):  # noqa: F811
     installation(**QUICK)
 
@@ -100,6 +102,7 @@ def test_the_report_says_what_was_put_to_the_test_and_what_not(installation: Ins
     assert shown.endswith("passed\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "failed"),
     [
@@ -125,6 +128,7 @@ def test_a_promise_that_is_not_kept_fails(
     assert SCRATCH_PREFIX not in str(everything(store))
 
 
+@pytest.mark.long
 def test_rows_that_a_build_loses_are_found(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     from timestore_pipeline.validation import run
 
@@ -161,6 +165,7 @@ def test_thresholds_and_limits_are_those_of_another_dataset(make_store: MakeStor
         pass
 
 
+@pytest.mark.long
 def test_what_no_threshold_takes_is_flushed_by_hand_at_the_end(make_store: MakeStore):
     store = make_store(**{**QUICK, "staging_flush_max_age_ms": 0})
 
