@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,13 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 from pyarrow import csv
 
 from timestore_pipeline.cli.output import Heading, print_table, warn
 from timestore_pipeline.cli.wording import counted
-from timestore_pipeline.errors import QueryError, TimestoreError
 from timestore_pipeline.inert import json_escaped, visible_lines
-from timestore_pipeline.reading.queries import select, unfinished
-from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.store import Store
 
 TABLE_ROWS = 50
@@ -46,35 +42,13 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     Raises:
         QueryError: the query cannot be run.
     """
-    words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
-    # Only the datasets that the query can mean, so a damaged one does not stand in the way of the others;
-    # all of them where it names none, as SHOW TABLES does.
-    named = [name for name in store.datasets if name in words] or list(store.datasets)
-    with open_reader(store, named) as connection, _translated(store, connection, named):
-        reader = select(connection, sql, store.datasets).to_arrow_reader(_BATCH_ROWS)
-        if output is Format.TABLE:
-            _print_table(reader, TABLE_ROWS if limit is None else limit)
-        elif output is Format.CSV:
-            _print_csv(reader.schema, _at_most(reader, limit))
-        else:
-            _print_json(_at_most(reader, limit))
-
-
-@contextmanager
-def _translated(store: Store, connection: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except duckdb.CatalogException as error:
-        found = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-        empty = [name for name in datasets if (name,) not in found]
-        hint = f"\nNothing was staged yet, and no columns are declared: {', '.join(empty)}" if empty else ""
-        raise QueryError(str(error).strip() + hint) from error
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise unfinished(error, store.settings) from error
-    except OSError as error:
-        if error.errno is not None or isinstance(error, TimestoreError):
-            raise  # of standard output, and not what Arrow makes of an error of DuckDB
-        raise unfinished(error, store.settings) from error
+    reader = query_rows(store, sql).to_reader(_BATCH_ROWS)
+    if output is Format.TABLE:
+        _print_table(reader, TABLE_ROWS if limit is None else limit)
+    elif output is Format.CSV:
+        _print_csv(reader.schema, _at_most(reader, limit))
+    else:
+        _print_json(_at_most(reader, limit))
 
 
 def _at_most(reader: pa.RecordBatchReader, limit: int | None) -> Iterator[pa.RecordBatch]:

@@ -18,7 +18,7 @@ import duckdb
 from timestore_pipeline.columns import Column, column_list, literal, quote, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.demo.source import FIRST_DAY
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.store import Store
 
 Sums = Mapping[str, tuple[int, ...]]
@@ -64,7 +64,7 @@ def sums_of_table(spec: DatasetSpec, files: TableFiles) -> Sums:
 
 def sums_of_reader(store: Store, spec: DatasetSpec) -> Sums:
     """Return the sums of what the read API answers."""
-    table = run_query(store, _sums_sql(spec, spec.declared_columns or (), quote(spec.name)))
+    table = query_rows(store, _sums_sql(spec, spec.declared_columns or (), quote(spec.name))).to_arrow()
     return _by_month(list(zip(*table.to_pydict().values(), strict=True)))
 
 

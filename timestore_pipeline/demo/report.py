@@ -17,7 +17,7 @@ from timestore_pipeline.demo import accounting, ledger_view
 from timestore_pipeline.demo.deliveries import Fate
 from timestore_pipeline.demo.outcome import Outcome, quarantined_rows
 from timestore_pipeline.ledger.builds import published_totals
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def print_report(console: Console, store: Store, outcome: Outcome, seconds: floa
     console.print("\n[bold]What was wrong on purpose[/]")
     _print_pairs(console, _flaws(outcome))
     console.print("\n[bold]Delays by visibility[/], a query over both datasets")
-    _print_rows(console, run_query(store, SAMPLE_QUERY))
+    _print_rows(console, query_rows(store, SAMPLE_QUERY).to_arrow())
 
 
 def print_verdict(console: Console, store: Store, outcome: Outcome, problems: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
-from timestore_pipeline.reading.queries import query_bounds, select, unfinished
+from timestore_pipeline.reading.queries import query_bounds
 from timestore_pipeline.staging.slices import (
     MOST_ATTACHED,
     SCRATCH_SCHEMA,
@@ -91,15 +91,12 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
 
 
 @contextmanager
-def open_reader(
-    store: Store, datasets: Iterable[str] | None = None, query: str | None = None
-) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """Give a DuckDB connection with one view per dataset, over published and staged rows at one consistent moment.
 
     A dataset without a first batch and without declared columns has no view yet. What is written while the
     connection is open does not show in it. It reaches no files but those of these datasets, yet it may write there:
-    SQL that others wrote belongs into :func:`run_query`. With ``query``, the views have what that one query asks for,
-    and files without any of it are not opened.
+    SQL that others wrote belongs into :func:`timestore_pipeline.reading.rows.query_rows`.
 
     Raises:
         UnknownDataset, LedgerError, TableError: as they say.
@@ -108,7 +105,7 @@ def open_reader(
     names = list(store.datasets if datasets is None else datasets)
     bounds = query_bounds(store.settings)
     with store.connect(store.settings.temp_path, *reader_folders(store, names), bounds=bounds) as connection:
-        snapshots = create_views(store, connection, lambda: take_snapshots(store, names), query)
+        snapshots = create_views(store, connection, lambda: take_snapshots(store, names))
         with damage_named(store, snapshots):
             yield connection
 
@@ -221,26 +218,13 @@ def _detach_all(connection: duckdb.DuckDBPyConnection) -> None:
         detach_segment(connection, name)
 
 
-def run_query(store: Store, sql: str) -> pa.Table:
-    """Return the result of a SQL query in which every dataset is a view.
-
-    Only the datasets that the query can mean are opened, so a damaged one does not stand in the way of the others.
-    The query may come from anyone: it can read the datasets, and nothing else.
-
-    Raises:
-        QueryError: the query cannot be run, or would do more than read.
-    """
-    try:
-        with open_reader(store, datasets_named(store, sql), sql) as connection:
-            return select(connection, sql, store.datasets).to_arrow_table()
-    except duckdb.Error as error:
-        raise unfinished(error, store.settings) from error
-
-
 def datasets_named(store: Store, sql: str) -> list[str]:
-    """Return the datasets that a query can mean: those whose names are words in it."""
+    """Return the datasets that a query can mean: those whose names are words in it, for SHOW TABLES all of them.
+
+    Only they are opened, so a damaged one does not stand in the way of the others.
+    """
     words = set(re.findall(r"[a-z][a-z0-9_]*", sql.lower()))
-    return [name for name in store.datasets if name in words]
+    return [name for name in store.datasets if name in words or words == {"show", "tables"}]
 
 
 def _raise_if_damaged(store: Store, snapshots: Iterable[Snapshot], error: Exception) -> None:

@@ -65,10 +65,11 @@ class Rows:
         """Return a reader that fetches the rows in batches as it goes, so that memory stays bounded.
 
         Raises:
-            QueryError, SegmentUnreadable: the rows cannot be read.
+            QueryError, SegmentUnreadable: the rows cannot be read; so does the reader.
         """
         with self._translated():
-            return self._relation.to_arrow_reader(batch_rows)
+            reader = self._relation.to_arrow_reader(batch_rows)
+        return pa.RecordBatchReader.from_batches(reader.schema, self._fetched(reader))
 
     def to_arrow(self) -> pa.Table:
         """Return all rows as an Arrow table.
@@ -93,9 +94,17 @@ class Rows:
         return self.to_reader().__arrow_c_stream__(requested_schema)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows in batches."""
-        with self._translated():
-            yield from self._relation.to_arrow_reader(BATCH_ROWS)
+        """Yield the rows in batches; raises as :meth:`to_reader`."""
+        return iter(self.to_reader())
+
+    def _fetched(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        while True:
+            with self._translated():
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -126,6 +135,10 @@ def query_rows(store: Store, sql: str, take: Callable[[list[str]], list[Snapshot
     try:
         with damage_named(store, snapshots):
             return Rows(store, select(connection, sql, store.datasets), snapshots)
+    except duckdb.CatalogException as error:
+        empty = [snapshot.spec.name for snapshot in snapshots if snapshot.columns is None]
+        hint = f"\nNothing was staged yet, and no columns are declared: {', '.join(empty)}" if empty else ""
+        raise QueryError(str(error).strip() + hint) from error
     except duckdb.Error as error:
         raise unfinished(error, store.settings) from error
 

@@ -20,7 +20,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.columns import glob_literal, literal
 from timestore_pipeline.connections import connection_config
 from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.measure import Pair, in_turn, timed
@@ -83,7 +83,7 @@ def _live(store: Store) -> list[TableFile]:
 def _line(name: str, store: Store, direct: Path, repeats: int) -> str:
     """Query our table and the files that were written directly, in turn."""
     pair = Pair(name, "one file per batch", 1)
-    ours = partial(timed, lambda: run_query(store, _QUERY.format(rows="ticks")))
+    ours = partial(timed, lambda: query_rows(store, _QUERY.format(rows="ticks")).to_arrow())
     in_turn([(pair, ours, partial(timed, lambda: _query_directly(store, direct)))], repeats)
     sizes = [file.bytes for file in _live(store)]
     mine, other = statistics.median(pair.ours), statistics.median(pair.baseline)

@@ -20,7 +20,8 @@ from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.metrics.projection import collect_metrics
-from timestore_pipeline.reading.relations import open_reader, run_query
+from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
@@ -125,7 +126,7 @@ def test_a_reader_of_a_damaged_segment_is_told_which_one(store: Store, damage: D
     damage(path)
 
     with pytest.raises(SegmentUnreadable, match=path.name):
-        run_query(store, "SELECT sum(temp) FROM weather")
+        query_rows(store, "SELECT sum(temp) FROM weather").to_arrow()
     with pytest.raises(SegmentUnreadable, match=path.name), open_reader(store, ["weather"]) as connection:
         connection.execute("SELECT * FROM weather").fetchall()
 
@@ -134,7 +135,7 @@ def test_a_mistake_in_a_query_is_not_taken_for_damage(store: Store):
     flip_row(store, segment_file(store, stage(store, "weather", noisy(days=100)).segment_id), row=0)
 
     with pytest.raises(QueryError, match="nonsense"):
-        run_query(store, "SELECT nonsense FROM weather")
+        query_rows(store, "SELECT nonsense FROM weather").to_arrow()
 
 
 def test_other_datasets_go_on_meanwhile(store: Store):
@@ -145,7 +146,7 @@ def test_other_datasets_go_on_meanwhile(store: Store):
     attempt(store, 1)
 
     assert build(store, "events").rows == 3
-    assert run_query(store, "SELECT * FROM events").num_rows == 3
+    assert query_rows(store, "SELECT * FROM events").to_arrow().num_rows == 3
 
 
 @pytest.mark.long

@@ -32,7 +32,7 @@ from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.doctor import look_at_table
 from timestore_pipeline.lifecycle.maintenance import maintain
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -99,7 +99,7 @@ def test_reads_go_on_after_another_program_has_optimized_and_vacuumed(store: Sto
 
     expected = rows_of(FIRST, SECOND, STAGED)
     assert readable(store) == expected
-    assert run_query(store, "SELECT count(*) AS n FROM weather").to_pylist() == [{"n": 9}]
+    assert query_rows(store, "SELECT count(*) AS n FROM weather").to_arrow().to_pylist() == [{"n": 9}]
     assert Timestore(store).read("weather").to_arrow().num_rows == 9
     assert audit_rows(store, "weather").wrong == ()
     build(store)
@@ -218,7 +218,11 @@ def test_times_that_another_program_cut_in_its_statistics_hide_no_row(store: Sto
     assert follow_others(store, "weather")
 
     for condition in (f"ts = '{moment}'", f"ts > '{moment - timedelta(microseconds=1)}'"):
-        found = run_query(store, f"SELECT temp FROM weather WHERE station = 'foreign' AND {condition}").to_pylist()
+        found = (
+            query_rows(store, f"SELECT temp FROM weather WHERE station = 'foreign' AND {condition}")
+            .to_arrow()
+            .to_pylist()
+        )
         assert found == [{"temp": 9.0}], condition
 
 
@@ -316,7 +320,7 @@ def test_files_that_are_really_gone_are_said_with_what_to_do(store: Store):
     shutil.rmtree(root / "window_key=2026-01-01")
 
     for attempt in (
-        lambda: run_query(store, "SELECT * FROM weather"),
+        lambda: query_rows(store, "SELECT * FROM weather").to_arrow(),
         lambda: readable(store),
         lambda: Timestore(store).read("weather"),
         lambda: Timestore(store).as_of(version=2).read("weather").to_arrow(),

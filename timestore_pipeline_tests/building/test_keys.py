@@ -25,7 +25,7 @@ from timestore_pipeline.ledger.queue import unpublished_slices
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.quarantine import retry_entry
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -65,7 +65,7 @@ def orders(*rows: tuple[Any, ...], at: datetime = NEW_YEAR) -> pa.Table:
 
 def values(store: Store, where: str = "true") -> list[tuple[Any, ...]]:
     """(id, part, value) of every row as the read API has them."""
-    rows = run_query(store, f"SELECT id, part, value FROM orders WHERE {where}").to_pylist()
+    rows = query_rows(store, f"SELECT id, part, value FROM orders WHERE {where}").to_arrow().to_pylist()
     return in_order(row.values() for row in rows)
 
 
@@ -283,7 +283,7 @@ def test_a_build_of_a_window_with_a_key_stays_within_its_memory(make_store: Make
 
     flush(store)
 
-    assert run_query(store, "SELECT count(*) AS n, count(DISTINCT id) AS d FROM orders").to_pylist() == [
+    assert query_rows(store, "SELECT count(*) AS n, count(DISTINCT id) AS d FROM orders").to_arrow().to_pylist() == [
         {"n": 400_000, "d": 400_000}
     ]
 

@@ -44,7 +44,7 @@ from timestore_pipeline.lifecycle.doctor import Level, look_at_table
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.duckdb_files import duckdb_path
 from timestore_pipeline.storage.marks import mark_key
@@ -246,7 +246,7 @@ def test_a_narrow_query_over_a_large_file_fetches_a_part_of_it(store: Store, s3_
     (file,) = live_files(open_table(store.table("weather"), "weather"))
     s3_bucket.proxy.forget()
 
-    found = run_query(store, "SELECT count(*), max(temp) FROM weather WHERE ts < '2026-01-01 00:00:04Z'")
+    found = query_rows(store, "SELECT count(*), max(temp) FROM weather WHERE ts < '2026-01-01 00:00:04Z'").to_arrow()
 
     assert list(found.to_pylist()[0].values()) == [10, 9.0]
     requests = s3_bucket.proxy.passed("GET", "*.parquet")
@@ -259,7 +259,7 @@ def test_what_an_object_store_refuses_is_said_in_a_sentence(store: Store, s3_buc
     sequence = build(store).sequence
 
     with s3_bucket.proxy.spoilt(denied("GET", key="*.parquet", times=None)), pytest.raises(TableError) as raised:
-        run_query(store, "SELECT * FROM weather")
+        query_rows(store, "SELECT * FROM weather").to_arrow()
 
     assert "403" in str(raised.value), raised.value
     assert f"{file_prefix(sequence)}000.parquet" in str(raised.value)
@@ -284,7 +284,7 @@ def test_a_query_reads_nothing_of_the_bucket_but_its_tables(sql: str, store: Sto
     names = {"other": f"{table[: -len('weather')]}others/secret.txt", "table": table, "bucket": s3_bucket.name}
 
     with pytest.raises(QueryError):
-        run_query(store, f"SELECT (SELECT count(*) FROM weather), * FROM ({sql.format(**names)})")
+        query_rows(store, f"SELECT (SELECT count(*) FROM weather), * FROM ({sql.format(**names)})").to_arrow()
 
 
 def test_maintenance_of_a_table_in_an_object_store(store: Store, s3_bucket: Bucket):

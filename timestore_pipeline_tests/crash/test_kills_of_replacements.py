@@ -25,7 +25,7 @@ from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.expiry import expire_windows
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.arrangements import Arrange
@@ -190,7 +190,7 @@ def acknowledged(store: Store, case: Case) -> set[str]:
 
 def readable(store: Store) -> Counter[tuple[Any, ...]]:
     """Every (day, id, value) as the read API has them, staged and published."""
-    return _counted(run_query(store, f"SELECT * FROM {_TABLE}"))
+    return _counted(query_rows(store, f"SELECT * FROM {_TABLE}").to_arrow())
 
 
 def published(store: Store) -> Counter[tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import DeltaPanic, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.quarantine import all_entries
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -29,7 +29,7 @@ STEPS: dict[str, Callable[[Store], object]] = {
     "stage": lambda store: stage(store, "weather", hourly(1, station=str(len(readable(store))))),
     "ingest": ingest,
     "read": readable,
-    "query": lambda store: run_query(store, "SELECT count(*) FROM weather"),
+    "query": lambda store: query_rows(store, "SELECT count(*) FROM weather").to_arrow(),
     "build": lambda store: build_windows(store, "weather", owner="the test"),
 }
 

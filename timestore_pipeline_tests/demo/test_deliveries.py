@@ -12,7 +12,7 @@ from timestore_pipeline.datasets import load_datasets
 from timestore_pipeline.demo.deliveries import Fate, plan_deliveries
 from timestore_pipeline.demo.source import Source
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline_tests.conftest import MakeStore
 
@@ -50,11 +50,11 @@ def test_every_file_meets_its_fate_and_all_formats_carry_the_same(make_store: Ma
     assert (report.rows, report.quarantined_rows) == (2 * DAYS, 3)
     endings = Counter(name[name.index(".") :] for name in (d.name for d in deliveries if d.fate is Fate.STAGED))
     assert set(endings) == {".csv", ".csv.gz", ".jsonl", ".parquet", ".arrow"}
-    kinds = run_query(
+    kinds = query_rows(
         store,
         "SELECT DISTINCT hour, temp, wind_dir, wind_speed, wind_gust, extract(hour FROM time_hour AT TIME ZONE 'UTC') "
         "FROM weather ORDER BY hour",
-    )
+    ).to_arrow()
     assert [tuple(row.values()) for row in kinds.to_pylist()] == [
         (5, 39.02, 270, 10.357019999999999, None, 10),
         (6, 39.02, 270, 10.357019999999999, None, 11),

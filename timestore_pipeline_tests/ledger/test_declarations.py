@@ -29,7 +29,8 @@ from timestore_pipeline.ledger.schema import datasets as datasets_table
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.drain import drain
 from timestore_pipeline.lifecycle.maintenance import maintain
-from timestore_pipeline.reading.relations import open_reader, run_query
+from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -112,7 +113,7 @@ def test_a_contradiction_is_refused_for_that_dataset_alone_and_harms_no_row(
         lambda: store.datasets["w"],
         lambda: stage(store, "w", rows(6)),
         lambda: build_windows(store, "w", owner="the test"),
-        lambda: run_query(store, "SELECT * FROM w"),
+        lambda: query_rows(store, "SELECT * FROM w").to_arrow(),
         lambda: Timestore(store).read("w"),
         lambda: audit_rows(store, "w"),
         lambda: scan_landing(store, ["w"]),
@@ -293,7 +294,7 @@ def test_what_is_accepted_reads_back_the_same_rows_and_what_is_refused_concerns_
                     staged += range(3 * number, 3 * number + receipt.rows)
                     if flush:
                         build_windows(store, "w", owner="the test")
-                    found = run_query(store, "SELECT CAST(v AS int) AS v FROM w ORDER BY v").to_pylist()
+                    found = query_rows(store, "SELECT CAST(v AS int) AS v FROM w ORDER BY v").to_arrow().to_pylist()
                     assert [row["v"] for row in found] == staged
                     assert audit_rows(store, "w").wrong == ()
                 except DeclarationChanged:

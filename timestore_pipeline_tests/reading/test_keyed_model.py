@@ -30,7 +30,7 @@ from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.reading import relations
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import slices as slices_module
 from timestore_pipeline.staging.stage import stage
@@ -101,7 +101,7 @@ class OneRowPerKey(RuleBasedStateMachine):
         return in_order(row for _, row in winners.values())
 
     def readable(self) -> list[tuple[Any, ...]]:
-        table = run_query(self.store, "SELECT ts, id, value, version FROM orders")
+        table = query_rows(self.store, "SELECT ts, id, value, version FROM orders").to_arrow()
         return in_order(row.values() for row in table.to_pylist())
 
     def building(self) -> bool:

@@ -14,7 +14,8 @@ from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError,
 from timestore_pipeline.ledger.builds import claim_slices
 from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.reading import relations
-from timestore_pipeline.reading.relations import open_reader, run_query, take_snapshots
+from timestore_pipeline.reading.relations import open_reader, take_snapshots
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, published, readable, rows_of
@@ -24,7 +25,7 @@ COUNT_AND_SUM = "SELECT count(*) AS n, sum(temp) AS total FROM weather"
 
 
 def count_and_sum(store: Store) -> tuple[int, float | None]:
-    (row,) = run_query(store, COUNT_AND_SUM).to_pylist()
+    (row,) = query_rows(store, COUNT_AND_SUM).to_arrow().to_pylist()
     return row["n"], row["total"]
 
 
@@ -128,7 +129,7 @@ def test_a_missing_segment_is_an_error_and_not_fewer_rows(store: Store):
     (store.settings.staging_path / "weather" / f"{receipt.segment_id}.duckdb").unlink()
 
     with pytest.raises(SegmentUnreadable, match="there is no such file"):
-        run_query(store, COUNT_AND_SUM)
+        query_rows(store, COUNT_AND_SUM).to_arrow()
 
 
 def test_a_missing_table_is_an_error_and_not_fewer_rows(store: Store):
@@ -137,7 +138,7 @@ def test_a_missing_table_is_an_error_and_not_fewer_rows(store: Store):
     store.table("weather").root.rename(store.table("gone").root)
 
     with pytest.raises(TableError, match="dataset 'weather'"):
-        run_query(store, COUNT_AND_SUM)
+        query_rows(store, COUNT_AND_SUM).to_arrow()
 
 
 def test_a_damaged_dataset_does_not_stand_in_the_way_of_others(make_store: MakeStore):
@@ -149,7 +150,7 @@ def test_a_damaged_dataset_does_not_stand_in_the_way_of_others(make_store: MakeS
 
     assert count_and_sum(store) == (3, 3.0)
     with pytest.raises(SegmentUnreadable, match="dataset 'other'"):
-        run_query(store, "select * from weather join other using (ts)")
+        query_rows(store, "select * from weather join other using (ts)").to_arrow()
 
 
 def test_a_damaged_segment_fails_a_query_that_needs_it(store: Store):
@@ -159,7 +160,7 @@ def test_a_damaged_segment_fails_a_query_that_needs_it(store: Store):
     segment.write_bytes(bytes(byte ^ 0xFF if place > 20_000 else byte for place, byte in enumerate(whole)))
 
     with pytest.raises(TimestoreError):
-        run_query(store, COUNT_AND_SUM)
+        query_rows(store, COUNT_AND_SUM).to_arrow()
 
 
 def test_a_dataset_whose_columns_are_not_known_yet_has_no_view(store: Store):
@@ -168,7 +169,7 @@ def test_a_dataset_whose_columns_are_not_known_yet_has_no_view(store: Store):
 
     assert views == [("weather",)]
     with pytest.raises(QueryError, match="events"):
-        run_query(store, "select * from events")
+        query_rows(store, "select * from events").to_arrow()
 
 
 def test_datasets_can_be_joined(make_store: MakeStore):
@@ -178,7 +179,9 @@ def test_datasets_can_be_joined(make_store: MakeStore):
     stage(store, "other", hourly(3))
     build(store, "other")
 
-    found = run_query(store, 'SELECT count(*) AS n FROM "weather" w JOIN Other o ON w.ts = o.ts').to_pylist()
+    found = (
+        query_rows(store, 'SELECT count(*) AS n FROM "weather" w JOIN Other o ON w.ts = o.ts').to_arrow().to_pylist()
+    )
 
     assert found == [{"n": 3}]
 
@@ -194,7 +197,7 @@ def test_datasets_can_be_joined(make_store: MakeStore):
 )
 def test_a_query_that_cannot_run_says_why(store: Store, sql: str, reason: str):
     with pytest.raises(QueryError, match=reason):
-        run_query(store, sql)
+        query_rows(store, sql).to_arrow()
 
 
 def test_an_unknown_dataset_is_refused_by_name(store: Store):

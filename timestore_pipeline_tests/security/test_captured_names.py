@@ -34,7 +34,7 @@ from timestore_pipeline.lifecycle.preview import preview
 from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.reading.lineage import trace_window
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.slices import MOST_ATTACHED
 from timestore_pipeline.staging.stage import stage
@@ -136,7 +136,7 @@ class Story:
         found = readable(self.store, "w")
         assert len(found) == self.rows
         mine = f"SELECT * FROM w WHERE {quote(self.time)} >= TIMESTAMPTZ '2026-01-01' ORDER BY {quote(self.time)}"
-        for row in run_query(self.store, mine).to_pylist():
+        for row in query_rows(self.store, mine).to_arrow().to_pylist():
             for name in self.columns:
                 assert name == self.version or row[name] is None or str(row[name]).endswith(f" {name}"), name
         timestore = Timestore(self.store)
@@ -269,7 +269,7 @@ def test_a_dataset_of_any_name_is_only_ever_that_dataset(make_store: MakeStore, 
     for number in range(batches):
         stage(store, name, row, batch_id=f"b{number}")
 
-    assert run_query(store, f'SELECT count(*) AS n FROM "{name}"').to_pydict() == {"n": [batches]}
+    assert query_rows(store, f'SELECT count(*) AS n FROM "{name}"').to_arrow().to_pydict() == {"n": [batches]}
     assert build(store, name).rows == batches
     stage(store, name, row, batch_id="later")
     assert len(readable(store, name)) == batches + 1

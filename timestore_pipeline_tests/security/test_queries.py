@@ -10,7 +10,8 @@ import pytest
 from timestore_pipeline.cli import main
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.reading.queries import FUNCTIONS_REFUSED, TABLE_FUNCTIONS
-from timestore_pipeline.reading.relations import open_reader, run_query
+from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
@@ -100,7 +101,7 @@ HARMLESS = [
 @pytest.mark.parametrize("sql", HARMLESS)
 @pytest.mark.usefixtures("places")
 def test_what_reads_is_run(store: Store, sql: str):
-    run_query(store, sql)
+    query_rows(store, sql).to_arrow()
 
 
 WRITES = [
@@ -146,7 +147,9 @@ def test_what_does_more_is_refused(store: Store, places: dict[str, str], sql: st
     rows = readable(store)
 
     with pytest.raises(QueryError):
-        run_query(store, sql.format(**places) + ("" if "weather" in sql or not sql.strip() else " -- weather"))
+        query_rows(
+            store, sql.format(**places) + ("" if "weather" in sql or not sql.strip() else " -- weather")
+        ).to_arrow()
 
     assert {path: path.read_bytes() for path in before} == before
     assert {path for path in _all_files(Path(places["folder"])) if "ledger" not in path.name} == set(before)
@@ -220,7 +223,7 @@ READS = [
 @pytest.mark.parametrize("sql", READS)
 def test_other_files_and_variables_cannot_be_read(store: Store, places: dict[str, str], sql: str):
     with pytest.raises(QueryError) as refusal:
-        run_query(store, f"{sql.format(**places)} -- weather")
+        query_rows(store, f"{sql.format(**places)} -- weather").to_arrow()
 
     assert "all,folders" not in str(refusal.value)
     with pytest.raises(QueryError), Timestore(store) as timestore:

@@ -10,7 +10,6 @@ from timestore_pipeline.cli.query import Format, print_query
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.reading import queries
 from timestore_pipeline.reading.queries import query_bounds
-from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.slices import MOST_ATTACHED
 from timestore_pipeline.staging.stage import stage
@@ -26,8 +25,10 @@ def test_of_the_scratch_table_for_many_segments_nothing_is_to_be_seen(store: Sto
     for number in range(MOST_ATTACHED + 1):
         stage(store, "weather", hourly(1, station=f"S{number}"))
 
-    assert run_query(store, "SHOW TABLES -- weather").to_pydict() == {"name": ["weather"]}
-    assert run_query(store, "SELECT count(*) AS rows FROM weather").to_pydict() == {"rows": [MOST_ATTACHED + 1]}
+    assert query_rows(store, "SHOW TABLES -- weather").to_arrow().to_pydict() == {"name": ["weather"]}
+    assert query_rows(store, "SELECT count(*) AS rows FROM weather").to_arrow().to_pydict() == {
+        "rows": [MOST_ATTACHED + 1]
+    }
 
 
 ENDLESS = [
@@ -41,7 +42,7 @@ ENDLESS = [
 def test_a_query_that_does_not_end_is_ended(make_store: MakeStore, sql: str):
     store = make_store(query_max_seconds=0.2)
     for ask in (
-        lambda: run_query(store, sql),
+        lambda: query_rows(store, sql).to_arrow(),
         lambda: query_rows(store, sql).to_arrow(),
         lambda: list(query_rows(store, sql)),
         lambda: print_query(store, sql, Format.CSV, None),
@@ -57,7 +58,7 @@ def test_a_query_that_spills_is_bounded(make_store: MakeStore):
     store = make_store(query_max_spill_bytes=1 << 20, duckdb_memory_limit="24MiB", duckdb_threads=1)
 
     with pytest.raises(QueryError, match="TIMESTORE_QUERY_MAX_SPILL_BYTES"):
-        run_query(store, LARGE_SORT)
+        query_rows(store, LARGE_SORT).to_arrow()
     stage(store, "weather", hourly(1))
 
 
@@ -66,7 +67,7 @@ def test_a_query_finds_the_folder_to_spill_to_gone(make_store: MakeStore):
     store = make_store(duckdb_memory_limit="24MiB", duckdb_threads=1)
     store.settings.temp_path.rmdir()
 
-    assert run_query(store, "SELECT 1 AS one").to_pydict() == {"one": [1]}
+    assert query_rows(store, "SELECT 1 AS one").to_arrow().to_pydict() == {"one": [1]}
     assert query_rows(store, LARGE_SORT).to_arrow().num_rows == 600_000
 
 
@@ -77,4 +78,4 @@ def test_a_query_leaves_staging_its_disk(make_store: MakeStore, monkeypatch: pyt
         assert query_bounds(store.settings).spill_bytes == left
     monkeypatch.setattr(queries, "disk_usage", lambda path: Disk(0, 0, 5 << 30))
     assert query_bounds(make_store(query_max_spill_bytes=1 << 20).settings).spill_bytes == 1 << 20
-    assert run_query(store, "SELECT 1 AS one").to_pydict() == {"one": [1]}
+    assert query_rows(store, "SELECT 1 AS one").to_arrow().to_pydict() == {"one": [1]}

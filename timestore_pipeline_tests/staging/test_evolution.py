@@ -25,7 +25,7 @@ from timestore_pipeline.ledger.schemas import dataset_columns, schema_history
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.quarantine import retry_entry
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
@@ -71,7 +71,7 @@ def history(store: Store) -> list[tuple[int, dict[str, str], str]]:
 
 def values(store: Store, *names: str) -> list[tuple[Any, ...]]:
     """Some columns of all rows as the read API has them."""
-    rows = run_query(store, f"SELECT {', '.join(names)} FROM weather").to_pylist()
+    rows = query_rows(store, f"SELECT {', '.join(names)} FROM weather").to_arrow().to_pylist()
     return in_order(row.values() for row in rows)
 
 
@@ -101,7 +101,7 @@ def test_a_table_without_a_new_column_is_read_with_it(make_store: MakeStore):
     stage(store, "weather", batch(2, gust=7.5))
 
     assert values(store, "n", "gust") == [(1, None), (2, 7.5)]
-    assert run_query(store, "SELECT n FROM weather WHERE gust IS NULL").to_pylist() == [{"n": 1}]
+    assert query_rows(store, "SELECT n FROM weather WHERE gust IS NULL").to_arrow().to_pylist() == [{"n": 1}]
 
 
 WIDENINGS = {
@@ -314,7 +314,9 @@ def test_changes_of_many_stagers_at_once_are_all_kept(make_store: MakeStore):
     assert {column.name for column in columns} == {"ts", "n", *(f"c{n}" for n in range(1, 9))}
     assert [version for version, _, _ in history(store)] == list(range(1, 10))
     for n in range(1, 9):
-        assert run_query(store, f"SELECT c{n} FROM weather WHERE n = {n}").to_pylist() == [{f"c{n}": float(n)}]
+        assert query_rows(store, f"SELECT c{n} FROM weather WHERE n = {n}").to_arrow().to_pylist() == [
+            {f"c{n}": float(n)}
+        ]
 
 
 def test_a_segment_that_was_overtaken_by_a_new_column_is_written_again(make_store: MakeStore):
