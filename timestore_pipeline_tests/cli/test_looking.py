@@ -252,6 +252,18 @@ def test_a_dataset_without_columns_yet_is_told(timestore: Run, installation: Ins
     assert timestore("sql", "select count(*) as n from weather").out == "n\n0\n"
 
 
+def test_what_a_query_does_not_ask_for_is_not_opened(timestore: Run, installation: Install, make_file: MakeFile):
+    store = installation()
+    timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))
+    timestore("flush", "weather")
+    (other,) = store.settings.home.rglob("window_key=2026-01-02/*.parquet")
+    other.write_bytes(b"no Parquet")
+
+    finished = timestore("sql", "select count(*) as n from weather where ts < '2026-01-02'")
+
+    assert finished.out == "n\n2\n", finished.err
+
+
 def test_datasets_can_be_listed(timestore: Run, installation: Install, make_file: MakeFile):
     installation()
     timestore("stage", "events", make_file("e.jsonl", '{"at": 1767225600000}\n'))
