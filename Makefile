@@ -71,7 +71,7 @@ dev: $(VENV)/.installed-demo  ## Start Dagster on http://127.0.0.1:3000 with its
 	  exec $(BIN)/python scripts/dagster_dev.py --workspace workspace.yaml --host $(HOST) --port $(PORT)
 
 demo: $(VENV)/.installed-demo  ## Show the whole path on real flight data, in minutes
-	@$(BIN)/python -m timestore_pipeline.demo
+	@$(BIN)/python -m examples.demo
 
 bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory (BENCH_ARGS="--only writing --repeats 3")
 	@$(BIN)/python -m timestore_pipeline_tests.bench $(BENCH_ARGS)
@@ -83,11 +83,11 @@ fuzz: $(VENV)/.installed-dev  ## Mutated files, bodies and frames, a good batch 
 	@$(BIN)/python -m timestore_pipeline_tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/.installed-dev  ## Regenerate the reference pages from the code
-	@$(BIN)/python -m timestore_pipeline.reference
+	@$(BIN)/python -m docs.build.reference
 
 screenshots: $(VENV)/.installed-dev  ## Take the pictures of docs/ui.md from the demo, in headless Chromium
 	@command -v chromium >/dev/null || .ci/install-servers
-	@test -e .demo/environment || $(BIN)/python -m timestore_pipeline.demo
+	@test -e .demo/environment || $(BIN)/python -m examples.demo
 	@$(BIN)/python -m timestore_pipeline_tests.screenshots
 
 clean:  ## Remove what these targets made, the .venv included; leaves data/ and .dagster_home/

@@ -52,7 +52,7 @@ LAYERS = [
     {"landing", "staging", "building", "lifecycle", "reading", "metrics", "validation"},
     {"timestore"},
     {"http"},
-    {"orchestration", "cli", "definitions", "demo", "reference", "dashboard"},
+    {"orchestration", "cli", "definitions"},
 ]
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 MAY_IMPORT_DAGSTER = {"orchestration", "definitions"}
@@ -149,7 +149,7 @@ def test_only_one_module_imports_deltalake():
         if any(module.split(".")[0] == "deltalake" for module in imported_modules(path))
     }
 
-    assert importing == {f"{PACKAGE}.building.delta", f"{PACKAGE}.demo.accounting"}  # which looks as any reader would
+    assert importing == {f"{PACKAGE}.building.delta"}
 
 
 @pytest.mark.process

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from timestore_pipeline import reference
+from docs.build import reference
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.ledger import counters
@@ -68,7 +68,7 @@ def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.process
 def test_pages_do_not_depend_on_the_process_that_makes_them():
-    program = "from timestore_pipeline.reference import pages; import json; print(json.dumps(pages()))"
+    program = "from docs.build.reference import pages; import json; print(json.dumps(pages()))"
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7", "COLUMNS": "40", "PATH": ""}
 
     made = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.demo.accounting import differences, sums_of_reader, sums_of_source, sums_of_table, table_files
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.demo.accounting import differences, sums_of_reader, sums_of_source, sums_of_table, table_files
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline_tests.conftest import MakeStore

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from examples.demo.deliveries import Fate, plan_deliveries
+from examples.demo.source import Source
 from timestore_pipeline.datasets import load_datasets
-from timestore_pipeline.demo.deliveries import Fate, plan_deliveries
-from timestore_pipeline.demo.source import Source
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.ingest import ingest_files

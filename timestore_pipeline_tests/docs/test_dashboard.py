@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from timestore_pipeline.dashboard import dashboard, queries
+from docs.build.dashboard import dashboard, queries
+from docs.build.reference import DOCS
 from timestore_pipeline.metrics.series import (
     BUILD_AGE,
     BUILDS_IN_FLIGHT,
@@ -24,7 +25,6 @@ from timestore_pipeline.metrics.series import (
     SERIES,
     SERVER_SERIES,
 )
-from timestore_pipeline.reference import DOCS
 from timestore_pipeline_tests.docs.test_runbook import anchor, sections
 from timestore_pipeline_tests.metrics.promql import exported_names, metrics_in, problems
 from timestore_pipeline_tests.metrics.simulated import promtool
@@ -72,7 +72,7 @@ def test_every_series_is_shown():
     shown = {exported[name].name for query in queries() for name in metrics_in(query) if name in exported}
 
     left = {each.name for each in (*SERIES, *SERVER_SERIES)} - shown - NOT_SHOWN
-    assert not left, f"give these a panel in timestore_pipeline/dashboard/panels.py, then 'make docs': {sorted(left)}"
+    assert not left, f"give these a panel in docs/build/dashboard/panels.py, then 'make docs': {sorted(left)}"
 
 
 def test_the_file_is_that_of_the_code():

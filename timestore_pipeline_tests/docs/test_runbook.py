@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import typer
 
+from docs.build.reference import DOCS
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.cli.app import app
 from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.pauses import all_pauses
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.reference import DOCS
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import lose_ledger, weather_csv

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from timestore_pipeline.dashboard import queries
+from docs.build.dashboard import queries
 from timestore_pipeline_tests.docs.test_dashboard import EMPTY_WHILE_ALL_IS_WELL, as_prometheus_gets_it
 from timestore_pipeline_tests.e2e.conftest import ROOT
 from timestore_pipeline_tests.metrics.servers import prometheus_scraping, pushgateway, query, until
@@ -30,7 +30,7 @@ pytestmark = [
 def demo(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Run a small demo in ``home``."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "timestore_pipeline.demo", "--home", str(home), "--days", "10", *options],
+        [sys.executable, "-m", "examples.demo", "--home", str(home), "--days", "10", *options],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from docs.build.reference import DOCS
 from timestore_pipeline.metrics.series import SERIES, SERVER_SERIES, Series, SeriesType
-from timestore_pipeline.reference import DOCS
 
 RULES_FOLDER = DOCS / "observability" / "prometheus"
 RULES = RULES_FOLDER / "timestore-rules.yml"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from timestore_pipeline.dashboard import queries
-from timestore_pipeline.reference import DOCS
+from docs.build.dashboard import queries
+from docs.build.reference import DOCS
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.docs.test_dashboard import EMPTY_WHILE_ALL_IS_WELL, as_prometheus_gets_it
 from timestore_pipeline_tests.metrics.promql import RULES_FOLDER, metrics_in, problems, rules

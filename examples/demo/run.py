@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
+from examples.demo import ledger_view, outcome, report
+from examples.demo.deliveries import plan_deliveries
+from examples.demo.dropping import Dropper
+from examples.demo.errors import DemoError, Interrupted
+from examples.demo.installation import PROJECT, Installation, forget_other_installations, own_folder
+from examples.demo.processes import Programs
+from examples.demo.progress import Moment, display
+from examples.demo.pushgateway import PROGRAM, pushed_series, start_pushgateway
+from examples.demo.source import DAYS, read_source, unpack_sources
 from timestore_pipeline.datasets import Datasets, load_datasets
-from timestore_pipeline.demo import ledger_view, outcome, report
-from timestore_pipeline.demo.deliveries import plan_deliveries
-from timestore_pipeline.demo.dropping import Dropper
-from timestore_pipeline.demo.errors import DemoError, Interrupted
-from timestore_pipeline.demo.installation import PROJECT, Installation, forget_other_installations, own_folder
-from timestore_pipeline.demo.processes import Programs
-from timestore_pipeline.demo.progress import Moment, display
-from timestore_pipeline.demo.pushgateway import PROGRAM, pushed_series, start_pushgateway
-from timestore_pipeline.demo.source import DAYS, read_source, unpack_sources
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.counters import FLUSH_ROWS
 from timestore_pipeline.store import Store
@@ -222,7 +222,7 @@ def _interrupt(number: int, _frame: object) -> NoReturn:
 
 def _options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m timestore_pipeline.demo", description="A year of real flights and weather through the pipeline."
+        prog="python -m examples.demo", description="A year of real flights and weather through the pipeline."
     )
     parser.add_argument("--home", type=Path, default=_DEFAULT_HOME, help="folder to work in, emptied first (.demo)")
     parser.add_argument("--days", type=int, default=DAYS, help="how many days of the year to send (%(default)s)")

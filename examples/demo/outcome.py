@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from timestore_pipeline.demo import accounting, ledger_view
-from timestore_pipeline.demo.deliveries import Delivery, Fate
-from timestore_pipeline.demo.source import Source
+from examples.demo import accounting, ledger_view
+from examples.demo.deliveries import Delivery, Fate
+from examples.demo.source import Source
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.store import Store
 

@@ -14,9 +14,9 @@ from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from examples.demo.source import Source
 from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.demo.source import Source
 
 if TYPE_CHECKING:
     import pyarrow as pa

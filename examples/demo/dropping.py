@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from timestore_pipeline.demo.deliveries import Delivery
+from examples.demo.deliveries import Delivery
 
 
 @dataclass

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from timestore_pipeline.demo import accounting, ledger_view
-from timestore_pipeline.demo.deliveries import Fate
-from timestore_pipeline.demo.outcome import Outcome, quarantined_rows
+from examples.demo import accounting, ledger_view
+from examples.demo.deliveries import Fate
+from examples.demo.outcome import Outcome, quarantined_rows
 from timestore_pipeline.ledger.builds import published_totals
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.store import Store

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from timestore_pipeline.demo import guard
-from timestore_pipeline.demo.errors import DemoError
+from examples.demo import guard
+from examples.demo.errors import DemoError
 
 _SECONDS_TO_STOP = 10.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

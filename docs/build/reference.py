@@ -1,6 +1,6 @@
 """The reference pages in ``docs/``, made from the code that they describe.
 
-``python -m timestore_pipeline.reference`` writes them, ``--check`` says whether they are current (exit code 1
+``python -m docs.build.reference`` writes them, ``--check`` says whether they are current (exit code 1
 where one is not). What people should read first stands here as text; every table comes from a model.
 """
 
@@ -17,18 +17,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from docs.build.dashboard import dashboard
 from timestore_pipeline import datasets
 from timestore_pipeline.cli.exit_codes import MEANINGS
 from timestore_pipeline.columns import RESERVED_NAMES, TYPE_NAMES
-from timestore_pipeline.dashboard import dashboard
 from timestore_pipeline.durations import DURATION_PATTERN, format_duration
 from timestore_pipeline.metrics.series import SERIES, SERVER_SERIES
 from timestore_pipeline.settings import Settings, variable_name
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[1]
 """Where the pages lie in a checkout."""
 
-_NOTE = "<!-- Made by `make docs` from the code. Change the code, or timestore_pipeline/reference.py. -->\n"
+_NOTE = "<!-- Made by `make docs` from the code. Change the code, or docs/build/reference.py. -->\n"
 
 EXAMPLE = """\
 # yaml-language-server: $schema=./docs/datasets.schema.json
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the pages, or with ``--check`` say which are not current; return the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given not in ([], ["--check"]):
-        print("usage: python -m timestore_pipeline.reference [--check]", file=sys.stderr)
+        print("usage: python -m docs.build.reference [--check]", file=sys.stderr)
         return 2
     if not given:
         write()

@@ -3,6 +3,6 @@
 Its rows answer in the order in which people ask: is anything lost or late, which dataset, why, what to do.
 """
 
-from timestore_pipeline.dashboard.grafana import dashboard, queries
+from docs.build.dashboard.grafana import dashboard, queries
 
 __all__ = ["dashboard", "queries"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from timestore_pipeline.demo.errors import DemoError
+from examples.demo.errors import DemoError
 
 FIRST_DAY = date(2013, 1, 1)
 DAYS = 365

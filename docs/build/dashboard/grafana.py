@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from timestore_pipeline.dashboard.panels import ROWS, Kind, Panel
+from docs.build.dashboard.panels import ROWS, Kind, Panel
 
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS = 24

@@ -1,4 +1,4 @@
-"""``python -m timestore_pipeline.demo.guard COMMAND…``: runs a command, and ends it when the demo is gone.
+"""``python -m examples.demo.guard COMMAND…``: runs a command, and ends it when the demo is gone.
 
 Whatever ends the demo, ``kill -9`` too, closes its end of the pipe that is standard input here. Then the whole process
 group, of which this is the leader, is ended.

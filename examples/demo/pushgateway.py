@@ -8,8 +8,8 @@ import time
 import urllib.error
 import urllib.request
 
-from timestore_pipeline.demo.errors import DemoError
-from timestore_pipeline.demo.processes import Programs
+from examples.demo.errors import DemoError
+from examples.demo.processes import Programs
 
 PROGRAM = "prometheus-pushgateway"
 _SECONDS_TO_START = 15.0

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from timestore_pipeline.demo.ledger_view import Standing
+from examples.demo.ledger_view import Standing
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from timestore_pipeline.demo.errors import DemoError
+from examples.demo.errors import DemoError
 from timestore_pipeline.settings import PREFIX, Settings, load_settings, variable_name
 
 PROJECT = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""What `make docs` makes from the code: the reference pages, the dashboard. It is no part of what is installed."""
