@@ -37,7 +37,7 @@ def servers_environment(
     }
 
 
-def write_instance(home: Path, *, poll_seconds: int = 2, silence_seconds: float = 5.0, **runs: object) -> None:
+def write_instance(home: Path, *, poll_seconds: int = 2, silence_seconds: float = 30.0, **runs: object) -> None:
     """Write the shipped ``dagster.yaml`` with shorter waiting times; ``runs`` are of ``concurrency.runs``."""
     home.mkdir()
     configuration = yaml.safe_load((SHIPPED / "dagster.yaml").read_text(encoding="utf-8"))

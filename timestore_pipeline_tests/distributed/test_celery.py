@@ -25,7 +25,7 @@ from timestore_pipeline_tests.e2e.test_faults import (
 )
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, slow_down
 
-pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.server, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(1800)]
 
 Land = Callable[[str, str, str], str]
 FAILURE, STARTED, SUCCESS = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
@@ -103,10 +103,12 @@ def test_a_run_that_is_canceled_loses_and_doubles_nothing_and_a_worker_that_is_a
     celery.wait_for_the_end_of_runs()
     assert stations(readable(store, "canceled")) == stations(published(store, "canceled")) == each_twice(1)
     assert statuses(celery, "ingest") == {SUCCESS: 1}
-    assert statuses(celery, BUILD) == {CANCELED: 1, SUCCESS: 1}
+    built = statuses(celery, BUILD)
+    assert built.pop(CANCELED) == 1
+    assert list(built) == [SUCCESS], "one more than is needed may be asked for before the rows are seen to be published"
     _, worker = celery.workers.popitem()
     worker.terminate()
-    assert worker.wait(120) == 0, "a worker that is asked to stop ends when its runs have"
+    assert worker.wait(600) == 0, "a worker that is asked to stop ends when its runs have"
 
 
 def test_a_broker_that_forgets_and_a_worker_that_dies_in_mid_build_lose_and_double_nothing(

@@ -18,7 +18,7 @@ from timestore_pipeline_tests.conftest import unused_port
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 1_360, 820
-_START_SECONDS = 240
+_START_SECONDS = 600
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def webserver(environment: Mapping[str, str], log: Path, workspace: Path = ROOT 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(15)
+            server.wait(240)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()

@@ -127,7 +127,7 @@ class Deployment:
             else:
                 self.daemon.send_signal(how)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.daemon.wait(20)
+                self.daemon.wait(60)
             _kill_group(self.daemon)
             self.daemon = None
         if self.code_server is not None:
@@ -153,7 +153,7 @@ class Deployment:
         assert "errors" not in answer, answer
         return answer.get("data")
 
-    def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 600) -> None:
         """Wait until ``condition`` holds; say ``what`` did not happen, and the daemon's last words, if it does not."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -68,7 +68,7 @@ def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
 
 
 @pytest.mark.server
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_demo_accounts_for_every_row_raises_no_alert_but_for_its_bad_files_and_fills_the_dashboard(
     tmp_path: Path, program: Callable[[str], str]
 ):

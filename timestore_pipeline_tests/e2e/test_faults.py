@@ -25,7 +25,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, counted, published, readable, weather_csv
 from timestore_pipeline_tests.e2e.conftest import Deployment, Site, stopped_processes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(1800)]
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 

@@ -28,7 +28,7 @@ CONFIG = """ops:
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_backfill_of_three_windows_with_other_thresholds(
     site: Site,
     drop: Callable[[Store, str, str, str | bytes], Path],

@@ -53,7 +53,7 @@ def together(ledgers: Sequence[Ledger], work: Callable[[int, Ledger], T]) -> lis
     barrier = threading.Barrier(len(ledgers))
 
     def begin(number: int, ledger: Ledger) -> T:
-        barrier.wait(120)
+        barrier.wait(600)
         return work(number, ledger)
 
     with ThreadPoolExecutor(len(ledgers)) as pool:
@@ -228,7 +228,7 @@ def test_nothing_is_acknowledged_after_intake_is_paused(store: Store, ledgers: l
 
     def wait() -> None:
         looked.set()
-        assert go_on.wait(120)
+        assert go_on.wait(600)
 
     def stage_slowly() -> None:
         with at(CrashPoint.BATCHES_RECORDED, wait):
@@ -239,7 +239,7 @@ def test_nothing_is_acknowledged_after_intake_is_paused(store: Store, ledgers: l
         return time.monotonic()
 
     with elsewhere(stage_slowly) as staging:
-        assert looked.wait(120)
+        assert looked.wait(600)
         with elsewhere(pause) as pausing:
             with pytest.raises(TimeoutError):
                 pausing.result(0.5)
@@ -279,7 +279,7 @@ def test_two_that_wait_for_each_other_both_come_through(ledgers: list[Ledger]):
             attempts[number] += 1
             lock_dataset(tx, names[0])
             if attempts[number] == 1:
-                barrier.wait(120)
+                barrier.wait(600)
             lock_dataset(tx, names[1])
             count(tx, "a_metric", "weather", "x")
 

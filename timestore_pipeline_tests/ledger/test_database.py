@@ -146,7 +146,7 @@ def test_processes_that_open_a_new_ledger_at_once_agree_on_its_identity(url: str
     start = threading.Barrier(4)
 
     def identity_of_another(_: int) -> str:
-        start.wait(30)
+        start.wait(240)
         opened = Ledger.open(url)
         opened.close()
         return opened.identity
@@ -225,11 +225,11 @@ def test_a_writer_waits_for_another(ledger: Ledger, url: str):
         with ledger.write() as tx:
             count(tx, "a_metric", "weather", "x")
             held.set()
-            tried.wait(120)
+            tried.wait(600)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(120)
+    assert held.wait(600)
     threading.Timer(0.2, tried.set).start()
     with patient.write() as tx:
         count(tx, "a_metric", "weather", "x")
@@ -333,7 +333,7 @@ def open_with_others(home: Path, environment: dict[str, str], others: threading.
     """Open the installation at the moment at which others do."""
     take_environment(environment)
     settings = Settings(home=home, staging_min_free_disk_bytes=0)
-    others.wait(120)
+    others.wait(600)
     Store.open(settings).close()
 
 

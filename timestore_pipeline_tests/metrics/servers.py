@@ -117,7 +117,7 @@ def running(url: str, *command: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(240)
 
 
 @contextmanager

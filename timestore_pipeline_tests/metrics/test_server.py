@@ -86,7 +86,7 @@ def test_each_scrape_shows_the_ledger_as_it_is_and_says_what_is_wrong_to_whoever
         assert missing.value.code == 404
 
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 0
+        assert process.wait(600) == 0
 
 
 def test_a_port_that_is_taken_and_a_host_that_is_none_are_told(store_environment: PutEnvironment, timestore: Run):  # noqa: F811

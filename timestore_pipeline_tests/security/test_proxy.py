@@ -140,7 +140,7 @@ def proxy(program: Callable[[str], str], webserver: Webserver, tmp_path: Path) -
         yield made
     finally:
         started.terminate()
-        started.wait(30)
+        started.wait(240)
 
 
 def test_what_the_ui_asks_passes(proxy: Proxy, webserver: Webserver):

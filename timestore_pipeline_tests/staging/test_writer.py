@@ -61,7 +61,7 @@ class Held:
 
         def held(*args, **options):
             self.reached.set()
-            assert self._go.wait(30)
+            assert self._go.wait(240)
             return write(*args, **options)
 
         monkeypatch.setattr(together, "write_segment", held)
@@ -82,7 +82,7 @@ def segments(store: Store) -> int:
 def test_batches_that_come_while_one_is_written_share_a_segment_and_a_commit(store: Store, held: Held):
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         others = [writer.submit(batch(number), batch_id=f"b{number}") for number in range(1, 50)]
         held.let_go()
         receipts = [future.result(30) for future in (first, *others)]
@@ -124,7 +124,7 @@ def test_what_is_wrong_with_one_batch_of_a_group_is_answered_to_its_caller_only(
     bad_value = pa.table({"ts": ["2026-01-01", "no time"], "station": ["A", "B"], "temp": [1.0, 2.0]})
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         wrong = {
             "columns": writer.submit(batch(1).drop_columns(["temp"])),
             "value": writer.submit(bad_value),
@@ -151,7 +151,7 @@ def test_what_is_wrong_with_one_batch_of_a_group_is_answered_to_its_caller_only(
 def test_the_same_id_twice_in_one_group_is_staged_once(store: Store, held: Held):
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         twins = [writer.submit(batch(1), batch_id="twin") for _ in range(3)]
         other = writer.submit(batch(2), batch_id="twin")
         held.let_go()
@@ -168,7 +168,7 @@ def test_when_there_is_room_for_some_of_a_group_the_first_ones_go(make_store: Ma
     store = make_store(staging_max_pending=4)
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         others = [writer.submit(batch(number)) for number in range(1, 7)]
         held.let_go()
         first.result(30)
@@ -200,7 +200,7 @@ def test_a_full_writer_makes_its_callers_wait(store: Store, held: Held):
     size = batch(0).nbytes
     with Writer(store, "weather", max_waiting_bytes=3 * size) as writer:
         futures = [writer.submit(batch(number)) for number in range(3)]
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         with pytest.raises(WriterFull, match="bytes wait to be written"):
             writer.submit(batch(3), timeout=0)
         with ThreadPoolExecutor(1) as pool:
@@ -239,7 +239,7 @@ def test_flushing_waits_for_all_answers(store: Store):
 def test_a_batch_that_is_cancelled_in_time_is_not_staged(store: Store, held: Held):
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         second = writer.submit(batch(1))
         assert second.cancel()
         assert not first.cancel()
@@ -311,7 +311,7 @@ def test_columns_are_inferred_from_the_first_batch_that_fits(store: Store, held:
 def test_rows_without_a_window_are_set_aside_batch_by_batch(store: Store, held: Held):
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         mixed = [writer.submit(weather((None, f"X{number}", 1.0), (NEW_YEAR, "JFK", 1.0))) for number in range(3)]
         held.let_go()
         first.result(30)
@@ -333,7 +333,7 @@ def test_a_callback_that_would_kill_the_thread_closes_the_writer_and_nobody_wait
     writer = Writer(store, "weather", max_waiting_bytes=4 * batch(0).nbytes)
     heard = threading.Event()
     first = writer.submit(batch(0))
-    assert held.reached.wait(30)
+    assert held.reached.wait(240)
     first.add_done_callback(callback)
     first.add_done_callback(lambda _: heard.set())
     later = [writer.submit(batch(number)) for number in (1, 2, 3)]
@@ -343,7 +343,7 @@ def test_a_callback_that_would_kill_the_thread_closes_the_writer_and_nobody_wait
         assert isinstance(waiting.exception(30), WriterClosed)
 
     assert first.result(30).rows == 3, "it was acknowledged"
-    assert heard.wait(30), "the other callbacks are called as well"
+    assert heard.wait(240), "the other callbacks are called as well"
     for future in later:
         with pytest.raises(WriterClosed, match=r"was ended by .* in a callback"):
             future.result(30)
@@ -359,7 +359,7 @@ def test_every_batch_of_a_group_has_its_receipt_though_the_first_ones_callback_e
 ):
     with Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
         group = [writer.submit(batch(number)) for number in range(1, 5)]
         group[0].add_done_callback(end_program)
         held.let_go()
@@ -372,7 +372,7 @@ def test_a_callback_that_waits_for_the_same_writer_is_told_so(store: Store, held
     told: list[type[BaseException]] = []
     with Writer(store, "weather", max_waiting_bytes=2 * batch(0).nbytes) as writer:
         first, second = writer.submit(batch(0)), writer.submit(batch(1))
-        assert held.reached.wait(30)
+        assert held.reached.wait(240)
 
         def wait(done: Future) -> None:
             assert done.result().rows == 3, "its own answer is there"
@@ -394,12 +394,12 @@ def test_a_callback_may_submit_and_may_close_the_writer(store: Store, held: Held
     more: list[Future] = []
     called = threading.Event()
     first = writer.submit(batch(0))
-    assert held.reached.wait(30)
+    assert held.reached.wait(240)
     first.add_done_callback(lambda _: more.append(writer.submit(batch(1))))
     first.add_done_callback(lambda _: writer.close())
     first.add_done_callback(lambda _: called.set())
     held.let_go()
-    assert called.wait(30), "a result is there before callbacks are called"
+    assert called.wait(240), "a result is there before callbacks are called"
     writer.close()
 
     assert more[0].result(30).rows == 3
@@ -440,7 +440,7 @@ for number in range(30):
 
 @pytest.mark.process
 def test_a_program_that_forgets_to_close_the_writer_ends_and_has_written_everything(store: Store, home: Path):
-    subprocess.run([sys.executable, "-c", FORGETFUL, str(home)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FORGETFUL, str(home)], check=True, timeout=240)
 
     assert readable(store) == rows_of(*(hourly(1 + number) for number in range(30)))
 
@@ -463,7 +463,7 @@ def test_a_batch_that_was_acknowledged_when_a_program_ended_has_a_receipt_though
     store: Store, home: Path
 ):
     ended = subprocess.run(
-        [sys.executable, "-c", FORGETFUL_AND_DIRECT, str(home)], check=True, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", FORGETFUL_AND_DIRECT, str(home)], check=True, timeout=240, capture_output=True, text=True
     )
 
     assert ended.stdout.split() == ["NoneType"] * 30, ended.stderr
