@@ -143,6 +143,26 @@ def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Sto
     assert done.index("_delta_log") < done.index("LEDGER")
 
 
+def test_a_build_syncs_a_fence_before_its_commit_that_nobody_has_synced(store: Store, monkeypatch: pytest.MonkeyPatch):
+    stage(store, "weather", hourly(3))
+    interrupted_build(store, "commit_build")
+    with monkeypatch.context() as patched:
+        stop_at(patched, "_sync_commit", module=table_module)
+        with pytest.raises(Killed):
+            settle_dead_builds(store, everyone)
+    settle_dead_builds(store, everyone)
+    done: list[str] = []
+    monkeypatch.setattr(table_folder, "sync_private", lambda path: done.append(path.name))
+    mark = publication_module.record_commit
+    monkeypatch.setattr(publication_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
+
+    assert build(store).table_version == 2
+
+    # After a power cut a log with a gap would be no table any more.
+    for version in (1, 2):
+        assert done.index(f"{version:020d}.json") < done.index("LEDGER")
+
+
 def test_a_build_lives_while_its_lease_does(make_store: MakeStore):
     store = make_store(build_lease_seconds=100)
     stage(store, "weather", hourly(3))

@@ -33,6 +33,7 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.lifecycle.installation import adopt, change_identity
 from timestore_pipeline.lifecycle.observed_places import observe_places
+from timestore_pipeline.lifecycle.quarantine import discard_entry
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.places import PlaceState, state_of
@@ -40,7 +41,7 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import build, hourly, ingest, lose_ledger, published, readable, rows_of
+from timestore_pipeline_tests.builders import build, hourly, ingest, lose_ledger, published, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.object_store import Bucket
 
@@ -228,6 +229,18 @@ class TestStaging:
         assert readable(store) == rows_of(OLD, NEW, NEWER)
         assert build(store).rows == 5
         assert published(store) == readable(store) == rows_of(OLD, NEW, NEWER)
+
+    def test_anothers_file_is_not_removed_with_an_entry_of_ours(self, make_store: MakeStore, apart: dict[str, str]):
+        store = make_store(**apart)
+        stage(store, "weather", weather((None, "LGA", 1.0)))
+        with store.ledger.read() as tx:
+            (entry,) = open_entries(tx)
+        (store.settings.staging_path / mark_key("staging")).write_text(f"{OTHERS}\n")
+
+        with pytest.raises(PlaceForeign):
+            discard_entry(store, entry.id, "the test")
+
+        assert (store.settings.staging_path / entry.path).exists()
 
     @pytest.mark.only_on("sqlite")
     @pytest.mark.parametrize("instead", MISSING)

@@ -21,11 +21,11 @@ from timestore_pipeline.ledger.counters import DROPPED_BATCHES, GUARDRAIL_BREACH
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
 from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, set_override
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import room, together
+from timestore_pipeline.staging import room, together, turns
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.retry import pause_before
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.staging.turns import turn, turns_of
+from timestore_pipeline.staging.turns import LEASE_SECONDS, turn, turns_of
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, counted, hourly, ingest, published, readable, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
@@ -234,6 +234,34 @@ class TestTurns:
 
         with store.ledger.read() as tx:
             assert slots_held(tx, turns_of("weather"), now_micros()) == 0
+
+    def test_a_turn_lasts_as_long_as_the_segment_takes(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+        store = make_store(staging_concurrent_ingests=1)
+        clock, held, lasted = [now_micros()], [], threading.Event()
+
+        class Passing(threading.Event):
+            """Waits for nothing: the clock is moved by as much, and just then nobody else may have the turn."""
+
+            def wait(self, timeout: float | None = None) -> bool:
+                if timeout is None or lasted.is_set():
+                    return super().wait(60)
+                clock[0] += round(timeout * 1e6)
+                with store.ledger.read() as tx:
+                    held.append(slots_held(tx, turns_of("weather"), clock[0]))
+                if clock[0] - began > 3 * LEASE_SECONDS * 1e6:
+                    lasted.set()
+                return False
+
+        began = clock[0]
+        monkeypatch.setattr(turns, "now_micros", lambda: clock[0])
+        monkeypatch.setattr(turns, "threading", SimpleNamespace(Event=Passing, Thread=threading.Thread))
+        with store.ledger.read() as tx:
+            limits = store.limits(tx, store.datasets["weather"])
+
+        with turn(store, store.datasets["weather"], limits):
+            assert lasted.wait(60)
+
+        assert set(held) == {1}
 
     def test_another_dataset_does_not_wait(self, make_store: MakeStore, drop: Drop):
         store = make_store(staging_concurrent_ingests=1, staging_turn_timeout_seconds=0.05)
