@@ -159,11 +159,10 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
     table_entries: list[Entry] = []
     rows = 0
     if there:
-        table = open_table(place, dataset)
+        ours = OwnTable(store, dataset)
+        table = ours.accept(ours.look()) if known and with_table else open_table(place, dataset)
         rows = sum(file.rows for file in live_files(table))
         if with_table:
-            if known:
-                OwnTable(store, dataset).look(table)
             if not is_of_dataset(table, dataset) or owner_of(table) not in (None, store.ledger.identity):
                 raise TableError(
                     f"dataset {dataset!r}: nothing in the log of the table at {place.location} says that it is this "
