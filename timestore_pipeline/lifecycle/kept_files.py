@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.landing.files import bytes_on_disk
+from timestore_pipeline.landing.found import bytes_on_disk
 from timestore_pipeline.ledger.disk_use import DiskUse, Place, all_disk_use, put_disk_use
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind

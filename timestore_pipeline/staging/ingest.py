@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.bounds import Bounds
-from timestore_pipeline.landing.files import LandingFile
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.landing.inference import infer_columns, types_of_values
 from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_through
 from timestore_pipeline.landing.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
@@ -50,7 +50,6 @@ from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     Arrivals,
     FolderArrivals,
-    arrivals_of,
     too_large_in_words,
     unique_name,
 )
@@ -190,8 +189,21 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     warn_of_direct_write(store, dataset)
     if store.settings.landing_after_ingest is AfterIngest.ARCHIVE:
         store.places[PlaceName.ARCHIVE].claim()  # or each file would be staged, and stay
-    with arrivals_of(store, spec) as arrivals:
+    with _arrivals(store, spec) as arrivals:
         return _ingest(store, spec, files, arrivals, started)
+
+
+@contextmanager
+def _arrivals(store: Store, spec: DatasetSpec) -> Iterator[Arrivals]:
+    """Give the landing files of a dataset, wherever they lie."""
+    if isinstance(store.settings.landing_location, Path):
+        with FolderArrivals(store, spec) as arrivals:
+            yield arrivals
+        return
+    from timestore_pipeline.staging.fetched import fetched_arrivals  # brings obstore
+
+    with fetched_arrivals(store, spec) as fetched:
+        yield fetched
 
 
 def _ingest(
@@ -289,7 +301,7 @@ def _stage_file(
         duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
         if duplicate is not None:
             return duplicate
-        if claims_given_id(batch):
+        if claims_given_id(batch.batch_id, batch.fingerprint, batch.client):
             raise reserved_id(spec.name, batch)
         known_as = arrivals.known_as(path)
         state = _Files(arrivals, batches={known_as: batch}, fresh={known_as: batch}, take_late=take_late)
