@@ -22,6 +22,7 @@ from timestore_pipeline.ledger.lost_table import LostTable, forget_table
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
+from timestore_pipeline.storage.table_marks import mark_table, unmark_table
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
         if known.version is not None:
             raise TableGone(spec.name, own.place.location, known.version)
         ensure_table(own.place, spec.name, spec.table_columns(columns), own.installation, known.last_sequence)
+    mark_table(store.tables, spec.name)
     # Somebody else may have been quicker.
     version = own.opened(known).version()
     if known.version is not None and version > known.version:
@@ -76,6 +78,7 @@ def give_up_table(store: Store, dataset: str) -> LostTable | None:
         )
     # Its manifests say of rows that are gone that they are published.
     forget_manifests(place)
+    unmark_table(store.tables, dataset)
     lost = store.ledger.transact(lambda tx: forget_table(tx, dataset, now_micros()))
     if lost is not None:
         log.error(

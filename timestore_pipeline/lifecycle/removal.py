@@ -35,6 +35,7 @@ from timestore_pipeline.staging.description import NotDescribed, read_refused_ro
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
+from timestore_pipeline.storage.table_marks import unmark_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 _REFUSED_ROWS_SUFFIX = ".rows.parquet"
@@ -121,6 +122,7 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
         place = store.table(dataset)
         remove_whole_table(place, found.table_keys)
         _remove_empty_folders(place, "")
+        unmark_table(store.tables, dataset)
     for folder in _folders(dataset):
         _remove_empty_folders(store.staging, folder)
     for path in store.settings.temp_path.glob(f"{dataset}-*{TEMPORARY_SUFFIX}*"):
