@@ -165,7 +165,8 @@ class Settings(BaseSettings):
     landing_max_reading_seconds: PositiveSeconds = Field(
         default=900.0,
         description="How long files that are read together may take, hashing included; then they are read in smaller "
-        "groups, and one that takes longer alone is quarantined.",
+        "groups, and one that takes longer alone is quarantined. A process in which a reader heeds no interrupt ends "
+        "after twice that time.",
     )
     landing_max_attempts: PositiveCount = Field(
         default=3,

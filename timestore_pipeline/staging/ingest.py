@@ -53,10 +53,10 @@ from timestore_pipeline.staging.arrivals import (
     too_large_in_words,
     unique_name,
 )
-from timestore_pipeline.staging.deadline import Deadline
+from timestore_pipeline.staging.deadline import Deadline, end_this_process
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
-from timestore_pipeline.staging.identity import claims_given_id, file_batch_id, unread_file_id
+from timestore_pipeline.staging.identity import claims_given_id, file_batch_id
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
     Receipt,
@@ -76,6 +76,7 @@ from timestore_pipeline.staging.suspects import (
     blamed_alone,
     may_be_read_elsewhere,
     reading_groups,
+    reading_id,
     recorded_reading,
     suspicions,
     verdict,
@@ -210,7 +211,7 @@ def _ingest(
     store: Store, spec: DatasetSpec, files: Sequence[LandingFile], arrivals: Arrivals, started: float
 ) -> IngestReport:
     dataset = spec.name
-    by_id = {unread_file_id(file.path.name, file.bytes, file.modified_at, file.version): file for file in files}
+    by_id = {reading_id(file): file for file in files}
     state = _Files(arrivals, {file.path.name: file_id for file_id, file in by_id.items()})
     done = _Staged()
     limit = store.settings.landing_max_file_bytes
@@ -486,7 +487,8 @@ def _stage_fresh(
         with (
             store.writers.connection(*folders) as connection,
             blamed_alone(store, spec.name, group) if group else nullcontext(),
-            deadline.over(connection),
+            # Only an ingest run may be ended: whoever stages a file by a call has other things to do.
+            deadline.over(connection, end=end_this_process if group else None),
         ):
             schema, first = _schema(store, connection, spec, known, state)
             if schema is None:
