@@ -149,6 +149,11 @@ class Settings(BaseSettings):
         description="How long archived landing files are kept, counted from the day in their folder's name; 0 keeps "
         "them for ever.",
     )
+    landing_archive_max_dataset_bytes: Count = Field(
+        default=107_374_182_400,
+        description="Most bytes of archived landing files of one dataset, as maintenance sees them once an hour: it "
+        "removes the oldest until there are no more. 0 switches the limit off.",
+    )
     landing_max_files_per_run: PositiveCount = Field(
         default=10_000, description="Most landing files that one ingest run takes, over all datasets."
     )
