@@ -713,6 +713,20 @@ class TableGone(TableError):
         )
 
 
+class TablesAway(TableError):
+    """Tables that datasets have are not where they were while a ledger is made again; nothing was done."""
+
+    def __init__(self, tables: Sequence[tuple[str, str]]) -> None:
+        self.tables = tuple(tables)
+        named = "; ".join(f"dataset {dataset!r} has a table, and there is none at {place}" for dataset, place in tables)
+        options = " ".join(f"--lost-table {dataset}" for dataset, _ in tables)
+        super().__init__(
+            f"{named}. Nothing was done: what segments still have would be staged again, and its rows be there twice "
+            "once the table is back. Mount or restore it. Where it is gone for good, say so with "
+            f"'{options}': what segments still have of its rows is published again, the others are lost."
+        )
+
+
 class TableNotOurs(TableError):
     """A table must not be written to: it is another installation's, or its log and the ledger contradict each other.
 

@@ -149,6 +149,11 @@ class Settings(BaseSettings):
         description="How long archived landing files are kept, counted from the day in their folder's name; 0 keeps "
         "them for ever.",
     )
+    landing_archive_max_dataset_bytes: Count = Field(
+        default=107_374_182_400,
+        description="Most bytes of archived landing files of one dataset, as maintenance sees them once an hour: it "
+        "removes the oldest until there are no more. 0 switches the limit off.",
+    )
     landing_max_files_per_run: PositiveCount = Field(
         default=10_000, description="Most landing files that one ingest run takes, over all datasets."
     )
@@ -165,7 +170,8 @@ class Settings(BaseSettings):
     landing_max_reading_seconds: PositiveSeconds = Field(
         default=900.0,
         description="How long files that are read together may take, hashing included; then they are read in smaller "
-        "groups, and one that takes longer alone is quarantined.",
+        "groups, and one that takes longer alone is quarantined. A process in which a reader heeds no interrupt ends "
+        "after twice that time.",
     )
     landing_max_attempts: PositiveCount = Field(
         default=3,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from timestore_pipeline.settings import PREFIX, Settings
+from timestore_pipeline_tests.ports import unused_port
 
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
@@ -279,13 +279,6 @@ def s3_bucket(clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Itera
         for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         yield made
-
-
-def unused_port() -> int:
-    """A loopback port that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from typing import Any
 
 import pytest
 
-from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.fault_proxy import FaultProxy, fault_proxy
+from timestore_pipeline_tests.ports import unused_port
 from timestore_pipeline_tests.processes import until_exit
 
 CREDENTIALS = {

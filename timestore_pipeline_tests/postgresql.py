@@ -25,7 +25,7 @@ import pytest
 from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.ports import unused_port
 from timestore_pipeline_tests.processes import end_with_the_parent, until_exit
 
 LEDGERS = ("sqlite", "postgresql")

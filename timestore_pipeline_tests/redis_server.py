@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.ports import unused_port
 from timestore_pipeline_tests.processes import end_with_the_parent
 
 if TYPE_CHECKING:

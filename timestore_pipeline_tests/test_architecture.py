@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
@@ -128,6 +128,28 @@ def test_no_two_parts_know_each_other():
         TopologicalSorter(knowledge()).prepare()
     except CycleError as error:
         pytest.fail("parts import each other in a circle: " + " → ".join(error.args[1]))
+
+
+def modules_known_by(path: Path, modules: Collection[str]) -> set[str]:
+    """The modules of ours that a file imports, under TYPE_CHECKING too; a folder itself only for what stands in it."""
+    known = set()
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            known.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            known.update(name if name in modules else node.module or "" for name in names)
+    return known & set(modules) - {module_name(path)}
+
+
+@pytest.mark.parametrize("root", [PACKAGE_ROOT, TESTS_ROOT], ids=lambda root: root.name)
+def test_no_two_modules_know_each_other(root: Path):
+    """Nor for their types alone: what two modules need of each other belongs into one of them, or into a third."""
+    by_name = {module_name(path): path for path in modules_under(root)}
+    try:
+        TopologicalSorter({name: modules_known_by(path, by_name) for name, path in by_name.items()}).prepare()
+    except CycleError as error:
+        pytest.fail("modules import each other in a circle: " + " → ".join(error.args[1]))
 
 
 def test_only_orchestration_imports_dagster():

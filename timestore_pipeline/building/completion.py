@@ -34,6 +34,7 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
 from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
 from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
@@ -58,12 +59,14 @@ class Committed:
 def record_commit(store: Store, commit: Committed, recorded: Callable[[], None] = lambda: None) -> None:
     """Record a build as published, and with it the others whose commits are in the same table version.
 
-    Done again, also by another process, it changes nothing. ``recorded`` is called before the transaction commits.
+    What other programs have committed since the version that readers had is taken up as well. Done again, also by
+    another process, it changes nothing. ``recorded`` is called before the transaction commits.
 
     Raises:
         TableError: the table cannot be read; nothing is recorded.
         LedgerError: likewise the ledger.
     """
+    _follow_before(store, commit)
 
     def record(tx: Connection, commits: Iterable[Committed]) -> None:
         _record(store, tx, commits)
@@ -79,6 +82,25 @@ def record_commit(store: Store, commit: Committed, recorded: Callable[[], None] 
     if not store.ledger.transact(record_alone):
         others = _committed_before(store, commit)
         store.ledger.transact(lambda tx: record(tx, [*others, commit]))
+
+
+def _follow_before(store: Store, commit: Committed) -> None:
+    """Take up what other programs have committed before a build and after the last look; nobody would look again.
+
+    First: what the build took out of windows, or found superseded there, is counted against what they had.
+    """
+    dataset, place = commit.build.dataset, store.table(commit.build.dataset)
+    with store.ledger.read() as tx:
+        looked_at = table_versions(tx, [dataset]).get(dataset)
+    commits = foreign_commits(place, range(0 if looked_at is None else looked_at + 1, commit.table_version))
+    if not commits:
+        return
+    try:
+        table = open_table(place, dataset, commits[-1].version)
+    except TableError:
+        follow_others(store, dataset)  # its log is cleaned up already, and the build is recorded with it
+    else:
+        _take_up(store, dataset, table, looked_at, commits)
 
 
 def _record(store: Store, tx: Connection, commits: Iterable[Committed]) -> None:
@@ -108,32 +130,41 @@ def follow_others(store: Store, dataset: str) -> bool:
         TableError: the table cannot be read; nothing is recorded.
         LedgerError: likewise the ledger.
     """
-    spec, place = store.datasets[dataset], store.table(dataset)
+    place = store.table(dataset)
     with store.ledger.read() as tx:
         looked_at = table_versions(tx, [dataset]).get(dataset)
     if looked_at is None or not has_table(place):
         return False
     for _ in range(_ATTEMPTS):
         # First: a build that is claimed later commits later.
-        table = open_table(place, dataset)
-        version = table.version()
-        commits = foreign_commits(place, range(looked_at + 1, version + 1))
-        if not commits or OwnTable(store, dataset).objection(table)[0] is not None:
+        look = OwnTable(store, dataset).look()
+        commits = foreign_commits(place, range(looked_at + 1, look.table.version() + 1))
+        if not commits or look.objection is not None:
             return False
-        sync_found(place, table, looked_at)
-        committed = _committed_at(store, dataset, table)
-        totals = _totals_of_changed(store, spec, table, commits)
-        if store.ledger.transact(partial(_move_on, store, dataset, version, committed, totals)):
-            for commit in commits:
-                log.log(logging.WARNING if commit.data_change else logging.INFO, "%s: %s", dataset, commit.in_words)
+        if _take_up(store, dataset, look.table, looked_at, commits):
             return True
     return False  # builds move the version all the time, and each of them looks before it begins
+
+
+def _take_up(
+    store: Store, dataset: str, table: DeltaTable, looked_at: int | None, commits: Sequence[ForeignCommit]
+) -> bool:
+    """Make the version of ``table`` visible, with what others have committed; False where a later one is meanwhile."""
+    sync_found(store.table(dataset), table, looked_at)
+    committed = _committed_at(store, dataset, table)
+    totals = _totals_of_changed(store, store.datasets[dataset], table, commits)
+    if not store.ledger.transact(partial(_move_on, store, dataset, table.version(), looked_at, committed, totals)):
+        return False
+    for commit in commits:
+        log.log(logging.WARNING if commit.data_change else logging.INFO, "%s: %s", dataset, commit.in_words)
+    return True
 
 
 def _move_on(
     store: Store,
     dataset: str,
     version: int,
+    looked_at: int | None,
     committed: Sequence[Committed],
     totals: Mapping[int, PublishedWindow],
     tx: Connection,
@@ -141,7 +172,8 @@ def _move_on(
     """Record a version with commits of others; False where a build has recorded a later one meanwhile."""
     lock_dataset(tx, dataset)
     seen = table_versions(tx, [dataset]).get(dataset)
-    if seen is None or seen > version:
+    given_up = seen is None and looked_at is not None
+    if given_up or (seen is not None and seen > version):
         return False
     _record(store, tx, committed)
     put_windows(tx, dataset, totals, now_micros())

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from timestore_pipeline.columns import WINDOW_COLUMN
+from timestore_pipeline.errors import TableError
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import log_entry
+from timestore_pipeline.storage.table_folder import log_entry, log_key
 
 _MOST_CHARACTERS = 60
 
@@ -50,7 +51,7 @@ def foreign_commits(place: Storage, versions: Iterable[int]) -> list[ForeignComm
     """Return which of these versions of a table are commits of other programs that changed its files.
 
     Raises:
-        OSError: the log cannot be read.
+        TableError: the log cannot be read.
     """
     found = []
     for version in versions:
@@ -59,6 +60,9 @@ def foreign_commits(place: Storage, versions: Iterable[int]) -> list[ForeignComm
         except (FileNotFoundError, ValueError):
             found.append(ForeignCommit(version, "?", "?", None))  # cleaned up behind a checkpoint
             continue
+        except OSError as error:
+            shown = place.shown(log_key(version))
+            raise TableError(f"the log entry {shown} cannot be read: {error.strerror or error}") from error
         commit = _foreign(version, actions)
         if commit is not None:
             found.append(commit)

@@ -19,10 +19,10 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TableGone
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lost_table import LostTable, forget_table
-from timestore_pipeline.ledger.registry import last_claimed_sequence, table_versions
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
+from timestore_pipeline.storage.table_marks import mark_table, unmark_table
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -43,25 +43,18 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
     """
     own = OwnTable(store, spec.name)
     store.places[PlaceName.TABLES].claim()
+    # First: a table that the ledger knows was there before it was asked.
+    known = own.known()
     if not has_table(own.place):
-        _make_table(own, spec.table_columns(columns))
+        if known.version is not None:
+            raise TableGone(spec.name, own.place.location, known.version)
+        ensure_table(own.place, spec.name, spec.table_columns(columns), own.installation, known.last_sequence)
+    mark_table(store.tables, spec.name)
     # Somebody else may have been quicker.
-    version = own.opened().version()
-    with store.ledger.read() as tx:
-        seen = table_versions(tx, [spec.name]).get(spec.name)
-    if seen is not None and version > seen:
+    version = own.opened(known).version()
+    if known.version is not None and version > known.version:
         follow_others(store, spec.name)
     return own
-
-
-def _make_table(own: OwnTable, columns: Sequence[Column]) -> None:
-    with own.store.ledger.read() as tx:
-        seen = table_versions(tx, [own.dataset]).get(own.dataset)
-        fenced = last_claimed_sequence(tx, own.dataset)
-    # Looked again: it may have been made since, and published to before the ledger was asked.
-    if seen is not None and not has_table(own.place):
-        raise TableGone(own.dataset, own.place.location, seen)
-    ensure_table(own.place, own.dataset, columns, own.installation, fenced)
 
 
 def give_up_table(store: Store, dataset: str) -> LostTable | None:
@@ -85,6 +78,7 @@ def give_up_table(store: Store, dataset: str) -> LostTable | None:
         )
     # Its manifests say of rows that are gone that they are published.
     forget_manifests(place)
+    unmark_table(store.tables, dataset)
     lost = store.ledger.transact(lambda tx: forget_table(tx, dataset, now_micros()))
     if lost is not None:
         log.error(

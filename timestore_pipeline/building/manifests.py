@@ -108,7 +108,8 @@ def forget_manifests(place: Storage) -> None:
 def tables_with_manifests(tables: Storage) -> set[str]:
     """Return the names of the tables, of whatever dataset, that have manifests."""
     if tables.local is not None:
-        return {path.parent.name for path in tables.local.glob(f"*/{MANIFEST_FOLDER}")}
+        folders = tables.local.glob(f"*/{MANIFEST_FOLDER}")
+        return {folder.parent.name for folder in folders if any(folder.iterdir())}
     parts = (entry.key.split("/") for entry in tables.entries())
     return {names[0] for names in parts if len(names) > 1 and names[1] == MANIFEST_FOLDER}
 

@@ -160,6 +160,15 @@ def way_out(objection: Objection) -> str:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A table as it was opened, what the ledger knew of it before that, and what speaks against writing to it."""
+
+    table: DeltaTable
+    known: KnownTable
+    objection: tuple[Objection, str] | None
+
+
+@dataclass(frozen=True)
 class OwnTable:
     """The table of a dataset as one installation writes to it: only after a look at its log.
 
@@ -182,48 +191,72 @@ class OwnTable:
         """Whose it is: the identity of the ledger."""
         return self.store.ledger.identity
 
-    def opened(self) -> DeltaTable:
-        """Open its latest version, and say in its log whose it is where that is missing and proven.
+    def known(self) -> KnownTable:
+        """Ask the ledger what it knows of the table."""
+        with self.store.ledger.read() as tx:
+            return known_table(tx, self.dataset)
+
+    def opened(self, known: KnownTable | None = None) -> DeltaTable:
+        """Open its latest version if it is ours, and say in its log whose it is where that is missing and proven.
+
+        The ledger remembers what came out. ``known`` is what it said before, where it was asked already.
 
         Raises:
-            TableNotOurs: as :meth:`look`.
+            TableNotOurs: it is not ours, or the ledger does not know all that was committed to it; nothing was changed.
             TableError: it is missing or damaged, or cannot be committed to.
         """
         for _ in range(_ATTEMPTS):
-            table = open_table(self.place, self.dataset)
-            self.look(table)
+            table = self.accept(self.look(known))
             if owner_of(table) is not None:
                 return table
             log.info("%s: the table at %s says from now on whose it is", self.dataset, self.place.location)
             declare_owner(self.place, self.dataset, table, self.installation)
+            known = None
         raise self._overtaken()
 
-    def look(self, table: DeltaTable) -> None:
-        """Look, at the version of ``table``, whether it is ours and the ledger knows all that was committed to it.
+    def look(self, known: KnownTable | None = None, *, as_owner: bool = False) -> Look:
+        """Open its latest version, and see what speaks against writing to it, if anything; changes nothing.
 
-        The ledger remembers what came out.
+        The ledger is asked first (or was, and said ``known``): whatever it knows to be in the table is in the version
+        that is opened after that. What others have committed since is looked up in the ledger once it was seen, and a
+        build is in the ledger before it is in the table. With ``as_owner`` nobody minds whose it says that it is.
 
         Raises:
-            TableNotOurs: it is not, or the ledger does not; nothing was changed.
-            TableError: its log cannot be read.
+            TableError: it is missing or damaged, or its log cannot be read.
         """
-        found, known = self.objection(table)
-        if found is not None:
-            error = self._refusal(*found)
+        known = known or self.known()
+        table = open_table(self.place, self.dataset)
+        title = read_title(self.place, table, self.dataset, known, as_owner=as_owner)
+        builds = {known.last.sequence: known.last} if known.last else {}
+        others = {commit.sequence for commit in title.commits} - builds.keys()
+        if others:
+            with self.store.ledger.read() as tx:
+                builds |= builds_of_sequences(tx, self.dataset, others)
+        return Look(table, known, objection_to(self.dataset, title, known, builds))
+
+    def accept(self, look: Look) -> DeltaTable:
+        """Let the ledger remember what a look has found; return the table that nothing speaks against.
+
+        Raises:
+            TableNotOurs: something speaks against writing to the table.
+        """
+        if look.objection is not None:
+            error = self._refusal(*look.objection)
             with suppress(LedgerError):
                 self.store.ledger.transact(
                     lambda tx: note_refusal(tx, self.dataset, error.reason, str(error), now_micros())
                 )
             raise error
-        table_id = table.metadata().id
-        if known.table_id is None or known.refusal is not None:
+        table_id = look.table.metadata().id
+        if look.known.table_id is None or look.known.refusal is not None:
             self.store.ledger.transact(lambda tx: note_own(tx, self.dataset, str(table_id)))
+        return look.table
 
     def remove(self, keys: Iterable[str]) -> Iterator[Sequence[str]]:
         """Remove what builds have written and the table's log does not name; yield the keys that are gone, as they go.
 
         Raises:
-            TableNotOurs: as :meth:`look`; nothing was removed.
+            TableNotOurs: as :meth:`opened`; nothing was removed.
             TableError, StorageError, OSError: the next ones cannot be removed.
         """
         wanted = list(keys)
@@ -241,18 +274,20 @@ class OwnTable:
             TableError: it is missing or damaged, or cannot be committed to.
         """
         for _ in range(_ATTEMPTS):
-            table = open_table(self.place, self.dataset)
-            if owner_of(table) == installation:
+            look = self.look(as_owner=True)
+            if owner_of(look.table) == installation:
                 return
-            self.refuse_to_hand_over(table)
-            declare_owner(self.place, self.dataset, table, installation)
+            self._refuse_to_hand_over(look)
+            declare_owner(self.place, self.dataset, look.table, installation)
         raise self._overtaken()
 
-    def refuse_to_hand_over(self, table: DeltaTable) -> None:
+    def refuse_to_hand_over(self) -> None:
         """Raise :class:`TableNotOurs` unless it is the table that the ledger knows, and the ledger knows all of it."""
-        found, _ = self.objection(table, as_owner=True)
-        if found is not None:
-            raise self._refusal(*found)
+        self._refuse_to_hand_over(self.look(as_owner=True))
+
+    def _refuse_to_hand_over(self, look: Look) -> None:
+        if look.objection is not None:
+            raise self._refusal(*look.objection)
 
     def _overtaken(self) -> TableError:
         return TableError(
@@ -262,32 +297,6 @@ class OwnTable:
 
     def _refusal(self, objection: Objection, words: str) -> TableNotOurs:
         return TableNotOurs(self.dataset, self.place.location, objection.value, words, way_out(objection))
-
-    def objection(
-        self, table: DeltaTable, *, as_owner: bool = False
-    ) -> tuple[tuple[Objection, str] | None, KnownTable]:
-        """Return what speaks against writing to the table, if anything, and what the ledger knows; changes nothing.
-
-        With ``as_owner`` nobody minds whose it says that it is.
-
-        Raises:
-            TableError: its log cannot be read.
-        """
-        with self.store.ledger.read() as tx:
-            known = known_table(tx, self.dataset)
-        title = read_title(self.place, table, self.dataset, known, as_owner=as_owner)
-        builds = {known.last.sequence: known.last} if known.last else {}
-        others = {commit.sequence for commit in title.commits} - builds.keys()
-        if others:
-            with self.store.ledger.read() as tx:
-                builds |= builds_of_sequences(tx, self.dataset, others)
-        found = objection_to(self.dataset, title, known, builds)
-        if found is not None and found[0] is Objection.BEHIND:
-            # Another lane may have committed and said so between the opening of this handle and the look at the ledger.
-            latest = open_table(self.place, self.dataset)
-            if latest.version() > table.version():
-                return self.objection(latest, as_owner=as_owner)
-        return found, known
 
 
 def tables_to_hand_over(store: Store) -> list[OwnTable]:
@@ -301,7 +310,7 @@ def tables_to_hand_over(store: Store) -> list[OwnTable]:
         known = sorted(known_datasets(tx))
     found = [own for own in (OwnTable(store, dataset, any_place=True) for dataset in known) if has_table(own.place)]
     for own in found:
-        own.refuse_to_hand_over(open_table(own.place, own.dataset))
+        own.refuse_to_hand_over()
     return found
 
 

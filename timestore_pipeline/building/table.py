@@ -112,8 +112,8 @@ class Owned(Protocol):
         """The identity of the one that it belongs to."""
         ...
 
-    def look(self, table: DeltaTable) -> None:
-        """Raise :class:`~timestore_pipeline.errors.TableNotOurs` if this version must not be committed on."""
+    def opened(self) -> DeltaTable:
+        """Open its latest version; raise :class:`~timestore_pipeline.errors.TableNotOurs` if none may commit on it."""
         ...
 
 
@@ -330,8 +330,7 @@ def read_for_replacement(
         SequenceTaken: the build was fenced before.
         TableError: the table is missing or damaged, or not ours.
     """
-    table = open_table(own.place, build.dataset)
-    own.look(table)
+    table = own.opened()
     if last_sequence(table, build.dataset, build.lane) >= build.sequence:
         raise SequenceTaken
     wanted = frozenset(window_keys)
@@ -422,8 +421,7 @@ def declare_types(own: Owned, columns: Sequence[Column]) -> None:
     place, dataset = own.place, own.dataset
     if not any(column.type == "TIMESTAMP" for column in columns):
         return
-    table = open_table(place, dataset)
-    own.look(table)
+    table = own.opened()
     if _NAIVE_TIMES in (table.protocol().reader_features or []):
         return
     with _translated(place, dataset):
@@ -649,12 +647,14 @@ def _commit(
     columns: Sequence[Column],
     replacement: Replacement | None = None,
 ) -> int:
-    """Commit on a new handle, or on the one that is held since the files to be removed were looked up."""
+    """Commit on a new handle, or on the one that is held since the files to be removed were looked up.
+
+    Either was looked at when it was opened. What the ledger has learnt since does not change what was in that version.
+    """
     place, attempts = own.place, 0
     while True:
         attempts += 1
-        table = replacement.table if replacement is not None else open_table(place, build.dataset)
-        own.look(table)
+        table = replacement.table if replacement is not None else own.opened()
         # delta-rs refuses a repeated sequence only on a handle that has not seen the first one, so look on this
         # handle and commit on this handle: no commit can come in between unnoticed.
         if last_sequence(table, build.dataset, build.lane) >= build.sequence:
@@ -671,7 +671,7 @@ def _commit(
             conflict = isinstance(error, CommitFailedError)
             moved = conflict and replacement is not None and now.version() > table.version()
             again = moved and attempts < _MOST_ATTEMPTS
-            replacement = replacement.unchanged_on(now) if replacement is not None and again else None
+            replacement = replacement.unchanged_on(own.opened()) if replacement is not None and again else None
             if replacement is None:
                 failed = f"dataset {build.dataset!r}: commit to {place.location} failed: {_in_words(error)}"
                 raise TableError(failed) from error

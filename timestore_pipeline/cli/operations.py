@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,9 @@ def removal_in_words(removal: Removal) -> str:
     return ", ".join(parts)
 
 
-def rebuild_the_ledger(*, replace_existing: bool, adopt: bool, take_over: bool, as_json: bool) -> ExitCode:
+def rebuild_the_ledger(
+    *, replace_existing: bool, adopt: bool, take_over: bool, lost_tables: Collection[str], as_json: bool
+) -> ExitCode:
     """Make the ledger again; what could not be restored is said on stderr and fails the command.
 
     Raises:
@@ -147,7 +149,13 @@ def rebuild_the_ledger(*, replace_existing: bool, adopt: bool, take_over: bool, 
     """
     from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 
-    rebuilt = rebuild_ledger(by=operator(), replace_existing=replace_existing, adopt=adopt, take_over=take_over)
+    rebuilt = rebuild_ledger(
+        by=operator(),
+        replace_existing=replace_existing,
+        adopt=adopt,
+        take_over=take_over,
+        lost_tables=lost_tables,
+    )
     if as_json:
         print_json(
             {

@@ -163,13 +163,18 @@ def rebuild(
         bool,
         typer.Option("--take-over", help="Also from tables of another installation, which may not use them any more."),
     ] = False,
+    lost_tables: Annotated[
+        list[str] | None,
+        typer.Option("--lost-table", metavar="DATASET", help="Also without this dataset's table: it is gone for good."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is replaced or taken over.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a lost ledger again from segments, tables, manifests and quarantine. Stop the service before.
 
     Every acknowledged row is readable once afterwards. Counters start from 0, limits and pauses set at run time are
-    gone, and the history of builds is one entry per dataset. Refused while staging or tables are not there.
+    gone, and the history of builds is one entry per dataset. Refused while staging or tables are not there, or the
+    table of one dataset.
     """
     from timestore_pipeline.cli.operations import rebuild_the_ledger
 
@@ -177,7 +182,10 @@ def rebuild(
         _ask("The ledger is moved aside and made again from files, with counters from 0. Is the service stopped?")
     if take_over and not yes:
         _ask("The tables become this installation's, and whoever has them now can write to them no more. Go on?")
-    raise typer.Exit(rebuild_the_ledger(replace_existing=replace, adopt=adopt, take_over=take_over, as_json=as_json))
+    code = rebuild_the_ledger(
+        replace_existing=replace, adopt=adopt, take_over=take_over, lost_tables=lost_tables or (), as_json=as_json
+    )
+    raise typer.Exit(code)
 
 
 @installation_app.command("show", short_help="Show where files are kept, and whose that is.")

@@ -29,6 +29,7 @@ from timestore_pipeline.settings import load_settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS
+from timestore_pipeline.staging.suspects import suspected_datasets
 from timestore_pipeline.store import Store
 
 
@@ -73,7 +74,8 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
     if not scan.answered:
         return ExitCode.TRY_LATER
     chosen = files_for_one_run(store, scan)
-    for name in names:
+    last = suspected_datasets(store, chosen)
+    for name in (*(name for name in names if name not in last), *last):
         waiting = scan.of(name)
         files = chosen.get(name, ())
         if not waiting:

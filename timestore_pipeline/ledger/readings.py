@@ -32,6 +32,11 @@ class Readings:
     alone: int = 0
 
 
+def datasets_being_read(tx: Connection) -> set[str]:
+    """Return the datasets that have files whose reading has begun and not ended."""
+    return set(tx.execute(select(readings.c.dataset).distinct()).scalars())
+
+
 def unended_readings(tx: Connection, dataset: str, file_ids: Iterable[str]) -> dict[str, Readings]:
     """Return those of ``file_ids`` whose reading has begun and not ended, by id."""
     rows = tx.execute(select(readings).where(readings.c.dataset == dataset))

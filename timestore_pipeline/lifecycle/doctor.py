@@ -254,9 +254,9 @@ def look_at_table(store: Store, dataset: str) -> Iterator[Finding]:
     with store.ledger.read() as tx:
         seen = table_versions(tx, [dataset]).get(dataset)
     if has_table(place):
-        found, _ = OwnTable(store, dataset).objection(open_table(place, dataset))
-        if found is not None:
-            objection, words = found
+        look = OwnTable(store, dataset).look()
+        if look.objection is not None:
+            objection, words = look.objection
             yield Finding(part, Level.ERROR, f"it is not written to: {words}", way_out(objection))
             return
     if seen is None:

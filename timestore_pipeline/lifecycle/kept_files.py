@@ -9,12 +9,14 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date
-from itertools import islice, takewhile
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.landing.files import bytes_on_disk
+from timestore_pipeline.landing.found import bytes_on_disk
 from timestore_pipeline.ledger.disk_use import DiskUse, Place, all_disk_use, put_disk_use
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind
@@ -56,30 +58,50 @@ def discard_old_entries(
 
 
 def remove_old_archive(store: Store, *, now: int, dry_run: bool = False, most: int | None = None) -> Freed:
-    """Remove archived files whose day is further back than they are to be kept; at most so many, oldest first."""
-    retention = store.settings.landing_archive_retention_seconds
-    if not retention:
-        return Freed()
-    first_kept = from_micros(now - int(retention * 1e6)).date().isoformat()
-    files = size = 0
+    """Remove archived files whose day is further back than they are to be kept, or which are more than there may be.
+
+    At most so many, oldest first. How much there is, is what the last look at the disk found, less what went since.
+    """
+    retention, limit = (
+        store.settings.landing_archive_retention_seconds,
+        store.settings.landing_archive_max_dataset_bytes,
+    )
+    first_kept = from_micros(now - int(retention * 1e6)).date().isoformat() if retention else ""
+    with store.ledger.read() as tx:
+        used = {each.dataset: each for each in all_disk_use(tx) if each.place is Place.ARCHIVE}
+    freed = Freed()
     for dataset in store.datasets:
-        old = list(islice(_archived_before(store, dataset, first_kept), None if most is None else most - files))
-        files, size = files + len(old), size + sum(entry.bytes for entry in old)
+        known = used.get(dataset, DiskUse(dataset, Place.ARCHIVE, 0, 0, 0))
+        excess = max(0, known.bytes - limit) if limit else 0
+        if not (first_kept or excess):
+            continue
+        left = None if most is None else most - freed.files
+        old = list(islice(_not_to_be_kept(store, dataset, first_kept, excess), left))
+        gone = Freed(len(old), sum(entry.bytes for entry in old))
+        freed += gone
         if dry_run or not old:
             continue
         store.archive.delete(*(entry.key for entry in old))
+        rest = replace(known, files=max(0, known.files - gone.files), bytes=max(0, known.bytes - gone.bytes))
+        if dataset in used:
+            store.ledger.transact(partial(put_disk_use, found=[rest]))
         if store.archive.local is not None:
             for folder in {(store.archive.local / entry.key).parent for entry in old}:
                 with suppress(OSError):  # it has other files
                     folder.rmdir()
-    return Freed(files, size)
+    return freed
 
 
-def _archived_before(store: Store, dataset: str, first_kept: str) -> Iterator[Entry]:
-    """Yield what was archived before a day, without looking at what came later: days are listed in order."""
+def _not_to_be_kept(store: Store, dataset: str, first_kept: str, excess_bytes: int) -> Iterator[Entry]:
+    """Yield what was archived before a day, or is the oldest of so many bytes; days are listed in order."""
     listed = ((entry.key.split("/"), entry) for entry in store.archive.entries(f"{dataset}/"))
-    for parts, entry in takewhile(lambda found: not _is_day(found[0][1]) or found[0][1] < first_kept, listed):
-        if len(parts) == 3 and _is_day(parts[1]):
+    for parts, entry in listed:
+        if len(parts) < 3 or not _is_day(parts[1]):
+            continue
+        if parts[1] >= first_kept and excess_bytes <= 0:
+            return
+        if len(parts) == 3:
+            excess_bytes -= entry.bytes
             yield entry
 
 

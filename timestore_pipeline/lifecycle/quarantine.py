@@ -31,7 +31,7 @@ from timestore_pipeline.errors import (
     TimestoreError,
     UnknownEntry,
 )
-from timestore_pipeline.landing.files import is_ready_name
+from timestore_pipeline.landing.found import is_ready_name
 from timestore_pipeline.landing.readers import RowSource
 from timestore_pipeline.landing.reasons import readable_reason
 from timestore_pipeline.landing.shapes import describe

@@ -35,6 +35,7 @@ from timestore_pipeline.staging.description import NotDescribed, read_refused_ro
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
+from timestore_pipeline.storage.table_marks import unmark_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 _REFUSED_ROWS_SUFFIX = ".rows.parquet"
@@ -121,6 +122,7 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
         place = store.table(dataset)
         remove_whole_table(place, found.table_keys)
         _remove_empty_folders(place, "")
+        unmark_table(store.tables, dataset)
     for folder in _folders(dataset):
         _remove_empty_folders(store.staging, folder)
     for path in store.settings.temp_path.glob(f"{dataset}-*{TEMPORARY_SUFFIX}*"):
@@ -159,11 +161,10 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
     table_entries: list[Entry] = []
     rows = 0
     if there:
-        table = open_table(place, dataset)
+        ours = OwnTable(store, dataset)
+        table = ours.accept(ours.look()) if known and with_table else open_table(place, dataset)
         rows = sum(file.rows for file in live_files(table))
         if with_table:
-            if known:
-                OwnTable(store, dataset).look(table)
             if not is_of_dataset(table, dataset) or owner_of(table) not in (None, store.ledger.identity):
                 raise TableError(
                     f"dataset {dataset!r}: nothing in the log of the table at {place.location} says that it is this "

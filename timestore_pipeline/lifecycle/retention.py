@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
 from timestore_pipeline.building.own_table import OwnTable
-from timestore_pipeline.building.table import open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
@@ -144,8 +143,7 @@ def _refused(store: Store, datasets: Iterable[str]) -> set[str]:
     found = set()
     for name in datasets:
         try:
-            place = store.table(name)
-            objection = OwnTable(store, name).objection(open_table(place, name))[0] if has_table(place) else None
+            objection = OwnTable(store, name).look().objection if has_table(store.table(name)) else None
         except TableError:
             continue  # it says nothing; what was acknowledged is in the ledger
         if objection is not None:

@@ -159,6 +159,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
             (series.OLDEST_TIMESTAMP, name, ""): (oldest or 0) / 1e6,
             (series.INTAKE_PAUSED, name, ""): int(pause_of(pauses, name) is not None),
             (series.TABLE_REFUSED, name, ""): int(name in refused),
+            (series.DATASET_REFUSED, name, ""): int(name in store.datasets.refused),
             (series.BUILDS_IN_FLIGHT, name, ""): len(builds),
             (series.BUILD_AGE, name, ""): _age(oldest_build, now),
             (series.BUILD_TIMESTAMP, name, ""): (oldest_build or 0) / 1e6,

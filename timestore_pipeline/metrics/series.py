@@ -41,6 +41,7 @@ LIMIT = "timestore_staging_limit"
 SLO = "timestore_slo_seconds"
 INTAKE_PAUSED = "timestore_staging_intake_paused"
 TABLE_REFUSED = "timestore_table_refused"
+DATASET_REFUSED = "timestore_dataset_refused"
 WORK_BYTES = "timestore_work_bytes"
 SEGMENTS = "timestore_staging_segments"
 DISK_USAGE = "timestore_staging_disk_usage_bytes"
@@ -181,6 +182,13 @@ SERIES = (
         "0 or 1",
         "1 while the table is not written to, as its log says that it is another installation's, or has commits that "
         "the ledger does not know.",
+    ),
+    Series(
+        DATASET_REFUSED,
+        SeriesType.GAUGE,
+        "0 or 1",
+        "1 while datasets.yaml contradicts what the ledger has of the dataset, which is left alone: nothing of it is "
+        "staged, published or read.",
     ),
     Series(
         SLO,

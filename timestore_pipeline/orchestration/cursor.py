@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from timestore_pipeline.landing.files import LandingFile
+from timestore_pipeline.landing.found import LandingFile
 
 _FIRST_WAIT_SECONDS = 30
 _LONGEST_WAIT_SECONDS = 900

@@ -13,7 +13,8 @@ from pydantic import PrivateAttr
 
 from timestore_pipeline.connections import confined, connection_config
 from timestore_pipeline.datasets import Datasets
-from timestore_pipeline.landing.files import LandingFile, files_for_one_run, scan_landing
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.orchestration.logs import InertLog
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store

@@ -18,7 +18,8 @@ from timestore_pipeline.building.plan import FlushPlan, FlushRequest, plan_flush
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.inert import visible
 from timestore_pipeline.landing.backlog import record_backlog
-from timestore_pipeline.landing.files import LandingScan, files_for_one_run, scan_landing, waiting_for_room
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
+from timestore_pipeline.landing.found import LandingScan
 from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
 from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
@@ -40,6 +41,7 @@ from timestore_pipeline.orchestration.runs import (
 from timestore_pipeline.orchestration.tags import LANDING, run_tags
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.suspects import suspected_datasets
 from timestore_pipeline.store import Store
 
 LANDING_SENSOR = "landing_sensor"
@@ -56,7 +58,10 @@ _MAX_LINES = 40
 
 
 def landing_sensor(settings: Settings) -> dg.SensorDefinition:
-    """Return the sensor that asks for one ingest run for all datasets in whose landing folders new files are ready."""
+    """Return the sensor that asks for one ingest run for all datasets in whose landing folders new files are ready.
+
+    Datasets with a file that may have ended a run get one each.
+    """
 
     @dg.sensor(
         name=LANDING_SENSOR,
@@ -65,7 +70,9 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Asks for one ingest run for all datasets in whose landing folders new files are ready.",
     )
-    def look_for_files(context: dg.SensorEvaluationContext, store: StoreResource) -> dg.RunRequest | dg.SkipReason:
+    def look_for_files(
+        context: dg.SensorEvaluationContext, store: StoreResource
+    ) -> list[dg.RunRequest] | dg.SkipReason:
         report_refused(context.instance, store.opened)
         scan = scan_landing(store.opened)
         record_backlog(store.opened, scan)
@@ -89,12 +96,20 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
             log_of(context).info(
                 "%s: ingest, because %s files of %s MB are ready", name, f"{len(files):,}", f"{size:,.1f}"
             )
-        return dg.RunRequest(
-            asset_selection=[staging_key(name) for name in wanted],
-            tags={**run_tags(dict.fromkeys(wanted, LANDING)), **_NEVER_RETRIED},
-        )
+        # A file that ends its run ends no other dataset's.
+        alone = suspected_datasets(store.opened, {name: shares[name] for name in wanted})
+        together = [name for name in wanted if name not in alone]
+        return [ingest_request(names) for names in (together, *([name] for name in alone)) if names]
 
     return look_for_files
+
+
+def ingest_request(names: Sequence[str]) -> dg.RunRequest:
+    """Return the request for a run that takes the landing files of datasets."""
+    return dg.RunRequest(
+        asset_selection=[staging_key(name) for name in names],
+        tags={**run_tags(dict.fromkeys(names, LANDING)), **_NEVER_RETRIED},
+    )
 
 
 def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: Sequence[Any]) -> dg.SensorDefinition:

@@ -11,9 +11,9 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -33,7 +33,7 @@ from timestore_pipeline.durable_files import (
     side_by_side,
 )
 from timestore_pipeline.errors import PlaceError
-from timestore_pipeline.landing.files import LandingFile, bytes_on_disk
+from timestore_pipeline.landing.found import LandingFile, bytes_on_disk
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.deadline import Deadline
@@ -375,19 +375,6 @@ class FolderArrivals:
     def _remember(self, paths: Collection[Path]) -> None:
         seen = [(path.name, self._seen[path]) for path in paths]
         remember(self._store, [SettledFile(self._spec.name, name, each.bytes, each.modified_at) for name, each in seen])
-
-
-@contextmanager
-def arrivals_of(store: Store, spec: DatasetSpec) -> Iterator[Arrivals]:
-    """Give the landing files of a dataset, wherever they lie."""
-    if isinstance(store.settings.landing_location, Path):
-        with FolderArrivals(store, spec) as arrivals:
-            yield arrivals
-        return
-    from timestore_pipeline.staging.fetched import fetched_arrivals  # brings obstore
-
-    with fetched_arrivals(store, spec) as fetched:
-        yield fetched
 
 
 def remember(store: Store, files: Collection[SettledFile]) -> None:

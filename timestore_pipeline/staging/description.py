@@ -10,14 +10,11 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import duckdb
 
 from timestore_pipeline.columns import BATCH_COLUMN, ROW_COLUMN, Column, literal
-
-if TYPE_CHECKING:
-    from timestore_pipeline.staging.identity import Client
+from timestore_pipeline.staging.identity import Client
 
 SEGMENT_TABLE = "rows"
 """Name of the one table in every segment."""

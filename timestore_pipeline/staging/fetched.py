@@ -21,7 +21,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import PRIVATE_FOLDER
 from timestore_pipeline.errors import PlaceError, StorageUnavailable
-from timestore_pipeline.landing.files import LandingFile
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.landing.objects import settled_object, version_of
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import AfterIngest

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
-
-if TYPE_CHECKING:
-    from timestore_pipeline.staging.description import IncomingBatch
 
 MAX_BATCH_ID = 255
 """Most characters of a batch id."""
@@ -64,9 +60,9 @@ def unread_file_id(*stamp: object) -> str:
     return f"unread-{blake3(repr(stamp).encode(errors='surrogatepass')).hexdigest()}"
 
 
-def claims_given_id(batch: IncomingBatch) -> bool:
-    """Whether a caller's batch has an id that the project would give to another content than its own."""
-    own = {file_batch_id(batch.fingerprint), content_batch_id(batch.fingerprint)}
-    if batch.client is not None:
-        own.add(batch.client.batch_id or "")
-    return batch.batch_id not in own and _GIVEN.fullmatch(batch.batch_id) is not None
+def claims_given_id(batch_id: str, fingerprint: str, client: Client | None = None) -> bool:
+    """Whether a batch that its caller named has an id that the project would give to another content than its own."""
+    own = {file_batch_id(fingerprint), content_batch_id(fingerprint)}
+    if client is not None:
+        own.add(client.batch_id or "")
+    return batch_id not in own and _GIVEN.fullmatch(batch_id) is not None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.evolution import Schema
 from timestore_pipeline.landing.bounds import Bounds
-from timestore_pipeline.landing.files import LandingFile
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.landing.inference import infer_columns, types_of_values
 from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_through
 from timestore_pipeline.landing.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
@@ -50,14 +50,13 @@ from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     Arrivals,
     FolderArrivals,
-    arrivals_of,
     too_large_in_words,
     unique_name,
 )
-from timestore_pipeline.staging.deadline import Deadline
+from timestore_pipeline.staging.deadline import Deadline, end_this_process
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
-from timestore_pipeline.staging.identity import claims_given_id, file_batch_id, unread_file_id
+from timestore_pipeline.staging.identity import claims_given_id, file_batch_id
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
     Receipt,
@@ -77,6 +76,7 @@ from timestore_pipeline.staging.suspects import (
     blamed_alone,
     may_be_read_elsewhere,
     reading_groups,
+    reading_id,
     recorded_reading,
     suspicions,
     verdict,
@@ -190,15 +190,28 @@ def ingest_files(store: Store, dataset: str, files: Sequence[LandingFile]) -> In
     warn_of_direct_write(store, dataset)
     if store.settings.landing_after_ingest is AfterIngest.ARCHIVE:
         store.places[PlaceName.ARCHIVE].claim()  # or each file would be staged, and stay
-    with arrivals_of(store, spec) as arrivals:
+    with _arrivals(store, spec) as arrivals:
         return _ingest(store, spec, files, arrivals, started)
+
+
+@contextmanager
+def _arrivals(store: Store, spec: DatasetSpec) -> Iterator[Arrivals]:
+    """Give the landing files of a dataset, wherever they lie."""
+    if isinstance(store.settings.landing_location, Path):
+        with FolderArrivals(store, spec) as arrivals:
+            yield arrivals
+        return
+    from timestore_pipeline.staging.fetched import fetched_arrivals  # brings obstore
+
+    with fetched_arrivals(store, spec) as fetched:
+        yield fetched
 
 
 def _ingest(
     store: Store, spec: DatasetSpec, files: Sequence[LandingFile], arrivals: Arrivals, started: float
 ) -> IngestReport:
     dataset = spec.name
-    by_id = {unread_file_id(file.path.name, file.bytes, file.modified_at, file.version): file for file in files}
+    by_id = {reading_id(file): file for file in files}
     state = _Files(arrivals, {file.path.name: file_id for file_id, file in by_id.items()})
     done = _Staged()
     limit = store.settings.landing_max_file_bytes
@@ -289,7 +302,7 @@ def _stage_file(
         duplicate = duplicate_receipts(store, spec, [batch]).get(batch.batch_id)
         if duplicate is not None:
             return duplicate
-        if claims_given_id(batch):
+        if claims_given_id(batch.batch_id, batch.fingerprint, batch.client):
             raise reserved_id(spec.name, batch)
         known_as = arrivals.known_as(path)
         state = _Files(arrivals, batches={known_as: batch}, fresh={known_as: batch}, take_late=take_late)
@@ -474,7 +487,8 @@ def _stage_fresh(
         with (
             store.writers.connection(*folders) as connection,
             blamed_alone(store, spec.name, group) if group else nullcontext(),
-            deadline.over(connection),
+            # Only an ingest run may be ended: whoever stages a file by a call has other things to do.
+            deadline.over(connection, end=end_this_process if group else None),
         ):
             schema, first = _schema(store, connection, spec, known, state)
             if schema is None:

@@ -18,14 +18,17 @@ from sqlalchemy import Connection
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import LedgerError, SegmentNotWritten
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.readings import (
     Readings,
     begin_alone,
     begin_readings,
+    datasets_being_read,
     end_alone,
     end_readings,
     unended_readings,
 )
+from timestore_pipeline.staging.identity import unread_file_id
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,25 @@ def reading_groups(file_ids: Sequence[str], before: Mapping[str, Readings]) -> l
         size = {0: len(members), 1: MOST_ONCE_SUSPECTED}.get(begun, 1)
         groups += [ReadingGroup(tuple(members[start : start + size]), begun) for start in range(0, len(members), size)]
     return groups
+
+
+def reading_id(file: LandingFile) -> str:
+    """Return what a landing file is called before it is read."""
+    return unread_file_id(file.path.name, file.bytes, file.modified_at, file.version)
+
+
+def suspected_datasets(store: Store, files: Mapping[str, Sequence[LandingFile]]) -> list[str]:
+    """Return which of these datasets have files under suspicion; first whose last reading is the longest ago.
+
+    They are to be read last, and each where its end does not keep the others waiting.
+    """
+    last: dict[str, int] = {}
+    with store.ledger.read() as tx:
+        for name in sorted(datasets_being_read(tx) & files.keys()):
+            found = unended_readings(tx, name, map(reading_id, files[name]))
+            if found:
+                last[name] = max(each.last_at for each in found.values())
+    return sorted(last, key=lambda name: last[name])
 
 
 def suspicions(store: Store, dataset: str, file_ids: Sequence[str]) -> dict[str, Readings]:

@@ -162,7 +162,11 @@ def _each_alone(store: Store, spec: DatasetSpec, left: _Group, error: Exception)
 
 def _attempt(store: Store, spec: DatasetSpec, left: _Group, outlook: Outlook) -> Mapping[int, Answer]:
     """Answer some of the batches; none where another process was in the way and it is to be tried again."""
-    claims = {number for number, item in left.items() if claims_given_id(item.batch)}
+    claims = {
+        number
+        for number, item in left.items()
+        if claims_given_id(item.batch.batch_id, item.batch.fingerprint, item.batch.client)
+    }
     if outlook.schema is not None and not claims:
         check_disk(store)
         try:

@@ -35,6 +35,7 @@ from timestore_pipeline.places import PlaceName, location_of, storage_at, used_p
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.marks import put_mark
+from timestore_pipeline.storage.table_marks import unmark_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
 from timestore_pipeline.windows import Granularity
 
@@ -165,6 +166,7 @@ def _remove(store: Store, name: str) -> None:
         shutil.rmtree(table.local, ignore_errors=True)
     else:
         _empty(table, "")
+    unmark_table(store.tables, name)
     with store.ledger.write() as tx:
         release_lease(tx, _lease(name), _owner())
 

@@ -22,11 +22,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from timestore_pipeline.building import publication
-from timestore_pipeline.building.completion import follow_others
+from timestore_pipeline.building.completion import follow_others, published_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.doctor import look_at_table
@@ -312,6 +314,76 @@ def test_a_build_in_flight_goes_on_beside_another_program(store: Store):
 
     assert readable(store) == rows_of(FIRST, SECOND, STAGED)
     assert audit_rows(store, "weather").wrong == ()
+
+
+def assert_totals_are_those_of_the_table(store: Store, dataset: str = "weather") -> None:
+    with store.ledger.read() as tx:
+        seen = table_versions(tx)[dataset]
+        found = {total.window_start: (total.rows, total.bytes, total.files) for total in window_totals(tx, dataset)}
+    files = live_files(open_table(store.table(dataset), dataset, seen))
+    windows = published_windows(store.datasets[dataset], files)
+    assert found == {start: (window.rows, window.bytes, window.files) for start, window in windows.items()}
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "settled by a recovery"])
+@pytest.mark.parametrize("meanwhile", [optimize, append])
+def test_what_another_program_commits_between_the_look_of_a_build_and_its_commit_is_counted(
+    store: Store, meanwhile: Callable[[Store], None], recorded: bool
+):
+    two_flushes(store)
+
+    with at(CrashPoint.TABLE_CHECKED, lambda: meanwhile(store)):
+        if recorded:
+            build(store)
+        else:
+            with pytest.MonkeyPatch.context() as patched:
+                for name in ("record_commit", "settle_build"):
+                    patched.setattr(publication, name, died)
+                with pytest.raises(Died):
+                    build(store)
+    if not recorded:
+        settle_dead_builds(store, owner_is_gone=lambda _: True)
+
+    assert_totals_are_those_of_the_table(store)
+
+
+def test_another_program_may_commit_before_the_first_build_of_a_new_table(store: Store):
+    stage(store, "weather", FIRST)
+
+    with at(CrashPoint.TABLE_CHECKED, lambda: append(store)):
+        build(store)
+
+    assert_totals_are_those_of_the_table(store)
+
+
+def test_rows_that_another_program_adds_to_a_key_before_a_build_reads_it_are_not_taken_for_superseded_ones(
+    make_store: MakeStore,
+):
+    store = make_store(
+        "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
+        "key: {columns: [ts]}}}"
+    )
+    stage(store, "weather", FIRST)
+    build(store)
+    stage(store, "weather", SECOND)
+    added = EXTRA.append_column("_position", pa.array([0], pa.int64()))
+
+    with at(CrashPoint.SLICES_CLAIMED, lambda: append(store, added)):
+        build(store)
+
+    assert_totals_are_those_of_the_table(store)
+    (wrong,) = audit_rows(store, "weather").wrong
+    assert wrong.table_rows == FIRST.num_rows + SECOND.num_rows + EXTRA.num_rows
+
+
+def test_a_log_that_is_cleaned_up_before_a_build_is_recorded_holds_nothing_up(store: Store):
+    two_flushes(store)
+
+    with at(CrashPoint.TABLE_CHECKED, lambda: optimize(store)), at(CrashPoint.TABLE_SYNCED, lambda: clean_log(store)):
+        build(store)
+
+    assert readable(store) == rows_of(FIRST, SECOND, STAGED)
+    assert_totals_are_those_of_the_table(store)
 
 
 def test_files_that_are_really_gone_are_said_with_what_to_do(store: Store):

@@ -24,9 +24,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import Connection
 
+from timestore_pipeline.building import own_table
 from timestore_pipeline.building.build import build_windows, write_claim
 from timestore_pipeline.building.completion import Committed, record_commit
+from timestore_pipeline.building.delta import DeltaTable
+from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.manifests import write_manifest
 from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.publication import WrittenFiles
@@ -53,6 +57,7 @@ from timestore_pipeline.ledger.builds import (
     window_totals,
 )
 from timestore_pipeline.ledger.contributions import contributions_of_build
+from timestore_pipeline.ledger.known_tables import KnownTable, known_table
 from timestore_pipeline.ledger.lanes import free_lane, parts, share
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.ledger.registry import table_versions
@@ -61,6 +66,7 @@ from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, in_order, published, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import MakeStore
@@ -175,6 +181,41 @@ def lanes(make_store: MakeStore) -> Store:
 
 def everything(days: int = DAYS) -> list[tuple[Any, ...]]:
     return rows_of(hourly(24, start=NEW_YEAR - timedelta(days=1)), hourly(24 * days))
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "once it is opened"])
+def test_a_table_to_which_another_lane_commits_while_it_is_looked_at_is_still_ours(
+    lanes: Store, when: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The ledger is asked first, so what a lane records after that is no commit that the table lacks."""
+
+    def meanwhile(place: Storage, dataset: str) -> DeltaTable:
+        monkeypatch.setattr(own_table, "open_table", open_table)
+        opened = open_table(place, dataset)
+        flight = claim(lanes)
+        assert flight is not None
+        record(lanes, commit(lanes, write(lanes, flight)))
+        return opened if when == "once it is opened" else open_table(place, dataset)
+
+    monkeypatch.setattr(own_table, "open_table", meanwhile)
+
+    assert OwnTable(lanes, "weather").look().objection is None
+    assert version_seen(lanes) == open_table(lanes.table("weather"), "weather").version()
+
+
+def test_a_build_asks_the_ledger_once_what_it_knows_of_the_table(lanes: Store, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def known(tx: Connection, dataset: str) -> KnownTable:
+        asked.append(dataset)
+        return known_table(tx, dataset)
+
+    monkeypatch.setattr(own_table, "known_table", known)
+    spec = lanes.datasets["weather"]
+
+    prepare_table(lanes, spec, spec.declared_columns or ())
+
+    assert asked == ["weather"]
 
 
 class TestVisibility:

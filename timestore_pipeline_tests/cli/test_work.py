@@ -12,9 +12,12 @@ import pytest
 from timestore_pipeline.building.table import ensure_table
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import claim_slices, latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.ledger.readings import begin_readings
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV
@@ -25,6 +28,22 @@ MakeFile = Callable[[str, str], Path]
 Drop = Callable[[Store, str, str, str | bytes], Path]
 
 OTHER_CSV = "ts,station,temp\n2026-01-03T00:30:00Z,EWR,4.5\n"
+
+
+def test_ingest_takes_datasets_last_whose_files_may_have_ended_a_process(
+    installation: Install, timestore: Run, drop: Drop
+):
+    store = installation()
+    drop(store, "weather", "a.csv", WEATHER_CSV)
+    drop(store, "events", "a.csv", "at,kind\n1767225600000,start\n")
+    (suspect,) = scan_landing(store).of("weather")
+    with store.ledger.write() as tx:
+        begin_readings(tx, "weather", [reading_id(suspect)], 0)
+
+    done = timestore("ingest")
+
+    assert done.code is ExitCode.DONE
+    assert done.out.index("events") < done.out.index("weather")
 
 
 def count_of(timestore: Run, dataset: str = "weather") -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging import deadline
 from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -48,25 +50,33 @@ def _build_and_merge(store: Store) -> None:
     build.build_windows(store, "readings", owner="the child")
 
 
-def _ingest_a_bomb(store: Store, number: signal.Signals) -> None:
-    """Ingest, and die of the file ``bomb.csv`` while it is read."""
+def _ingest_a_bomb(store: Store, go_off: Callable[[], object]) -> None:
+    """Ingest, and do ``go_off`` while the file ``bomb.csv`` is read."""
     plan = ingesting.plan_reads
 
     def deadly(*arguments: Any) -> Any:
         files = next(each for each in arguments if isinstance(each, list))
         if any(path.name == "bomb.csv" for path in files):
-            os.kill(os.getpid(), number)
+            go_off()
         return plan(*arguments)
 
     ingesting.plan_reads = deadly
     ingest(store)
 
 
+def _ingest_an_endless_file(store: Store) -> None:
+    """Ingest, with a reader that never comes back from ``bomb.csv``, whatever interrupts it."""
+    deadline._LEAST_PATIENCE_SECONDS = 0.1
+    never = threading.Event()
+    _ingest_a_bomb(store, never.wait)
+
+
 JOBS: dict[str, Callable[[Store], object]] = {
     "stage": lambda store: stage(store, "readings", rows.batch("e"), batch_id="e"),
     "ingest": lambda store: len(ingest(store)),
-    "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, signal.SIGKILL),
-    "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, signal.SIGSEGV),
+    "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, lambda: os.kill(os.getpid(), signal.SIGSEGV)),
+    "ingest and spin on a bomb": _ingest_an_endless_file,
     "build": lambda store: build.build_windows(store, "readings", owner="the child"),
     "build the first day": lambda store: _build_day(store, "2026-01-01"),
     "build the second day": lambda store: _build_day(store, "2026-01-02"),

@@ -24,12 +24,17 @@ TOGETHER = 2
 
 
 @pytest.mark.parametrize(
-    ("job", "attempts"), [("ingest and be killed by a bomb", 1), ("ingest and crash on a bomb", 2)]
+    ("job", "attempts", "settings"),
+    [
+        ("ingest and be killed by a bomb", 1, {}),
+        ("ingest and crash on a bomb", 2, {}),
+        pytest.param("ingest and spin on a bomb", 1, {"landing_max_reading_seconds": 5.0}, marks=pytest.mark.long),
+    ],
 )
 def test_a_file_that_kills_its_readers_is_quarantined_alone(
-    at_work: Callable[..., Store], drop, monkeypatch: pytest.MonkeyPatch, job: str, attempts: int
+    at_work: Callable[..., Store], drop, monkeypatch: pytest.MonkeyPatch, job: str, attempts: int, settings: dict
 ):
-    store = at_work(landing_max_attempts=attempts)
+    store = at_work(landing_max_attempts=attempts, **settings)
     bomb = drop(store, "readings", "bomb.csv", "id,at\n77,2026-01-01\n")
     os.utime(bomb, (0, 0))  # the first in every group
     deaths = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.ports import unused_port
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 1_360, 820

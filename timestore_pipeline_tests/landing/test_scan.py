@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.errors import UnknownDataset
-from timestore_pipeline.landing.files import LandingFile, files_for_one_run, scan_landing, share_out, waiting_for_room
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing, share_out, waiting_for_room
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, unprivileged

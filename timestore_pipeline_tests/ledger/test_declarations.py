@@ -29,6 +29,7 @@ from timestore_pipeline.ledger.schema import datasets as datasets_table
 from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.drain import drain
 from timestore_pipeline.lifecycle.maintenance import maintain
+from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
@@ -82,6 +83,11 @@ def assert_works(store: Store) -> None:
     assert len(readable(store, "healthy")) == before + 3
 
 
+def refused_in_metrics(store: Store) -> dict[str, float]:
+    (family,) = (each for each in collect_metrics(store) if each.name == "timestore_dataset_refused")
+    return {sample.labels["dataset"]: sample.value for sample in family.samples}
+
+
 CONTRADICTIONS = {
     "time column": (DECLARED.replace("time: ts", "time: received"), "time was .*'ts'.* and is .*'received'"),
     "window": (DECLARED.replace("window: day", "window: hour"), "window was day and is hour"),
@@ -109,6 +115,7 @@ def test_a_contradiction_is_refused_for_that_dataset_alone_and_harms_no_row(
     store = make_store(two(declared))
 
     assert list(store.datasets.refused) == ["w"]
+    assert refused_in_metrics(store) == {"w": 1.0, "healthy": 0.0}
     for attempt in (
         lambda: store.datasets["w"],
         lambda: stage(store, "w", rows(6)),

@@ -126,6 +126,44 @@ def test_archived_files_are_removed_by_the_day_of_their_folder_whatever_their_ow
     assert files_under(archive) == sorted(["old.csv", "readme.csv", f"{ours.name}-x", "mine.csv"])
 
 
+def test_an_archive_has_no_more_bytes_than_it_may_and_the_oldest_go_first(make_store: MakeStore, drop):
+    size = len(WEATHER_CSV)
+    store = make_store(landing_archive_max_dataset_bytes=2 * size, landing_archive_retention_seconds=0)
+    archive = store.settings.archive_path / "weather"
+    for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
+        for name in ("a.csv", "b.csv"):
+            (archive / day).mkdir(parents=True, exist_ok=True)
+            (archive / day / name).write_text(WEATHER_CSV)
+    drop(store, "events", "a.csv", "at,kind\n1767225600000,start\n")
+    ingest(store)
+    run(store)  # sees how much there is
+
+    assert run(store, dry_run=True).archived.files == 4
+    report = run(store)
+
+    assert (report.archived.files, report.archived.bytes) == (4, 4 * size)
+    assert files_under(archive) == ["a.csv", "b.csv"]
+    assert (archive / "2026-01-03" / "a.csv").exists()
+    assert len(files_under(store.settings.archive_path / "events")) == 1
+    assert run(store).archived.files == 0
+    assert archived_bytes(store) == 2 * size
+
+
+def test_an_archive_of_many_bytes_goes_in_several_passes(make_store: MakeStore, drop):
+    store = make_store(landing_archive_max_dataset_bytes=1, maintenance_max_removals=1)
+    for number in range(3):
+        drop(store, "weather", f"{number}.csv", WEATHER_CSV.replace("1.5", str(number)))
+    ingest(store)
+    run(store)
+
+    assert [run(store).archived.files for _ in range(4)] == [1, 1, 1, 0]
+
+
+def archived_bytes(store: Store, dataset: str = "weather") -> float:
+    samples = dict(line.rsplit(" ", 1) for line in exposition(store).decode().splitlines() if not line.startswith("#"))
+    return float(samples[f'timestore_staging_disk_usage_bytes{{component="archive",dataset="{dataset}"}}'])
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_no_more_is_removed_at_once_than_it_says(make_store: MakeStore, drop, most: int):
     store = make_store(maintenance_max_removals=most)

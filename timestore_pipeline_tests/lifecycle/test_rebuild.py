@@ -22,6 +22,7 @@ from timestore_pipeline.errors import (
     LedgerLost,
     NotRestored,
     TableError,
+    TablesAway,
     TimestoreError,
 )
 from timestore_pipeline.ledger.builds import window_totals
@@ -29,6 +30,8 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.lifecycle.installation import adopt
 from timestore_pipeline.lifecycle.quarantine import discard_entry, retry_entry
 from timestore_pipeline.lifecycle.rebuilding.ledger import Rebuilt, ledger_file, rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
@@ -471,16 +474,68 @@ class TestWhatIsSaidOrRefused:
         build(store)
         assert len(published(store)) == 6
 
-    def test_without_its_table_everything_retained_is_staged_again(self, store: Store, make_store: MakeStore):
+    @pytest.mark.parametrize("replaced", [False, True], ids=["lost", "replaced"])
+    def test_without_its_table_nothing_is_staged_again_until_that_is_back(
+        self, store: Store, make_store: MakeStore, replaced: bool
+    ):
         stage(store, "weather", hourly(3))
         build(store)
-        shutil.rmtree(store.table("weather").root)
+        stage(store, "events", pa.table({"at": [1767225600000], "n": [1]}))
+        table = store.table("weather").root
+        away = table.rename(table.parent.parent / "away")
+        if replaced:  # with a ledger that knows the table, and without the mark that earlier versions did not leave
+            shutil.rmtree(table.parent / ".timestore-known")
+            store.close()
+        else:
+            lose_ledger(store)
 
-        again = lost_and_rebuilt(store, make_store)
+        for _ in range(2):
+            with pytest.raises(TablesAway, match=r"'weather' has a table, and there is none at .*--lost-table weather"):
+                rebuilt(store, replace_existing=replaced)
+        away.rename(table)
 
+        assert rebuilt(store, replace_existing=replaced).complete
+        again = make_store()
+        assert readable(again) == published(again) == rows_of(hourly(3))
+        assert audit_rows(again, "weather").wrong == ()
+
+    @pytest.mark.parametrize("replaced", [False, True], ids=["lost", "replaced"])
+    @pytest.mark.parametrize("left", ["nothing", "manifests"])
+    def test_a_table_that_is_gone_for_good_may_be_given_up(
+        self, store: Store, make_store: MakeStore, left: str, replaced: bool
+    ):
+        stage(store, "weather", hourly(3))
+        build(store)
+        table = store.table("weather").root
+        for path in table.iterdir():
+            if path.name != MANIFEST_FOLDER or left == "nothing":
+                shutil.rmtree(path)
+        store.close() if replaced else lose_ledger(store)
+
+        done = rebuild_ledger(store.settings, by="ann@host", replace_existing=replaced, lost_tables=["weather"])
+
+        assert done.complete
+        again = make_store()
         assert readable(again) == rows_of(hourly(3))
         build(again)
         assert published(again) == rows_of(hourly(3))
+        assert readable(lost_and_rebuilt(again, make_store)) == rows_of(hourly(3))
+
+    def test_a_table_that_was_given_up_before_is_not_missed(self, store: Store, make_store: MakeStore):
+        stage(store, "weather", hourly(3))
+        build(store)
+        shutil.rmtree(store.table("weather").root)
+        adopt(store, "tables/weather")
+
+        assert readable(lost_and_rebuilt(store, make_store)) == rows_of(hourly(3))
+
+    def test_a_table_that_is_there_is_not_given_up(self, store: Store):
+        stage(store, "weather", hourly(3))
+        build(store)
+        lose_ledger(store)
+
+        with pytest.raises(TableError, match="is there, so it is not given up"):
+            rebuild_ledger(store.settings, by="ann@host", lost_tables=["weather"])
 
     def test_another_granularity_than_that_of_the_segments_is_refused(self, store: Store, make_store: MakeStore):
         stage(store, "weather", hourly(3))

@@ -18,8 +18,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from timestore_pipeline.metrics.series import SERIES
-from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.metrics.promql import RULES, RULES_FOLDER
+from timestore_pipeline_tests.ports import unused_port
 
 DEADLINE_SECONDS = 180
 

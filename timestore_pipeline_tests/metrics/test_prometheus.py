@@ -12,9 +12,9 @@ from timestore_pipeline.ledger.counters import counter_values
 from timestore_pipeline.metrics import push_metrics
 from timestore_pipeline.metrics.series import SERIES, SeriesType
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.conftest import unused_port
 from timestore_pipeline_tests.metrics.servers import PUSHGATEWAY_FORGETS, ask, prometheus_scraping, running, until
 from timestore_pipeline_tests.metrics.work import audit, let_work
+from timestore_pipeline_tests.ports import unused_port
 
 PROCESSES = 8
 COUNTERS = [each.name for each in SERIES if each.type is SeriesType.COUNTER]

@@ -23,9 +23,10 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly
 from timestore_pipeline_tests.cli.conftest import Finished, timestore  # noqa: F401
-from timestore_pipeline_tests.conftest import DATASETS_YAML, unused_port
+from timestore_pipeline_tests.conftest import DATASETS_YAML
 from timestore_pipeline_tests.metrics.servers import ask, prometheus_scraping, until
 from timestore_pipeline_tests.metrics.work import audit, let_work
+from timestore_pipeline_tests.ports import unused_port
 
 Run = Callable[..., Finished]
 PutEnvironment = Callable[..., dict[str, str]]

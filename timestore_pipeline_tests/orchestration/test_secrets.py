@@ -16,8 +16,9 @@ from dagster._serdes import serialize_value
 from timestore_pipeline.definitions import defs
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import published
-from timestore_pipeline_tests.conftest import WEATHER_CSV, unused_port
+from timestore_pipeline_tests.conftest import WEATHER_CSV
 from timestore_pipeline_tests.e2e.conftest import ROOT
+from timestore_pipeline_tests.ports import unused_port
 
 SECRET = "pl4nted"
 

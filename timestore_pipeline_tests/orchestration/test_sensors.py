@@ -15,12 +15,15 @@ import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.backlog import landing_backlogs
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, published_totals
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
+from timestore_pipeline.ledger.readings import begin_readings
 from timestore_pipeline.lifecycle.drain import stop_intake
 from timestore_pipeline.orchestration.runs import process_is_gone
 from timestore_pipeline.orchestration.sensors import bounded
+from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.fault_proxy import denied
@@ -80,6 +83,18 @@ class TestLandingSensor:
         assert request.tags["timestore/datasets"] == "events,weather"
         assert request.tags["timestore/trigger"] == "landing"
         assert request.tags["timestore.dataset/weather"] == request.tags["timestore.dataset/events"] == "landing"
+
+    def test_a_dataset_with_a_file_that_may_have_ended_a_run_gets_one_of_its_own(self, here: Location, drop: Drop):
+        for name in ("weather", "events"):
+            drop(here.store, name, "a.csv", EVENTS_CSV)
+        (suspect,) = scan_landing(here.store).of("weather")
+        with here.store.ledger.write() as tx:
+            begin_readings(tx, "weather", [reading_id(suspect)], 0)
+
+        requests = requests_of(here.tick("landing_sensor"))
+
+        assert [assets_of(request) for request in requests] == [{"staging/events"}, {"staging/weather"}]
+        assert requests[1].tags["timestore/datasets"] == "weather"
 
     def test_a_tick_that_asks_for_a_run_says_why(self, here: Location, drop: Drop):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)

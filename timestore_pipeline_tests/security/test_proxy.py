@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.ports import unused_port
 
 pytestmark = pytest.mark.server
 

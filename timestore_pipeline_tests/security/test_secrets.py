@@ -16,7 +16,7 @@ from timestore_pipeline.settings import load_settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly
-from timestore_pipeline_tests.conftest import unused_port
+from timestore_pipeline_tests.ports import unused_port
 
 SECRET = "pl4nted"
 COMMANDS = [

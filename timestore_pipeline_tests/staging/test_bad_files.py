@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from timestore_pipeline.errors import BatchRejected, ColumnsChanged, UnknownDataset
-from timestore_pipeline.landing.files import LandingFile, scan_landing
+from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.staging.ingest import ingest_files, stage_file

@@ -14,7 +14,6 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.lifecycle.quarantine import retry_entry
 from timestore_pipeline.staging import receipts, together
 from timestore_pipeline.staging.arrivals import file_fingerprint
-from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.frames import table_fingerprint
 from timestore_pipeline.staging.identity import Client, claims_given_id, content_batch_id, file_batch_id
 from timestore_pipeline.staging.ingest import stage_file
@@ -32,7 +31,7 @@ CLAIMS = [f"file-{HASH}", f"arrow-{HASH}", f"unread-{HASH}", "b/rows/7", "line\n
 
 def given_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ids be taken that are kept for us now."""
-    monkeypatch.setattr(together, "claims_given_id", lambda batch: False)
+    monkeypatch.setattr(together, "claims_given_id", lambda *_: False)
 
 
 @pytest.mark.parametrize("batch_id", CLAIMS)
@@ -77,7 +76,7 @@ def test_no_key_of_a_client_is_a_claim_or_another_clients(key: str, name: str):
     client = Client("HTTP by x", name, key)
     assert client.batch_id is not None
     assert len(client.batch_id) <= 255
-    assert not claims_given_id(IncomingBatch(client.batch_id, HASH, "x", 1, client))
+    assert not claims_given_id(client.batch_id, HASH, client)
     if "/" not in name:  # as no name of a token has
         for other in (Client("y", "other", key), Client("y", f"{name}2", key)):
             assert other.batch_id != client.batch_id or other.space == client.space

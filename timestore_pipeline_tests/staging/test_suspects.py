@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
+import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -18,22 +21,25 @@ from sqlalchemy import select
 
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import ReadingTooLong, StagingQueueFull
-from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.readings import Readings, begin_alone, begin_readings
 from timestore_pipeline.ledger.schema import readings
 from timestore_pipeline.lifecycle import quarantine as quarantining
 from timestore_pipeline.lifecycle.quarantine import retry_entry, try_again
 from timestore_pipeline.staging import arrivals, suspects
+from timestore_pipeline.staging import deadline as deadlines
 from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.arrivals import FolderArrivals
 from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.identity import unread_file_id
-from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_groups
+from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_groups, reading_id, suspected_datasets
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, ingest, parquet_bytes, readable, weather
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+
+Drop = Callable[..., Path]
 
 FILES = [f"f{number}" for number in range(250)]
 
@@ -50,6 +56,51 @@ def test_every_file_is_in_one_group_and_what_is_suspected_twice_is_read_alone(be
         assert group.begun < 2 or group.alone
     blamed = [before[each].alone for group in groups if group.begun == 2 for each in group.file_ids]
     assert blamed == sorted(blamed)
+
+
+class Unheard:
+    """A connection that hears no interrupt."""
+
+    def __init__(self) -> None:
+        self.interrupts = 0
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+
+def test_a_reading_that_heeds_no_interrupt_has_an_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(deadlines, "_LEAST_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(deadlines, "_INTERRUPTED_EVERY_SECONDS", 0.01)
+    connection, ended, reasons = Unheard(), threading.Event(), []
+
+    def end(reason: str) -> None:
+        reasons.append(reason)
+        ended.set()
+
+    with Deadline.of("weather", 0.05).over(cast("duckdb.DuckDBPyConnection", connection), end):
+        assert ended.wait(60)
+
+    assert connection.interrupts > 1
+    assert "'weather': reading its files heeds no interrupt" in reasons[0]
+
+
+def test_datasets_with_suspects_come_last_and_that_first_which_waits_longest(store: Store, drop: Drop):
+    for name in ("weather", "events"):
+        drop(store, name, "a.csv", WEATHER_CSV)
+    chosen = files_for_one_run(store, scan_landing(store))
+    assert suspected_datasets(store, chosen) == []
+
+    for moment, name in enumerate(("weather", "events")):
+        with store.ledger.write() as tx:
+            begin_readings(tx, name, [reading_id(chosen[name][0])], moment)
+
+    assert suspected_datasets(store, chosen) == ["weather", "events"]
+    with store.ledger.write() as tx:
+        begin_readings(tx, "weather", [reading_id(chosen["weather"][0])], 2)
+    assert suspected_datasets(store, chosen) == ["events", "weather"]
+    assert suspected_datasets(store, {"weather": chosen["weather"]}) == ["weather"]
+    drop(store, "weather", "a.csv", WEATHER_CSV + "\n")  # another file
+    assert suspected_datasets(store, files_for_one_run(store, scan_landing(store))) == ["events"]
 
 
 def unended(store: Store) -> dict[str, Readings]:

@@ -474,6 +474,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (Query(_of("timestore_table_refused")),),
                 description="Another installation's, or the ledger does not know all of it; see timestore doctor.",
             ),
+            Panel(
+                "Datasets that are left alone",
+                (Query(_of("timestore_dataset_refused")),),
+                description="datasets.yaml contradicts what the ledger has of them; timestore doctor says in what.",
+            ),
             Panel("Published rows", (Query(_of("timestore_published_rows")),)),
             Panel("Published files", (Query(_of("timestore_published_files")),)),
             Panel("Published windows", (Query(_of("timestore_published_windows")),)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ import pyarrow as pa
 from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.manifests import (
     Published,
+    forget_manifests,
     keep_manifest,
     last_manifest_sequence,
     pending_manifests,
@@ -44,7 +45,7 @@ from timestore_pipeline.building.table import (
 from timestore_pipeline.columns import BATCH_COLUMN, Column, literal
 from timestore_pipeline.datasets import NAME_PATTERN
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
-from timestore_pipeline.errors import TableError, TableNotOurs, TimestoreError
+from timestore_pipeline.errors import TableError, TableNotOurs, TablesAway, TimestoreError
 from timestore_pipeline.ledger.builds import MOST_APART
 from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.staging.description import (
@@ -57,6 +58,7 @@ from timestore_pipeline.staging.description import (
 )
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files, scratch_of_windows
+from timestore_pipeline.storage.table_marks import marked_tables, unmark_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 T = TypeVar("T")
@@ -131,6 +133,40 @@ def datasets_with_files(store: Store) -> set[str]:
     # Other tables may lie there too; a manifest says that it is one of timestore's.
     found |= tables_with_manifests(store.tables)
     return {name for name in found if re.match(NAME_PATTERN, name)}
+
+
+def refuse_tables_away(store: Store, had: Collection[str] = (), lost: Collection[str] = ()) -> None:
+    """Refuse to go on without the tables of the datasets ``had``, and of those of which marks or manifests say it.
+
+    But for those that are ``lost`` for good.
+
+    Raises:
+        TablesAway: one is not there; what its segments have is published, and would be staged again.
+    """
+    names = {*had, *marked_tables(store.tables), *tables_with_manifests(store.tables)}.difference(lost)
+    places = {name: store.table(name) for name in sorted(names) if re.match(NAME_PATTERN, name)}
+    # One with Parquet files and no log is another matter.
+    away = [
+        (name, place.location)
+        for name, place in places.items()
+        if not has_table(place) and not any(parquet_files(place))
+    ]
+    if away:
+        raise TablesAway(away)
+
+
+def give_up_tables(store: Store, datasets: Iterable[str]) -> None:
+    """Let nothing say any more that these datasets have tables, where there is none: they are gone for good.
+
+    Raises:
+        TableError: one is there.
+    """
+    for name in datasets:
+        place = store.table(name)
+        if has_table(place):
+            raise TableError(f"dataset {name!r}: the table at {place.location} is there, so it is not given up.")
+        forget_manifests(place)
+        unmark_table(store.tables, name)
 
 
 def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = False) -> Evidence:

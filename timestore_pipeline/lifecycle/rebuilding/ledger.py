@@ -8,7 +8,7 @@ killed leaves a ledger that is as empty as before.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,7 +28,12 @@ from timestore_pipeline.ledger.installation import new_identity, set_identity
 from timestore_pipeline.ledger.registry import register
 from timestore_pipeline.ledger.restoring import lock_ledger
 from timestore_pipeline.lifecycle.rebuilding.dataset import RestoredDataset, Restoring
-from timestore_pipeline.lifecycle.rebuilding.evidence import datasets_with_files, gather
+from timestore_pipeline.lifecycle.rebuilding.evidence import (
+    datasets_with_files,
+    gather,
+    give_up_tables,
+    refuse_tables_away,
+)
 from timestore_pipeline.lifecycle.rebuilding.restored import last_retry
 from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at
 from timestore_pipeline.settings import Settings, load_settings, variable_name
@@ -59,6 +64,7 @@ def rebuild_ledger(
     replace_existing: bool = False,
     adopt: bool = False,
     take_over: bool = False,
+    lost_tables: Collection[str] = (),
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Rebuilt:
     """Make the ledger again where it is gone or empty; nothing else of the installation may run meanwhile.
@@ -74,6 +80,7 @@ def rebuild_ledger(
         replace_existing: put it in place of a ledger that is in use or damaged, which is moved aside (SQLite only).
         adopt: take places without a mark for this installation's: somebody has looked that they are all there.
         take_over: let tables that are another installation's become this one's.
+        lost_tables: datasets whose tables are gone for good: what segments still have of their rows is staged again.
         progress: gets a sentence for each dataset.
 
     Raises:
@@ -81,6 +88,7 @@ def rebuild_ledger(
         PlaceError: staging or tables are not there, or not of one installation; nothing was done.
         LedgerError: it cannot be opened or written.
         TableNotOurs: a table is another installation's; nothing was done.
+        TablesAway: a table is not there that a dataset has, and nobody has said that it is lost; nothing was done.
         TableError: a table cannot be read, so nobody can say what is published; nothing was entered.
         SettingsError, DatasetsFileError: as they say.
     """
@@ -91,7 +99,7 @@ def rebuild_ledger(
     connect = connect or connector(settings)
     moved = None
     if replace_existing:
-        _look_before_replacing(settings, datasets, connect, identity, take_over)
+        _look_before_replacing(settings, datasets, connect, identity, take_over, lost_tables)
         moved = move_ledger_aside(settings)
     ledger = Ledger.open(
         settings.resolved_ledger_url,
@@ -104,6 +112,8 @@ def rebuild_ledger(
         _mark(store.places, adopt=adopt)
         with ledger.write() as tx:
             _refuse_if_in_use(ledger, tx)
+            give_up_tables(store, lost_tables)
+            refuse_tables_away(store)
             restored = _restore_all(store, tx, by, take_over, progress)
             reach(CrashPoint.LEDGER_REBUILT)
     finally:
@@ -240,8 +250,22 @@ def _identity_in(file: Path) -> str | None:
     return None
 
 
+def _tables_known_to(file: Path | None) -> set[str]:
+    """Return the datasets that have a table by the file of a ledger; none where that is missing or damaged."""
+    if file is None or not file.exists():
+        return set()
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM datasets WHERE table_version IS NOT NULL")}
+    return set()
+
+
 def _look_before_replacing(
-    settings: Settings, datasets: Datasets, connect: Connect, identity: str, take_over: bool
+    settings: Settings,
+    datasets: Datasets,
+    connect: Connect,
+    identity: str,
+    take_over: bool,
+    lost_tables: Collection[str],
 ) -> None:
     """Read all that a rebuild needs, and change nothing: a ledger that nothing else can stand in for is not moved."""
     file = ledger_file(settings)
@@ -249,6 +273,7 @@ def _look_before_replacing(
         _refuse_ledger_of_others(file, identity)
     ledger = Ledger.open("sqlite://", identity=identity)
     with Store(settings, datasets, ledger, connect, writer_pool(settings, connect)) as store:
+        refuse_tables_away(store, _tables_known_to(file), lost_tables)
         for name in sorted(datasets_with_files(store)):
             gather(store, name, fence=False, take_over=take_over)
 
