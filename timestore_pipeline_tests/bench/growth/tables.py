@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltalake import DeltaTable
-
+from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.table import (
     ParquetFile,
     commit_build,
