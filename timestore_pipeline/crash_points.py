@@ -61,6 +61,12 @@ class CrashPoint(StrEnum):
     RECOVERY_CLEANED = "recovery.cleaned"
     RECOVERY_PUBLISHED = "recovery.published"
 
+    MARK_REMOVED = "identity.mark-removed"
+    MARK_REPLACED = "identity.mark-replaced"
+    IDENTITY_RECORDED = "identity.recorded-not-committed"
+    IDENTITY_COMMITTED = "identity.committed"
+    TABLE_HANDED_OVER = "identity.table-handed-over"
+
     LEDGER_REBUILT = "rebuild.recorded-not-committed"
 
     SEGMENT_UNLINKED = "retention.unlinked"

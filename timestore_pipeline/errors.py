@@ -748,6 +748,16 @@ class TableNotOurs(TableError):
         )
 
 
+class AnotherTable(TableError):
+    """There is another table in the place of the one that the ledger knows; its rows are not the dataset's."""
+
+    def __init__(self, dataset: str, location: str, found: str, known: str | None, way_out: str) -> None:
+        super().__init__(
+            f"dataset {dataset!r}: the table at {location} is not read: it is another table (Delta id {found}) than "
+            f"the one that the ledger knows ({known}). {way_out}"
+        )
+
+
 class DeltaPanic(TableError, OSError):
     """delta-rs gave up in the middle of a call. An OSError too: whether a commit arrived must be looked up."""
 

@@ -49,9 +49,9 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
         if known.version is not None:
             raise TableGone(spec.name, own.place.location, known.version)
         ensure_table(own.place, spec.name, spec.table_columns(columns), own.installation, known.last_sequence)
-    mark_table(store.tables, spec.name)
     # Somebody else may have been quicker.
     version = own.opened(known).version()
+    mark_table(store.tables, spec.name)
     if known.version is not None and version > known.version:
         follow_others(store, spec.name)
     return own

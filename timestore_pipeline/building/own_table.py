@@ -26,7 +26,7 @@ from timestore_pipeline.building.table import (
     owner_of,
 )
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.errors import LedgerError, TableError, TableNotOurs
+from timestore_pipeline.errors import AnotherTable, LedgerError, TableError, TableNotOurs
 from timestore_pipeline.ledger.known_tables import (
     KnownTable,
     builds_of_sequences,
@@ -297,6 +297,32 @@ class OwnTable:
 
     def _refusal(self, objection: Objection, words: str) -> TableNotOurs:
         return TableNotOurs(self.dataset, self.place.location, objection.value, words, way_out(objection))
+
+
+def open_to_read(place: Storage, dataset: str, version: int, table_id: str | None) -> DeltaTable:
+    """Open a version of a table for reading, if it is the one whose Delta id the ledger knows.
+
+    Raises:
+        TableError: it is another table, which may be there in the place of ours; or it is missing or damaged.
+    """
+    try:
+        table = open_table(place, dataset, version)
+    except TableError as error:
+        try:
+            latest = open_table(place, dataset)
+        except TableError:
+            raise error from None
+        # Another one need not have that version.
+        _refuse_to_read_another(place, dataset, latest, table_id)
+        raise
+    _refuse_to_read_another(place, dataset, table, table_id)
+    return table
+
+
+def _refuse_to_read_another(place: Storage, dataset: str, table: DeltaTable, table_id: str | None) -> None:
+    found = str(table.metadata().id)
+    if table_id not in (None, found):
+        raise AnotherTable(dataset, place.location, found, table_id, way_out(Objection.OTHER_TABLE))
 
 
 def tables_to_hand_over(store: Store) -> list[OwnTable]:

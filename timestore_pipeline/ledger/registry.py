@@ -132,6 +132,22 @@ def table_versions(tx: Connection, names: Sequence[str] | None = None) -> dict[s
     return dict(tx.execute(query).all())
 
 
+@dataclass(frozen=True)
+class VisibleTable:
+    """What readers are given of a table: a version, and the Delta id of the table that has it; None where unknown."""
+
+    version: int | None = None
+    table_id: str | None = None
+
+
+def visible_tables(tx: Connection, names: Sequence[str]) -> dict[str, VisibleTable]:
+    """Return per dataset what readers are given of its table."""
+    query = select(datasets.c.name, datasets.c.table_version, datasets.c.table_id)
+    if len(names) <= _NAMES_PER_QUERY:
+        query = query.where(datasets.c.name.in_(names))
+    return {row.name: VisibleTable(row.table_version, row.table_id) for row in tx.execute(query)}
+
+
 def advance_table_version(tx: Connection, dataset: str, version: int) -> None:
     """Let readers have a later version of a dataset's table; the caller has ended all builds that it has."""
     query = update(datasets).where(datasets.c.name == dataset, datasets.c.table_version < version)

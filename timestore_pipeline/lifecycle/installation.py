@@ -6,13 +6,16 @@ says what it is to be.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.lost_table import give_up_table
-from timestore_pipeline.building.own_table import tables_to_hand_over
+from timestore_pipeline.building.own_table import OwnTable, tables_to_hand_over
+from timestore_pipeline.building.table import open_table, owner_of
 from timestore_pipeline.clock import now_micros
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import CopyInPlace, UnknownPlace
 from timestore_pipeline.ledger.installation import (
     datasets_with_tables,
@@ -22,8 +25,9 @@ from timestore_pipeline.ledger.installation import (
     remember_place,
     set_identity,
 )
-from timestore_pipeline.places import PlaceName, PlaceState
+from timestore_pipeline.places import Place, PlaceName, PlaceState
 from timestore_pipeline.storage.marks import replace_mark
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 
 
@@ -74,7 +78,8 @@ def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
     """Make an installation of its own of a copy: another identity, in the ledger, in all of its places and tables.
 
     Nothing else may use the copy meanwhile; whatever has it open is refused afterwards, until it opens it again. Killed
-    in the middle, it is to be done again.
+    in the middle, it is to be done again, whatever places and tables say by then: until the ledger has the new identity
+    everything gets yet another one, from then on what is left of the tables gets that.
 
     Args:
         store: the copy.
@@ -90,6 +95,11 @@ def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
     with ledger.read() as tx:
         locations = marked_places(tx)
     places = list(store.places)
+    names = tuple(place.name for place in places)
+    before = _owner_before(store, places)
+    if before is not None:
+        _hand_over(tables_to_hand_over(store), ledger.identity)
+        return NewIdentity(before, ledger.identity, names)
     shared = [place for place in places if locations.get(place.name) == place.raw.location]
     if shared and not in_place:
         raise CopyInPlace([(place.name, place.raw.location) for place in shared])
@@ -106,11 +116,28 @@ def change_identity(store: Store, *, in_place: bool = False) -> NewIdentity:
         for place in places:
             if place.name is not PlaceName.WORK:
                 remember_place(tx, place.name, place.raw.location, now_micros())
+        reach(CrashPoint.IDENTITY_RECORDED)
 
     before = ledger.identity
     ledger.transact(enter)
     ledger.read_identity_again()
-    # Done again, all get yet another identity: whatever a table says, it is the one that the ledger knows.
+    reach(CrashPoint.IDENTITY_COMMITTED)
+    _hand_over(tables, identity)
+    return NewIdentity(before, identity, names)
+
+
+def _owner_before(store: Store, places: Iterable[Place]) -> str | None:
+    """Return whose some tables still say they are, where a change was killed when all places had the new identity."""
+    if any(place.find().state is not PlaceState.OURS for place in places):
+        return None
+    with store.ledger.read() as tx:
+        tables = [(store.table(name), name) for name in datasets_with_tables(tx)]
+    owners = {owner_of(open_table(place, name)) for place, name in tables if has_table(place)}
+    return min(filter(None, owners - {store.ledger.identity}), default=None)
+
+
+def _hand_over(tables: Iterable[OwnTable], identity: str) -> None:
+    """Let tables say whose they are now; whatever they say, they are those that the ledger knows."""
     for table in tables:
         table.hand_over(identity)
-    return NewIdentity(before, identity, tuple(place.name for place in places))
+        reach(CrashPoint.TABLE_HANDED_OVER)

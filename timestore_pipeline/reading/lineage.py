@@ -6,7 +6,8 @@ import uuid
 from dataclasses import dataclass
 from itertools import groupby
 
-from timestore_pipeline.building.table import TableFile, file_prefix, live_files, open_table
+from timestore_pipeline.building.own_table import open_to_read
+from timestore_pipeline.building.table import TableFile, file_prefix, live_files
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.lineage import (
     BatchShare,
@@ -17,7 +18,7 @@ from timestore_pipeline.ledger.lineage import (
     segments_of_window,
 )
 from timestore_pipeline.ledger.losses import Loss, recorded_losses
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.registry import VisibleTable, visible_tables
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -89,13 +90,13 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
     window = spec.window_from_key(window_key)
     start = window.start_micros
     with store.ledger.read() as tx:
-        version = table_versions(tx, [dataset]).get(dataset)
+        table = visible_tables(tx, [dataset]).get(dataset, VisibleTable())
         published_rows = published_rows_of_window(tx, dataset, start)
         shares = segments_of_window(tx, dataset, start)
         found = sorted(batches_of_window(tx, dataset, start), key=lambda batch: batch.segment_id)
         builds = builds_of_window(tx, dataset, start)
         losses = recorded_losses(tx, dataset, start)
-    files = _files_of(store, dataset, version, window)
+    files = _files_of(store, dataset, table, window)
     batches = {segment: tuple(group) for segment, group in groupby(found, key=lambda batch: batch.segment_id)}
     origins = [SegmentOrigin(share, batches.get(share.segment_id, ())) for share in shares]
     built = tuple(
@@ -109,7 +110,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
     return Lineage(
         dataset=dataset,
         window=window,
-        table_version=version,
+        table_version=table.version,
         published_rows=published_rows,
         builds=built,
         files=tuple(file for file in files if not any(_is_of(file, build) for build in builds)),
@@ -119,11 +120,11 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
     )
 
 
-def _files_of(store: Store, dataset: str, version: int | None, window: Window) -> list[TableFile]:
-    if version is None:
+def _files_of(store: Store, dataset: str, table: VisibleTable, window: Window) -> list[TableFile]:
+    if table.version is None:
         return []
-    table = open_table(store.table(dataset), dataset, version)
-    return sorted((file for file in live_files(table) if file.window_key == window.key), key=lambda file: file.path)
+    opened = open_to_read(store.table(dataset), dataset, table.version, table.table_id)
+    return sorted((file for file in live_files(opened) if file.window_key == window.key), key=lambda file: file.path)
 
 
 def _is_of(file: TableFile, build: Build) -> bool:

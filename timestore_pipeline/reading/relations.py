@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
+from timestore_pipeline.building.own_table import open_to_read
 from timestore_pipeline.building.parquet import parquet_relation
-from timestore_pipeline.building.table import file_bounds, open_table, sequence_of_file
+from timestore_pipeline.building.table import file_bounds, sequence_of_file
 from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
@@ -22,7 +23,7 @@ from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreEr
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.registry import VisibleTable, visible_tables
 from timestore_pipeline.ledger.schemas import dataset_schema
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import query_bounds
@@ -53,7 +54,7 @@ _SIGNS_OF_DAMAGE = ("Corrupt database file", "IO Error", "INTERNAL Error", "FATA
 class Snapshot:
     """Where all rows of a dataset are at one moment: a table version, and the slices that it does not have yet.
 
-    ``evolved`` says that files of the table may have fewer or narrower columns.
+    ``evolved`` says that files of the table may have fewer or narrower columns, ``table_id`` which table it is.
     """
 
     spec: DatasetSpec
@@ -61,6 +62,7 @@ class Snapshot:
     table_version: int | None
     slices: tuple[Slice, ...]
     evolved: bool = False
+    table_id: str | None = None
 
 
 def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[Snapshot]:
@@ -73,7 +75,7 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
     specs = [store.datasets[name] for name in (store.datasets if datasets is None else datasets)]
     with store.ledger.read() as tx:
         names = [spec.name for spec in specs]
-        versions = table_versions(tx, names)
+        tables = visible_tables(tx, names)
         slices: dict[str, list[Slice]] = defaultdict(list)
         for piece in unpublished_slices(tx, names):
             slices[piece.dataset].append(piece)
@@ -81,11 +83,13 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
             Snapshot(
                 spec,
                 schema.columns if schema else None,
-                versions.get(spec.name),
+                table.version,
                 tuple(slices[spec.name]),
                 evolved=schema is not None and schema.version > 1,
+                table_id=table.table_id,
             )
             for spec in specs
+            for table in [tables.get(spec.name, VisibleTable())]
             for schema in [dataset_schema(tx, spec)]
         ]
 
@@ -172,7 +176,8 @@ def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception)
     name, place = snapshot.spec.name, store.table(snapshot.spec.name)
     if snapshot.table_version is None:
         return
-    files = file_bounds(open_table(place, name, snapshot.table_version))["path"].to_pylist()
+    table = open_to_read(place, name, snapshot.table_version, snapshot.table_id)
+    files = file_bounds(table)["path"].to_pylist()
     # One listing tells a thousand objects; local files are looked at one by one.
     there = None if place.local is not None else {entry.key for entry in parquet_files(place)}
     gone = [path for path in files if (place.size(path) is None if there is None else path not in there)]
@@ -287,7 +292,7 @@ def _published_files(store: Store, snapshot: Snapshot) -> pa.Table:
     if snapshot.table_version is None:
         return pa.table({name: pa.array([], pa.string()) for name in ("path", WINDOW_COLUMN)})
     name = snapshot.spec.name
-    return file_bounds(open_table(store.table(name), name, snapshot.table_version))
+    return file_bounds(open_to_read(store.table(name), name, snapshot.table_version, snapshot.table_id))
 
 
 def _keyed_paths(files: pa.Table) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import StorageRefused
 from timestore_pipeline.storage.contract import Storage
 
@@ -84,4 +85,6 @@ def replace_mark(place: Storage, name: str, identity: str) -> None:
         StorageError, OSError: it cannot be written; it may be without a mark then.
     """
     place.delete(mark_key(name))
+    reach(CrashPoint.MARK_REMOVED)
     put_mark(place, name, identity)
+    reach(CrashPoint.MARK_REPLACED)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from timestore_pipeline.storage.contract import Storage
 
-_FOLDER = ".timestore-known"
+_PREFIX = ".timestore-table-"
 
 
 def mark_table(tables: Storage, dataset: str) -> None:
@@ -39,8 +39,12 @@ def marked_tables(tables: Storage) -> set[str]:
     Raises:
         StorageError, OSError: nobody can look.
     """
-    return {entry.key.rpartition("/")[2] for entry in tables.entries(f"{_FOLDER}/")}
+    if tables.local is not None:
+        found = [path.name for path in tables.local.glob(f"{_PREFIX}*")]
+    else:
+        found = [entry.key for entry in tables.entries() if entry.key.startswith(_PREFIX)]
+    return {name.removeprefix(_PREFIX) for name in found}
 
 
 def _key(dataset: str) -> str:
-    return f"{_FOLDER}/{dataset}"
+    return f"{_PREFIX}{dataset}"

@@ -37,10 +37,13 @@ from timestore_pipeline.lifecycle.maintenance import maintain
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
+from timestore_pipeline.reading.lineage import trace_window
+from timestore_pipeline.reading.relations import run_query
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import may_be_removed
 from timestore_pipeline.store import Store
+from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, lose_ledger, published, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.installations import (
@@ -298,6 +301,29 @@ class TestAnotherInstallation:
         assert published(store) == rows_of(FIRST, NEW)
         with store.ledger.read() as tx:
             assert refused_tables(tx) == {}
+
+    @pytest.mark.parametrize("commits", [1, 3], ids=["at another version", "at the same version"])
+    def test_another_table_in_the_place_of_ours_is_not_read(self, store: Store, commits: int):
+        stage(store, "weather", FIRST)
+        build(store)
+        place = store.table("weather").root
+        place.rename(place.with_name("away"))
+        other = FIRST.append_column("window_key", pa.array(["2026-01-01"]))
+        for _ in range(commits):
+            write_deltalake(str(place), other, mode="append", partition_by=["window_key"])
+
+        for attempt in (
+            lambda: readable(store),
+            lambda: run_query(store, "SELECT * FROM weather"),
+            lambda: Timestore(store).as_of(version=0).read("weather").to_arrow(),
+            lambda: trace_window(store, "weather", "2026-01-01"),
+        ):
+            with pytest.raises(TableError, match=r"is not read: it is another table .*Put the former table back"):
+                attempt()
+
+        shutil.rmtree(place)
+        place.with_name("away").rename(place)
+        assert readable(store) == rows_of(FIRST)
 
 
 def table_of_schema() -> pa.Schema:

@@ -24,6 +24,7 @@ from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.lifecycle.compaction import compact_dataset
 from timestore_pipeline.lifecycle.expiry import expire_windows
+from timestore_pipeline.lifecycle.installation import change_identity
 from timestore_pipeline.lifecycle.maintenance import maintain
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
@@ -91,6 +92,8 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "vacuum": lambda store: vacuum_table(store, "readings", now=rows.far_in_the_future()),
     "maintain": lambda store: maintain(store, owner="the child", now=rows.far_in_the_future()),
     "sweep": lambda store: sweep_orphans(store, 0),
+    "new identity": change_identity,
+    "new identity in place": lambda store: change_identity(store, in_place=True),
     "stage others": lambda store: stage(store, "others", rows.batch("a")),
     "build and retire": lambda store: (JOBS["build"](store), JOBS["retire"](store)),
 }

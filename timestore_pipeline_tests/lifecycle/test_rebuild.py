@@ -484,7 +484,7 @@ class TestWhatIsSaidOrRefused:
         table = store.table("weather").root
         away = table.rename(table.parent.parent / "away")
         if replaced:  # with a ledger that knows the table, and without the mark that earlier versions did not leave
-            shutil.rmtree(table.parent / ".timestore-known")
+            (table.parent / ".timestore-table-weather").unlink()
             store.close()
         else:
             lose_ledger(store)
