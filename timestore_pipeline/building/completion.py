@@ -34,10 +34,12 @@ from timestore_pipeline.building.table import (
 )
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
 from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
 from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
-from timestore_pipeline.storage.table_folder import file_name, has_table
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -118,7 +120,9 @@ def follow_others(store: Store, dataset: str) -> bool:
         table = open_table(place, dataset)
         version = table.version()
         commits = foreign_commits(place, range(looked_at + 1, version + 1))
-        if not commits or OwnTable(store, dataset).objection(table)[0] is not None:
+        if not commits and not _log_has_moved_on(place, dataset, looked_at, version):
+            return False
+        if OwnTable(store, dataset).objection(table)[0] is not None:
             return False
         sync_found(place, table, looked_at)
         committed = _committed_at(store, dataset, table)
@@ -128,6 +132,21 @@ def follow_others(store: Store, dataset: str) -> bool:
                 log.log(logging.WARNING if commit.data_change else logging.INFO, "%s: %s", dataset, commit.in_words)
             return True
     return False  # builds move the version all the time, and each of them looks before it begins
+
+
+def _log_has_moved_on(place: Storage, dataset: str, looked_at: int, version: int) -> bool:
+    """Whether the version that readers have cannot be opened any more, though no file of it went.
+
+    Somebody else cleaned the log up to a commit that changed no file: a property, a vacuum. An entry that is there and
+    empty is damage: a later version would be without its rows, and nobody would say so.
+    """
+    if version <= looked_at or entry_is_empty(place, looked_at):
+        return False
+    try:
+        open_table(place, dataset, looked_at)
+    except TableError:
+        return True
+    return False
 
 
 def _move_on(
