@@ -38,7 +38,8 @@ from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
 from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
 from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
-from timestore_pipeline.storage.table_folder import file_name, has_table
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -138,8 +139,11 @@ def follow_others(store: Store, dataset: str) -> bool:
     for _ in range(_ATTEMPTS):
         # First: a build that is claimed later commits later.
         look = OwnTable(store, dataset).look()
-        commits = foreign_commits(place, range(looked_at + 1, look.table.version() + 1))
-        if not commits or look.objection is not None:
+        version = look.table.version()
+        commits = foreign_commits(place, range(looked_at + 1, version + 1))
+        if look.objection is not None:
+            return False
+        if not commits and not _log_has_moved_on(place, dataset, looked_at, version):
             return False
         if _take_up(store, dataset, look.table, looked_at, commits):
             return True
@@ -158,6 +162,21 @@ def _take_up(
     for commit in commits:
         log.log(logging.WARNING if commit.data_change else logging.INFO, "%s: %s", dataset, commit.in_words)
     return True
+
+
+def _log_has_moved_on(place: Storage, dataset: str, looked_at: int, version: int) -> bool:
+    """Whether the version that readers have cannot be opened any more, though no file of it went.
+
+    Somebody else cleaned the log up to a commit that changed no file: a property, a vacuum. An entry that is there and
+    empty is damage: a later version would be without its rows, and nobody would say so.
+    """
+    if version <= looked_at or entry_is_empty(place, looked_at):
+        return False
+    try:
+        open_table(place, dataset, looked_at)
+    except TableError:
+        return True
+    return False
 
 
 def _move_on(

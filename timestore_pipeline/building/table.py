@@ -240,7 +240,7 @@ def open_table(place: Storage, dataset: str, version: int | None = None) -> Delt
     if version is not None and entry_is_empty(place, version):
         # delta-rs would take it for a commit of nothing, and its rows would be missing without a word.
         raise TableError(f"dataset {dataset!r}: the log entry {place.shown(log_key(version))} is empty; restore it")
-    with _translated(place, dataset):
+    with _translated(place, dataset, version):
         table = _opened(place, version)
     unknown = sorted(set(table.protocol().reader_features or ()) - _READABLE_FEATURES)
     if unknown:
@@ -754,12 +754,17 @@ def _sync_commit(place: Storage, build: Build, since: int) -> int:
 
 
 @contextmanager
-def _translated(place: Storage, dataset: str) -> Iterator[None]:
+def _translated(place: Storage, dataset: str, version: int | None = None) -> Iterator[None]:
     try:
         yield
     except TimestoreError:
         raise
     except TableNotFoundError as error:
+        if version is not None and has_table(place):
+            raise TableError(
+                f"dataset {dataset!r}: the log of the table at {place.location} does not reach back to version "
+                f"{version} any more: it was cleaned up behind a later checkpoint. Read a later version."
+            ) from error
         raise TableError(f"dataset {dataset!r}: there is no table at {place.location}") from error
     except (DeltaError, OSError) as error:
         raise TableError(

@@ -29,7 +29,8 @@ def write_lines(array: IO[bytes], lines: IO[bytes], bounds: Bounds, budget: CpuB
         TookTooLong: the budget is used up.
     """
     window = _Window(array)
-    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    # Numbers are passed on as they are written: here nobody looks at them, and Python makes no integer of many digits.
+    decoder = json.JSONDecoder(parse_constant=_no_constant, parse_int=str, parse_float=str)
     rows = 0
     try:
         if window.next() != "[":

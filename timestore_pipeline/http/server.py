@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -27,6 +28,9 @@ HEADER_SECONDS = 10.0
 """How long a client may take from connecting, or from its first byte, to the end of its headers."""
 
 _KEEP_ALIVE_SECONDS = 30
+
+_MOST_PIPELINED = 8
+"""Requests that a client may send before the first of them is answered. Each is held with its headers."""
 
 
 class _Waiting:
@@ -62,6 +66,10 @@ class _HeadersTooLarge(Exception):
     """A request says more about itself than it may."""
 
 
+class _TooManyPipelined(Exception):
+    """A client sends request after request, and waits for no answer."""
+
+
 class _Bounded(HttpToolsProtocol):
     """Hangs up on a client that does not come to the end of its headers, in time or in bytes.
 
@@ -73,6 +81,11 @@ class _Bounded(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _unread = 0
     _said = 0
+    _too_many = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -82,6 +95,7 @@ class _Bounded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
         super().data_received(data)
+        self._pass_body_on()
         if self.transport.is_closing():
             return
         if self._unread > self.max_header_bytes:
@@ -98,6 +112,9 @@ class _Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._said = 0
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self._too_many = True
+            raise _TooManyPipelined
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -113,12 +130,19 @@ class _Bounded(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        # All that came at once is passed on at once: uvicorn would copy what is there for each piece of a chunked body.
         self._unread = 0
-        super().on_body(body)
+        self._body.append(body)
 
     def on_message_complete(self) -> None:
         self._unread = 0
+        self._pass_body_on()
         super().on_message_complete()
+
+    def _pass_body_on(self) -> None:
+        if self._body:
+            body, self._body = b"".join(self._body), []
+            super().on_body(body)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -127,6 +151,9 @@ class _Bounded(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is none, or one with too large headers, and hang up."""
+        if self._too_many:  # whatever is said here would be taken for the answer to the first of them
+            self.transport.close()
+            return
         if max(self._unread, self._said) > self.max_header_bytes:
             most = f"{self.max_header_bytes:,}"
             problem = Problem(431, "headers-too-large", f"the request's line and headers have more than {most} bytes")

@@ -5,9 +5,20 @@ from __future__ import annotations
 from timestore_pipeline.errors import TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 
+_MOST_CHARACTERS = 4_000
+
 
 class UnreadableFile(Exception):
-    """A file that cannot be staged as it is; the message is the reason."""
+    """A file that cannot be staged as it is; the message is the reason.
+
+    It may have names out of the file, which may be as long as the file; what to do is said at its end.
+    """
+
+    def __init__(self, reason: str) -> None:
+        if len(reason) > _MOST_CHARACTERS:
+            half = _MOST_CHARACTERS // 2
+            reason = f"{reason[:half]} … {reason[-half:]}"
+        super().__init__(reason)
 
 
 class NoRowsToInferFrom(UnreadableFile):

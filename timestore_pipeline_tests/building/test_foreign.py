@@ -37,6 +37,7 @@ from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage.table_folder import log_key
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, in_order, lose_ledger, readable, rows_of, weather
@@ -147,6 +148,36 @@ def test_reads_go_on_after_another_program_has_cleaned_up_the_log(store: Store):
     assert maintain(store, owner="the test", now=in_a_day).problems == ()
     assert readable(store) == rows_of(FIRST, SECOND, STAGED)
     assert audit_rows(store, "weather").wrong == ()
+
+
+def test_reads_go_on_after_the_log_was_cleaned_up_behind_a_commit_of_no_files(store: Store):
+    two_flushes(store)
+    table_of(store).alter.set_table_properties({"delta.logRetentionDuration": "interval 7 days"})
+    clean_log(store)
+
+    assert readable(store) == rows_of(FIRST, SECOND, STAGED)
+    with pytest.raises(TableError, match="does not reach back to version 1 any more"):
+        Timestore(store).as_of(version=1).read("weather")
+    assert audit_rows(store, "weather").wrong == ()
+    build(store)
+    assert readable(store) == rows_of(FIRST, SECOND, STAGED)
+
+
+def test_no_version_is_passed_over_whose_log_entry_is_empty(store: Store):
+    two_flushes(store)
+    (seen,) = seen_versions(store)
+    table_of(store).alter.set_table_properties({"delta.logRetentionDuration": "interval 7 days"})
+    (store.table("weather").root / log_key(seen)).write_bytes(b"")
+
+    with pytest.raises(TableError, match="is empty; restore it"):
+        readable(store)
+    follow_others(store, "weather")
+    assert seen_versions(store) == [seen]
+
+
+def seen_versions(store: Store) -> list[int]:
+    with store.ledger.read() as tx:
+        return [version for version in table_versions(tx, ["weather"]).values() if version is not None]
 
 
 def test_doctor_says_what_another_program_did_and_misses_no_file(store: Store):

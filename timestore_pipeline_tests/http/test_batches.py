@@ -185,6 +185,16 @@ def test_rows_that_no_window_can_hold_are_set_aside_and_told(client: httpx.Clien
     assert found["quarantine"][0]["rows"] == 1
 
 
+def test_a_number_of_many_digits_is_a_matter_of_its_column(client: httpx.Client):
+    row = '{"ts": "2026-01-01T00:30:00Z", "station": "many", "temp": 1%s}' % ("0" * 5_000)
+
+    array, lines = post(client, f"[{row}]", JSON), post(client, row, LINES)
+
+    (of_array,), (of_lines,) = (problem(each, 422, "rows-rejected")["rows"] for each in (array, lines))
+    assert of_array == of_lines
+    assert "column 'temp' is kept as DOUBLE, and cannot hold 1000" in of_array["reason"]
+
+
 def test_numbers_are_kept_as_they_are_written(make_server):
     columns = "{ts: timestamptz, big: bigint, price: 'decimal(38,20)'}"
     yaml = f"datasets: {{exact: {{columns: {columns}, time: ts, window: day}}}}"

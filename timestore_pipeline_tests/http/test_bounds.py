@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from timestore_pipeline.http.shares import Slots, Turns
 from timestore_pipeline_tests.http.server import Server, bearer, tokens_document
@@ -63,6 +64,41 @@ def test_what_comes_behind_a_body_in_pieces_is_bounded_too(shared: Server, endle
     heard = answer_to(shared, chunked, *endless)
 
     assert not heard or b" 431 " in heard.partition(b"\r\n")[0]
+
+
+def test_who_sends_request_after_request_and_reads_no_answer_is_hung_up_on(shared: Server):
+    ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+    few = answer_to(shared, (ask + b"\r\n") * 4 + ask + b"Connection: close\r\n\r\n")
+    many = answer_to(shared, (ask + b"\r\n") * 5_000)
+
+    assert few.count(b"HTTP/1.1 200 ") == 5
+    assert many.count(b"HTTP/1.1 ") < 100
+
+
+def test_a_body_in_tiny_pieces_is_put_together_once(shared: Server, monkeypatch: pytest.MonkeyPatch):
+    passed_on = []
+    pass_on = HttpToolsProtocol.on_body
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", lambda self, body: (passed_on.append(body), pass_on(self, body)))
+    body = b"ts,station,temp\n" + b"2026-01-01T00:30:00Z,pieces,1.5\n" * 300
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+
+    heard = answer_to(shared, HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + pieces + b"0\r\n\r\n")
+
+    assert heard.startswith(b"HTTP/1.1 201 ")
+    assert json.loads(heard.partition(b"\r\n\r\n")[2])["rows"] == 300
+    assert b"".join(passed_on) == body
+    assert len(passed_on) < len(body) / 100
+
+
+def test_a_reason_is_no_longer_for_a_long_name(shared: Server):
+    with shared.client() as client:
+        refused = post(client, b'[{"%s": 1}]' % (b"k" * 1_000_000), JSON)
+
+    said = problem(refused, 422, "rows-rejected")["detail"]
+    assert len(said) < 10_000
+    assert "unknown columns: 'kkk" in said
+    assert "The dataset has ts TIMESTAMP" in said
 
 
 def test_what_is_no_request_is_told_so(shared: Server):
