@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -78,7 +81,34 @@ def entries(store: Store) -> list[QuarantineEntry]:
         return open_entries(tx)
 
 
+@contextmanager
+def clock_ahead(hours: float) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        moved = SimpleNamespace(time_ns=lambda: time.time_ns() + int(hours * 3_600e9))
+        patched.setattr("timestore_pipeline.clock.time", moved)
+        yield
+
+
 class TestWhatIsRestored:
+    def test_the_newest_row_of_a_key_wins_though_the_clock_went_back_between_two_rebuilds(self, make_store: MakeStore):
+        keyed = (
+            "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
+            "key: {columns: [station]}}}"
+        )
+        store = make_store(keyed)
+        older, newer = weather((NEW_YEAR, "JFK", 1.0)), weather((NEW_YEAR, "JFK", 2.0))
+        stage(store, "weather", older)
+        with clock_ahead(hours=48):
+            store = lost_and_rebuilt(store, make_store, keyed)
+            build(store)
+        stage(store, "weather", newer)
+
+        again = lost_and_rebuilt(store, make_store, keyed)
+
+        assert readable(again) == rows_of(newer)
+        build(again)
+        assert readable(again) == rows_of(newer)
+
     @pytest.mark.long
     @pytest.mark.only_on("sqlite", "postgresql")
     def test_published_and_staged_rows_are_there_once_and_the_rest_goes_on(self, store: Store, make_store: MakeStore):
