@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,7 @@ from timestore_pipeline_tests.builders import (
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.sampling import examples
+from timestore_pipeline_tests.soak.faults import failing_calls
 
 pytestmark = pytest.mark.only_on("sqlite")
 
@@ -108,6 +110,21 @@ class TestWhatIsRestored:
         assert readable(again) == rows_of(newer)
         build(again)
         assert readable(again) == rows_of(newer)
+
+    @pytest.mark.parametrize("call", range(1, 8))
+    def test_a_disk_that_fails_is_a_clear_error_and_the_rebuild_can_be_done_again(
+        self, store: Store, make_store: MakeStore, call: int
+    ):
+        stage(store, "weather", hourly(48))
+        build(store)
+        stage(store, "weather", hourly(5, station="LGA"))
+        lose_ledger(store)
+
+        with failing_calls({call}, errno.EIO, lambda: None), suppress(LedgerError, TableError):
+            rebuilt(store, replace_existing=True)
+
+        assert rebuilt(store, replace_existing=True).complete
+        assert readable(make_store()) == rows_of(hourly(48), hourly(5, station="LGA"))
 
     @pytest.mark.long
     @pytest.mark.only_on("sqlite", "postgresql")
