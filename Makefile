@@ -5,8 +5,11 @@ HOST ?= 127.0.0.1
 PORT ?= 3000
 # Tests side by side: one more than cores, as many wait for the disk, and four at most. WORKERS=0 for one by one.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
-# How long a soak, or a fuzz, lasts.
+# How long a soak, or a fuzz, lasts. A soak may be asked for so many faults of every kind instead: FAULTS=10000, and of
+# these for one round alone: ROUND=7.
 SECONDS ?= 300
+FAULTS ?=
+ROUND ?=
 # Which suites, and how often: --only writing --only reading --only serving --repeats 5; how cost grows: --only growth
 BENCH_ARGS ?=
 # Which sample of the matrices `make test` runs, printed at the top: SEED=4f20ab. By default that of the day, so that
@@ -76,8 +79,9 @@ demo: $(VENV)/.installed-demo  ## Show the whole path on real flight data, in mi
 bench: $(VENV)/.installed-dev  ## Measure throughput, latency and memory (BENCH_ARGS="--only writing --repeats 3")
 	@$(BIN)/python -m timestore_pipeline_tests.bench $(BENCH_ARGS)
 
-soak: $(VENV)/.installed-dev  ## Kill processes at random and count every row (SECONDS=300, SEED= to repeat one)
-	@$(BIN)/python -m timestore_pipeline_tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+soak: $(VENV)/.installed-dev  ## Kill processes at random, or inject FAULTS=10000, and count every row (SECONDS=300, SEED=)
+	@$(BIN)/python -m timestore_pipeline_tests.soak --seconds $(SECONDS) $(if $(FAULTS),--faults $(FAULTS)) \
+	  $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/.installed-dev  ## Mutated files, bodies and frames, a good batch after each (SECONDS=300, SEED= to repeat one)
 	@$(BIN)/python -m timestore_pipeline_tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -661,6 +661,18 @@ class EntryUnusable(TimestoreError):
         )
 
 
+class EntryNotRetried(TimestoreError):
+    """The bytes of a quarantine entry could not be read, moved or written just now; nothing of it is lost."""
+
+    def __init__(self, entry_id: int, path: object, error: OSError) -> None:
+        self.entry_id = entry_id
+        self.path = str(path)
+        super().__init__(
+            f"quarantine entry {entry_id}: {path} could not be retried: {error}. Nothing is lost; "
+            "check the disk and retry."
+        )
+
+
 class StagingNotEmpty(TimestoreError):
     """Staging holds something that is nowhere else, so it is cleared only by somebody who says how much of it."""
 

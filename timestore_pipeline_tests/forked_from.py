@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest  # noqa: F401
 
 from timestore_pipeline_tests.crash import child  # noqa: F401
-from timestore_pipeline_tests.soak import workers  # noqa: F401
+from timestore_pipeline_tests.soak import jobs, workers  # noqa: F401
 
 # Imports pandas, as the first array of Python values does.
 pa.array([0])

@@ -570,6 +570,14 @@ def _rows_of(table: DeltaTable, action: Mapping[str, Any]) -> int:
         return 0  # it is gone or damaged: the row audit says so
 
 
+def last_position(table: DeltaTable) -> int:
+    """Return the highest position of a row by the statistics in the log; 0 where there is none."""
+    found = pa.table(table.get_add_actions(flatten=True))
+    name = f"max.{POSITION_COLUMN}"
+    positions = found[name].to_pylist() if name in found.column_names else []
+    return max((position for position in positions if position is not None), default=0)
+
+
 def file_bounds(table: DeltaTable) -> pa.Table:
     """Return a row per live file, in no order: ``path``, ``window_key``, and ``min.<column>``, ``max.<column>``.
 

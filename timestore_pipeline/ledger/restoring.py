@@ -85,6 +85,7 @@ def restore_dataset(
     table_id: str | None,
     key: str | None,
     time: str | None,
+    next_position: int,
     now: int,
 ) -> None:
     """Enter a dataset with the columns that it has had, oldest first; none where they are still to be inferred."""
@@ -95,8 +96,7 @@ def restore_dataset(
         "table_id": table_id,
         "key": key,
         "time": time,
-        # Beyond every position in the table, as no dataset gets more rows than microseconds pass.
-        "next_position": now,
+        "next_position": next_position,
     }
     if tx.execute(update(datasets).where(datasets.c.name == dataset).values(**values)).rowcount == 0:
         tx.execute(insert(datasets).values(name=dataset, **values))

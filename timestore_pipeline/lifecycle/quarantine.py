@@ -25,6 +25,7 @@ from timestore_pipeline.errors import (
     BatchesRefused,
     BatchRejected,
     EntryNotOpen,
+    EntryNotRetried,
     EntryUnusable,
     NotRestored,
     ObjectMissing,
@@ -116,16 +117,19 @@ def retry_entry(store: Store, entry_id: int, by: str) -> Retried:
     Raises:
         UnknownEntry, EntryNotOpen: as they say.
         EntryUnusable: its bytes are not where they should be.
+        EntryNotRetried: they could not be read, moved or written just now.
         StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests: there is no room just now; try again later.
         ColumnsChanged, UnknownDataset, LedgerError: as they say.
     """
     entry = open_entry(store, entry_id)
     spec = store.datasets[entry.dataset]
-    if entry.kind is QuarantineKind.BATCH:
-        return _retry_file(store, spec, entry, by)
-    if entry.kind is QuarantineKind.ROWS:
-        return _retry_rows(store, spec, entry, by)
-    return _retry_segment(store, spec, entry, by)
+    retry = {QuarantineKind.BATCH: _retry_file, QuarantineKind.ROWS: _retry_rows}.get(entry.kind, _retry_segment)
+    try:
+        return retry(store, spec, entry, by)
+    except TimestoreError:
+        raise
+    except OSError as error:
+        raise EntryNotRetried(entry.id, store.staging.shown(entry.path), error) from error
 
 
 def try_again(store: Store, *, now: int, dry_run: bool = False, most: int | None = None) -> list[QuarantineEntry]:
@@ -169,7 +173,7 @@ def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
         return entry.path not in {other.path for other in open_entries(tx)}
 
     if store.ledger.transact(give_up, repeatable=False):
-        store.staging.delete(entry.path)
+        _remove(store, entry, [entry.path])
     _mark_decided(store, entry)
     return _now(store, entry)
 
@@ -261,10 +265,18 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     store.ledger.transact(resolve)
     left_in_landing = store.landing.local is None and store.staging.size(entry.path) is None
     _clear_away(store, spec, path)
-    store.staging.delete(entry.path)  # what went to the archive may have been a copy of an object
+    _remove(store, entry, [entry.path])  # what went to the archive may have been a copy of an object
     if left_in_landing and (key := _landing_key(entry)):
         store.landing.delete(key)
     return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
+
+
+def _remove(store: Store, entry: QuarantineEntry, keys: Sequence[str]) -> None:
+    """Remove bytes that no entry needs any more; what cannot be removed is left to the sweep."""
+    try:
+        store.staging.delete(*keys)
+    except OSError as error:
+        log.warning("%s: what entry %s left is swept later: %s", entry.dataset, entry.id, error.strerror or error)
 
 
 def _still_there(store: Store, entry: QuarantineEntry, reason: str) -> Retried:
@@ -422,7 +434,7 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
 
     given_back = store.ledger.transact(give_back, repeatable=False)
     if given_back and not damaged:
-        staging.delete(*(place for place in places if place != target))
+        _remove(store, entry, [place for place in places if place != target])
     rows = sum(piece.rows for piece in pieces if piece.window_start in readable)
     return Retried(_now(store, entry), rows if given_back else 0, left)
 

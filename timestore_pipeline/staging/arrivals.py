@@ -211,7 +211,12 @@ class FolderArrivals:
                 path = self._own(known_as)
                 self._attempt(clearing, path, partial(self._clear, clearing, path, batch, begin))
         if clearing.archived:
-            fsync_path(self._store.archive.root / clearing.day)
+            folder = self._store.archive.root / clearing.day
+            try:
+                fsync_path(folder)
+            except OSError as error:
+                # Their batches are acknowledged: files that a power cut puts back are passed over, and cleared again.
+                log.warning("%s: %s may forget its files in a power cut: %s", self._spec.name, folder, error.strerror)
         reach(CrashPoint.LANDING_CLEARED)
         self._remember(clearing.staying)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,6 +20,7 @@ from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchRejected,
     EntryNotOpen,
+    EntryNotRetried,
     EntryUnusable,
     StagingQueueFull,
     TimestoreError,
@@ -52,6 +55,7 @@ from timestore_pipeline_tests.builders import (
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.sampling import examples
+from timestore_pipeline_tests.soak.faults import failing_calls
 
 Drop = Callable[..., Path]
 
@@ -307,6 +311,38 @@ def test_a_backup_of_another_segment_is_not_taken(store: Store):
     assert (outcome.done, outcome.rows) == (False, 0)
     assert "3 rows were read where the ledger has 24" in (outcome.left or "") or "checksum" in (outcome.left or "")
     assert readable(store) == rows_of(hourly(3))
+
+
+def test_a_disk_that_fails_in_a_retry_is_a_clear_error_and_nothing_is_lost(store: Store):
+    path = set_segment_aside(store)
+    shutil.copyfile(path.with_name("backup"), store.staging.fetch(the_entry(store).path))
+
+    with failing_calls({1}, errno.EIO, lambda: None), pytest.raises(EntryNotRetried, match="Input/output error"):
+        retry_entry(store, the_entry(store).id, "ann@host")
+
+    assert retry_entry(store, the_entry(store).id, "ann@host").rows == 24
+    assert readable(store) == rows_of(hourly(24))
+
+
+def test_what_cannot_be_removed_after_a_retry_is_left_to_the_sweep(store: Store, monkeypatch: pytest.MonkeyPatch):
+    path = set_segment_aside(store)
+    kept = store.staging.fetch(the_entry(store).path)
+    shutil.copyfile(path.with_name("backup"), kept)
+    unlink = os.unlink
+
+    def fail(file: Path, **options: object) -> None:
+        if Path(file) == kept:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        unlink(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", fail)
+        assert retry_entry(store, the_entry(store).id, "ann@host").rows == 24
+
+    assert kept.exists()
+    sweep_orphans(store, older_than_seconds=-60)
+    assert not kept.exists()
+    assert readable(store) == rows_of(hourly(24))
 
 
 @pytest.mark.long

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -57,6 +61,7 @@ from timestore_pipeline_tests.builders import (
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.sampling import examples
+from timestore_pipeline_tests.soak.faults import failing_calls
 
 pytestmark = pytest.mark.only_on("sqlite")
 
@@ -81,7 +86,49 @@ def entries(store: Store) -> list[QuarantineEntry]:
         return open_entries(tx)
 
 
+@contextmanager
+def clock_ahead(hours: float) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        moved = SimpleNamespace(time_ns=lambda: time.time_ns() + int(hours * 3_600e9))
+        patched.setattr("timestore_pipeline.clock.time", moved)
+        yield
+
+
 class TestWhatIsRestored:
+    def test_the_newest_row_of_a_key_wins_though_the_clock_went_back_between_two_rebuilds(self, make_store: MakeStore):
+        keyed = (
+            "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
+            "key: {columns: [station]}}}"
+        )
+        store = make_store(keyed)
+        older, newer = weather((NEW_YEAR, "JFK", 1.0)), weather((NEW_YEAR, "JFK", 2.0))
+        stage(store, "weather", older)
+        with clock_ahead(hours=48):
+            store = lost_and_rebuilt(store, make_store, keyed)
+            build(store)
+        stage(store, "weather", newer)
+
+        again = lost_and_rebuilt(store, make_store, keyed)
+
+        assert readable(again) == rows_of(newer)
+        build(again)
+        assert readable(again) == rows_of(newer)
+
+    @pytest.mark.parametrize("call", range(1, 8))
+    def test_a_disk_that_fails_is_a_clear_error_and_the_rebuild_can_be_done_again(
+        self, store: Store, make_store: MakeStore, call: int
+    ):
+        stage(store, "weather", hourly(48))
+        build(store)
+        stage(store, "weather", hourly(5, station="LGA"))
+        lose_ledger(store)
+
+        with failing_calls({call}, errno.EIO, lambda: None), suppress(LedgerError, TableError):
+            rebuilt(store, replace_existing=True)
+
+        assert rebuilt(store, replace_existing=True).complete
+        assert readable(make_store()) == rows_of(hourly(48), hourly(5, station="LGA"))
+
     @pytest.mark.long
     @pytest.mark.only_on("sqlite", "postgresql")
     def test_published_and_staged_rows_are_there_once_and_the_rest_goes_on(self, store: Store, make_store: MakeStore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -377,6 +378,22 @@ def test_the_archive_may_lie_on_another_file_system(store: Store, drop: Drop, mo
 
     assert not landed.exists()
     assert files_under(store.settings.archive_path) == [name]
+
+
+def test_an_archive_that_cannot_be_synced_is_a_warning_and_the_batch_is_acknowledged(
+    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    drop(store, "weather", "a.csv", WEATHER_CSV)
+    monkeypatch.setattr(arrivals, "fsync_path", fail)
+
+    (report,) = ingest(store).values()
+
+    assert report.batches == 1
+    assert "may forget its files in a power cut: Input/output error" in caplog.text
+    assert files_under(store.settings.archive_path) == ["a.csv"]
 
 
 def test_a_file_that_cannot_be_archived_stays_staged_and_is_said_once(

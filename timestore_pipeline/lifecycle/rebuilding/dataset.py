@@ -110,6 +110,8 @@ class Restoring:
             table_id=table.table_id if table else None,
             key=None if said is None else said.key,
             time=None if said is None else said.time,
+            # Beyond every position in the table: no dataset gets more rows than microseconds pass, but clocks go back.
+            next_position=max(now, table.last_position + 1) if table else now,
             now=now,
         )
         totals = self._totals(table.files if table else (), granularity)

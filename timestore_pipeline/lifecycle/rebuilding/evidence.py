@@ -34,6 +34,7 @@ from timestore_pipeline.building.table import (
     TableFile,
     declare_owner,
     fence_all,
+    last_position,
     last_sequence,
     live_files,
     open_table,
@@ -93,7 +94,8 @@ class TableEvidence:
     """The table as it stands behind the fence with the sequence ``fenced``, and what its manifests say.
 
     ``columns`` are those of the table, ``versions`` those that the dataset had had when it was last published.
-    ``dead`` are sequences that a build may have had, and that can never be published any more.
+    ``dead`` are sequences that a build may have had, and that can never be published any more. ``last_position`` is the
+    highest position of a row, 0 without a key.
     """
 
     table_id: str
@@ -104,6 +106,7 @@ class TableEvidence:
     versions: tuple[tuple[Column, ...], ...]
     files: tuple[TableFile, ...]
     published: tuple[Published, ...]
+    last_position: int
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,15 @@ def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool, t
             f"is published: {error}. Restore it from a backup"
         ) from error
     return TableEvidence(
-        str(table.metadata().id), table.version(), fenced, tuple(sorted(dead)), columns, versions, files, published
+        str(table.metadata().id),
+        table.version(),
+        fenced,
+        tuple(sorted(dead)),
+        columns,
+        versions,
+        files,
+        published,
+        last_position(table),
     )
 
 

@@ -22,7 +22,13 @@ from timestore_pipeline.connections import Connect, connector
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.durable_files import fsync_path, make_folder
-from timestore_pipeline.errors import LedgerError, LedgerInUse, NothingToRebuildFrom, RebuildFromOthers
+from timestore_pipeline.errors import (
+    LedgerError,
+    LedgerInUse,
+    NothingToRebuildFrom,
+    RebuildFromOthers,
+    TimestoreError,
+)
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.installation import new_identity, set_identity
 from timestore_pipeline.ledger.registry import register
@@ -86,7 +92,7 @@ def rebuild_ledger(
     Raises:
         LedgerInUse: there is one with batches in it; nothing was done.
         PlaceError: staging or tables are not there, or not of one installation; nothing was done.
-        LedgerError: it cannot be opened or written.
+        LedgerError: it cannot be opened or written, or a file not read or synced; nothing was entered.
         TableNotOurs: a table is another installation's; nothing was done.
         TablesAway: a table is not there that a dataset has, and nobody has said that it is lost; nothing was done.
         TableError: a table cannot be read, so nobody can say what is published; nothing was entered.
@@ -116,6 +122,12 @@ def rebuild_ledger(
             refuse_tables_away(store)
             restored = _restore_all(store, tx, by, take_over, progress)
             reach(CrashPoint.LEDGER_REBUILT)
+    except TimestoreError:
+        raise
+    except OSError as error:
+        raise LedgerError(
+            f"the ledger {ledger.location} could not be made again: {error}. Nothing was entered; run it again"
+        ) from error
     finally:
         store.close()
     return Rebuilt(ledger.location, tuple(restored), moved)

@@ -1,0 +1,394 @@
+"""The installation of a round, what it is to do, what producers and sensors do for it, and its count of rows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.completion import follow_others
+from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import at
+from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.lifecycle import retention
+from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
+from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage.table_folder import has_table
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import lose_ledger
+from timestore_pipeline_tests.installations import LedgerCopy, state_of_folder
+from timestore_pipeline_tests.object_store import Bucket, bucket
+from timestore_pipeline_tests.postgresql import fresh_ledger
+from timestore_pipeline_tests.shared_duckdb import SharedInstances
+from timestore_pipeline_tests.soak.books import (
+    DATASETS_YAML,
+    KEYED,
+    PLAIN,
+    Batch,
+    Books,
+    Row,
+)
+from timestore_pipeline_tests.soak.faults import (
+    Clock,
+    Kind,
+    Seen,
+)
+from timestore_pipeline_tests.soak.jobs import (
+    IN_A_TRANSACTION,
+    POINTS,
+    WORK,
+    Job,
+)
+from timestore_pipeline_tests.soak.tally import Tally
+
+DATASETS = (PLAIN, KEYED)
+PLACES = ("staging", "tables", "archive")
+OTHERS = "0123456789abcdef" * 2
+_SETTINGS = {"staging": "staging_directory", "tables": "tables_url", "archive": "landing_archive_directory"}
+
+
+class Wrong(Exception):
+    """Something that must not be: a row too few or too many, an error that is none of ours, a refusal that acted."""
+
+
+def settings_at(home: Path, places: Mapping[str, Path | str], **more: Any) -> Settings:
+    """Return the settings of an installation whose places are there."""
+    fields = {_SETTINGS[name]: str(place) for name, place in places.items()}
+    values = {
+        "home": home,
+        "staging_min_free_disk_bytes": 0,
+        "staging_retention_seconds": 0,
+        "build_max_attempts": 1,
+        "duckdb_threads": 1,
+        "duckdb_memory_limit": "128MiB",
+        "ledger_busy_timeout_seconds": 0.5,
+        "object_store_timeout_seconds": 0.5,
+        "object_store_retry_seconds": 1,
+        **fields,
+        **more,
+    }
+    return Settings(**values)
+
+
+class Site:
+    """An installation that faults happen to.
+
+    ``kind`` is the database of its ledger, or ``s3``: then segments and tables are in an object store. ``disk`` may be
+    filled up.
+
+    Everything that it is to do is drawn by ``dice``, and told in ``story``.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        number: int,
+        folder: Path,
+        tally: Tally,
+        instances: SharedInstances,
+        kind: str,
+        disk: Path | None,
+    ) -> None:
+        self.name = f"{seed} round {number}"
+        self.dice = random.Random(self.name)
+        self.folder, self.tally, self.kind, self.disk = folder, tally, kind, disk
+        self.instances = instances
+        self.books = Books()
+        self.clock = Clock()
+        self.story: list[str] = []
+        self.numbers = count(1)
+        self.as_files: set[Batch] = set()
+        self.landed: dict[Batch, Path] = {}
+        self.backups: list[Path | LedgerCopy] = []
+        self.to_follow = False
+        self.proxied: Bucket | None = None
+        self.resources = ExitStack()
+        self.rare = {"sqlite": ("retry", "rebuild"), "postgresql": ("retry",)}.get(kind, ())
+
+    def open(self) -> None:
+        enter = self.resources.enter_context
+        self.home, mounted = self.folder / "home", self.folder / "mnt"
+        self.home.mkdir(parents=True)
+        (self.home / "datasets.yaml").write_text(DATASETS_YAML, encoding="utf-8")
+        self.at = {name: mounted / name for name in PLACES}
+        places: dict[str, Path | str] = {**self.at}
+        if self.kind == "s3":
+            self.proxied = enter(bucket())
+            patched = enter(pytest.MonkeyPatch.context())
+            for name, value in self.proxied.environment.items():
+                patched.setenv(name, value)
+            patched.setattr(retention, "_LEAST_AGE_OF_OBJECTS", 0)
+            places |= {name: f"{self.proxied.url}/{name}" for name in ("staging", "tables")}
+        enter(fresh_ledger("postgresql" if self.kind == "postgresql" else "sqlite"))
+        on_disk = {} if self.kind == "postgresql" else {"ledger_url": f"sqlite:///{self.home / 'ledger.sqlite'}"}
+        self.settings = settings_at(self.home, places, **on_disk)
+        enter(self.clock.shown())
+        self.reopen()
+        self.resources.callback(lambda: self.store.close())  # noqa: PLW0108 - whichever is open then
+
+    def reopen(self) -> None:
+        self.store = self.instances.used_by(Store.open(self.settings))
+
+    def batches(self, most: int = 2, dataset: str | None = None) -> tuple[Batch, ...]:
+        return tuple(
+            Batch(self.name, next(self.numbers), dataset or self.dice.choice(DATASETS))
+            for _ in range(self.dice.randint(1, most))
+        )
+
+    def job(self, *names: str) -> Job:
+        """Draw a piece of work, and prepare it such that it has something to do."""
+        name, dataset = self.dice.choice(names), self.dice.choice(DATASETS)
+        if name == "stage":
+            return Job(name, batches=self.batches())
+        if name == "ingest":
+            files = self.batches(dataset=PLAIN)
+            # Of a keyed dataset one at a time: in which order files of one run are acknowledged is not for us to say.
+            for batch in (*files, *(self.batches(1, KEYED) if dataset == KEYED else ())):
+                self.land(batch)
+        elif name in ("flush", "settle"):
+            self.stage(*self.batches(dataset=dataset))
+        elif name in ("compact", "maintain"):
+            # A second file in the windows, now and then.
+            if self.dice.random() < 0.5:
+                self.stage(*self.batches(1, PLAIN))
+                self.flush(PLAIN)
+            dataset = PLAIN
+        elif name == "retry":
+            self.set_aside()
+        elif name == "retire":
+            self.stage(*self.batches(dataset=dataset))
+            self.do(Job("flush", dataset))
+        return Job(name, dataset)
+
+    def land(self, batch: Batch) -> None:
+        self.books.doubts.append(batch)
+        self.as_files.add(batch)
+        self.landed[batch] = self.drop(batch)
+
+    def drop(self, batch: Batch) -> Path:
+        path = self.store.settings.landing_path / batch.dataset / f"{batch.number}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(batch.csv(), encoding="utf-8")
+        return path
+
+    def stage(self, *batches: Batch) -> None:
+        self.do(Job("stage", batches=batches))
+
+    def flush(self, *datasets: str) -> None:
+        for dataset in datasets or DATASETS:
+            self.do(Job("flush", dataset))
+
+    def publish_more(self) -> None:
+        self.stage(*self.batches(dataset=PLAIN))
+        self.flush(PLAIN)
+        if self.dice.random() < 0.5:
+            self.stage(*self.batches(dataset=KEYED))
+            self.flush(KEYED)
+
+    def do(self, job: Job) -> None:
+        """Do a piece of work in this process."""
+        self.books.doubts += [batch for batch in job.batches if batch not in self.books.doubts]
+        if job.name == "rebuild":
+            self.rebuild()
+        else:
+            WORK[job.name](self.store, job, self.acknowledged)
+
+    def acknowledged(self, batch: Batch) -> None:
+        self.books.doubts.remove(batch)
+        self.books.acked.append(batch)
+
+    def set_aside(self) -> None:
+        """Stage a batch, lose its segment, let a build find that out, and put it back where it was."""
+        (batch,) = self.batches(1, PLAIN)
+        receipt = stage(self.store, PLAIN, batch.table(), batch_id=batch.batch_id)
+        self.books.acked.append(batch)
+        segment = self.at["staging"] / PLAIN / f"{receipt.segment_id}.duckdb"
+        hidden = segment.rename(self.folder / "hidden")
+        with suppress(TimestoreError):
+            build_windows(self.store, PLAIN, owner="the soak")
+        hidden.rename(segment)
+
+    def rebuild(self) -> None:
+        """Make the ledger again from the files."""
+        if self.kind == "postgresql":
+            lose_ledger(self.store)
+        self.store.close()
+        connect = self.instances.connect(self.store.connect)
+        rebuilt = rebuild_ledger(self.settings, connect, by="the soak", replace_existing=self.kind != "postgresql")
+        if not rebuilt.complete and not self.books.foreign:
+            raise Wrong(f"the ledger could not be made again: {[each.problems for each in rebuilt.datasets]}")
+        self.reopen()
+
+    def recover(self) -> None:
+        """Do what sensors and producers do after a fault, until all that was delivered is acknowledged."""
+        if self.dice.random() < 0.15:
+            self.look("before it was settled")
+        settle_dead_builds(self.store, owner_is_gone=lambda owner: True)
+        for _ in range(3):
+            self.note_files_that_are_gone()
+            if not self.landed:
+                break
+            WORK["ingest"](self.store, Job("ingest"), self.acknowledged)
+        if self.landed:
+            raise Wrong(f"files wait that nobody takes: {sorted(self.landed.values())}")
+        for batch in tuple(self.books.doubts):
+            stage(self.store, batch.dataset, batch.table(), batch_id=batch.batch_id)
+            self.acknowledged(batch)
+        if self.dice.random() < 0.1 and self.books.acked:
+            self.repeat()
+        if self.dice.random() < 0.1:
+            self.look("after it was settled")
+
+    def note_files_that_are_gone(self) -> None:
+        for batch, path in tuple(self.landed.items()):
+            if not path.exists():
+                del self.landed[batch]
+                self.acknowledged(batch)
+
+    def repeat(self) -> None:
+        """Deliver a batch again that was acknowledged, as a producer does that is not sure."""
+        batch = self.dice.choice(self.books.acked)
+        if batch in self.as_files:
+            again = self.drop(batch)
+            WORK["ingest"](self.store, Job("ingest"), self.acknowledged)
+            if again.exists():
+                raise Wrong(f"a file that was delivered again waits: {again}")
+        else:
+            stage(self.store, batch.dataset, batch.table(), batch_id=batch.batch_id)
+
+    def readable(self) -> Mapping[str, Counter[Row]]:
+        if self.to_follow:
+            follow_others(self.store, PLAIN)
+            self.to_follow = False
+        found = {}
+        with open_reader(self.store, list(DATASETS)) as connection:
+            for dataset in DATASETS:
+                value = ", value" if dataset == KEYED else ""
+                rows = connection.execute(f'SELECT id, epoch_us("at"){value} FROM {dataset}').fetchall()
+                found[dataset] = Counter(rows)
+        return found
+
+    def published(self) -> Mapping[str, Counter[Row]]:
+        """The rows as plain delta-rs reads them."""
+        found = {}
+        for dataset in DATASETS:
+            place = self.store.table(dataset)
+            rows = []
+            if has_table(place):
+                names = ["id", "at", "value"][: 2 if dataset == PLAIN else 3]
+                table = DeltaTable(place.location).to_pyarrow_table(columns=names)
+                at_ = table.column_names.index("at")
+                table = table.set_column(at_, "at", table["at"].cast(pa.int64()))
+                rows = [tuple(row[name] for name in names) for row in table.to_pylist()]
+            found[dataset] = Counter(rows)
+        return found
+
+    def look(self, when: str) -> None:
+        problems = self.books.problems(self.readable())
+        if problems:
+            raise Wrong(f"{when}: {'; '.join(problems)}")
+
+    def facts(self) -> object:
+        """All that work could change: files everywhere but of the ledger, and what the ledger says."""
+        files = {
+            str(path): path.stat().st_size
+            for path in self.folder.rglob("*")
+            if path.is_file() and "ledger.sqlite" not in path.name and "_tmp" not in path.parts
+        }
+        with self.store.ledger.read() as tx:
+            said = queue_states(tx), table_versions(tx), latest_builds(tx), [entry.id for entry in open_entries(tx)]
+        return files, {path for path in self.at.values() if path.exists()}, said
+
+    def state(self) -> object:
+        return {name: state_of_folder(path) for name, path in self.at.items()}
+
+    def finish(self) -> None:
+        """Settle everything, and count every row: by the read API, then flushed, by plain delta-rs."""
+        self.clock.hours = 0
+        self.recover()
+        self.look("at the end")
+        for dataset in DATASETS:
+            while build_windows(self.store, dataset, owner="the soak") is not None:
+                pass
+        if self.to_follow:
+            follow_others(self.store, PLAIN)
+        found = self.published()
+        problems = self.books.problems(found)
+        for dataset, rows in found.items():
+            lost, more = self.books.difference(dataset, rows)
+            self.tally.lost += lost.total()
+            self.tally.doubled += more.total()
+            self.tally.read += rows.total()
+        self.tally.batches += len(self.books.acked)
+        self.tally.acknowledged += sum(self.books.expected(dataset).total() for dataset in DATASETS)
+        with self.store.ledger.read() as tx:
+            problems += [f"in quarantine: {entry.source}: {entry.reason}" for entry in open_entries(tx)]
+        for dataset in DATASETS:
+            if not self.books.foreign or dataset == KEYED:
+                wrong = audit_rows(self.store, dataset).wrong
+                problems += [f"{dataset} {each.window.key}: {each.problems}" for each in wrong]
+        if problems:
+            raise Wrong(f"at the end: {'; '.join(problems)}")
+
+    def told(self, kind: Kind, seen: Seen, words: object = "") -> None:
+        self.tally.count(kind, seen)
+        self.story.append(f"    {kind.name}: {seen} {words}")
+
+    def attempt(self, kind: Kind, job: Job, disturbed: Callable[[Callable[..., None]], Any]) -> None:
+        """Do a piece of work while it is ``disturbed``, count what happened, and settle everything."""
+        fired: list[Kind] = []
+        error: Exception | None = None
+        self.story.append(f"    {job.name} {job.dataset} {[batch.number for batch in job.batches]}")
+        try:
+            with disturbed(lambda other=None: fired.append(other or kind)):
+                self.do(job)
+        except (TimestoreError, OSError) as refused:
+            # Whoever works for one dataset after the other puts errors of the disk into words; the others do it here.
+            if not isinstance(refused, TimestoreError) and job.name in ("stage", "retry", "rebuild"):
+                raise
+            error = refused
+        for each in fired:
+            self.told(each, Seen.REFUSED if error else Seen.WENT_ON, error or "")
+        if not fired and error is not None:
+            raise Wrong(f"{job.name} failed without a fault: {error}") from error
+        if job.name in ("rebuild", "retry") and error is not None:
+            self.do(job)
+        self.recover()
+
+    @contextmanager
+    def in_the_middle(
+        self, job: Job, act: Callable[[], object], fired: Callable[[], object], *, outside: bool = False
+    ) -> Iterator[None]:
+        """Do something at a point of a piece of work; with ``outside`` not within a transaction of the ledger."""
+        points = [point for point in POINTS[job.name] if not (outside and point in IN_A_TRANSACTION)]
+        point, times = self.dice.choice(points), self.dice.choice((1, 1, 1, 1, 1, 2))
+        reached = []
+
+        def go() -> None:
+            reached.append(point)
+            self.story.append(f"    at {point}")
+            fired()
+            act()
+
+        try:
+            with at(point, go, times):
+                yield
+        except AssertionError:
+            if reached:
+                raise
