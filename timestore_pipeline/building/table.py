@@ -679,7 +679,9 @@ def _commit(
             conflict = isinstance(error, CommitFailedError)
             moved = conflict and replacement is not None and now.version() > table.version()
             again = moved and attempts < _MOST_ATTEMPTS
-            replacement = replacement.unchanged_on(own.opened()) if replacement is not None and again else None
+            replacement = replacement.unchanged_on(now) if replacement is not None and again else None
+            # What is committed on is looked at as well; others have committed to it since.
+            replacement = replacement and replacement.unchanged_on(own.opened())
             if replacement is None:
                 failed = f"dataset {build.dataset!r}: commit to {place.location} failed: {_in_words(error)}"
                 raise TableError(failed) from error
