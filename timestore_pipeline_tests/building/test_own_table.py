@@ -38,7 +38,7 @@ from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.reading.lineage import trace_window
-from timestore_pipeline.reading.relations import run_query
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import may_be_removed
@@ -314,7 +314,7 @@ class TestAnotherInstallation:
 
         for attempt in (
             lambda: readable(store),
-            lambda: run_query(store, "SELECT * FROM weather"),
+            lambda: query_rows(store, "SELECT * FROM weather").to_arrow(),
             lambda: Timestore(store).as_of(version=0).read("weather").to_arrow(),
             lambda: trace_window(store, "weather", "2026-01-01"),
         ):
