@@ -50,7 +50,8 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     # Only the datasets that the query can mean, so a damaged one does not stand in the way of the others;
     # all of them where it names none, as SHOW TABLES does.
     named = [name for name in store.datasets if name in words] or list(store.datasets)
-    with open_reader(store, named) as connection, _translated(store, connection, named):
+    # A reader names the segment that is damaged, or the limit of open files, before the rest is put in words.
+    with _translated(store), open_reader(store, named) as connection, _empty_named(connection, named):
         reader = select(connection, sql, store.datasets).to_arrow_reader(_BATCH_ROWS)
         if output is Format.TABLE:
             _print_table(reader, TABLE_ROWS if limit is None else limit)
@@ -61,7 +62,7 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
 
 
 @contextmanager
-def _translated(store: Store, connection: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> Iterator[None]:
+def _empty_named(connection: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except duckdb.CatalogException as error:
@@ -69,6 +70,12 @@ def _translated(store: Store, connection: duckdb.DuckDBPyConnection, datasets: S
         empty = [name for name in datasets if (name,) not in found]
         hint = f"\nNothing was staged yet, and no columns are declared: {', '.join(empty)}" if empty else ""
         raise QueryError(str(error).strip() + hint) from error
+
+
+@contextmanager
+def _translated(store: Store) -> Iterator[None]:
+    try:
+        yield
     except (duckdb.Error, pa.ArrowException) as error:
         raise unfinished(error, store.settings) from error
     except OSError as error:
