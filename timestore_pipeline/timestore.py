@@ -149,8 +149,11 @@ class Timestore(Tables):
         What is staged has no past. A version goes back for as long as the table keeps its files.
 
         Raises:
-            QueryError: not exactly one of the two is given. (Reading raises TableError where there is no such version.)
+            QueryError: not exactly one of the two is given, or it is no version. (Reading raises TableError where there
+                is no such version.)
         """
         if (version is None) == (time is None):
             raise QueryError("as_of takes either a table version or a time")
+        if version is not None and (not isinstance(version, int) or version < 0):
+            raise QueryError(f"version is {version!r}; a table version is a whole number from 0 on")
         return Tables(self._store, lambda names: past_snapshots(self._store, names, version, time))

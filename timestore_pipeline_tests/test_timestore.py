@@ -111,6 +111,12 @@ WRONG = {
     "no columns yet": (lambda t: t.read("events"), "'events' has no columns yet"),
     "write": (lambda t: t.sql("DELETE FROM weather"), "only queries can be run"),
     "file": (lambda t: t.sql("SELECT * FROM read_csv('/etc/passwd')"), "read_csv cannot be used"),
+    "time out of reach": (
+        lambda t: t.read("weather", start="0001-01-01T00:00+14:00"),
+        r"start is 0001-01-01T00:00:00\+14:00, which is no time of the years 1 to 9999",
+    ),
+    "no version": (lambda t: t.as_of(version=-1), "version is -1; a table version is a whole number"),
+    "text for a version": (lambda t: t.as_of(version="1"), "version is '1'; a table version is a whole number"),
     "as_of": (lambda t: t.as_of(), "either a table version or a time"),
     "as_of twice": (lambda t: t.as_of(version=1, time="2026-01-01"), "either a table version or a time"),
 }

@@ -14,7 +14,8 @@ from timestore_pipeline.cli.operator import command_has_died, operator, this_com
 from timestore_pipeline.cli.output import Heading, print_json, print_table, say, warn
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.losses import Loss, recorded_losses, withdraw_loss
-from timestore_pipeline.lifecycle.losses import MissingRows, accept_losses, missing_rows
+from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.lifecycle.losses import MissingRows, accept_losses, missing_in
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
 
@@ -26,7 +27,8 @@ def show_losses(store: Store, dataset: str, *, as_json: bool) -> ExitCode:
         UnknownDataset, LossRefused, TableError, LedgerError: as they say.
     """
     spec = store.datasets[dataset]
-    missing = missing_rows(store, dataset)
+    report = audit_rows(store, dataset)
+    missing = missing_in(report)
     with store.ledger.read() as tx:
         losses = recorded_losses(tx, dataset)
     if as_json:
@@ -46,6 +48,8 @@ def show_losses(store: Store, dataset: str, *, as_json: bool) -> ExitCode:
             say(f"{dataset} {each.window.key}: {_missing_in_words(each)}")
         if not missing:
             say(f"{dataset}: every other row is where it should be" if losses else f"{dataset}: no row is missing")
+    if report.stray_in_words is not None:
+        warn(f"{dataset}: {report.stray_in_words}; they are read, and no window counts them")
     return ExitCode.FAILED if missing else ExitCode.DONE
 
 

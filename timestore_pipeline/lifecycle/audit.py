@@ -35,6 +35,7 @@ _ATTEMPTS = 3
 
 # So far back it is looked in the log for what other programs did; in an object store an entry is a request.
 _MOST_COMMITS = 100
+_MOST_STRAY = 3
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,14 @@ class AuditReport:
     def wrong(self) -> tuple[WindowAudit, ...]:
         """The windows in which something does not add up."""
         return tuple(window for window in self.windows if window.problems)
+
+    @property
+    def stray_in_words(self) -> str | None:
+        """What lies in no window of the dataset, and is read all the same; None where nothing does."""
+        if not self.stray:
+            return None
+        shown = ", ".join(file.path for file in self.stray[:_MOST_STRAY])
+        return f"{len(self.stray):,} files of another program lie in no window of the dataset: {shown}"
 
     @property
     def proved(self) -> tuple[WindowAudit, ...]:

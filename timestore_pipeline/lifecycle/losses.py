@@ -27,7 +27,7 @@ from timestore_pipeline.ledger.builds import claim_windows
 from timestore_pipeline.ledger.losses import Loss, accept_loss
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import BuildKind
-from timestore_pipeline.lifecycle.audit import WindowAudit, audit_rows
+from timestore_pipeline.lifecycle.audit import AuditReport, WindowAudit, audit_rows
 from timestore_pipeline.storage.duckdb_files import of_the_store
 from timestore_pipeline.store import Store
 from timestore_pipeline.windows import Window
@@ -53,7 +53,16 @@ def missing_rows(store: Store, dataset: str, windows: Collection[Window] | None 
         LossRefused: the ledger contradicts itself, which is no loss of rows.
         TableError, LedgerError: they cannot be read.
     """
-    return [_missing(each) for each in _wrong(store, dataset, windows)]
+    return missing_in(audit_rows(store, dataset, windows), windows)
+
+
+def missing_in(report: AuditReport, windows: Collection[Window] | None = None) -> list[MissingRows]:
+    """Return the windows (of ``windows``, by default all) that do not add up in an audit in full.
+
+    Raises:
+        LossRefused: the ledger contradicts itself, which is no loss of rows.
+    """
+    return [_missing(each) for each in _wrong(report, windows)]
 
 
 def accept_losses(
@@ -77,7 +86,7 @@ def accept_losses(
         BuildAborted, TableError, LedgerError: nothing was entered; the same again goes on where this ended.
     """
     spec = store.datasets[dataset]
-    wrong = _wrong(store, dataset, windows)
+    wrong = _wrong(audit_rows(store, dataset, windows), windows)
     found = sum(_missing(each).rows for each in wrong)
     if not wrong:
         raise LossRefused(dataset, "every row is where it should be", "There is nothing to accept.")
@@ -103,13 +112,13 @@ def accept_losses(
     return store.ledger.transact(enter)
 
 
-def _wrong(store: Store, dataset: str, windows: Collection[Window] | None) -> list[WindowAudit]:
-    wrong = [each for each in audit_rows(store, dataset, windows).wrong if windows is None or each.window in windows]
+def _wrong(report: AuditReport, windows: Collection[Window] | None) -> list[WindowAudit]:
+    wrong = [each for each in report.wrong if windows is None or each.window in windows]
     for each in wrong:
         account = _account(each)
         if account.staged != account.explained:
             raise LossRefused(
-                dataset,
+                report.dataset,
                 f"window {each.window.key}: {'; '.join(each.problems)}. That is the ledger's fault and no loss",
                 "Make the ledger again from the files, with the service stopped: timestore ledger rebuild --replace",
             )

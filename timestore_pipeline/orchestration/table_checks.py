@@ -28,8 +28,6 @@ FILE_SIZES = "file_sizes"
 
 _MAX_WINDOWS = 50
 
-_MAX_STRAY = 3
-
 
 def table_check_specs(spec: DatasetSpec) -> list[dg.AssetCheckSpec]:
     """Return what is checked of a dataset's table."""
@@ -94,9 +92,8 @@ def row_audit_result(store: Store, spec: DatasetSpec, touched: Sequence[Window] 
         return result(False, f"the table or the ledger cannot be read: {as_code(str(error))}", {})
     accounts = [window.account for window in report.windows if window.account is not None]
     lines = [(window.window.key, "; ".join(window.problems)) for window in report.wrong]
-    if report.stray:
-        shown = ", ".join(file.path for file in report.stray[:_MAX_STRAY])
-        lines.append(("-", f"{len(report.stray):,} files of another program lie in no window of the dataset: {shown}"))
+    if report.stray_in_words is not None:
+        lines.append(("-", report.stray_in_words))
     numbers = f"{len(report.windows):,} windows, {len(report.proved):,} of them in full"
     return result(
         not lines,

@@ -221,4 +221,7 @@ def _moment(value: Moment | None, default: datetime, name: str) -> datetime:
             raise QueryError(f"{name} is {value!r}; give a time as ISO 8601, such as 2026-11-23T05:00Z") from None
     if not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day, tzinfo=UTC)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise QueryError(f"{name} is {value.isoformat()}, which is no time of the years 1 to 9999 in UTC") from None

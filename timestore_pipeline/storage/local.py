@@ -87,7 +87,7 @@ class LocalStorage:
         """Return the file's size."""
         try:
             return (self.root / key).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:

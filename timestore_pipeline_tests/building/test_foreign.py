@@ -238,6 +238,7 @@ def test_rows_that_another_program_put_into_no_window_are_named(store: Store):
 
     report = audit_rows(store, "weather")
     assert len(report.stray) == 3
+    assert "3 files of another program lie in no window of the dataset: " in (report.stray_in_words or "")
     assert report.wrong == ()
     build(store)
     assert maintain(store, owner="the test").problems == ()

@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.cli.query import TABLE_ROWS
+from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import flip_row, hourly
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 
@@ -240,6 +242,19 @@ def test_a_query_that_cannot_be_run_is_told(timestore: Run, installation: Instal
         assert finished.out == ""
         assert finished.err.startswith("timestore: ")
         assert "Traceback" not in finished.err
+
+
+def test_a_query_of_a_damaged_segment_names_it(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(30))
+    (segment,) = store.settings.staging_path.rglob("*.duckdb")
+    flip_row(store, segment, 17)
+
+    told = timestore("sql", "SELECT * FROM weather")
+
+    assert told.code is ExitCode.FAILED
+    assert f"segment {segment} cannot be read" in told.err
+    assert "Restore the file from a backup" in told.err
 
 
 def test_a_dataset_without_columns_yet_is_told(timestore: Run, installation: Install):

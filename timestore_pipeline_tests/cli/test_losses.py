@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
+from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -15,6 +18,20 @@ from timestore_pipeline_tests.cli.conftest import Finished
 
 Run = Callable[..., Finished]
 Install = Callable[..., Store]
+
+
+def test_what_lies_in_no_window_is_named(timestore: Run, installation: Install):
+    store = installation()
+    stage(store, "weather", hourly(1))
+    build(store)
+    keyed = hourly(1).append_column("window_key", pa.array(["nonsense"]))
+    write_deltalake(str(store.table("weather").root), keyed, mode="append")
+    assert follow_others(store, "weather")
+
+    shown = timestore("loss", "show", "weather")
+
+    assert shown.out == "weather: no row is missing\n"
+    assert "weather: 1 files of another program lie in no window of the dataset: window_key=nonsense/" in shown.err
 
 
 @pytest.mark.long

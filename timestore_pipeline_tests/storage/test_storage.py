@@ -62,6 +62,7 @@ def test_what_was_put_is_there_whole_under_its_key(storage: Storage):
     assert storage.fetch("a/one.bin").is_relative_to(storage.root)
     assert storage.size("c.bin") == 5
     assert storage.size("d.bin") is None
+    assert storage.size("c.bin/d.bin") is None
     assert {entry.key: entry.bytes for entry in storage.entries()} == {"a/one.bin": 3, "a/b/two é.bin": 0, "c.bin": 5}
     assert [entry.key for entry in storage.entries("a/b/")] == ["a/b/two é.bin"]
     assert list(storage.entries("nothing/")) == []
