@@ -72,6 +72,7 @@ class TableTitle:
 
     ``installation`` is None where it says nothing. ``commits`` are those of builds since the last one that the ledger
     knows as published, latest first. ``has_last`` is whether that one is in the table, ``empty`` whether nothing is.
+    ``last_sequence`` is that of the last build or fence; 0 where the commits say it, as none of them was cleaned up.
     """
 
     table_id: str
@@ -81,6 +82,7 @@ class TableTitle:
     commits: tuple[Commit, ...] = ()
     has_last: bool = True
     empty: bool = False
+    last_sequence: int = 0
 
 
 def objection_to(
@@ -108,6 +110,11 @@ def objection_to(
             f"this ledger does not know {len(unheard)} of its commits (version {versions}"
             f"{', …' if len(unheard) > _NAMED else ''}; the last one is of {unheard[0].owner or 'nobody'}), so the "
             "ledger is an older copy, or another one is at work on the same table"
+        )
+    if title.last_sequence > known.last_sequence:
+        return Objection.AHEAD, (
+            f"a build has committed to it that this ledger does not know (sequence {title.last_sequence}), and its log "
+            "entry was cleaned up, so the ledger is an older copy, or another one is at work on the same table"
         )
     if not title.has_last:
         lacking = known.last.table_version if known.last else None
@@ -356,19 +363,18 @@ def read_title(
     since = known.last.table_version if known.last and known.last.table_version is not None else 0
     wanted = version - since + 1
     commits = tuple(commits_of_builds(place, table, dataset, min(max(1, wanted), _MOST_UNHEARD)))
+    last = known.last
+    told = last is not None and (last.table_version, last.sequence) in {
+        (each.version, each.sequence) for each in commits
+    }
     return TableTitle(
         str(metadata.id),
         metadata.name,
         owner,
         version,
         commits,
-        has_last=known.last is None or wanted < 1 or _has(table, dataset, known.last, commits),
-        empty=known.last is None and owner is None and not live_files(table),
+        # Its entry was cleaned up; or the table is an older one, to which others have committed since.
+        has_last=last is None or wanted < 1 or told or last_sequence(table, dataset, last.lane) >= last.sequence,
+        empty=last is None and owner is None and not live_files(table),
+        last_sequence=0 if told else last_sequence(table, dataset),
     )
-
-
-def _has(table: DeltaTable, dataset: str, last: Build, commits: tuple[Commit, ...]) -> bool:
-    if any((commit.version, commit.sequence) == (last.table_version, last.sequence) for commit in commits):
-        return True
-    # Its entry was cleaned up; or the table is an older one, to which others have committed since.
-    return last_sequence(table, dataset, last.lane) >= last.sequence

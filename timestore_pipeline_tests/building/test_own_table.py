@@ -60,6 +60,16 @@ MORE = hourly(1, start=NEW_YEAR + timedelta(days=1), station="MORE")
 NEW = hourly(1, start=NEW_YEAR + timedelta(days=1), station="NEW")
 
 
+def another_program_compacts_and_cleans_up(store: Store) -> None:
+    """Leave of the log what a checkpoint needs."""
+    table = table_of(store)
+    table.optimize.compact()
+    table.create_checkpoint()
+    for entry in (store.table("weather").root / "_delta_log").glob("*.json"):
+        if int(entry.stem) < table.version():
+            entry.unlink()
+
+
 def flush(store: Store) -> None:
     build_windows(store, "weather", owner="the test")
 
@@ -100,12 +110,7 @@ class TestWhatATableSays:
         build(store)
         stage(store, "weather", LOST.append_column("wind", pa.array([1.5])))
         build(store)
-        table = table_of(store)
-        table.optimize.compact()
-        table.create_checkpoint()
-        for entry in (store.table("weather").root / "_delta_log").glob("*.json"):
-            if int(entry.stem) < table.version():
-                entry.unlink()
+        another_program_compacts_and_cleans_up(store)
 
         assert owner_of(table_of(store)) == store.ledger.identity
         OwnTable(store, "weather").opened()
@@ -134,6 +139,30 @@ class TestAnOlderLedger:
         assert published(store) == rows_of(FIRST, *since)
         with store.ledger.read() as tx:
             assert refused_tables(tx)["weather"].reason == "ahead"
+
+    @pytest.mark.parametrize("builds_before", [0, 1])
+    def test_it_is_refused_though_the_log_says_nothing_of_our_builds_any_more(self, store: Store, builds_before: int):
+        """Another program was the last that committed, and the entries before it were cleaned up."""
+        stage(store, "weather", FIRST)
+        if builds_before:
+            build(store)
+            stage(store, "weather", LOST)
+        night = copy_of_ledger(store)
+        build(store)
+        for table in (MORE, hourly(2, station="another")):
+            stage(store, "weather", table)
+            build(store)
+        expected = published(store)
+        another_program_compacts_and_cleans_up(store)
+        put_back(store, night)
+        before = state_of_folder(store.table("weather").root)
+
+        with pytest.raises(TableNotOurs, match=r"its log entry was cleaned up.*ledger rebuild") as raised:
+            flush(store)
+
+        assert raised.value.reason == Objection.AHEAD
+        assert state_of_folder(store.table("weather").root) == before
+        assert published(store) == expected
 
     def test_nothing_is_removed_or_merged_either(self, store: Store):
         for number in range(3):

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -48,6 +49,8 @@ def main() -> int:
 def _faults(wanted: int, seed: int, only: int | None) -> int:
     say(f"Soak of {wanted:,} faults with seed {seed} (repeat it with FAULTS={wanted} SEED={seed})")
     tally = Tally(wanted)
+    # Who ends it gets the table of what there was.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(tally, "wanted", 0))
     soak_by_rounds(tally, seed, Path.cwd(), only=only, say=say)
     say(*tally.table(), sep="\n")
     say(tally.rows())

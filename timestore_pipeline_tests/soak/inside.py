@@ -40,6 +40,7 @@ from timestore_pipeline_tests.soak.site import DATASETS, OTHERS, Site, Wrong
 
 
 def call_fails(site: Site, kind: Kind) -> None:
+    """Let calls that make files durable fail in the middle of a piece of work."""
     job = site.job("stage", "stage", "ingest", "flush", "flush", "compact", "maintain", *site.rare)
     most = 6 if job.name in ("stage", "ingest") else 14
     code = errno.EIO if kind is Kind.EIO else errno.ENOSPC
@@ -50,6 +51,7 @@ def call_fails(site: Site, kind: Kind) -> None:
 
 
 def disk_is_full(site: Site, kind: Kind) -> None:
+    """Leave a piece of work nothing of the disk, or too little; counted where it could not be done."""
     disk = site.disk
     assert disk
     job = site.job("stage", "ingest", "flush", "flush", "compact", *site.rare)
@@ -77,6 +79,7 @@ def _plan(site: Site, kind: Kind, lost: Kind) -> dict[int, bool]:
 
 
 def delta_commit_breaks(site: Site, kind: Kind) -> None:
+    """Let the commit of a build end with an error, now and then that of its fence too."""
     job = site.job("flush", "flush", "compact")
     plan = {1: kind is Kind.DELTA_LOST}
     if site.dice.random() < 0.4:
@@ -92,6 +95,7 @@ def delta_commit_breaks(site: Site, kind: Kind) -> None:
 
 
 def ledger_commit_breaks(site: Site, kind: Kind) -> None:
+    """Let commits to the ledger end with an error."""
     job = site.job("stage", "stage", "ingest", "flush", "flush", "compact", "maintain", *site.rare)
     plan = _plan(site, kind, Kind.LEDGER_LOST)
     site.attempt(
@@ -104,6 +108,7 @@ def ledger_commit_breaks(site: Site, kind: Kind) -> None:
 
 
 def clock_jumps(site: Site, kind: Kind) -> None:
+    """Set the clock in the middle of a piece of work; where its lease has run out by that, others may settle it."""
     job = site.job("stage", "ingest", "flush", "flush", "flush", "compact")
     hours = site.dice.choice((1, 48)) * (1 if kind is Kind.CLOCK_FORWARD else -1)
     others_settle = kind is Kind.CLOCK_FORWARD and site.dice.random() < 0.5
@@ -121,6 +126,7 @@ def clock_jumps(site: Site, kind: Kind) -> None:
 
 
 def another_program_works(site: Site, kind: Kind) -> None:
+    """Let another program commit to a table, between two pieces of work or in the middle of one."""
     if not has_table(site.store.table(PLAIN)):
         site.stage(*site.batches(1, PLAIN))
         site.flush(PLAIN)
@@ -153,10 +159,18 @@ def _append(site: Site, location: str, dataset: str) -> None:
 
 
 def _checkpoint(site: Site, location: str, dataset: str) -> None:
-    table = DeltaTable(location)
-    table.create_checkpoint()
+    DeltaTable(location).create_checkpoint()
     if site.dice.random() < 0.5:
-        table.cleanup_metadata()
+        # As a program does for which a short history is enough.
+        for entry in sorted((site.at["tables"] / dataset / "_delta_log").glob("*.json"))[:-1]:
+            entry.unlink()
+
+
+def cleaned_up_by_another_program(site: Site, dataset: str) -> None:
+    """Let another program be the last that commits to a table, and leave nothing of its history."""
+    location = site.store.table(dataset).location
+    for act in (_optimize, _checkpoint):
+        act(site, location, dataset)
 
 
 @contextmanager
@@ -176,6 +190,7 @@ def _away(site: Site, name: str, instead: str) -> Iterator[None]:
 
 
 def place_goes_away(site: Site, kind: Kind) -> None:
+    """Take a place away before a piece of work, which is refused and changes nothing, or in the middle of it."""
     name = {Kind.STAGING_AWAY: "staging", Kind.TABLES_AWAY: "tables", Kind.ARCHIVE_AWAY: "archive"}[kind]
     instead = site.dice.choice(("gone", "empty", "another's"))
     jobs = {"staging": ("stage", "ingest", "flush"), "tables": ("flush",), "archive": ("ingest",)}[name]
@@ -214,6 +229,7 @@ def _away_in_the_middle(site: Site, job: Job, name: str, instead: str, fired: Ca
 
 
 def requests_fail(site: Site, kind: Kind) -> None:
+    """Spoil some requests of a piece of work to the object store."""
     assert site.proxied
     job = site.job("stage", "flush", "flush", "ingest", "compact", "maintain")
     effects = {
@@ -222,7 +238,7 @@ def requests_fail(site: Site, kind: Kind) -> None:
         Kind.STORE_SLOW: (Effect.CUT, Effect.TRICKLE, Effect.HANG, Effect.HANG_AFTER),
     }[kind]
     faults = []
-    for _ in range(site.dice.randint(1, 3)):
+    for _ in range(site.dice.randint(2, 4)):
         effect = site.dice.choice(effects)
         operations = ("PUT", "PUT", "GET", "LIST") if effect is not Effect.CUT else ("GET",)
         if kind is Kind.STORE_LOST:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import CopyInPlace, TableNotOurs, TimestoreError
-from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.lifecycle.backup import back_up_ledger
 from timestore_pipeline.lifecycle.installation import change_identity
 from timestore_pipeline.staging.stage import stage
@@ -20,16 +17,17 @@ from timestore_pipeline_tests.installations import LedgerCopy, copy_of_ledger, p
 from timestore_pipeline_tests.soak.books import (
     DATASETS_YAML,
     PLAIN,
-    Batch,
+    Books,
 )
 from timestore_pipeline_tests.soak.faults import (
     Kind,
     Seen,
 )
+from timestore_pipeline_tests.soak.inside import cleaned_up_by_another_program
 from timestore_pipeline_tests.soak.jobs import (
     Job,
 )
-from timestore_pipeline_tests.soak.site import DATASETS, PLACES, Site, Wrong, settings_at
+from timestore_pipeline_tests.soak.site import DATASETS, PLACES, Site, Wrong, published, refused, settings_at
 
 
 def _back_up(site: Site) -> Path | LedgerCopy:
@@ -54,21 +52,25 @@ def _put_back(site: Site, backup: Path | LedgerCopy) -> None:
 
 
 def older_ledger(site: Site, kind: Kind) -> None:
+    """Put a backup of the ledger back over tables that have more, stage beside it, and make the ledger again."""
     if not site.backups or site.dice.random() < 0.5:
         site.backups.append(_back_up(site))
     backup = site.dice.choice(site.backups)
     site.publish_more()
     if site.dice.random() < 0.5:
         site.stage(*site.batches())
+    if site.dice.random() < 0.3:
+        cleaned_up_by_another_program(site, PLAIN)
     _put_back(site, backup)
     # Who stages is not held up, and may well send again what the older ledger has forgotten.
     site.stage(*site.batches(dataset=PLAIN))
     if site.dice.random() < 0.3:
         site.repeat()
-    _refused_until_rebuilt(site, kind)
+    _refused_until_rebuilt(site, kind, staged=True)
 
 
 def older_ledger_and_staging(site: Site, kind: Kind) -> None:
+    """Put a backup of ledger and staging back over tables that have more, and make the ledger again."""
     backup, staging = _back_up(site), site.folder / "staging-backup"
     shutil.copytree(site.at["staging"], staging)
     site.publish_more()
@@ -81,21 +83,16 @@ def older_ledger_and_staging(site: Site, kind: Kind) -> None:
     # What was neither published nor in the backup is gone, and its producers have it still.
     site.books.acked = [batch for batch in site.books.acked if batch not in lost]
     site.backups.clear()
-    _refused_until_rebuilt(site, kind)
+    _refused_until_rebuilt(site, kind, staged=False)
     site.stage(*lost)
 
 
-def _refused_until_rebuilt(site: Site, kind: Kind) -> None:
+def _refused_until_rebuilt(site: Site, kind: Kind, *, staged: bool) -> None:
+    """Look that nothing is done to a table that is newer than the ledger; ``staged``: there is something to flush."""
     table, segments = site.at["tables"] / PLAIN, site.at["staging"] / PLAIN
     before = state_of_folder(table), set(segments.glob("*"))
-    try:
+    with refused("an older ledger at a newer table", TableNotOurs) if staged else suppress(TableNotOurs):
         site.flush(PLAIN)
-    except TableNotOurs:
-        pass
-    else:
-        with site.store.ledger.read() as tx:
-            if queue_states(tx)[PLAIN].pending_rows:
-                raise Wrong("an older ledger was let at a newer table")
     site.do(Job("maintain"))
     if (state_of_folder(table), set(segments.glob("*"))) != before:
         raise Wrong("an older ledger was refused, and changed something")
@@ -120,18 +117,22 @@ def _copy(site: Site, **places: Path) -> Iterator[Store]:
 
 
 def copied(site: Site, kind: Kind) -> None:
+    """Copy the installation, and let the copy become one of its own that has every row and goes on."""
     if not site.books.acked:
         site.publish_more()
     with _copy(site) as copy:
-        before = site.state()
+        before, (batch,) = site.state(), site.batches(1, PLAIN)
+        books = Books([*site.books.acked, batch], site.books.foreign)
         if site.dice.random() < 0.5:
             site.stage(*site.batches())
             site.flush(PLAIN)
             before = site.state()
         change_identity(copy)
-        stage(copy, PLAIN, Batch(site.name, next(site.numbers), PLAIN).table())
+        stage(copy, PLAIN, batch.table())
         for dataset in DATASETS:
             build_windows(copy, dataset, owner="the copy")
+        if problems := books.problems(published(copy)):
+            raise Wrong(f"in a copy with an identity of its own: {problems}")
         if site.state() != before:
             raise Wrong("a copy with an identity of its own changed the original")
         if copy.ledger.identity == site.store.ledger.identity:
@@ -141,14 +142,16 @@ def copied(site: Site, kind: Kind) -> None:
 
 
 def copied_with_shared_tables(site: Site, kind: Kind) -> None:
+    """Copy the installation but for its tables, and let the copy try to use those of the original."""
     site.publish_more()
     with _copy(site, tables=site.at["tables"]) as copy:
         site.publish_more()
         before = site.state()
-        with pytest.raises(CopyInPlace):
+        with refused("a copy on the tables of the original", CopyInPlace):
             change_identity(copy)
-        stage(copy, PLAIN, Batch(site.name, next(site.numbers), PLAIN).table())
-        with pytest.raises(TableNotOurs):
+        (batch,) = site.batches(1, PLAIN)
+        stage(copy, PLAIN, batch.table())
+        with refused("a copy on the tables of the original", TableNotOurs):
             build_windows(copy, PLAIN, owner="the copy")
         if site.state() != before:
             raise Wrong("a copy on the tables of the original was refused, and changed something")
@@ -157,6 +160,7 @@ def copied_with_shared_tables(site: Site, kind: Kind) -> None:
 
 
 def second_installation(site: Site, kind: Kind) -> None:
+    """Let a new installation name our tables as its own."""
     if not site.books.acked:
         site.publish_more()
     home, before = site.folder / "stranger", site.facts()
@@ -165,14 +169,10 @@ def second_installation(site: Site, kind: Kind) -> None:
     places = {"staging": home / "staging", "tables": site.at["tables"], "archive": home / "archive"}
     stranger = settings_at(home, places, ledger_url="sqlite://")
     (batch,) = site.batches(1, PLAIN)
-    try:
-        with Store.open(stranger) as store:
-            stage(store, PLAIN, batch.table())
-            build_windows(store, PLAIN, owner="a stranger")
-    except TimestoreError as error:
-        site.told(kind, Seen.REFUSED, error)
-    else:
-        raise Wrong("a second installation was let at our tables")
+    with refused("a second installation on our tables", TimestoreError), Store.open(stranger) as store:
+        stage(store, PLAIN, batch.table())
+        build_windows(store, PLAIN, owner="a stranger")
+    site.told(kind, Seen.REFUSED)
     shutil.rmtree(home)
     if site.facts() != before:
         raise Wrong("a second installation was refused, and changed something")

@@ -69,6 +69,7 @@ def _other_process(site: Site, jobs: list[Job], plan: str | None) -> Iterator[An
 
 
 def killed_at_a_point(site: Site, kind: Kind) -> None:
+    """Kill a process at a crash point, now and then the one that settles what it has left, too."""
     job = site.job("stage", "ingest", "flush", "flush", "compact", "maintain", "retire")
     times = site.dice.choice((1, 1, 2))
     killed = _killed(site, kind, job, times)
@@ -88,6 +89,7 @@ def _killed(site: Site, kind: Kind, job: Job, times: int) -> bool:
 
 
 def killed_anywhere(site: Site, kind: Kind) -> None:
+    """Kill a process that does one piece of work after the other, at any moment."""
     script = [Job("stage", batches=site.batches()) for _ in range(3)]
     for dataset in site.dice.sample(DATASETS, 2):
         script.insert(site.dice.randrange(1, len(script) + 1), Job("flush", dataset))
@@ -102,18 +104,18 @@ def killed_anywhere(site: Site, kind: Kind) -> None:
 
 
 def stopped(site: Site, kind: Kind) -> None:
+    """Stop a process in the middle of its work, take it for dead, do its work and other work, and let it go on."""
     job = site.job("flush", "flush", "flush", "compact", "stage", "ingest")
     points = [point for point in POINTS[job.name] if point not in IN_A_TRANSACTION]
     plan = f"{site.dice.choice(points)}={signal.SIGSTOP.name}"
     meanwhile = site.dice.choice(("nothing", "again", "again", "more", "retire"))
-    stopped = False
     with _other_process(site, [job], plan) as process:
-        stopped = _wait_until_stopped(process)
-        if stopped:
+        is_stopped = _wait_until_stopped(process)
+        if is_stopped:
             settle_dead_builds(site.store, now=_FOREVER)
             _do_meanwhile(site, meanwhile, job)
             os.kill(process.pid, signal.SIGCONT)
-    if stopped:
+    if is_stopped:
         site.told(kind, Seen.REFUSED if process.exitcode else Seen.WENT_ON, f"meanwhile {meanwhile}")
     site.recover()
 

@@ -23,10 +23,10 @@ from timestore_pipeline_tests.soak.site import Site, Wrong
 from timestore_pipeline_tests.soak.tally import Tally
 from timestore_pipeline_tests.soak.workers import Soak
 
-ROUND_STEPS = 40
-"""Most steps of a round."""
+ROUND_STEPS = 24
+"""Most steps of a round: with each commit its tables take longer to open."""
 
-_CROWD_EVERY, _CROWD_KILLS, _CROWD_SECONDS = 32, 16, 300
+_CROWD_EVERY, _CROWD_KILLS, _CROWD_SECONDS = 64, 16, 300
 _DISK_MEGABYTES = 96
 _SAY_SECONDS = 30
 
@@ -40,7 +40,7 @@ def kind_of_round(number: int) -> str:
         return "crowd"
     if number % 8 == 3 and programs() is not None:
         return "postgresql"
-    return "s3" if number % 8 == 6 else "sqlite"
+    return "s3" if number % 16 == 6 else "sqlite"
 
 
 @contextmanager

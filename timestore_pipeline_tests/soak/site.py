@@ -19,6 +19,7 @@ from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import at
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import queue_states
@@ -28,6 +29,7 @@ from timestore_pipeline.lifecycle.audit import audit_rows
 from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
@@ -65,6 +67,30 @@ _SETTINGS = {"staging": "staging_directory", "tables": "tables_url", "archive": 
 
 class Wrong(Exception):
     """Something that must not be: a row too few or too many, an error that is none of ours, a refusal that acted."""
+
+
+@contextmanager
+def refused(what: str, error: type[TimestoreError]) -> Iterator[None]:
+    """Let what the block does be refused."""
+    try:
+        yield
+    except error:
+        return
+    raise Wrong(f"{what} was not refused")
+
+
+def published(store: Store) -> Mapping[str, Counter[Row]]:
+    """Return the rows as plain delta-rs reads them."""
+    found = {}
+    for dataset in DATASETS:
+        place, rows = store.table(dataset), []
+        if has_table(place):
+            names = ["id", "at", "value"][: 2 if dataset == PLAIN else 3]
+            table = DeltaTable(place.location).to_pyarrow_table(columns=names)
+            micros = table["at"].cast(pa.int64())
+            rows = [tuple(row[name] for name in names) for row in table.set_column(1, "at", micros).to_pylist()]
+        found[dataset] = Counter(rows)
+    return found
 
 
 def settings_at(home: Path, places: Mapping[str, Path | str], **more: Any) -> Settings:
@@ -122,6 +148,7 @@ class Site:
         self.rare = {"sqlite": ("retry", "rebuild"), "postgresql": ("retry",)}.get(kind, ())
 
     def open(self) -> None:
+        """Make the installation."""
         enter = self.resources.enter_context
         self.home, mounted = self.folder / "home", self.folder / "mnt"
         self.home.mkdir(parents=True)
@@ -143,9 +170,11 @@ class Site:
         self.resources.callback(lambda: self.store.close())  # noqa: PLW0108 - whichever is open then
 
     def reopen(self) -> None:
+        """Open it again, as another process does."""
         self.store = self.instances.used_by(Store.open(self.settings))
 
     def batches(self, most: int = 2, dataset: str | None = None) -> tuple[Batch, ...]:
+        """Draw up to ``most`` new batches."""
         return tuple(
             Batch(self.name, next(self.numbers), dataset or self.dice.choice(DATASETS))
             for _ in range(self.dice.randint(1, most))
@@ -177,24 +206,29 @@ class Site:
         return Job(name, dataset)
 
     def land(self, batch: Batch) -> None:
+        """Deliver a batch as a landing file, which waits."""
         self.books.doubts.append(batch)
         self.as_files.add(batch)
         self.landed[batch] = self.drop(batch)
 
     def drop(self, batch: Batch) -> Path:
+        """Write a landing file."""
         path = self.store.settings.landing_path / batch.dataset / f"{batch.number}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(batch.csv(), encoding="utf-8")
         return path
 
     def stage(self, *batches: Batch) -> None:
+        """Stage batches, which must succeed."""
         self.do(Job("stage", batches=batches))
 
     def flush(self, *datasets: str) -> None:
+        """Publish what is staged, of all datasets by default."""
         for dataset in datasets or DATASETS:
             self.do(Job("flush", dataset))
 
     def publish_more(self) -> None:
+        """Publish new rows, of the plain dataset in any case."""
         self.stage(*self.batches(dataset=PLAIN))
         self.flush(PLAIN)
         if self.dice.random() < 0.5:
@@ -210,6 +244,7 @@ class Site:
             WORK[job.name](self.store, job, self.acknowledged)
 
     def acknowledged(self, batch: Batch) -> None:
+        """Note that a batch must be there from now on."""
         self.books.doubts.remove(batch)
         self.books.acked.append(batch)
 
@@ -240,24 +275,37 @@ class Site:
         if self.dice.random() < 0.15:
             self.look("before it was settled")
         settle_dead_builds(self.store, owner_is_gone=lambda owner: True)
+        # Before the files: of a process that is killed, staging comes first, and the order of a key must be known.
+        for batch in [batch for batch in self.books.doubts if batch not in self.landed]:
+            stage(self.store, batch.dataset, batch.table(), batch_id=batch.batch_id)
+            self.acknowledged(batch)
         for _ in range(3):
             self.note_files_that_are_gone()
             if not self.landed:
                 break
             WORK["ingest"](self.store, Job("ingest"), self.acknowledged)
+        self.note_files_that_stay()
         if self.landed:
             raise Wrong(f"files wait that nobody takes: {sorted(self.landed.values())}")
-        for batch in tuple(self.books.doubts):
-            stage(self.store, batch.dataset, batch.table(), batch_id=batch.batch_id)
-            self.acknowledged(batch)
         if self.dice.random() < 0.1 and self.books.acked:
             self.repeat()
         if self.dice.random() < 0.1:
             self.look("after it was settled")
 
     def note_files_that_are_gone(self) -> None:
+        """A file that is not in the landing folder any more is acknowledged."""
         for batch, path in tuple(self.landed.items()):
             if not path.exists():
+                del self.landed[batch]
+                self.acknowledged(batch)
+
+    def note_files_that_stay(self) -> None:
+        """A file that could not be cleared away stays where it is, and its batch is acknowledged all the same."""
+        for batch, path in tuple(self.landed.items()):
+            batch_id = file_batch_id(file_fingerprint(path))
+            with self.store.ledger.read() as tx:
+                known = batch_id in known_batches(tx, batch.dataset, [batch_id])
+            if known:
                 del self.landed[batch]
                 self.acknowledged(batch)
 
@@ -273,6 +321,7 @@ class Site:
             stage(self.store, batch.dataset, batch.table(), batch_id=batch.batch_id)
 
     def readable(self) -> Mapping[str, Counter[Row]]:
+        """Return the rows as the read API gives them, those of other programs included."""
         if self.to_follow:
             follow_others(self.store, PLAIN)
             self.to_follow = False
@@ -284,22 +333,8 @@ class Site:
                 found[dataset] = Counter(rows)
         return found
 
-    def published(self) -> Mapping[str, Counter[Row]]:
-        """The rows as plain delta-rs reads them."""
-        found = {}
-        for dataset in DATASETS:
-            place = self.store.table(dataset)
-            rows = []
-            if has_table(place):
-                names = ["id", "at", "value"][: 2 if dataset == PLAIN else 3]
-                table = DeltaTable(place.location).to_pyarrow_table(columns=names)
-                at_ = table.column_names.index("at")
-                table = table.set_column(at_, "at", table["at"].cast(pa.int64()))
-                rows = [tuple(row[name] for name in names) for row in table.to_pylist()]
-            found[dataset] = Counter(rows)
-        return found
-
     def look(self, when: str) -> None:
+        """Raise :class:`Wrong` where the read API does not give every acknowledged row once."""
         problems = self.books.problems(self.readable())
         if problems:
             raise Wrong(f"{when}: {'; '.join(problems)}")
@@ -316,6 +351,7 @@ class Site:
         return files, {path for path in self.at.values() if path.exists()}, said
 
     def state(self) -> object:
+        """All files of the places with their content."""
         return {name: state_of_folder(path) for name, path in self.at.items()}
 
     def finish(self) -> None:
@@ -328,7 +364,7 @@ class Site:
                 pass
         if self.to_follow:
             follow_others(self.store, PLAIN)
-        found = self.published()
+        found = published(self.store)
         problems = self.books.problems(found)
         for dataset, rows in found.items():
             lost, more = self.books.difference(dataset, rows)
@@ -347,6 +383,7 @@ class Site:
             raise Wrong(f"at the end: {'; '.join(problems)}")
 
     def told(self, kind: Kind, seen: Seen, words: object = "") -> None:
+        """Count a fault, and tell it in the story."""
         self.tally.count(kind, seen)
         self.story.append(f"    {kind.name}: {seen} {words}")
 
