@@ -161,9 +161,10 @@ def discard_entry(store: Store, entry_id: int, by: str) -> QuarantineEntry:
     segment until its other rows are published and its retention has passed.
 
     Raises:
-        UnknownEntry, EntryNotOpen, LedgerError: as they say.
+        UnknownEntry, EntryNotOpen, PlaceError, LedgerError: as they say.
     """
     entry = open_entry(store, entry_id)
+    store.staging.require()  # else the decision would stand, and the bytes stay
     now = now_micros()
 
     def give_up(tx: Connection) -> bool:
