@@ -14,6 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, slow_down
@@ -127,7 +128,10 @@ def clock_jumps(site: Site, kind: Kind) -> None:
 
 def another_program_works(site: Site, kind: Kind) -> None:
     """Let another program commit to a table, between two pieces of work or in the middle of one."""
-    if not has_table(site.store.table(PLAIN)):
+    with site.store.ledger.read() as tx:
+        version = table_versions(tx).get(PLAIN)
+    if version is None:
+        # What others do to a table is read once a build of it was recorded.
         site.stage(*site.batches(1, PLAIN))
         site.flush(PLAIN)
     dataset = PLAIN if kind is Kind.APPENDED or not has_table(site.store.table(KEYED)) else site.dice.choice(DATASETS)
