@@ -429,7 +429,8 @@ class Settings(BaseSettings):
     query_max_seconds: Seconds = Field(
         default=3_600.0,
         description="How long a query may take, from its start to its last row: `timestore sql`, `Timestore.sql` and "
-        "`read`, the IO manager. 0 lets it go on for ever.",
+        "`read`, the IO manager. 0 lets it go on for ever. Where one function of DuckDB hears nothing of it, "
+        "`timestore sql` ends its process 5 s later; a process of your own goes on.",
     )
     query_max_spill_bytes: Count = Field(
         default=10_737_418_240,

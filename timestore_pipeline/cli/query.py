@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from timestore_pipeline.cli.output import Heading, print_table, warn
+from timestore_pipeline.cli.query_watch import QueryWatch, watched
 from timestore_pipeline.cli.wording import counted
 from timestore_pipeline.inert import json_escaped, visible_lines
 from timestore_pipeline.reading.rows import query_rows
@@ -42,18 +43,30 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
     Raises:
         QueryError: the query cannot be run.
     """
-    reader = query_rows(store, sql).to_reader(_BATCH_ROWS)
-    if output is Format.TABLE:
-        _print_table(reader, TABLE_ROWS if limit is None else limit)
-    elif output is Format.CSV:
-        _print_csv(reader.schema, _at_most(reader, limit))
-    else:
-        _print_json(_at_most(reader, limit))
+    with watched(store.settings) as watch:
+        with watch.call():
+            reader = query_rows(store, sql).to_reader(_BATCH_ROWS)
+        batches = _fetched(reader, watch)
+        if output is Format.TABLE:
+            _print_table(reader.schema, batches, TABLE_ROWS if limit is None else limit)
+        elif output is Format.CSV:
+            _print_csv(reader.schema, _at_most(batches, limit))
+        else:
+            _print_json(_at_most(batches, limit))
 
 
-def _at_most(reader: pa.RecordBatchReader, limit: int | None) -> Iterator[pa.RecordBatch]:
+def _fetched(reader: pa.RecordBatchReader, watch: QueryWatch) -> Iterator[pa.RecordBatch]:
+    while True:
+        with watch.call():
+            batch = next(reader, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _at_most(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
     left = math.inf if limit is None else limit
-    for batch in reader:
+    for batch in batches:
         if left <= 0:
             return
         kept = batch if batch.num_rows <= left else batch.slice(0, int(left))
@@ -61,12 +74,12 @@ def _at_most(reader: pa.RecordBatchReader, limit: int | None) -> Iterator[pa.Rec
         yield kept
 
 
-def _print_table(reader: pa.RecordBatchReader, limit: int) -> None:
+def _print_table(schema: pa.Schema, batches: Iterator[pa.RecordBatch], limit: int) -> None:
     # One more than is shown, to know whether there are more.
     rows: list[tuple[Any, ...]] = []
-    for batch in _at_most(reader, limit + 1):
+    for batch in _at_most(batches, limit + 1):
         rows.extend(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    headings = [Heading(field.name, right=_is_number(field.type)) for field in reader.schema]
+    headings = [Heading(field.name, right=_is_number(field.type)) for field in schema]
     print_table(headings, [[_as_text(value) for value in row] for row in rows[:limit]])
     if len(rows) > limit:
         warn(f"only {counted(limit, 'row')} shown; --limit shows more, --format csv or json all")

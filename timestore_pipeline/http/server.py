@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from timestore_pipeline.errors import SettingsError, TimestoreError
 from timestore_pipeline.http.app import LOOPBACK_NAMES, Api
@@ -86,6 +86,7 @@ class _Bounded(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._body: list[bytes] = []
+        self._unanswered: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -108,6 +109,10 @@ class _Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
         self.waiting.closed(self)
+        # uvicorn tells it to the last one alone; what answers another would write to what is closed, and fail.
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -128,6 +133,7 @@ class _Bounded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._unread = 0
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         # All that came at once is passed on at once: uvicorn would copy what is there for each piece of a chunked body.
@@ -145,6 +151,7 @@ class _Bounded(HttpToolsProtocol):
             super().on_body(body)
 
     def on_response_complete(self) -> None:
+        self._unanswered.pop(0)  # they are answered in their order
         super().on_response_complete()
         if not self._is_answering():
             self.waiting.add(self)

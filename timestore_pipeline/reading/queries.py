@@ -48,6 +48,7 @@ _RECURRING = "recurring"
 # What no deadline or bound of ours would say in words that help.
 _TOO_LONG = "exceeded maximum execution time"
 _SPILLS_TOO_MUCH = "max_temp_directory_size"
+_REFUSED_BY_THE_SYSTEM = ("bad allocation", "Allocation failure")
 
 _MOST_NAMED = 20
 
@@ -80,6 +81,12 @@ def unfinished(error: Exception, settings: Settings) -> QueryError:
             f"the query needs more memory than TIMESTORE_DUCKDB_MEMORY_LIMIT ({settings.duckdb_memory_limit}) and more "
             f"disk in {settings.temp_path} than it may use (TIMESTORE_QUERY_MAX_SPILL_BYTES, and half of what is free "
             "beyond TIMESTORE_STAGING_MIN_FREE_DISK_BYTES). Ask for less at a time, free some space, or raise them"
+        )
+    if any(words in reason for words in _REFUSED_BY_THE_SYSTEM):
+        return QueryError(
+            "the query needs more memory than its process may have: one of its functions makes too large a value. Ask "
+            "for less at a time; for 'timestore sql' TIMESTORE_DUCKDB_MEMORY_LIMIT "
+            f"({settings.duckdb_memory_limit}) says how much that is"
         )
     return QueryError(reason)
 

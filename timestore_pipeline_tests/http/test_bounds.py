@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import socket
 import threading
 import time
@@ -74,6 +75,21 @@ def test_who_sends_request_after_request_and_reads_no_answer_is_hung_up_on(share
 
     assert few.count(b"HTTP/1.1 200 ") == 5
     assert many.count(b"HTTP/1.1 ") < 100
+
+
+def test_a_client_that_goes_away_while_it_is_answered_is_no_error(make_server, caplog: pytest.LogCaptureFixture):
+    server = make_server()
+    ask = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with ExitStack() as stack:
+        for count in (1, 8, 50) * 5:
+            gone = stack.enter_context(socket.socket())
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_024)
+            gone.connect(("127.0.0.1", server.port))
+            gone.sendall(ask * count)
+    with server.client() as client:
+        assert client.get("/metrics").status_code == 200  # asked after them all, and answered one at a time
+
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 def test_a_body_in_tiny_pieces_is_put_together_once(shared: Server, monkeypatch: pytest.MonkeyPatch):
