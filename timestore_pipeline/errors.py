@@ -739,6 +739,22 @@ class TablesAway(TableError):
         )
 
 
+class SegmentsLost(LedgerError):
+    """The ledger that is to be replaced has staged rows whose segments are not there; nothing was done."""
+
+    def __init__(self, datasets: Sequence[tuple[str, int, str]]) -> None:
+        self.datasets = tuple(datasets)
+        named = "; ".join(
+            f"dataset {dataset!r} has {rows:,} staged rows of which the segments are not in {place}"
+            for dataset, rows, place in datasets
+        )
+        options = " ".join(f"--lost-segments {dataset}" for dataset, _, _ in datasets)
+        super().__init__(
+            f"{named}. Nothing was done: the new ledger would know nothing of these rows. Put the folder or the files "
+            f"back, or mount them. Where they are gone for good, say so with '{options}': these rows are lost."
+        )
+
+
 class TableNotOurs(TableError):
     """A table must not be written to: it is another installation's, or its log and the ledger contradict each other.
 
