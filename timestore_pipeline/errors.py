@@ -568,6 +568,21 @@ class PlaceUnreadable(PlaceError):
         super().__init__(name, location, f"cannot be looked at: {reason}", "Mend that; then all goes on by itself.")
 
 
+class SegmentsAway(PlaceError):
+    """The folder of a dataset's segments in staging is not the one that they were written to, and none is in it."""
+
+    def __init__(self, dataset: str, location: str, *, there: bool) -> None:
+        self.dataset = dataset
+        name = f"staging/{dataset}"
+        super().__init__(
+            name,
+            location,
+            "has neither its mark nor segments that the ledger knows there" if there else "is not there",
+            "Mount it or put it back; then all goes on by itself. If the segments are gone for good, run 'timestore "
+            f"installation adopt {name}': builds then set aside what cannot be read.",
+        )
+
+
 class NothingToRebuildFrom(PlaceError):
     """A lost ledger is made again from places that carry a mark, and one of them does not."""
 

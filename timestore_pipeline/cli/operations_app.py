@@ -219,14 +219,18 @@ def show_installation(as_json: AsJson = False) -> None:
 def adopt_places(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="PLACE", help="`staging`, `tables`, `archive`, `work`, or `tables/DATASET`: its table."),
+        typer.Argument(
+            metavar="PLACE",
+            help="`staging`, `tables`, `archive`, `work`, `tables/DATASET`: its table, `staging/DATASET`: segments.",
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Take what is at a place for this installation's from now on: where the old one is gone for good, or is another's.
 
     `tables/DATASET` gives up a table that is gone: what segments still have of its rows is published again, the others
-    are lost. Nothing is removed. What another installation had is refused to it from then on.
+    are lost. `staging/DATASET` takes its folder of segments as it is: those that are gone go to quarantine. Nothing is
+    removed. What another installation had is refused to it from then on.
     """
     from timestore_pipeline.cli.installation import adopt_all, question
     from timestore_pipeline.store import Store
