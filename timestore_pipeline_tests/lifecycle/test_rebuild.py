@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from timestore_pipeline.building import manifests
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.manifests import MANIFEST_FOLDER, read_manifests
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchConflict,
     LedgerError,
@@ -585,6 +586,28 @@ class TestWhatIsSaidOrRefused:
 
         with pytest.raises(TableError, match="is there, so it is not given up"):
             rebuild_ledger(store.settings, by="ann@host", lost_tables=["weather"])
+
+    def test_a_ledger_that_was_moved_aside_is_put_back_where_no_other_could_be_made(
+        self, store: Store, make_store: MakeStore
+    ):
+        stage(store, "weather", hourly(3))
+        build(store)
+        stage(store, "weather", hourly(2, station="LGA"))
+        store.close()
+
+        def run_out() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with at(CrashPoint.LEDGER_REBUILT, run_out), pytest.raises(LedgerError, match="Too many open files"):
+            rebuilt(store, replace_existing=True)
+
+        file = ledger_file(store.settings)
+        assert file is not None
+        assert list(file.parent.glob("*.replaced-*")) == []
+        with make_store() as again:
+            assert readable(again) == rows_of(hourly(3), hourly(2, station="LGA"))
+        assert rebuilt(store, replace_existing=True).complete
+        assert readable(make_store()) == rows_of(hourly(3), hourly(2, station="LGA"))
 
     @pytest.mark.parametrize("left", ["nothing", "an empty folder", "newer rows"])
     def test_a_ledger_is_not_replaced_while_staged_segments_are_away(

@@ -112,6 +112,28 @@ def rebuild_ledger(
     if replace_existing:
         _look_before_replacing(settings, datasets, connect, identity, take_over, lost_tables, lost_segments)
         moved = move_ledger_aside(settings)
+    try:
+        restored, location = _make_again(
+            settings, datasets, connect, identity, adopt, take_over, lost_tables, by, progress
+        )
+    except Exception:
+        _put_ledger_back(settings, moved)
+        raise
+    return Rebuilt(location, tuple(restored), moved)
+
+
+def _make_again(
+    settings: Settings,
+    datasets: Datasets,
+    connect: Connect,
+    identity: str,
+    adopt: bool,
+    take_over: bool,
+    lost_tables: Collection[str],
+    by: str,
+    progress: Callable[[str], None],
+) -> tuple[list[RestoredDataset], str]:
+    """Open a new ledger and enter all that is found; return it with where the ledger is."""
     ledger = Ledger.open(
         settings.resolved_ledger_url,
         busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
@@ -135,7 +157,7 @@ def rebuild_ledger(
         ) from error
     finally:
         store.close()
-    return Rebuilt(ledger.location, tuple(restored), moved)
+    return restored, ledger.location
 
 
 def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> str:
@@ -216,6 +238,25 @@ def move_ledger_aside(settings: Settings) -> Path | None:
     except OSError as error:
         raise LedgerError(f"the ledger {file} cannot be moved aside: {error.strerror or error}") from error
     return target
+
+
+def _put_ledger_back(settings: Settings, moved: Path | None) -> None:
+    """Give a ledger that was moved aside its name again, in place of the one that could not be made.
+
+    Its own error is what matters to whoever asked: where this fails too, the old one stays where it was moved to.
+    """
+    file = ledger_file(settings)
+    if moved is None or file is None:
+        return
+    with suppress(OSError):
+        for suffix in ("-wal", "-shm", ""):
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+        # The database last: with its log missing it would be an older one.
+        for suffix in ("-wal", "-shm", ""):
+            part = moved.with_name(moved.name + suffix)
+            if part.exists():
+                part.rename(file.with_name(file.name + suffix))
+        fsync_path(file.parent)
 
 
 def _refuse_if_in_use(ledger: Ledger, tx: Connection) -> None:
