@@ -568,6 +568,21 @@ class PlaceUnreadable(PlaceError):
         super().__init__(name, location, f"cannot be looked at: {reason}", "Mend that; then all goes on by itself.")
 
 
+class SegmentsAway(PlaceError):
+    """The folder of a dataset's segments in staging is not the one that they were written to, and none is in it."""
+
+    def __init__(self, dataset: str, location: str, *, there: bool) -> None:
+        self.dataset = dataset
+        name = f"staging/{dataset}"
+        super().__init__(
+            name,
+            location,
+            "has neither its mark nor segments that the ledger knows there" if there else "is not there",
+            "Mount it or put it back; then all goes on by itself. If the segments are gone for good, run 'timestore "
+            f"installation adopt {name}': builds then set aside what cannot be read.",
+        )
+
+
 class NothingToRebuildFrom(PlaceError):
     """A lost ledger is made again from places that carry a mark, and one of them does not."""
 
@@ -736,6 +751,22 @@ class TablesAway(TableError):
             f"{named}. Nothing was done: what segments still have would be staged again, and its rows be there twice "
             "once the table is back. Mount or restore it. Where it is gone for good, say so with "
             f"'{options}': what segments still have of its rows is published again, the others are lost."
+        )
+
+
+class SegmentsLost(LedgerError):
+    """The ledger that is to be replaced has staged rows whose segments are not there; nothing was done."""
+
+    def __init__(self, datasets: Sequence[tuple[str, int, str]]) -> None:
+        self.datasets = tuple(datasets)
+        named = "; ".join(
+            f"dataset {dataset!r} has {rows:,} staged rows of which the segments are not in {place}"
+            for dataset, rows, place in datasets
+        )
+        options = " ".join(f"--lost-segments {dataset}" for dataset, _, _ in datasets)
+        super().__init__(
+            f"{named}. Nothing was done: the new ledger would know nothing of these rows. Put the folder or the files "
+            f"back, or mount them. Where they are gone for good, say so with '{options}': these rows are lost."
         )
 
 

@@ -29,18 +29,26 @@ from functools import cached_property
 from pathlib import Path
 
 from timestore_pipeline.clock import now_micros
-from timestore_pipeline.errors import PlaceError, PlaceForeign, PlaceMissing, PlaceUnreadable, StorageError
+from timestore_pipeline.errors import (
+    PlaceError,
+    PlaceForeign,
+    PlaceMissing,
+    PlaceUnreadable,
+    SegmentsAway,
+    StorageError,
+)
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.installation import (
     datasets_with_tables,
     marked_places,
     newest_segments,
+    newest_segments_of,
     remember_place,
 )
 from timestore_pipeline.locations import ObjectUrl
 from timestore_pipeline.settings import AfterIngest, Settings, variable_name
 from timestore_pipeline.storage import Storage, open_storage
-from timestore_pipeline.storage.marks import mark_key, put_mark, read_mark
+from timestore_pipeline.storage.marks import SEGMENTS_MARK, mark_key, put_mark, read_mark
 from timestore_pipeline.storage.owned import OwnedStorage
 from timestore_pipeline.storage.table_folder import has_table
 
@@ -251,6 +259,7 @@ class Places:
         self._places: dict[PlaceName, Place] = {}
         self._marked: set[str] = set()
         self._lock = threading.RLock()
+        self._folders_believed_until: dict[str, float] = {}
 
     def __getitem__(self, name: PlaceName) -> Place:
         with self._lock:
@@ -308,6 +317,57 @@ class Places:
         if known or not uses_work(self.settings):
             with suppress(StorageError, OSError):
                 self.mark_new()
+
+    def require_segments(self, dataset: str) -> None:
+        """Refuse to go on where the folder of a dataset's segments is another one than they were written to.
+
+        One in which the ledger knows segments has the mark, or some of these, from a version that set none.
+
+        Raises:
+            SegmentsAway: it has neither.
+            PlaceError: staging is missing or foreign, or cannot be looked at.
+            LedgerError: the ledger cannot be read.
+        """
+        staging = self[PlaceName.STAGING].storage
+        staging.require()
+        if self._has_segments_mark(dataset):
+            return
+        with self.ledger.read() as tx:
+            known = newest_segments_of(tx, dataset, _LOOKED_FOR)
+        if known and all(staging.size(path) is None for path in known):
+            there = staging.local is None or (staging.local / dataset).is_dir()
+            raise SegmentsAway(dataset, staging.shown(dataset), there=there)
+
+    def claim_segments(self, dataset: str) -> None:
+        """Refuse as :meth:`require_segments`, and mark a folder that has no mark, before a segment is written there.
+
+        Raises:
+            PlaceError: as it says.
+            StorageError, OSError: the mark cannot be written.
+            LedgerError: the ledger cannot be read.
+        """
+        self.require_segments(dataset)
+        if not self._has_segments_mark(dataset):
+            self.mark_segments(dataset)
+
+    def mark_segments(self, dataset: str) -> None:
+        """Take the folder of a dataset's segments as it is, by giving it the mark.
+
+        Raises:
+            StorageError, OSError: it cannot be written.
+        """
+        with suppress(FileExistsError):
+            self[PlaceName.STAGING].storage.create(f"{dataset}/{SEGMENTS_MARK}", b"")
+
+    def _has_segments_mark(self, dataset: str) -> bool:
+        if time.monotonic() < self._folders_believed_until.get(dataset, 0.0):
+            return True
+        staging = self[PlaceName.STAGING].storage
+        if staging.size(f"{dataset}/{SEGMENTS_MARK}") is None:
+            return False
+        if staging.local is None:
+            self._folders_believed_until[dataset] = time.monotonic() + _BELIEVED_SECONDS
+        return True
 
     def is_usable(self, name: PlaceName) -> bool:
         """Whether a place is neither missing nor foreign, and can be looked at."""

@@ -162,7 +162,7 @@ def _build_once(
     if known is None:
         return None  # nothing was ever staged
     # Both before anything is claimed: what is not mounted costs no attempt.
-    store.staging.require()
+    store.places.require_segments(dataset)
     prepare_table(store, spec, known)
     check_disk(store, store.table(dataset).root)
     now = now_micros()

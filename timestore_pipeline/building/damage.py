@@ -48,10 +48,10 @@ def set_unreadable_aside(store: Store, dataset: str) -> list[QuarantineEntry]:
         An entry for each damaged segment; none where all can be read, so that something else is wrong.
 
     Raises:
-        PlaceError: staging is not there, so nothing can be said of its segments.
+        PlaceError: staging or the dataset's folder in it is not there, so nothing can be said of its segments.
     """
     spec = store.datasets[dataset]
-    store.staging.require()
+    store.places.require_segments(dataset)
     with store.ledger.read() as tx:
         pieces = unclaimed_slices(tx, dataset)
     entries = []

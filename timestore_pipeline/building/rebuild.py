@@ -85,7 +85,7 @@ def rebuild_windows(
         columns = dataset_columns(tx, spec)
     if columns is None:
         return None
-    store.staging.require()
+    store.places.require_segments(dataset)
     prepare_table(store, spec, columns)
     check_disk(store, store.table(dataset).root)
     from_start, to_start = first.start_micros if first else None, last.start_micros if last else None

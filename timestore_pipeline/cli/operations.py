@@ -140,7 +140,13 @@ def removal_in_words(removal: Removal) -> str:
 
 
 def rebuild_the_ledger(
-    *, replace_existing: bool, adopt: bool, take_over: bool, lost_tables: Collection[str], as_json: bool
+    *,
+    replace_existing: bool,
+    adopt: bool,
+    take_over: bool,
+    lost_tables: Collection[str],
+    lost_segments: Collection[str],
+    as_json: bool,
 ) -> ExitCode:
     """Make the ledger again; what could not be restored is said on stderr and fails the command.
 
@@ -155,6 +161,7 @@ def rebuild_the_ledger(
         adopt=adopt,
         take_over=take_over,
         lost_tables=lost_tables,
+        lost_segments=lost_segments,
     )
     if as_json:
         print_json(

@@ -167,6 +167,14 @@ def rebuild(
         list[str] | None,
         typer.Option("--lost-table", metavar="DATASET", help="Also without this dataset's table: it is gone for good."),
     ] = None,
+    lost_segments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lost-segments",
+            metavar="DATASET",
+            help="Also without this dataset's segments that the replaced ledger has as staged: their rows are lost.",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything is replaced or taken over.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -174,7 +182,7 @@ def rebuild(
 
     Every acknowledged row is readable once afterwards. Counters start from 0, limits and pauses set at run time are
     gone, and the history of builds is one entry per dataset. Refused while staging or tables are not there, or the
-    table of one dataset.
+    table or the staged segments of one dataset.
     """
     from timestore_pipeline.cli.operations import rebuild_the_ledger
 
@@ -183,7 +191,12 @@ def rebuild(
     if take_over and not yes:
         _ask("The tables become this installation's, and whoever has them now can write to them no more. Go on?")
     code = rebuild_the_ledger(
-        replace_existing=replace, adopt=adopt, take_over=take_over, lost_tables=lost_tables or (), as_json=as_json
+        replace_existing=replace,
+        adopt=adopt,
+        take_over=take_over,
+        lost_tables=lost_tables or (),
+        lost_segments=lost_segments or (),
+        as_json=as_json,
     )
     raise typer.Exit(code)
 
@@ -206,14 +219,18 @@ def show_installation(as_json: AsJson = False) -> None:
 def adopt_places(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="PLACE", help="`staging`, `tables`, `archive`, `work`, or `tables/DATASET`: its table."),
+        typer.Argument(
+            metavar="PLACE",
+            help="`staging`, `tables`, `archive`, `work`, `tables/DATASET`: its table, `staging/DATASET`: segments.",
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Take what is at a place for this installation's from now on: where the old one is gone for good, or is another's.
 
     `tables/DATASET` gives up a table that is gone: what segments still have of its rows is published again, the others
-    are lost. Nothing is removed. What another installation had is refused to it from then on.
+    are lost. `staging/DATASET` takes its folder of segments as it is: those that are gone go to quarantine. Nothing is
+    removed. What another installation had is refused to it from then on.
     """
     from timestore_pipeline.cli.installation import adopt_all, question
     from timestore_pipeline.store import Store

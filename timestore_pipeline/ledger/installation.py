@@ -14,6 +14,7 @@ from timestore_pipeline.ledger.upserts import insert_unless_there, upsert
 
 _IDENTITY_BYTES = 16
 _ONLY_ROW = 1
+_IN_THEIR_FOLDER = (segments.c.unlinked_at.is_(None), segments.c.quarantined_at.is_(None))
 
 
 def read_identity(tx: Connection) -> str | None:
@@ -59,6 +60,18 @@ def newest_segments(tx: Connection, limit: int) -> list[str]:
     """Return the paths of the newest segments that are to be in staging."""
     there = segments.c.unlinked_at.is_(None)
     return list(tx.execute(select(segments.c.path).where(there).order_by(segments.c.id.desc()).limit(limit)).scalars())
+
+
+def datasets_with_segments(tx: Connection) -> list[str]:
+    """Return the names of the datasets that have segments that are to be in their folders."""
+    some = select(segments.c.id).where(segments.c.dataset == datasets.c.name, *_IN_THEIR_FOLDER).exists()
+    return list(tx.execute(select(datasets.c.name).where(some).order_by(datasets.c.name)).scalars())
+
+
+def newest_segments_of(tx: Connection, dataset: str, limit: int) -> list[str]:
+    """Return the paths of the newest segments that are to be in the dataset's folder."""
+    there = (segments.c.dataset == dataset, *_IN_THEIR_FOLDER)
+    return list(tx.execute(select(segments.c.path).where(*there).order_by(segments.c.id.desc()).limit(limit)).scalars())
 
 
 def datasets_with_tables(tx: Connection) -> list[str]:

@@ -18,6 +18,7 @@ from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import CopyInPlace, UnknownPlace
 from timestore_pipeline.ledger.installation import (
+    datasets_with_segments,
     datasets_with_tables,
     forget_place,
     marked_places,
@@ -25,6 +26,7 @@ from timestore_pipeline.ledger.installation import (
     remember_place,
     set_identity,
 )
+from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.places import Place, PlaceName, PlaceState
 from timestore_pipeline.storage.marks import replace_mark
 from timestore_pipeline.storage.table_folder import has_table
@@ -34,7 +36,7 @@ from timestore_pipeline.store import Store
 def adopt(store: Store, name: str) -> str:
     """Take what is at a place for this installation's from now on, whatever it is; return in a sentence what was done.
 
-    ``tables/<dataset>`` gives up a table that is gone.
+    ``tables/<dataset>`` gives up a table that is gone, ``staging/<dataset>`` takes its folder of segments as it is.
 
     Raises:
         UnknownPlace: it has no such place.
@@ -51,6 +53,13 @@ def adopt(store: Store, name: str) -> str:
         lost = give_up_table(store, dataset)
         again, gone = (lost.rows_staged_again, lost.rows_gone) if lost else (0, 0)
         return f"{name}: given up; {again:,} rows are staged again from segments, {gone:,} rows are lost"
+    if dataset and kind == PlaceName.STAGING:
+        with store.ledger.read() as tx:
+            datasets = known_datasets(tx)
+        if dataset not in datasets:
+            raise UnknownPlace(name, [*known, *(f"staging/{each}" for each in datasets)])
+        store.places.mark_segments(dataset)
+        return f"{name}: {store.staging.shown(dataset)} is where its segments are from now on"
     if name not in known:
         raise UnknownPlace(name, known)
     place = store.places[PlaceName(name)]
@@ -61,6 +70,11 @@ def adopt(store: Store, name: str) -> str:
     replace_mark(place.raw, name, store.ledger.identity)
     if place.name is not PlaceName.WORK:
         store.places.remember(place)
+    if place.name is PlaceName.STAGING:
+        with store.ledger.read() as tx:
+            datasets = datasets_with_segments(tx)
+        for dataset in datasets:
+            store.places.mark_segments(dataset)
     store.prepare_local_folders()
     return f"{name}: {found.location} belongs to this installation now"
 

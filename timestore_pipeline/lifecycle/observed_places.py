@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from timestore_pipeline.errors import StorageError, TableGone
+from timestore_pipeline.errors import SegmentsAway, StorageError, TableGone
+from timestore_pipeline.ledger.installation import datasets_with_segments
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.places import Place, PlaceName, Places, hurried
 from timestore_pipeline.storage.table_folder import has_table
@@ -15,12 +16,12 @@ UNREACHABLE = "unreachable"
 """The state of a place that cannot be looked at."""
 
 GONE = "gone"
-"""The state of a table that is not where it was."""
+"""The state of a table, or of the segments of a dataset, that are not where they were."""
 
 
 @dataclass(frozen=True)
 class ObservedPlace:
-    """What was found of a place, or of a table that is gone; without a problem it may be used."""
+    """What was found of a place, or of a table or segments that are gone; without a problem it may be used."""
 
     name: str
     location: str
@@ -51,7 +52,7 @@ def observe_places(
     if versions is None:
         with store.ledger.read() as tx:
             versions = table_versions(tx)
-    return [*places, *_gone_tables(store, versions)]
+    return [*places, *_gone_tables(store, versions), *_segments_away(store, local_only=local_only)]
 
 
 def _observed(places: Iterable[Place]) -> Iterator[ObservedPlace]:
@@ -81,6 +82,20 @@ def _gone_tables(store: Store, versions: Mapping[str, int | None]) -> Iterator[O
         error = TableGone(name, place.location, version)
         yield ObservedPlace(f"tables/{name}", place.location, GONE, f"has no table, and was at version {version}",
                             error.remedy)  # fmt: skip
+
+
+def _segments_away(store: Store, *, local_only: bool) -> Iterator[ObservedPlace]:
+    if local_only and store.staging.local is None:
+        return
+    with store.ledger.read() as tx:
+        datasets = datasets_with_segments(tx)
+    for name in datasets:
+        try:
+            store.places.require_segments(name)
+        except SegmentsAway as error:
+            yield ObservedPlace(error.name, error.location, GONE, error.reason, error.remedy)
+        except (StorageError, OSError):
+            return  # staging says so
 
 
 def problems_in_words(places: Iterable[ObservedPlace]) -> list[str]:

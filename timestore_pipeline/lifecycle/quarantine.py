@@ -422,6 +422,7 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
         return Retried(_now(store, entry), 0, left)
     target = kept if damaged else home
     if best != target:
+        store.places.claim_segments(entry.dataset)
         staging.link(best, target)
 
     def give_back(tx: Connection) -> bool:

@@ -34,6 +34,7 @@ from timestore_pipeline.lifecycle.quarantine import DECIDED_SUFFIX, marked_file
 from timestore_pipeline.staging.description import NotDescribed, read_refused_rows, read_segment
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage.marks import SEGMENTS_MARK
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
 from timestore_pipeline.storage.table_marks import unmark_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
@@ -117,7 +118,7 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
             _refuse_in_use(tx, dataset)
 
     store.ledger.transact(close)
-    store.staging.delete(*found.staged)
+    store.staging.delete(*found.staged, _mark(dataset))
     if found.table_keys:
         place = store.table(dataset)
         remove_whole_table(place, found.table_keys)
@@ -151,6 +152,7 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
         kept = segment_paths(tx, dataset) | {entry.path for entry in all_entries(tx) if entry.dataset == dataset}
         quarantined = open_entries(tx, dataset)
     entries = [entry for folder in _folders(dataset) for entry in store.staging.entries(f"{folder}/")]
+    entries = [entry for entry in entries if entry.key != _mark(dataset)]
     own = [entry for entry in entries if _is_own(store, dataset, entry.key, kept)]
     others = sorted({entry.key for entry in entries} - {entry.key for entry in own})
     staying = [store.staging.shown(key) for key in others]
@@ -202,6 +204,10 @@ def _refuse_in_use(tx: Connection, dataset: str) -> None:
 
 def _folders(dataset: str) -> tuple[str, str]:
     return dataset, f"{QUARANTINE_FOLDER}/{dataset}"
+
+
+def _mark(dataset: str) -> str:
+    return f"{dataset}/{SEGMENTS_MARK}"
 
 
 def _is_own(store: Store, dataset: str, key: str, kept: Iterable[str]) -> bool:

@@ -61,9 +61,10 @@ def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits
         IntakePaused: an operator stopped intake.
         StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
         GuardrailExceeded: a size guardrail in enforce mode is exceeded.
-        DiskFull, PlaceError: as :func:`check_disk`.
+        DiskFull, PlaceError: as :func:`check_disk`; or the folder of the dataset's segments is away.
     """
     check_disk(store)
+    store.places.require_segments(spec.name)
     with store.ledger.read() as tx:
         check_pause(tx, spec.name)
         limits = store.limits(tx, spec)

@@ -130,6 +130,7 @@ def write_segment(
 
     Raises:
         TooManyWindows: batches have rows in more; nothing is left behind.
+        PlaceError: staging, or the dataset's folder in it, is not the one that segments were written to before.
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
     segment_id = new_segment_id()
@@ -137,6 +138,7 @@ def write_segment(
     judge = Judge.of(
         spec, columns, store.settings.staging_max_future_ms, take_late=take_late, most_windows=most_windows
     )
+    store.places.claim_segments(spec.name)
     temporary = store.staging.scratch(key)
     try:
         filled = _fill(

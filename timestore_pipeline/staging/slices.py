@@ -45,12 +45,14 @@ def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: S
 
     Raises:
         SegmentUnreadable: it is missing or damaged.
+        PlaceError: the folder of the dataset's segments is away.
         StorageError: it cannot be fetched just now.
     """
     for attempt in range(_ATTEMPTS):
         try:
             path = store.staging.fetch(piece.path)
         except ObjectMissing as error:
+            store.places.require_segments(piece.dataset)
             raise SegmentUnreadable(piece.dataset, store.staging.shown(piece.path), error.reason) from error
         try:
             connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
@@ -60,7 +62,11 @@ def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: S
                 # The copy was evicted just now, or is damaged. Whoever reads from it keeps what he has open.
                 store.staging.forget(piece.path)
                 continue
-            reason = readable_reason(error) if path.exists() else "there is no such file"
+            if path.exists():
+                reason = readable_reason(error)
+            else:
+                store.places.require_segments(piece.dataset)
+                reason = "there is no such file"
             raise SegmentUnreadable(piece.dataset, store.staging.shown(piece.path), reason) from error
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from timestore_pipeline.building.build import build_windows
@@ -23,6 +24,8 @@ from timestore_pipeline.errors import (
     PlaceForeign,
     PlaceMissing,
     RebuildFromOthers,
+    SegmentsAway,
+    SegmentUnreadable,
     TableGone,
     UnknownPlace,
 )
@@ -39,7 +42,7 @@ from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_publish
 from timestore_pipeline.places import PlaceState, state_of
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.storage.marks import mark_key
+from timestore_pipeline.storage.marks import SEGMENTS_MARK, mark_key
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, hourly, ingest, lose_ledger, published, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
@@ -260,7 +263,7 @@ class TestStaging:
 
     def test_a_segment_that_is_gone_from_a_place_that_is_there_is_damage(self, published_and_staged: Store):
         store = published_and_staged
-        for path in (store.settings.staging_path / "weather").iterdir():
+        for path in (store.settings.staging_path / "weather").glob("*.duckdb"):
             path.unlink()
 
         with pytest.raises(Exception, match="no such file"):
@@ -268,6 +271,81 @@ class TestStaging:
         assert build_windows(store, "weather", owner="the test") is None
         with store.ledger.read() as tx:
             assert [entry.rows for entry in open_entries(tx)] == [3]
+
+
+class TestSegmentsOfOneDataset:
+    @pytest.mark.parametrize("instead", ["gone", "empty"])
+    def test_away_nothing_is_set_aside_and_all_goes_on_when_they_are_back(
+        self, published_and_staged: Store, drop: Callable[..., Path], instead: str
+    ):
+        store = published_and_staged
+        with store.ledger.read() as tx:
+            before = latest_builds(tx)["weather"]
+        with away(store.staging.root / "weather", instead):
+            for _ in range(4):
+                with pytest.raises(SegmentsAway, match="installation adopt staging/weather"):
+                    build(store)
+                with pytest.raises(SegmentsAway):
+                    stage(store, "weather", NEWER)
+            with pytest.raises(SegmentsAway):
+                readable(store)
+            assert [each.name for each in observe_places(store) if each.problem] == ["staging/weather"]
+            dropped = drop(store, "weather", "one.csv", WEATHER_CSV)
+            with pytest.raises(SegmentsAway):
+                ingest(store)
+            assert dropped.exists()
+            stage(store, "events", pa.table({"at": [1767225600000], "n": [1]}))
+            assert build_windows(store, "events", owner="the test") is not None
+            sweep_orphans(store, older_than_seconds=0)
+            with store.ledger.read() as tx:
+                assert latest_builds(tx)["weather"] == before
+                assert open_entries(tx) == []
+
+        ingest(store)
+        stage(store, "weather", NEWER)
+        build(store)
+        with store.ledger.read() as tx:
+            assert open_entries(tx) == []
+        assert published(store) == readable(store)
+        assert len(published(store)) == 5 + 3 + 3 + 2
+
+    def test_folders_of_versions_without_marks_are_marked_by_the_next_segment(self, published_and_staged: Store):
+        store = published_and_staged
+        mark = store.staging.root / "weather" / SEGMENTS_MARK
+        mark.unlink()
+        build(store)
+        stage(store, "weather", NEWER)
+
+        assert mark.exists()
+        assert readable(store) == rows_of(OLD, NEW, NEWER)
+
+    def test_gone_for_good_they_go_to_quarantine(self, published_and_staged: Store):
+        store = published_and_staged
+        shutil.rmtree(store.staging.root / "weather")
+
+        with pytest.raises(UnknownPlace):
+            adopt(store, "staging/unheard_of")
+        adopt(store, "staging/weather")
+        stage(store, "weather", NEWER)
+        with pytest.raises(SegmentUnreadable, match="no such file"):
+            readable(store)
+        build(store)
+
+        with store.ledger.read() as tx:
+            assert [entry.rows for entry in open_entries(tx)] == [3]
+        assert readable(store) == rows_of(OLD, NEWER)
+
+    @pytest.mark.server
+    def test_away_from_a_bucket(self, make_store: MakeStore, s3_bucket: Bucket):
+        store = make_store(staging_directory=f"{s3_bucket.url}/staging")
+        stage(store, "weather", OLD)
+        store.staging.delete(*[entry.key for entry in store.staging.entries("weather/")])
+        again = make_store(staging_directory=f"{s3_bucket.url}/staging")
+
+        with pytest.raises(SegmentsAway, match="has neither its mark"):
+            stage(again, "weather", NEW)
+        with pytest.raises(SegmentsAway):
+            build(again)
 
 
 class TestArchive:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,14 @@ from hypothesis import strategies as st
 from timestore_pipeline.building import manifests
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.manifests import MANIFEST_FOLDER, read_manifests
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchConflict,
     LedgerError,
     LedgerInUse,
     LedgerLost,
     NotRestored,
+    SegmentsLost,
     TableError,
     TablesAway,
     TimestoreError,
@@ -40,7 +43,7 @@ from timestore_pipeline.lifecycle.quarantine import discard_entry, retry_entry
 from timestore_pipeline.lifecycle.rebuilding.ledger import Rebuilt, ledger_file, rebuild_ledger
 from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.store import Store
+from timestore_pipeline.store import SEGMENT_SUFFIX, Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     Rows,
@@ -583,6 +586,84 @@ class TestWhatIsSaidOrRefused:
 
         with pytest.raises(TableError, match="is there, so it is not given up"):
             rebuild_ledger(store.settings, by="ann@host", lost_tables=["weather"])
+
+    def test_a_ledger_that_was_moved_aside_is_put_back_where_no_other_could_be_made(
+        self, store: Store, make_store: MakeStore
+    ):
+        stage(store, "weather", hourly(3))
+        build(store)
+        stage(store, "weather", hourly(2, station="LGA"))
+        store.close()
+
+        def run_out() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with at(CrashPoint.LEDGER_REBUILT, run_out), pytest.raises(LedgerError, match="Too many open files"):
+            rebuilt(store, replace_existing=True)
+
+        file = ledger_file(store.settings)
+        assert file is not None
+        assert list(file.parent.glob("*.replaced-*")) == []
+        with make_store() as again:
+            assert readable(again) == rows_of(hourly(3), hourly(2, station="LGA"))
+        assert rebuilt(store, replace_existing=True).complete
+        assert readable(make_store()) == rows_of(hourly(3), hourly(2, station="LGA"))
+
+    @pytest.mark.parametrize("left", ["nothing", "an empty folder", "newer rows"])
+    def test_a_ledger_is_not_replaced_while_staged_segments_are_away(
+        self, store: Store, make_store: MakeStore, left: str
+    ):
+        stage(store, "weather", hourly(3))
+        build(store)
+        stage(store, "weather", hourly(2, station="LGA"))
+        home = store.staging.root / "weather"
+        away = home.rename(home.parent.parent / "away")
+        if left != "nothing":
+            home.mkdir()
+        if left == "newer rows":  # as versions did that made the folder anew
+            for file in away.iterdir():
+                if file.suffix != SEGMENT_SUFFIX:
+                    shutil.copy(file, home)
+            stage(store, "weather", hourly(1, station="EWR"))
+        store.close()
+
+        for _ in range(2):
+            with pytest.raises(SegmentsLost, match=r"'weather' has 2 staged rows .*--lost-segments weather"):
+                rebuilt(store, replace_existing=True)
+        shutil.copytree(away, home, dirs_exist_ok=True)
+
+        assert rebuilt(store, replace_existing=True).complete
+        newer = [hourly(1, station="EWR")] if left == "newer rows" else []
+        assert readable(make_store()) == rows_of(hourly(3), hourly(2, station="LGA"), *newer)
+
+    def test_staged_segments_that_are_gone_for_good_may_be_given_up(self, store: Store, make_store: MakeStore):
+        stage(store, "weather", hourly(3))
+        build(store)
+        stage(store, "weather", hourly(2, station="LGA"))
+        shutil.rmtree(store.staging.root / "weather")
+        store.close()
+
+        rebuild_ledger(store.settings, by="ann@host", replace_existing=True, lost_segments=["weather"])
+
+        again = make_store()
+        stage(again, "weather", hourly(1, station="EWR"))
+        assert readable(again) == rows_of(hourly(3), hourly(1, station="EWR"))
+
+    def test_segments_that_were_published_since_an_older_ledger_are_not_missed(
+        self, store: Store, make_store: MakeStore, tmp_path: Path
+    ):
+        stage(store, "weather", hourly(3))
+        file = ledger_file(store.settings)
+        assert file is not None
+        with closing(sqlite3.connect(file)) as live, closing(sqlite3.connect(tmp_path / "older.sqlite")) as older:
+            live.backup(older)
+        build(store)
+        unlink_published_segments(store, retention_micros=0)
+        lose_ledger(store)
+        shutil.copy(tmp_path / "older.sqlite", file)
+
+        assert rebuilt(store, replace_existing=True).complete
+        assert readable(make_store()) == rows_of(hourly(3))
 
     def test_another_granularity_than_that_of_the_segments_is_refused(self, store: Store, make_store: MakeStore):
         stage(store, "weather", hourly(3))

@@ -8,7 +8,7 @@ killed leaves a ledger that is as empty as before.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from timestore_pipeline.errors import (
     LedgerInUse,
     NothingToRebuildFrom,
     RebuildFromOthers,
+    SegmentsLost,
     TimestoreError,
 )
 from timestore_pipeline.ledger import Ledger
@@ -35,6 +36,7 @@ from timestore_pipeline.ledger.registry import register
 from timestore_pipeline.ledger.restoring import lock_ledger
 from timestore_pipeline.lifecycle.rebuilding.dataset import RestoredDataset, Restoring
 from timestore_pipeline.lifecycle.rebuilding.evidence import (
+    Evidence,
     datasets_with_files,
     gather,
     give_up_tables,
@@ -71,6 +73,7 @@ def rebuild_ledger(
     adopt: bool = False,
     take_over: bool = False,
     lost_tables: Collection[str] = (),
+    lost_segments: Collection[str] = (),
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Rebuilt:
     """Make the ledger again where it is gone or empty; nothing else of the installation may run meanwhile.
@@ -87,6 +90,7 @@ def rebuild_ledger(
         adopt: take places without a mark for this installation's: somebody has looked that they are all there.
         take_over: let tables that are another installation's become this one's.
         lost_tables: datasets whose tables are gone for good: what segments still have of their rows is staged again.
+        lost_segments: datasets of which segments that the replaced ledger has as staged are gone for good.
         progress: gets a sentence for each dataset.
 
     Raises:
@@ -95,6 +99,7 @@ def rebuild_ledger(
         LedgerError: it cannot be opened or written, or a file not read or synced; nothing was entered.
         TableNotOurs: a table is another installation's; nothing was done.
         TablesAway: a table is not there that a dataset has, and nobody has said that it is lost; nothing was done.
+        SegmentsLost: segments with staged rows are not there, and nobody has said that they are lost; nothing was done.
         TableError: a table cannot be read, so nobody can say what is published; nothing was entered.
         SettingsError, DatasetsFileError: as they say.
     """
@@ -105,8 +110,30 @@ def rebuild_ledger(
     connect = connect or connector(settings)
     moved = None
     if replace_existing:
-        _look_before_replacing(settings, datasets, connect, identity, take_over, lost_tables)
+        _look_before_replacing(settings, datasets, connect, identity, take_over, lost_tables, lost_segments)
         moved = move_ledger_aside(settings)
+    try:
+        restored, location = _make_again(
+            settings, datasets, connect, identity, adopt, take_over, lost_tables, by, progress
+        )
+    except Exception:
+        _put_ledger_back(settings, moved)
+        raise
+    return Rebuilt(location, tuple(restored), moved)
+
+
+def _make_again(
+    settings: Settings,
+    datasets: Datasets,
+    connect: Connect,
+    identity: str,
+    adopt: bool,
+    take_over: bool,
+    lost_tables: Collection[str],
+    by: str,
+    progress: Callable[[str], None],
+) -> tuple[list[RestoredDataset], str]:
+    """Open a new ledger and enter all that is found; return it with where the ledger is."""
     ledger = Ledger.open(
         settings.resolved_ledger_url,
         busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
@@ -130,7 +157,7 @@ def rebuild_ledger(
         ) from error
     finally:
         store.close()
-    return Rebuilt(ledger.location, tuple(restored), moved)
+    return restored, ledger.location
 
 
 def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> str:
@@ -213,6 +240,25 @@ def move_ledger_aside(settings: Settings) -> Path | None:
     return target
 
 
+def _put_ledger_back(settings: Settings, moved: Path | None) -> None:
+    """Give a ledger that was moved aside its name again, in place of the one that could not be made.
+
+    Its own error is what matters to whoever asked: where this fails too, the old one stays where it was moved to.
+    """
+    file = ledger_file(settings)
+    if moved is None or file is None:
+        return
+    with suppress(OSError):
+        for suffix in ("-wal", "-shm", ""):
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+        # The database last: with its log missing it would be an older one.
+        for suffix in ("-wal", "-shm", ""):
+            part = moved.with_name(moved.name + suffix)
+            if part.exists():
+                part.rename(file.with_name(file.name + suffix))
+        fsync_path(file.parent)
+
+
 def _refuse_if_in_use(ledger: Ledger, tx: Connection) -> None:
     known = lock_ledger(tx)
     if known:
@@ -278,6 +324,7 @@ def _look_before_replacing(
     identity: str,
     take_over: bool,
     lost_tables: Collection[str],
+    lost_segments: Collection[str],
 ) -> None:
     """Read all that a rebuild needs, and change nothing: a ledger that nothing else can stand in for is not moved."""
     file = ledger_file(settings)
@@ -286,8 +333,60 @@ def _look_before_replacing(
     ledger = Ledger.open("sqlite://", identity=identity)
     with Store(settings, datasets, ledger, connect, writer_pool(settings, connect)) as store:
         refuse_tables_away(store, _tables_known_to(file), lost_tables)
-        for name in sorted(datasets_with_files(store)):
-            gather(store, name, fence=False, take_over=take_over)
+        found = {
+            name: gather(store, name, fence=False, take_over=take_over) for name in sorted(datasets_with_files(store))
+        }
+        _refuse_segments_lost(store, _staged_by(file), found, lost_segments)
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A slice that waits to be published, by the ledger that is replaced."""
+
+    dataset: str
+    segment_id: str
+    window_start: int
+    rows: int
+    path: str
+
+
+def _staged_by(file: Path | None) -> list[_Staged]:
+    """Return what is staged by the file of a ledger; nothing where that is missing or damaged."""
+    if file is None or not file.exists():
+        return []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        rows = connection.execute(
+            "SELECT slices.dataset, segment_id, window_start, slices.rows, path FROM slices "
+            "JOIN segments ON segments.id = segment_id WHERE slices.published_at IS NULL AND quarantine_id IS NULL"
+        )
+        return [_Staged(*row) for row in rows]
+    return []
+
+
+def _refuse_segments_lost(
+    store: Store, staged: Collection[_Staged], found: Mapping[str, Evidence], lost: Collection[str]
+) -> None:
+    """Refuse to forget staged rows because their segments are away.
+
+    An older ledger has slices as staged that were published since, and whose segments are gone for that.
+
+    Raises:
+        SegmentsLost: some are.
+    """
+    there = {entry.key for entry in store.staging.entries()} if staged else set()
+    away: dict[str, int] = {}
+    published = {
+        (each.contribution.segment_id, each.contribution.window_start)
+        for evidence in found.values()
+        if evidence.table is not None
+        for each in evidence.table.published
+    }
+    for piece in staged:
+        known = piece.path in there or (piece.segment_id, piece.window_start) in published
+        if not known and piece.dataset not in lost:
+            away[piece.dataset] = away.get(piece.dataset, 0) + piece.rows
+    if away:
+        raise SegmentsLost([(name, rows, store.staging.shown(name)) for name, rows in sorted(away.items())])
 
 
 def _restore_all(
