@@ -609,6 +609,19 @@ class RebuildFromOthers(PlaceError):
         )
 
 
+class TablesOfOthers(PlaceError):
+    """Nothing but the tables says whose a ledger would be, so they are not adopted: they may be in use elsewhere."""
+
+    def __init__(self, location: str, owner: str) -> None:
+        super().__init__(
+            "tables",
+            location,
+            f"belongs to the installation {owner}, and no segment or ledger here says that this is that one",
+            "Correct TIMESTORE_TABLES_URL or TIMESTORE_STAGING_DIRECTORY. To have the tables for this installation "
+            "from now on, give --take-over: whoever has them now can write to them no more.",
+        )
+
+
 class CopyInPlace(TimestoreError):
     """A copy of an installation is to become one of its own, and uses a place that the original has."""
 

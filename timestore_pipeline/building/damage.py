@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.clock import now_micros
 from timestore_pipeline.columns import EVERY_VALUE, Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import ObjectMissing, StorageError
+from timestore_pipeline.errors import ObjectMissing, PlaceError, StorageError
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.landing.reasons import readable_reason
 from timestore_pipeline.ledger.builds import failures_in_a_row
@@ -51,7 +51,13 @@ def set_unreadable_aside(store: Store, dataset: str) -> list[QuarantineEntry]:
         PlaceError: staging or the dataset's folder in it is not there, so nothing can be said of its segments.
     """
     spec = store.datasets[dataset]
-    store.places.require_segments(dataset)
+    try:
+        store.places.require_segments(dataset)
+    except PlaceError:
+        raise
+    except StorageError as error:
+        log.warning("%s: its segments cannot be looked at: %s", dataset, error)
+        return []
     with store.ledger.read() as tx:
         pieces = unclaimed_slices(tx, dataset)
     entries = []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pydantic import SecretStr
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import (
@@ -27,6 +28,7 @@ from timestore_pipeline.errors import (
     SegmentsAway,
     SegmentUnreadable,
     TableGone,
+    TablesOfOthers,
     UnknownPlace,
 )
 from timestore_pipeline.ledger import Ledger
@@ -429,6 +431,32 @@ class TestRebuildingTheLedger:
             rebuild_ledger(settings, by="ann@host", replace_existing=True)
 
         assert (settings.home / "ledger.sqlite").exists()
+
+    @pytest.mark.parametrize("marked", [True, False])
+    def test_a_new_home_does_not_adopt_the_tables_of_another_one(
+        self, published_and_staged: Store, home: Path, marked: bool
+    ):
+        store = published_and_staged
+        (other := home.parent / "other").mkdir()
+        (other / "datasets.yaml").write_text(DATASETS_YAML)
+        settings = Settings(
+            home=other,
+            ledger_url=SecretStr(f"sqlite:///{other / 'ledger.sqlite'}"),
+            tables_url=str(store.tables.root),
+            staging_min_free_disk_bytes=0,
+        )
+        mark = store.tables.root / mark_key("tables")
+        content = mark.read_bytes()
+        if not marked:
+            mark.unlink()
+
+        with pytest.raises(TablesOfOthers, match="--take-over"):
+            rebuild_ledger(settings, by="ann@host", adopt=True)
+
+        mark.write_bytes(content)
+        assert not (other / "ledger.sqlite").exists()
+        build(store)
+        assert published(store) == rows_of(OLD, NEW)
 
     def test_places_that_never_had_a_mark_are_taken_on_purpose(
         self, published_and_staged: Store, make_store: MakeStore

@@ -28,6 +28,7 @@ from timestore_pipeline.errors import (
     NothingToRebuildFrom,
     RebuildFromOthers,
     SegmentsLost,
+    TablesOfOthers,
     TimestoreError,
 )
 from timestore_pipeline.ledger import Ledger
@@ -45,9 +46,10 @@ from timestore_pipeline.lifecycle.rebuilding.evidence import (
 from timestore_pipeline.lifecycle.rebuilding.restored import last_retry
 from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at
 from timestore_pipeline.settings import Settings, load_settings, variable_name
+from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark, replace_mark
 from timestore_pipeline.storage.table_folder import has_table
-from timestore_pipeline.store import Store, ledger_file, writer_pool
+from timestore_pipeline.store import SEGMENT_SUFFIX, Store, ledger_file, writer_pool
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
     Where neither has a mark, it is the one that all tables say they belong to.
 
     Raises:
-        PlaceError: one of them is not there or has no mark, or they are of different installations.
+        PlaceError: one of them is not there or has no mark, or they are of different installations; or
+            nothing but the tables says whose they are.
     """
     names = (PlaceName.STAGING, PlaceName.TABLES)
     places = {name: storage_at(settings, location_of(settings, name)) for name in names}
@@ -179,7 +182,19 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
         if mark is None and not adopt:
             there = place.local is None or place.local.is_dir()
             raise NothingToRebuildFrom(name, place.location, variable_name(FIELDS[name]), there=there)
+    if marks[PlaceName.STAGING] is None and not _may_be_of(settings, places[PlaceName.STAGING], owner):
+        tables = places[PlaceName.TABLES]
+        if marks[PlaceName.TABLES] is not None or _owner_of_all(settings, datasets) == owner:
+            raise TablesOfOthers(tables.location, owner)
     return owner
+
+
+def _may_be_of(settings: Settings, staging: Storage, owner: str) -> bool:
+    """Whether the ledger says that this installation is ``owner``, or there are segments, so that it is no new one."""
+    file = ledger_file(settings)
+    if file is not None and _identity_in(file) == owner:
+        return True
+    return any(entry.key.endswith(SEGMENT_SUFFIX) for entry in staging.entries())
 
 
 def _owner_of_all(settings: Settings, datasets: Datasets) -> str | None:
