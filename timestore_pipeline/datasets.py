@@ -17,7 +17,8 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from timestore_pipeline.columns import (
+from timestore_pipeline.errors import DatasetsFileError, TimestoreError, UnknownDataset
+from timestore_pipeline.model.columns import (
     POSITION_COLUMN,
     RESERVED_NAMES,
     TIME_TYPES,
@@ -25,11 +26,10 @@ from timestore_pipeline.columns import (
     canonical_type,
     columns_from_mapping,
 )
-from timestore_pipeline.durations import SHORTEST_FRESHNESS, Duration, format_duration
-from timestore_pipeline.errors import DatasetsFileError, TimestoreError, UnknownDataset
-from timestore_pipeline.named_files import read_text
+from timestore_pipeline.model.durations import SHORTEST_FRESHNESS, Duration, format_duration
+from timestore_pipeline.model.named_files import read_text
+from timestore_pipeline.model.windows import Granularity, Window, from_micros
 from timestore_pipeline.settings import MOST_LANES
-from timestore_pipeline.windows import Granularity, Window, from_micros
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 DEFAULT_START = date(2020, 1, 1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from errno import EMFILE
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.exhaustion import most_open_files
+from timestore_pipeline.model.columns import Column
 
 
 class TimestoreError(Exception):

@@ -28,7 +28,6 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import (
     PlaceError,
     PlaceForeign,
@@ -45,7 +44,8 @@ from timestore_pipeline.ledger.installation import (
     newest_segments_of,
     remember_place,
 )
-from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.settings import AfterIngest, Settings, variable_name
 from timestore_pipeline.storage import Storage, open_storage
 from timestore_pipeline.storage.marks import SEGMENTS_MARK, mark_key, put_mark, read_mark

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import SettingsError
-from timestore_pipeline.locations import ObjectUrl, is_url, parse_url
+from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
+from timestore_pipeline.model.locations import ObjectUrl, is_url, parse_url
 
 PREFIX = "TIMESTORE_"
 MOST_LANES = 32

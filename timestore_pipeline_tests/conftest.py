@@ -88,7 +88,19 @@ def shared_schema() -> Iterator[None]:
         yield
 
 
-ON_BOTH_LEDGERS = ("ledger", "staging", "building", "reading", "lifecycle", "crash")
+ON_BOTH_LEDGERS = (
+    "building",
+    "crash",
+    "ledger",
+    "operating",
+    "reading",
+    "restoring",
+    "segments",
+    "simulating",
+    "staging",
+    "table",
+    "upkeep",
+)
 """Folders whose tests run on both SQLite and PostgreSQL, as far as they open an installation (``home``)."""
 
 
@@ -152,8 +164,8 @@ def duckdb_instances(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Share
     instances.close()
 
 
-SHARE_DUCKDB = ("building", "crash", "ledger", "lifecycle", "reading", "staging")
-"""Folders whose stores share DuckDB instances; what these may reach is for ``security`` and ``test_connections.py``."""
+SHARE_DUCKDB = ON_BOTH_LEDGERS
+"""Folders whose stores share DuckDB instances; what these may reach is for ``security`` and ``duck``."""
 
 DUCKDB_SETTINGS = frozenset(
     {"duckdb_memory_limit", "duckdb_threads", "duckdb_temp_directory", "query_max_seconds", "query_max_spill_bytes"}

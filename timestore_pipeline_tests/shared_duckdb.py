@@ -9,8 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.columns import quote
-from timestore_pipeline.connections import Bounds, Connect, Reach, connector, interrupts_passed_on
+from timestore_pipeline.duck.connections import Bounds, Connect, Reach, connector, interrupts_passed_on
+from timestore_pipeline.model.columns import quote
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store, writer_pool
 

@@ -25,32 +25,23 @@ TESTS_ROOT = Path(timestore_pipeline_tests.__file__).parent
 
 # Lowest first. A part may know its own layer, as long as there is no cycle, and every layer below.
 LAYERS = [
-    {
-        "settings",
-        "alone",
-        "datasets",
-        "windows",
-        "columns",
-        "errors",
-        "evolution",
-        "exhaustion",
-        "inert",
-        "keyed",
-        "clock",
-        "connections",
-        "cpu_time",
-        "crash_points",
-        "durable_files",
-        "durations",
-        "locations",
-        "named_files",
-        "storage",
-    },
+    {"model", "cpu_time", "crash_points", "durable_files", "exhaustion", "inert"},
+    {"errors"},
+    {"alone"},
+    {"settings"},
+    {"datasets", "duck", "storage"},
     {"ledger"},
     {"places"},
     {"store"},
-    {"landing", "staging", "building", "lifecycle", "reading", "metrics", "validation"},
+    {"rows"},
+    {"landing"},
+    {"segments"},
+    {"staging"},
+    {"table"},
+    {"building", "reading"},
     {"timestore"},
+    {"operating", "metrics", "validation", "simulating"},
+    {"upkeep", "restoring"},
     {"http"},
     {"orchestration", "cli", "definitions"},
 ]
@@ -73,7 +64,7 @@ def module_name(path: Path) -> str:
 
 
 def part_of(module: str) -> str | None:
-    """``timestore_pipeline.staging.segment`` is of ``staging``; the bare package is of no part."""
+    """``timestore_pipeline.segments.segment`` is of ``staging``; the bare package is of no part."""
     package, _, rest = module.partition(".")
     return rest.split(".")[0] if package == PACKAGE and rest else None
 
@@ -171,7 +162,7 @@ def test_only_one_module_imports_deltalake():
         if any(module.split(".")[0] == "deltalake" for module in imported_modules(path))
     }
 
-    assert importing == {f"{PACKAGE}.building.delta"}
+    assert importing == {f"{PACKAGE}.table.delta"}
 
 
 @pytest.mark.process
@@ -198,7 +189,7 @@ def test_only_one_function_removes_anything_in_the_folder_of_a_table():
     allowed = {"archive", "landing", "staging", "tables"}
     offenders = [
         f"{path.relative_to(PACKAGE_ROOT)}:{node.lineno}"
-        for part in ("building", "lifecycle")
+        for part in ("building", "table", "operating", "upkeep", "restoring")
         for path in modules_under(PACKAGE_ROOT / part)
         if path.stem != "doctor"
         for node in nodes(path)

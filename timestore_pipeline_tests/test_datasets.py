@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import (
     Datasets,
     DatasetSpec,
@@ -21,9 +20,10 @@ from timestore_pipeline.datasets import (
     load_datasets,
     parse_datasets,
 )
-from timestore_pipeline.durations import format_duration, parse_duration
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
-from timestore_pipeline.windows import Granularity, Window, to_micros
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.durations import format_duration, parse_duration
+from timestore_pipeline.model.windows import Granularity, Window, to_micros
 
 FULL = """
 start: 2013-01-01

@@ -20,9 +20,9 @@ from pydantic import BaseModel
 from docs.build.dashboard import dashboard
 from timestore_pipeline import datasets
 from timestore_pipeline.cli.exit_codes import MEANINGS
-from timestore_pipeline.columns import RESERVED_NAMES, TYPE_NAMES
-from timestore_pipeline.durations import DURATION_PATTERN, format_duration
 from timestore_pipeline.metrics.series import SERIES, SERVER_SERIES
+from timestore_pipeline.model.columns import RESERVED_NAMES, TYPE_NAMES
+from timestore_pipeline.model.durations import DURATION_PATTERN, format_duration
 from timestore_pipeline.settings import Settings, variable_name
 
 DOCS = Path(__file__).parents[1]

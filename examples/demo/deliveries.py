@@ -15,8 +15,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from examples.demo.source import Source
-from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.model.columns import Column
 
 if TYPE_CHECKING:
     import pyarrow as pa

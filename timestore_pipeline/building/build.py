@@ -16,14 +16,9 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
-from timestore_pipeline.building.own_table import OwnTable
-from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.publication import Publication, WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import narrow_windows, rewritten_source
-from timestore_pipeline.building.table import ParquetFile, TableFile, declare_types, open_table, read_for_replacement
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column, literal
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
@@ -39,9 +34,11 @@ from timestore_pipeline.ledger.builds import (
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.schemas import dataset_columns, dataset_schema
-from timestore_pipeline.staging.description import SEGMENT_TABLE
-from timestore_pipeline.staging.room import check_disk
-from timestore_pipeline.staging.slices import (
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column, literal
+from timestore_pipeline.model.windows import Window, from_micros
+from timestore_pipeline.segments.description import SEGMENT_TABLE
+from timestore_pipeline.segments.slices import (
     MOST_ATTACHED,
     attach_segment,
     bring_segments,
@@ -49,8 +46,11 @@ from timestore_pipeline.staging.slices import (
     gather_slices,
     rows_of_segment,
 )
+from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window, from_micros
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.parquet import slices_as_source, window_folders, write_window
+from timestore_pipeline.table.table import ParquetFile, TableFile, declare_types, open_table, read_for_replacement
 
 log = logging.getLogger(__name__)
 

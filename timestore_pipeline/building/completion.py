@@ -18,11 +18,20 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.delta import DeltaTable
-from timestore_pipeline.building.foreign import ForeignCommit, foreign_commits
-from timestore_pipeline.building.manifests import keep_manifest
-from timestore_pipeline.building.own_table import OwnTable
-from timestore_pipeline.building.table import (
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import TableError
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
+from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
+from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table
+from timestore_pipeline.store import Store
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.foreign import ForeignCommit, foreign_commits
+from timestore_pipeline.table.manifests import keep_manifest
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.table import (
     ParquetFile,
     TableFile,
     file_prefix,
@@ -32,15 +41,6 @@ from timestore_pipeline.building.table import (
     sync_found,
     version_of_build,
 )
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
-from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
-from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
-from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table
-from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 

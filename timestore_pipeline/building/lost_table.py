@@ -10,20 +10,20 @@ import logging
 from collections.abc import Sequence
 
 from timestore_pipeline.building.completion import follow_others
-from timestore_pipeline.building.manifests import forget_manifests
-from timestore_pipeline.building.own_table import OwnTable
-from timestore_pipeline.building.table import ensure_table, file_prefix
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TableGone
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lost_table import LostTable, forget_table
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
 from timestore_pipeline.storage.table_marks import mark_table, unmark_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.manifests import forget_manifests
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.table import ensure_table, file_prefix
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from timestore_pipeline.building.thresholds import (
     due_windows,
     effective_thresholds,
 )
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lanes import StagedWindow, parts, staged_by_window
 from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Granularity, Window
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Granularity, Window
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import duckdb
 
 from timestore_pipeline.building.completion import Committed, record_commit
-from timestore_pipeline.building.manifests import keep_manifest, merge_manifests, write_manifest
-from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.recovery import settle_build
-from timestore_pipeline.building.table import ParquetFile, Replacement, SequenceTaken, commit_build
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.builds import Build, extend_lease
 from timestore_pipeline.ledger.contributions import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.manifests import keep_manifest, merge_manifests, write_manifest
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.table import ParquetFile, Replacement, SequenceTaken, commit_build
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,6 @@ from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreError
 from timestore_pipeline.ledger.builds import (
@@ -34,9 +32,11 @@ from timestore_pipeline.ledger.queue import Slice, slices_of_build
 from timestore_pipeline.ledger.retained import Coverage, published_batches, published_coverage
 from timestore_pipeline.ledger.schema import BuildKind
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,6 @@ from sqlalchemy import Connection
 from timestore_pipeline.alone import alone
 from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
-from timestore_pipeline.building.manifests import keep_manifest, pending_manifest
-from timestore_pipeline.building.own_table import OwnTable
-from timestore_pipeline.building.parquet import scratch_of_build
-from timestore_pipeline.building.table import (
-    SequenceTaken,
-    commit_fence,
-    file_prefix,
-    is_published,
-    live_files,
-    open_table,
-    sync_found,
-    version_of_build,
-)
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import (
@@ -38,8 +24,22 @@ from timestore_pipeline.ledger.published import windows_replaced_by
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.storage.table_folder import file_name, parquet_files, scratch_of_windows
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.manifests import keep_manifest, pending_manifest
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.parquet import scratch_of_build
+from timestore_pipeline.table.table import (
+    SequenceTaken,
+    commit_fence,
+    file_prefix,
+    is_published,
+    live_files,
+    open_table,
+    sync_found,
+    version_of_build,
+)
 
 log = logging.getLogger(__name__)
 

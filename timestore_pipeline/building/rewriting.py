@@ -10,18 +10,18 @@ from collections.abc import Iterable, Sequence
 
 import duckdb
 
-from timestore_pipeline.building.delta import DeltaTable
-from timestore_pipeline.building.parquet import WindowSource, parquet_relation, slices_as_source
-from timestore_pipeline.building.table import TableFile, has_columns, live_files, types_that_differ
-from timestore_pipeline.columns import Column, column_list, literal, time_range_sql
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TimestoreError
-from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.model.columns import Column, column_list, literal, time_range_sql
+from timestore_pipeline.model.windows import Window
+from timestore_pipeline.rows.one_per_key import winning_rows
 from timestore_pipeline.storage.duckdb_files import duckdb_name, duckdb_path
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.parquet import WindowSource, parquet_relation, slices_as_source
+from timestore_pipeline.table.table import TableFile, has_columns, live_files, types_that_differ
 
 _FILES_PER_LOOK = 500
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.windows import Window
+from timestore_pipeline.model.windows import Window
 
 
 def window_of(spec: DatasetSpec, key: str | None) -> Window | None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from timestore_pipeline.cli.exit_codes import ExitCode
 from timestore_pipeline.cli.output import Heading, print_json, print_table
-from timestore_pipeline.lifecycle.doctor import (
+from timestore_pipeline.operating.doctor import (
     Finding,
     Level,
     look_at_folders,

@@ -63,9 +63,9 @@ def simulate(
     It says what they would have done to the number of flushes, the sizes of files and the freshness of the table.
     Thresholds that are not given stay as they are. Nothing is changed.
     """
-    from timestore_pipeline.building import what_if
     from timestore_pipeline.cli import simulate as shown
     from timestore_pipeline.cli.output import print_json, warn
+    from timestore_pipeline.simulating import what_if
     from timestore_pipeline.store import Store
 
     age = None if max_age is None else _duration(max_age, "--max-age")
@@ -89,7 +89,7 @@ def simulate(
 
 
 def _duration(text: str, option: str) -> float:
-    from timestore_pipeline.durations import parse_duration
+    from timestore_pipeline.model.durations import parse_duration
 
     try:
         return parse_duration(text).total_seconds()

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.output import Heading, print_json, print_table, say, warn
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.lifecycle.installation import adopt, change_identity
-from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
+from timestore_pipeline.operating.installation import adopt, change_identity
+from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
 from timestore_pipeline.store import Store
 
 _HEADINGS = (Heading("place"), Heading("where"), Heading("state"))

@@ -10,12 +10,12 @@ from typing import Any
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.operator import operator
 from timestore_pipeline.cli.output import Heading
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.leases import slots_held
 from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, overrides, set_override
 from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.store import Store
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from timestore_pipeline.building.table import TableFile
 from timestore_pipeline.cli import losses, wording
 from timestore_pipeline.cli.output import node, print_tree, root
 from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
+from timestore_pipeline.table.table import TableFile
 
 if TYPE_CHECKING:
     from rich.tree import Tree

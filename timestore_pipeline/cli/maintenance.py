@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from timestore_pipeline.alone import alone
 from timestore_pipeline.building.build import BuildReport
+from timestore_pipeline.building.compaction import CompactionReport
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.arguments import window_of
@@ -15,10 +16,9 @@ from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.cli.work import refusals
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.lifecycle.backfill import materialize_windows
-from timestore_pipeline.lifecycle.compaction import CompactionReport
-from timestore_pipeline.lifecycle.maintenance import in_words, maintain
+from timestore_pipeline.operating.backfill import materialize_windows
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.maintenance import in_words, maintain
 
 
 def build_datasets(

@@ -14,10 +14,10 @@ from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.errors import UnknownDataset
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses
 from timestore_pipeline.ledger.registry import known_datasets
-from timestore_pipeline.lifecycle.clearing import clear_staging
-from timestore_pipeline.lifecycle.drain import Drained, Remainder, drain, let_in
-from timestore_pipeline.lifecycle.removal import Removal, plan_removal, remove_dataset
+from timestore_pipeline.operating.drain import Drained, Remainder, drain, let_in
+from timestore_pipeline.operating.removal import Removal, plan_removal, remove_dataset
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.clearing import clear_staging
 
 
 def drain_datasets(
@@ -153,7 +153,7 @@ def rebuild_the_ledger(
     Raises:
         LedgerInUse, LedgerError, PlaceError, TableError, SettingsError, DatasetsFileError: as they say.
     """
-    from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
+    from timestore_pipeline.restoring.ledger import rebuild_ledger
 
     rebuilt = rebuild_ledger(
         by=operator(),
@@ -197,7 +197,7 @@ def back_up_the_ledger(target: Path, *, as_json: bool) -> ExitCode:
         LedgerError: it is no SQLite file, cannot be read, or the copy cannot be written.
         SettingsError: as it says.
     """
-    from timestore_pipeline.lifecycle.backup import back_up_ledger
+    from timestore_pipeline.operating.backup import back_up_ledger
     from timestore_pipeline.settings import load_settings
 
     size = back_up_ledger(load_settings(), target)

@@ -358,7 +358,7 @@ def remove(
     Refused while datasets.yaml has it, or a build of it is in flight. Landing files and their archive stay.
     """
     from timestore_pipeline.cli.operations import removal_in_words, remove_a_dataset
-    from timestore_pipeline.lifecycle.removal import plan_removal
+    from timestore_pipeline.operating.removal import plan_removal
     from timestore_pipeline.store import Store
 
     with Store.open() as store:

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from timestore_pipeline.building.replay import Replay
-from timestore_pipeline.building.what_if import WhatIf
 from timestore_pipeline.cli import wording
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.simulating.replay import Replay
+from timestore_pipeline.simulating.what_if import WhatIf
 
 _COLOURS = {"current": "tab:blue", "proposed": "tab:orange"}
 _MEASURED = "0.55"

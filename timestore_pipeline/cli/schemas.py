@@ -7,9 +7,9 @@ from typing import Any
 
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading
-from timestore_pipeline.columns import Column
-from timestore_pipeline.evolution import changes
 from timestore_pipeline.ledger.schemas import SchemaVersion, schema_history
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.evolution import changes
 from timestore_pipeline.store import Store
 
 HEADINGS = (

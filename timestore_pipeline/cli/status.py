@@ -10,7 +10,6 @@ from typing import Any
 from timestore_pipeline.building.thresholds import FlushThresholds, Trigger, due_trigger, effective_thresholds
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import Build, latest_builds, oldest_in_flight, published_totals
 from timestore_pipeline.ledger.known_tables import Refusal, refused_tables
@@ -18,7 +17,8 @@ from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSo
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.lifecycle.observed_places import observe_places, problems_in_words
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
 from timestore_pipeline.store import Store
 
 HEADINGS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from timestore_pipeline.building.what_if import weighted_quantile
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading, print_table, say
+from timestore_pipeline.simulating.what_if import weighted_quantile
 from timestore_pipeline.validation.run import Validation
 
 EXERCISED = (

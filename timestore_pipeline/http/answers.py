@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.batch_state import BatchPart, BatchState
+from timestore_pipeline.model.windows import from_micros
 from timestore_pipeline.staging.receipts import Receipt
-from timestore_pipeline.windows import from_micros
 
 
 class _Answer(BaseModel):

@@ -38,7 +38,7 @@ from timestore_pipeline.ledger.batches import pending_batches
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.metrics import exposition
-from timestore_pipeline.staging.identity import MAX_BATCH_ID, Client
+from timestore_pipeline.segments.identity import MAX_BATCH_ID, Client
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.timestore import Timestore
 

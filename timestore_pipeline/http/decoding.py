@@ -20,23 +20,23 @@ import duckdb
 import pyarrow as pa
 from blake3 import blake3
 
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import glob_literal, literal, quote
 from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.evolution import Schema
 from timestore_pipeline.http.bodies import Holding, pieces_of
 from timestore_pipeline.http.json_arrays import LONG_ROW, write_lines
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, rejected, too_large
-from timestore_pipeline.landing.arrow import arrow_table
-from timestore_pipeline.landing.bounds import MOST_ROW_BYTES, Bounds
-from timestore_pipeline.landing.inference import infer_columns, types_of_values
-from timestore_pipeline.landing.readers import RowSource, plan_reads
-from timestore_pipeline.landing.reasons import TooLarge, UnreadableFile, readable_reason
-from timestore_pipeline.landing.shapes import Shape, csv_header
-from timestore_pipeline.landing.texts import list_of_files, read_csv_sql, read_json_lines_sql
 from timestore_pipeline.ledger.schemas import dataset_schema, required_columns
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import glob_literal, literal, quote
+from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.rows.arrow import arrow_table
+from timestore_pipeline.rows.bounds import MOST_ROW_BYTES, Bounds
+from timestore_pipeline.rows.inference import infer_columns, types_of_values
+from timestore_pipeline.rows.readers import RowSource, plan_reads
+from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, readable_reason
+from timestore_pipeline.rows.shapes import Shape, csv_header
+from timestore_pipeline.rows.texts import list_of_files, read_csv_sql, read_json_lines_sql
 from timestore_pipeline.store import Store
 
 SPOOL_PREFIX = "http-"

@@ -22,11 +22,11 @@ from timestore_pipeline.http.decoding import ROWS_AT_ONCE, Format, Reading, cont
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, later, rejected
 from timestore_pipeline.http.shares import Turns
-from timestore_pipeline.landing.bounds import Bounds
-from timestore_pipeline.landing.reasons import UnreadableFile
-from timestore_pipeline.landing.shapes import describe_arrow
 from timestore_pipeline.ledger.schemas import dataset_schema
-from timestore_pipeline.staging.identity import Client, file_batch_id
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.reasons import UnreadableFile
+from timestore_pipeline.rows.shapes import describe_arrow
+from timestore_pipeline.segments.identity import Client, file_batch_id
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.timestore import Timestore

@@ -9,8 +9,8 @@ from typing import IO, NoReturn
 
 from timestore_pipeline.cpu_time import CpuBudget
 from timestore_pipeline.http.problems import rejected, too_large
-from timestore_pipeline.landing.bounds import MOST_ROW_BYTES, Bounds
-from timestore_pipeline.landing.reasons import TooLarge
+from timestore_pipeline.rows.bounds import MOST_ROW_BYTES, Bounds
+from timestore_pipeline.rows.reasons import TooLarge
 
 LONG_ROW = f"it is longer than {MOST_ROW_BYTES >> 20} MiB"
 

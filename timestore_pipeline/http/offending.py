@@ -11,10 +11,10 @@ import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.evolution import Schema
-from timestore_pipeline.landing.fit import select_rows
-from timestore_pipeline.landing.readers import RowSource, read_through
-from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
+from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.rows.fit import select_rows
+from timestore_pipeline.rows.readers import RowSource, read_through
+from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason
 
 MOST_NAMED_ROWS = 20
 """So many rows are named in an answer."""

@@ -11,7 +11,7 @@ from timestore_pipeline.http.answers import schemas
 from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.problems import MEDIA_TYPE
 from timestore_pipeline.http.tokens import Scope
-from timestore_pipeline.staging.identity import MAX_BATCH_ID
+from timestore_pipeline.segments.identity import MAX_BATCH_ID
 
 
 @dataclass(frozen=True)

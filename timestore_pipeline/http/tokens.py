@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from timestore_pipeline.errors import SettingsError
-from timestore_pipeline.named_files import content_of, opened
+from timestore_pipeline.model.named_files import content_of, opened
 from timestore_pipeline.settings import Settings, variable_name
 
 log = logging.getLogger(__name__)

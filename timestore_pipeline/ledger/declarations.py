@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select, update
 
-from timestore_pipeline.columns import TIME_TYPES, Column
 from timestore_pipeline.datasets import DatasetSpec, KeySpec, TimeSpec
 from timestore_pipeline.errors import ColumnsChanged, DeclarationChanged
-from timestore_pipeline.evolution import declared_growth
 from timestore_pipeline.ledger.schema import datasets, slices, windows
+from timestore_pipeline.model.columns import TIME_TYPES, Column
+from timestore_pipeline.model.evolution import declared_growth
 
 
 @dataclass(frozen=True)

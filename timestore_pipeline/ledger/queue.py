@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, case, func, select
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.ledger.schema import batches, schemas, segments, slices
 from timestore_pipeline.ledger.schemas import columns_from_text
+from timestore_pipeline.model.columns import Column
 
 
 @dataclass(frozen=True)

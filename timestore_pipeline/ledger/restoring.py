@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
 from timestore_pipeline.ledger.completion import complete
 from timestore_pipeline.ledger.published import PublishedWindow, add_up_windows
@@ -27,6 +26,7 @@ from timestore_pipeline.ledger.schema import (
     windows,
 )
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.model.columns import Column
 
 REBUILD_TRIGGER = "ledger-rebuild"
 """The trigger of the one build that stands for all that a rebuilt ledger knows as published."""

@@ -13,12 +13,12 @@ from functools import lru_cache
 
 from sqlalchemy import Connection, bindparam, insert, select
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import DatasetRemoved
-from timestore_pipeline.evolution import Schema, declared_growth
 from timestore_pipeline.ledger.declarations import Fixed, check_declaration
 from timestore_pipeline.ledger.schema import datasets, schemas
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.evolution import Schema, declared_growth
 
 DECLARED = "datasets.yaml"
 """Source of a version that no batch brought."""

@@ -21,7 +21,6 @@ from prometheus_client.utils import floatToGoString
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.thresholds import effective_thresholds, oldest_due_from, service_levels
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
@@ -35,9 +34,10 @@ from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.segments import disk_usage
 from timestore_pipeline.ledger.size import ledger_bytes
-from timestore_pipeline.lifecycle.observed_places import observe_places
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.observed_places import observe_places
 from timestore_pipeline.store import Store
 
 # (metric, dataset or "", value of the second label or "") → value

@@ -20,10 +20,10 @@ from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client import push_to_gateway
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.metrics.projection import Picture, collect_metrics
 from timestore_pipeline.metrics.transport import gateway_handler, secrets_sent
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import grouping_labels
 from timestore_pipeline.store import Store
 

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote
 from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
 
 from timestore_pipeline.errors import SettingsError
-from timestore_pipeline.named_files import opened, read_text
+from timestore_pipeline.model.named_files import opened, read_text
 from timestore_pipeline.settings import Settings, variable_name
 
 T = TypeVar("T")

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger, effective_thresholds
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.inert import as_code
 from timestore_pipeline.ledger.builds import window_totals
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.schemas import dataset_columns
-from timestore_pipeline.locations import uri_of
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
+from timestore_pipeline.model.locations import uri_of
+from timestore_pipeline.model.windows import Granularity, Window, windows_between
 from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.logs import failure, log_of
@@ -42,7 +43,6 @@ from timestore_pipeline.orchestration.table_checks import table_check_results, t
 from timestore_pipeline.orchestration.tags import tag_run_of_a_person
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Granularity, Window, windows_between
 
 if TYPE_CHECKING:
     from timestore_pipeline.building.build import BuildReport
@@ -250,7 +250,7 @@ def publish_staged(
     first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
     # Brings deltalake: code locations that only load definitions do without.
     from timestore_pipeline.building.build import build_windows
-    from timestore_pipeline.lifecycle.backfill import materialize_windows
+    from timestore_pipeline.operating.backfill import materialize_windows
 
     options: dict[str, Any] = {
         "owner": context.run.run_id,

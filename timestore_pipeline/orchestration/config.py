@@ -10,8 +10,8 @@ from pydantic import Field
 
 from timestore_pipeline.building.thresholds import FlushThresholds, Trigger
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.logs import failure
-from timestore_pipeline.windows import Window
 
 When = Literal["always", "due"]
 TriggerName = Literal[

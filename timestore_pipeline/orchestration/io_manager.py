@@ -17,24 +17,24 @@ from pydantic import Field
 
 from timestore_pipeline.datasets import DatasetSpec, load_datasets
 from timestore_pipeline.errors import BatchConflict
-from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.ledger.batches import known_batches, latest_batch
 from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.ledger.segments import segment_bytes
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.assets import DATASET_TAG, partitions_key
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import column_schema, ingest_metadata
 from timestore_pipeline.orchestration.partitions import partitions_definition
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
 from timestore_pipeline.reading.rows import Rows, query_rows, range_query
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.segments.identity import MAX_BATCH_ID
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.staging.frames import as_table, table_fingerprint
-from timestore_pipeline.staging.identity import MAX_BATCH_ID
 from timestore_pipeline.staging.ingest import IngestReport
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
 
 DATASET_METADATA = DATASET_TAG
 """Metadata of an asset or input: which dataset it is; by default the last part of the asset's key."""

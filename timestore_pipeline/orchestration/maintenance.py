@@ -21,7 +21,7 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:
-    from timestore_pipeline.lifecycle.maintenance import MaintenanceReport
+    from timestore_pipeline.upkeep.maintenance import MaintenanceReport
 
 MAINTENANCE_JOB = "maintenance"
 MAINTENANCE_SCHEDULE = "maintenance_schedule"
@@ -40,7 +40,7 @@ def maintain_installation(
 ) -> Iterator[dg.Output]:
     """Compact, drop what has had its time, and free its disk; what cannot be done fails the run at its end."""
     # Brings deltalake: code locations that only load definitions do without.
-    from timestore_pipeline.lifecycle.maintenance import in_words, maintain
+    from timestore_pipeline.upkeep.maintenance import in_words, maintain
 
     opened = store.opened
     try:
@@ -84,7 +84,7 @@ def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
     def ask_for_maintenance(
         context: dg.ScheduleEvaluationContext, store: StoreResource
     ) -> dg.RunRequest | dg.SkipReason:
-        from timestore_pipeline.lifecycle.maintenance import in_words, maintain
+        from timestore_pipeline.upkeep.maintenance import in_words, maintain
 
         report = maintain(store.opened, owner="a look", dry_run=True)
         runs = prune_dagster_runs(context.instance, store.opened, dry_run=True)

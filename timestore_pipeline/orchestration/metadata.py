@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from timestore_pipeline.columns import Column
 from timestore_pipeline.inert import visible
-from timestore_pipeline.windows import Window
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.windows import Window
 
 if TYPE_CHECKING:
     from timestore_pipeline.building.build import BuildReport, BuiltWindow

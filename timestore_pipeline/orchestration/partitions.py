@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.windows import Granularity, Window
+from timestore_pipeline.model.windows import Granularity, Window
 
 _FIRST_YEAR = 1_000
 """Dagster writes earlier years with fewer than four digits, and does not find its own keys again."""

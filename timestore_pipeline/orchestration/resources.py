@@ -11,8 +11,8 @@ from dagster_duckdb import DuckDBResource
 from duckdb import DuckDBPyConnection
 from pydantic import PrivateAttr
 
-from timestore_pipeline.connections import confined, connection_config
 from timestore_pipeline.datasets import Datasets
+from timestore_pipeline.duck.connections import confined, connection_config
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.orchestration.logs import InertLog

@@ -16,7 +16,7 @@ import dagster as dg
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 
-from timestore_pipeline.lifecycle.freed import Freed
+from timestore_pipeline.model.freed import Freed
 
 _AUTOMATIC_TAGS = ("dagster/sensor_name", "dagster/schedule_name")
 _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]

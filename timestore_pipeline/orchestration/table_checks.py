@@ -12,15 +12,15 @@ import dagster as dg
 
 from timestore_pipeline.alone import alone
 from timestore_pipeline.building.thresholds import effective_max_small_files
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.inert import as_code
 from timestore_pipeline.ledger.builds import window_totals
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.metadata import Metadata, table
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
 
 ROW_AUDIT = "row_audit"
 
@@ -73,7 +73,7 @@ def table_check_results(
 def row_audit_result(store: Store, spec: DatasetSpec, touched: Sequence[Window] | None) -> dg.AssetCheckResult:
     """Fail where the rows of a window do not add up, with the windows and what is wrong with each."""
     # Brings deltalake: code locations that only load definitions do without.
-    from timestore_pipeline.lifecycle.audit import audit_rows
+    from timestore_pipeline.operating.audit import audit_rows
 
     def result(passed: bool, description: str, metadata: Metadata) -> dg.AssetCheckResult:
         return dg.AssetCheckResult(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from timestore_pipeline.windows import Window
+from timestore_pipeline.model.windows import Window
 
 TRIGGER_TAG = "timestore/trigger"
 DATASETS_TAG = "timestore/datasets"

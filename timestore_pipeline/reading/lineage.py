@@ -6,8 +6,6 @@ import uuid
 from dataclasses import dataclass
 from itertools import groupby
 
-from timestore_pipeline.building.own_table import open_to_read
-from timestore_pipeline.building.table import TableFile, file_prefix, live_files
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.lineage import (
     BatchShare,
@@ -19,8 +17,10 @@ from timestore_pipeline.ledger.lineage import (
 )
 from timestore_pipeline.ledger.losses import Loss, recorded_losses
 from timestore_pipeline.ledger.registry import VisibleTable, visible_tables
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
+from timestore_pipeline.table.own_table import open_to_read
+from timestore_pipeline.table.table import TableFile, file_prefix, live_files
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import duckdb
 
-from timestore_pipeline.connections import Bounds
 from timestore_pipeline.datasets import Datasets
+from timestore_pipeline.duck.connections import Bounds
 from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.settings import Settings

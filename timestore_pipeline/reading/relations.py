@@ -13,21 +13,18 @@ import pyarrow as pa
 
 from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
-from timestore_pipeline.building.own_table import open_to_read
-from timestore_pipeline.building.parquet import parquet_relation
-from timestore_pipeline.building.table import file_bounds, sequence_of_file
-from timestore_pipeline.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
-from timestore_pipeline.connections import Reach
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.connections import Reach
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
-from timestore_pipeline.keyed import winning_rows
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
 from timestore_pipeline.ledger.registry import VisibleTable, visible_tables
 from timestore_pipeline.ledger.schemas import dataset_schema
+from timestore_pipeline.model.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import query_bounds
-from timestore_pipeline.staging.slices import (
+from timestore_pipeline.rows.one_per_key import winning_rows
+from timestore_pipeline.segments.slices import (
     MOST_ATTACHED,
     SCRATCH_SCHEMA,
     attach_segment,
@@ -41,6 +38,9 @@ from timestore_pipeline.staging.slices import (
 from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.storage.table_folder import file_name, parquet_files
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.own_table import open_to_read
+from timestore_pipeline.table.parquet import parquet_relation
+from timestore_pipeline.table.table import file_bounds, sequence_of_file
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
 # then a new snapshot finds its rows in the table.

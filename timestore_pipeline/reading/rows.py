@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline.building.table import version_at
-from timestore_pipeline.columns import Column, column_list, quote, time_range_sql
-from timestore_pipeline.connections import kept_connection
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.connections import kept_connection
 from timestore_pipeline.errors import QueryError, TableError, TimestoreError
+from timestore_pipeline.model.columns import Column, column_list, quote, time_range_sql
+from timestore_pipeline.model.windows import to_micros
 from timestore_pipeline.reading.queries import query_bounds, select, unfinished
 from timestore_pipeline.reading.relations import (
     Snapshot,
@@ -30,7 +30,7 @@ from timestore_pipeline.reading.relations import (
     take_snapshots,
 )
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import to_micros
+from timestore_pipeline.table.table import version_at
 
 if TYPE_CHECKING:
     import pandas as pd

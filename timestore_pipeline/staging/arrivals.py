@@ -35,11 +35,11 @@ from timestore_pipeline.durable_files import (
 from timestore_pipeline.errors import PlaceError
 from timestore_pipeline.landing.found import LandingFile, bytes_on_disk
 from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import file_batch_id
+from timestore_pipeline.segments.scratch import means_itself, plain_name, scratch_folder
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.deadline import Deadline
-from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.identity import file_batch_id
-from timestore_pipeline.staging.scratch import means_itself, plain_name, scratch_folder
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 

@@ -23,7 +23,10 @@ from timestore_pipeline.durable_files import PRIVATE_FOLDER
 from timestore_pipeline.errors import PlaceError, StorageUnavailable
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.landing.objects import settled_object, version_of
-from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.model.locations import ObjectUrl
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import file_batch_id
+from timestore_pipeline.segments.scratch import plain_name, scratch_folder
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     archive_day,
@@ -32,9 +35,6 @@ from timestore_pipeline.staging.arrivals import (
     unique_name,
 )
 from timestore_pipeline.staging.deadline import Deadline
-from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.identity import file_batch_id
-from timestore_pipeline.staging.scratch import plain_name, scratch_folder
 from timestore_pipeline.storage.objects import ObjectStorage
 from timestore_pipeline.store import Store
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 from blake3 import blake3
 
 from timestore_pipeline.errors import BatchRejected, NoFrame
-from timestore_pipeline.landing.bounds import Bounds
-from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason
 
 # A fixed chunking makes the hash independent of how the caller happened to chunk the same rows.
 _ROWS_PER_HASHED_CHUNK = 1 << 16

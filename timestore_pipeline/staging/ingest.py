@@ -16,8 +16,6 @@ from pathlib import Path
 import duckdb
 from sqlalchemy import Connection
 
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
@@ -32,12 +30,7 @@ from timestore_pipeline.errors import (
     TooManyIngests,
     TooManyOpenFiles,
 )
-from timestore_pipeline.evolution import Schema
-from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.landing.found import LandingFile
-from timestore_pipeline.landing.inference import infer_columns, types_of_values
-from timestore_pipeline.landing.readers import ReadPlan, plan_reads, read_through
-from timestore_pipeline.landing.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
 from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, next_try_at, set_aside
@@ -45,7 +38,18 @@ from timestore_pipeline.ledger.readings import Readings, end_readings
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.places import PlaceName
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.inference import infer_columns, types_of_values
+from timestore_pipeline.rows.readers import ReadPlan, plan_reads, read_through
+from timestore_pipeline.rows.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import claims_given_id, file_batch_id
+from timestore_pipeline.segments.segment import QUARANTINE_FOLDER, WrittenSegment, write_segment
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     Arrivals,
@@ -54,9 +58,7 @@ from timestore_pipeline.staging.arrivals import (
     unique_name,
 )
 from timestore_pipeline.staging.deadline import Deadline, end_this_process
-from timestore_pipeline.staging.description import IncomingBatch
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
-from timestore_pipeline.staging.identity import claims_given_id, file_batch_id
 from timestore_pipeline.staging.receipts import (
     Acknowledged,
     Receipt,
@@ -70,7 +72,6 @@ from timestore_pipeline.staging.receipts import (
 )
 from timestore_pipeline.staging.retry import when_there_is_room
 from timestore_pipeline.staging.room import check_room, count_breaches
-from timestore_pipeline.staging.segment import QUARANTINE_FOLDER, WrittenSegment, write_segment
 from timestore_pipeline.staging.suspects import (
     ReadingGroup,
     blamed_alone,
@@ -83,7 +84,6 @@ from timestore_pipeline.staging.suspects import (
 )
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.counters import LATE_BATCHES, LATE_ROWS, count
-from timestore_pipeline.staging.segment import WrittenSegment
+from timestore_pipeline.segments.segment import WrittenSegment
 
 
 class LateOutcome(StrEnum):

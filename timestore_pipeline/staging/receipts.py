@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected, CommitUnknown, GuardrailExceeded
@@ -24,9 +23,12 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, 
 from timestore_pipeline.ledger.registry import lock_dataset, take_positions
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
-from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.identity import MAX_BATCH_ID
-from timestore_pipeline.staging.judging import reason_in_words
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Window
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import MAX_BATCH_ID
+from timestore_pipeline.segments.judging import reason_in_words
+from timestore_pipeline.segments.segment import WrittenSegment
 from timestore_pipeline.staging.lateness import count_late_rows
 from timestore_pipeline.staging.room import (
     check_guardrails,
@@ -38,9 +40,7 @@ from timestore_pipeline.staging.room import (
     guardrail_breaches,
     log_breaches,
 )
-from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
 
 _SHOWN = 100
 

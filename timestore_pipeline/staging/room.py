@@ -29,12 +29,12 @@ from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
 from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import bytes_of_rows_aside, quarantined_bytes
+from timestore_pipeline.model.windows import from_micros
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.judging import reason_in_words
+from timestore_pipeline.segments.segment import WrittenSegment
 from timestore_pipeline.settings import GuardrailMode
-from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.judging import reason_in_words
-from timestore_pipeline.staging.segment import WrittenSegment
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import from_micros
 
 log = logging.getLogger(__name__)
 

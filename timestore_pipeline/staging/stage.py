@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.landing.bounds import Bounds
+from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.receipts import Receipt

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import LedgerError, SegmentNotWritten
 from timestore_pipeline.landing.found import LandingFile
@@ -28,7 +27,8 @@ from timestore_pipeline.ledger.readings import (
     end_readings,
     unended_readings,
 )
-from timestore_pipeline.staging.identity import unread_file_id
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.segments.identity import unread_file_id
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline.columns import BATCH_COLUMN, Column
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import (
     BatchConflict,
@@ -24,17 +23,19 @@ from timestore_pipeline.errors import (
     TimestoreError,
     TooManyWindows,
 )
-from timestore_pipeline.evolution import Schema
-from timestore_pipeline.landing.fit import select_rows
-from timestore_pipeline.landing.inference import brought_columns, columns_of, grown_schema
-from timestore_pipeline.landing.readers import RowSource, read_through, with_ordinals
-from timestore_pipeline.landing.reasons import UnreadableFile, readable_reason
-from timestore_pipeline.landing.shapes import describe_arrow
 from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
-from timestore_pipeline.staging.description import IncomingBatch
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column
+from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.rows.fit import select_rows
+from timestore_pipeline.rows.inference import brought_columns, columns_of, grown_schema
+from timestore_pipeline.rows.readers import RowSource, read_through, with_ordinals
+from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason
+from timestore_pipeline.rows.shapes import describe_arrow
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import Client, claims_given_id, content_batch_id
+from timestore_pipeline.segments.judging import BatchTimes, batch_times
+from timestore_pipeline.segments.segment import write_segment
 from timestore_pipeline.staging.frames import table_fingerprint
-from timestore_pipeline.staging.identity import Client, claims_given_id, content_batch_id
-from timestore_pipeline.staging.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.receipts import (
     Receipt,
     SegmentSchema,
@@ -46,7 +47,6 @@ from timestore_pipeline.staging.receipts import (
     settle_known,
 )
 from timestore_pipeline.staging.room import Admission, check_disk, over_share, room_for
-from timestore_pipeline.staging.segment import write_segment
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
 

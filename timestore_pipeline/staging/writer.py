@@ -23,11 +23,11 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull, WriterWaitsForItself
-from timestore_pipeline.landing.bounds import Bounds
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.segments.identity import Client
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.frames import Frame, as_table
-from timestore_pipeline.staging.identity import Client
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
 from timestore_pipeline.staging.together import Answer, Incoming, Outlook, stage_together

@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 from fsspec import AbstractFileSystem
 
-from timestore_pipeline.columns import glob_literal
+from timestore_pipeline.model.columns import glob_literal
 from timestore_pipeline.storage.contract import Storage
 
 SCHEME = "timestore"

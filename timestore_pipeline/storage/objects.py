@@ -19,7 +19,7 @@ from obstore.store import AzureStore, GCSStore, S3Store
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import ObjectMissing, StorageRefused, StorageUnavailable, UnlistableKey
-from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.storage.cache import Cache
 from timestore_pipeline.storage.contract import Entry
 from timestore_pipeline.storage.retries import insistently, reason_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from timestore_pipeline.errors import StorageRefused
-from timestore_pipeline.locations import ObjectUrl
+from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.storage.cache import Cache
 from timestore_pipeline.storage.contract import Storage
 from timestore_pipeline.storage.local import LocalStorage

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
+from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.storage.contract import Entry, Storage
 
 LOG_FOLDER = "_delta_log"

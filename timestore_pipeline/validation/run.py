@@ -21,7 +21,6 @@ import pyarrow.csv as pc
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.building.table import open_table
 from timestore_pipeline.building.thresholds import ServiceLevels, Trigger, effective_thresholds, service_levels
 from timestore_pipeline.errors import BuildInFlight, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
@@ -33,6 +32,7 @@ from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import open_table
 from timestore_pipeline.validation.scratch import extend_lease, scratch_name, scratch_store
 from timestore_pipeline.validation.verdict import Check, Load, Measurements, RowCount, checks
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from timestore_pipeline.building.thresholds import effective_thresholds
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import (
     SCRATCH_PREFIX,
     Datasets,
@@ -31,13 +30,14 @@ from timestore_pipeline.ledger.forget import forget_dataset
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.marks import put_mark
 from timestore_pipeline.storage.table_marks import unmark_table
 from timestore_pipeline.store import QUARANTINE_FOLDER, Store
-from timestore_pipeline.windows import Granularity
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from timestore_pipeline.building.thresholds import ServiceLevels
-from timestore_pipeline.building.what_if import weighted_quantile
+from timestore_pipeline.simulating.what_if import weighted_quantile
 
 _RATE_TOLERANCE = 0.95
 # What the machine may stall for once without being called too slow: a short load has no time to make up for it.

@@ -15,9 +15,9 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.connections import connection_config
+from timestore_pipeline.duck.connections import connection_config
 from timestore_pipeline.ledger.queue import Slice, unpublished_slices
-from timestore_pipeline.staging.description import SEGMENT_TABLE
+from timestore_pipeline.segments.description import SEGMENT_TABLE
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.measure import HEADER, Pair, in_turn, timed

@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from timestore_pipeline.building.sharing import build_in_shares
-from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import live_files, open_table
 from timestore_pipeline_tests.bench.measure import HEADER, Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
 

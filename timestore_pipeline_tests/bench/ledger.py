@@ -17,10 +17,10 @@ import pytest
 
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
 from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
 from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

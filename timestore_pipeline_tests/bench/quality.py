@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.table import TableFile, live_files, open_table
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.columns import glob_literal, literal
-from timestore_pipeline.connections import connection_config
-from timestore_pipeline.lifecycle.compaction import compact_dataset
+from timestore_pipeline.duck.connections import connection_config
+from timestore_pipeline.model.columns import glob_literal, literal
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import TableFile, live_files, open_table
 from timestore_pipeline_tests.bench.measure import Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
 

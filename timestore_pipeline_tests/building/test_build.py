@@ -18,9 +18,7 @@ from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import build_in_flight, claim_slices, latest_builds, window_totals
@@ -28,6 +26,8 @@ from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
 from timestore_pipeline.ledger.schema import BuildState
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table import table as table_module
+from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
@@ -494,7 +494,7 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
     def sync(path: Path) -> None:
         synced.append("/".join(path.parts[-2:]))
 
-    for module in ("storage.table_folder", "building.parquet", "durable_files"):
+    for module in ("storage.table_folder", "table.parquet", "durable_files"):
         for name in ("fsync_path", "sync_private"):
             monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
     from timestore_pipeline.building import publication as publication_module

@@ -18,12 +18,12 @@ from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, open_totals
 from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
 from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     SEGMENT_HEADER_BYTES,

@@ -14,17 +14,17 @@ from deltalake import DeltaTable
 
 from timestore_pipeline.building import publication
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.columns import POSITION_COLUMN
 from timestore_pipeline.errors import BatchRejected, DatasetsFileError, DeclarationChanged, SegmentUnreadable
 from timestore_pipeline.ledger.audit import window_accounts
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import unpublished_slices
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.quarantine import retry_entry
+from timestore_pipeline.model.columns import POSITION_COLUMN
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage

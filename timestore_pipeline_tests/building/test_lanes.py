@@ -26,26 +26,14 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection
 
-from timestore_pipeline.building import own_table
 from timestore_pipeline.building.build import build_windows, write_claim
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.completion import Committed, record_commit
-from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.lost_table import prepare_table
-from timestore_pipeline.building.manifests import write_manifest
-from timestore_pipeline.building.own_table import OwnTable
 from timestore_pipeline.building.publication import WrittenFiles
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
 from timestore_pipeline.building.sharing import build_in_shares
-from timestore_pipeline.building.table import (
-    SequenceTaken,
-    commit_build,
-    commit_fence,
-    fence_all,
-    last_sequence,
-    open_table,
-)
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, BuildInFlight
 from timestore_pipeline.ledger.builds import (
@@ -61,13 +49,25 @@ from timestore_pipeline.ledger.known_tables import KnownTable, known_table
 from timestore_pipeline.ledger.lanes import free_lane, parts, share
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.ledger.registry import table_versions
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.vacuum import vacuum_table
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table import own_table
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.manifests import write_manifest
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.table import (
+    SequenceTaken,
+    commit_build,
+    commit_fence,
+    fence_all,
+    last_sequence,
+    open_table,
+)
+from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, in_order, published, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.postgresql import fresh_ledger

@@ -11,13 +11,13 @@ from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.table import file_prefix
 from timestore_pipeline.errors import BuildAborted, TableError, TableGone
 from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import LOST_ROWS
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import file_prefix
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import build, counted, hourly, published, readable, rows_of, segment_file
 from timestore_pipeline_tests.conftest import MakeStore
 

@@ -13,18 +13,9 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.own_table import OwnTable
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.table import (
-    commit_build,
-    file_prefix,
-    last_sequence,
-    live_files,
-    open_table,
-    read_for_replacement,
-)
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import (
     BuildAborted,
     LedgerLost,
@@ -38,18 +29,27 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.doctor import Level, look_at_table
-from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
-from timestore_pipeline.lifecycle.retention import sweep_orphans
-from timestore_pipeline.lifecycle.vacuum import vacuum_table
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.doctor import Level, look_at_table
 from timestore_pipeline.reading.rows import query_rows
+from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.duckdb_files import duckdb_path
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.table import (
+    commit_build,
+    file_prefix,
+    last_sequence,
+    live_files,
+    open_table,
+    read_for_replacement,
+)
 from timestore_pipeline.timestore import Timestore
+from timestore_pipeline.upkeep.retention import sweep_orphans
+from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, Request, denied, slow_down

@@ -7,17 +7,17 @@ import pytest
 from deltalake import DeltaTable
 
 from timestore_pipeline.building.build import BuildReport
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import build_in_flight, claim_slices, window_totals
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import build, flip_row, hourly, published, readable, rows_of, segment_file
 from timestore_pipeline_tests.conftest import MakeStore
 

@@ -12,20 +12,20 @@ import pytest
 from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
-from timestore_pipeline.building import table as table_module
-from timestore_pipeline.building.delta import DeltaTable
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
-from timestore_pipeline.building.table import last_published_sequence, last_sequence
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, get_build, window_totals
 from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
 from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage import table_folder
 from timestore_pipeline.store import Store
+from timestore_pipeline.table import table as table_module
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.table import last_published_sequence, last_sequence
 from timestore_pipeline_tests.builders import (
     build,
     counted,

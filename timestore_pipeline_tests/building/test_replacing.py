@@ -9,10 +9,17 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from timestore_pipeline.building.completion import published_windows
-from timestore_pipeline.building.own_table import OwnTable
-from timestore_pipeline.building.parquet import slices_as_source, window_folders, write_window
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.table import (
+from timestore_pipeline.errors import TableError
+from timestore_pipeline.ledger.builds import Claim, claim_slices, mark_published, window_totals
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import windows_between
+from timestore_pipeline.segments.slices import attach_segment, segment_table
+from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.store import Store
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.parquet import slices_as_source, window_folders, write_window
+from timestore_pipeline.table.table import (
     ParquetFile,
     Replacement,
     SequenceTaken,
@@ -22,13 +29,6 @@ from timestore_pipeline.building.table import (
     open_table,
     read_for_replacement,
 )
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Claim, claim_slices, mark_published, window_totals
-from timestore_pipeline.staging.slices import attach_segment, segment_table
-from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.store import Store
-from timestore_pipeline.windows import windows_between
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, published, readable, rows_of, weather
 
 WINDOWS = ("2026-01-01", "2026-01-02")

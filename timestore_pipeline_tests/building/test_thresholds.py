@@ -23,13 +23,13 @@ from timestore_pipeline.building.thresholds import (
     oldest_due_from,
     service_levels,
 )
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import claim_slices
 from timestore_pipeline.ledger.queue import LateQueue, QueueState
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Granularity, Window
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Granularity, Window
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly
 from timestore_pipeline_tests.conftest import MakeStore
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.table import live_files, open_table
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, published, rows_of
 from timestore_pipeline_tests.cli.conftest import Finished, installation, timestore  # noqa: F401
 

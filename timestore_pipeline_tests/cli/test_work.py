@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.table import ensure_table
 from timestore_pipeline.cli import ExitCode
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import claim_slices, latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.readings import begin_readings
 from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import ensure_table
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 

@@ -16,24 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building import build, manifests
+from timestore_pipeline.building import build
+from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.expiry import expire_windows
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.datasets import Datasets
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.expiry import expire_windows
-from timestore_pipeline.lifecycle.installation import change_identity
-from timestore_pipeline.lifecycle.maintenance import maintain
-from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
-from timestore_pipeline.lifecycle.vacuum import vacuum_table
+from timestore_pipeline.operating.installation import change_identity
+from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import deadline
 from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table import manifests
+from timestore_pipeline.upkeep.maintenance import maintain
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import ingest
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.forks import CONTEXT, take_environment

@@ -9,10 +9,10 @@ import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
-from timestore_pipeline.lifecycle.vacuum import vacuum_table
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.builders import ingest
 from timestore_pipeline_tests.crash import rows

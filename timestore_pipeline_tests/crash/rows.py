@@ -8,16 +8,16 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from timestore_pipeline.building.table import live_files, open_table
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.segments import paths_on_disk
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import live_files, open_table
 from timestore_pipeline_tests.builders import files_under, published, readable
 
 DATASETS_YAML = """

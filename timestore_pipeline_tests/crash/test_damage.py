@@ -16,10 +16,10 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import LedgerError, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import published, readable
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
@@ -209,7 +209,7 @@ def jump(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def move(hours: float) -> None:
         moved = SimpleNamespace(time_ns=lambda: time.time_ns() + int(hours * 3_600e9))
-        monkeypatch.setattr("timestore_pipeline.clock.time", moved)
+        monkeypatch.setattr("timestore_pipeline.model.clock.time", moved)
 
     return move
 

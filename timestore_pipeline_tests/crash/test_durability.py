@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import Ending, start
 from timestore_pipeline_tests.crash.conftest import Recover

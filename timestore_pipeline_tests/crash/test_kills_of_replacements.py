@@ -17,17 +17,17 @@ import pytest
 from deltalake import DeltaTable
 
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.expiry import expire_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.ledger.batches import known_batches
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.expiry import expire_windows
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
-from timestore_pipeline.lifecycle.vacuum import vacuum_table
+from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import killed_at

@@ -10,7 +10,7 @@ import pytest
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import LedgerError, LedgerInUse, LedgerLost
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.lifecycle.rebuilding.ledger import Rebuilt, ledger_file, rebuild_ledger
+from timestore_pipeline.restoring.ledger import Rebuilt, ledger_file, rebuild_ledger
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import lose_ledger
 from timestore_pipeline_tests.conftest import MakeStore

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.table import open_table, owner_of
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import CopyInPlace
-from timestore_pipeline.lifecycle.installation import change_identity
-from timestore_pipeline.lifecycle.observed_places import observe_places
+from timestore_pipeline.operating.installation import change_identity
+from timestore_pipeline.operating.observed_places import observe_places
 from timestore_pipeline.places import PlaceState
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import open_table, owner_of
 from timestore_pipeline_tests.builders import ingest, readable
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import killed_at

@@ -15,10 +15,10 @@ import pytest
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import StorageUnavailable
-from timestore_pipeline.lifecycle import retention
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep import retention
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import published, readable
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
@@ -158,7 +158,7 @@ def test_a_process_that_slept_after_its_put_notices_that_its_object_was_swept(
     s3_bucket: Bucket, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ):
     store = make_store(rows.DATASETS_YAML, staging_directory=s3_bucket.url)
-    monkeypatch.setattr("timestore_pipeline.staging.segment.SURELY_THERE_SECONDS", 0)
+    monkeypatch.setattr("timestore_pipeline.segments.segment.SURELY_THERE_SECONDS", 0)
     puts: list[str] = []
 
     def sweep(proxy: FaultProxy) -> None:

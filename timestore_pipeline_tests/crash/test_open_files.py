@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building import delta
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import DeltaPanic, TableError, TimestoreError, TooManyOpenFiles
@@ -19,6 +18,7 @@ from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table import delta
 from timestore_pipeline_tests.builders import hourly, ingest, published, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.forks import process_pool

@@ -14,17 +14,17 @@ import pytest
 
 import timestore_pipeline.staging.together as staging
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, claim_slices
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import ingest, published
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import JOBS, killed_at, signal_at, start

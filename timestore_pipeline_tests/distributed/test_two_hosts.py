@@ -18,13 +18,13 @@ import pytest
 from examples.demo.accounting import differences, sums_of_reader, sums_of_source
 from examples.demo.source import FIRST_DAY, unpack_sources
 from timestore_pipeline import crash_points
-from timestore_pipeline.columns import literal
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.lifecycle.audit import audit_rows
+from timestore_pipeline.model.columns import literal
+from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests import object_store
 from timestore_pipeline_tests.builders import counted, published

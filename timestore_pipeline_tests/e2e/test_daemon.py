@@ -13,8 +13,8 @@ from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, Bulk
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.doctor import Level
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.doctor import Level
 from timestore_pipeline.orchestration.doctor import look_at_dagster
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

@@ -21,7 +21,7 @@ from timestore_pipeline.http.shares import Slots, Turns
 from timestore_pipeline_tests.http.server import Server, bearer, tokens_document
 from timestore_pipeline_tests.http.test_batches import ARROW, CSV, JSON, LINES, PARQUET, post, problem
 from timestore_pipeline_tests.http.test_pressure import ROW, hung_up
-from timestore_pipeline_tests.landing.test_bounds import lying_parquet
+from timestore_pipeline_tests.rows.test_bounds import lying_parquet
 from timestore_pipeline_tests.staging.test_poison import DEADLY, arrow_bytes
 
 HEAD = b"POST /datasets/weather/batches HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n"

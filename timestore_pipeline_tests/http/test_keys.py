@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from timestore_pipeline.http.app import Api
 from timestore_pipeline.http.tokens import Tokens
+from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.staging.arrivals import file_fingerprint
-from timestore_pipeline.staging.identity import file_batch_id
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import ingest, readable

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.lifecycle.quarantine import discard_entry, retry_entry
+from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import arrow_bytes, files_under, hourly, ingest, parquet_bytes, readable, rows_of

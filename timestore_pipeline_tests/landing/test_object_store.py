@@ -15,7 +15,7 @@ from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, counter_values
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
-from timestore_pipeline.lifecycle.quarantine import kept_at, retry_entry
+from timestore_pipeline.operating.quarantine import kept_at, retry_entry
 from timestore_pipeline.settings import AfterIngest, SettingsError, load_settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.store import Store

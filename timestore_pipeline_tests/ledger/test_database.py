@@ -21,7 +21,7 @@ from timestore_pipeline.ledger.database import HEAD_REVISION
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
-from timestore_pipeline.lifecycle.backup import back_up_ledger
+from timestore_pipeline.operating.backup import back_up_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

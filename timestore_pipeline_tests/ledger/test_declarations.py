@@ -26,16 +26,16 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import unpublished_slices
 from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schema import datasets as datasets_table
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.drain import drain
-from timestore_pipeline.lifecycle.maintenance import maintain
 from timestore_pipeline.metrics.projection import collect_metrics
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.drain import drain
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
+from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline_tests.builders import NEW_YEAR, build, ingest, readable
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.sampling import examples
@@ -252,7 +252,7 @@ def test_a_process_whose_dataset_was_removed_from_the_ledger_is_told(make_store:
 
 def test_status_doctor_and_the_plan_of_flushes_name_the_one_that_is_refused(make_store: MakeStore):
     from timestore_pipeline.cli.status import as_json, as_row, collect_status
-    from timestore_pipeline.lifecycle.doctor import look_at_ledger
+    from timestore_pipeline.operating.doctor import look_at_ledger
 
     one_published_and_one_staged(make_store(two(DECLARED)))
     store = make_store(two(DECLARED.replace("time: ts", "time: received")))

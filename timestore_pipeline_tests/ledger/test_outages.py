@@ -16,8 +16,10 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
-from timestore_pipeline.building import rebuild
+from timestore_pipeline.building import compaction, expiry, rebuild
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.expiry import expire_windows
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
@@ -26,10 +28,7 @@ from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrup
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.counters import count, counter_values
 from timestore_pipeline.ledger.registry import lock_dataset
-from timestore_pipeline.lifecycle import compaction, expiry
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.expiry import expire_windows
+from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

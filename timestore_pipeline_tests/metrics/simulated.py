@@ -15,10 +15,10 @@ import yaml
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.metrics import collect_metrics
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly
 from timestore_pipeline_tests.metrics.promql import RULES
 
@@ -40,7 +40,7 @@ def observe(store: Store, monkeypatch: pytest.MonkeyPatch, steps: int, *, flushi
     start = datetime(2026, 1, 2, tzinfo=UTC)
     clock = SimpleNamespace(now=start)
     nanoseconds = SimpleNamespace(time_ns=lambda: int(clock.now.timestamp()) * 1_000_000_000)
-    monkeypatch.setattr("timestore_pipeline.clock.time", nanoseconds)
+    monkeypatch.setattr("timestore_pipeline.model.clock.time", nanoseconds)
     observed: Observed = defaultdict(list)
     for step in range(steps):
         clock.now = start + timedelta(seconds=STEP_SECONDS * step)

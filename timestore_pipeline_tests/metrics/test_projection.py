@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
@@ -35,13 +34,14 @@ from timestore_pipeline.ledger.counters import (
 )
 from timestore_pipeline.ledger.schema import segments
 from timestore_pipeline.ledger.segments import mark_unlinked
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.metrics import collect_metrics, exposition
 from timestore_pipeline.metrics import series as names
 from timestore_pipeline.metrics.series import SERIES, SeriesType
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 
 SECOND = 1_000_000

@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.metrics import PushResult, push_metrics
 from timestore_pipeline.metrics.series import SERIES
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import MakeStore, find_program
 from timestore_pipeline_tests.metrics.servers import Gateway, pushgateway

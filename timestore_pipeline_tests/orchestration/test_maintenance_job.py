@@ -11,15 +11,15 @@ import pytest
 from dagster._core.instance.ref import InstanceRef
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.table import live_files, open_table
-from timestore_pipeline.lifecycle.freed import Freed
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
+from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.location import build_definitions
 from timestore_pipeline.orchestration.maintenance import prune_dagster_runs
 from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, prune_runs
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location

@@ -106,7 +106,7 @@ def test_a_description_has_what_comes_from_outside_as_code(
         raise TableError(f"cannot read {name}")
 
     store = make_store()
-    monkeypatch.setattr("timestore_pipeline.lifecycle.audit.audit_rows", refuse)
+    monkeypatch.setattr("timestore_pipeline.operating.audit.audit_rows", refuse)
 
     found = row_audit_result(store, store.datasets["weather"], None)
 

@@ -14,13 +14,13 @@ import dagster as dg
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.backlog import landing_backlogs
 from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, published_totals
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.ledger.readings import begin_readings
-from timestore_pipeline.lifecycle.drain import stop_intake
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.drain import stop_intake
 from timestore_pipeline.orchestration.runs import process_is_gone
 from timestore_pipeline.orchestration.sensors import bounded
 from timestore_pipeline.staging.suspects import reading_id

@@ -14,10 +14,10 @@ import pytest
 
 from timestore_pipeline import Settings, Timestore
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 
 DATASETS = """
 datasets:

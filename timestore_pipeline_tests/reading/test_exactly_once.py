@@ -20,24 +20,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
-from timestore_pipeline.building import table as table_module
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import BatchConflict, BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import builds_in_flight, window_totals
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
-from timestore_pipeline.lifecycle.vacuum import vacuum_table
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Window
 from timestore_pipeline.reading import relations
+from timestore_pipeline.segments import slices as slices_module
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import slices as slices_module
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Window
+from timestore_pipeline.table import table as table_module
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
 from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples

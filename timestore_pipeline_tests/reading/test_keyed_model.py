@@ -18,23 +18,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.damage import set_slices_aside
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import unclaimed_slices
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.quarantine import retry_entry
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.reading import relations
 from timestore_pipeline.reading.rows import query_rows
+from timestore_pipeline.segments import slices as slices_module
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import slices as slices_module
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, in_order, published
 from timestore_pipeline_tests.sampling import examples
 

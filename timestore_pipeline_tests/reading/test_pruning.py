@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from timestore_pipeline import Settings, Timestore
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.columns import Column
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.reading.pruning import prune
 from timestore_pipeline_tests.sampling import examples
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.table import ensure_table
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.builds import claim_slices
-from timestore_pipeline.lifecycle.retention import unlink_published_segments
 from timestore_pipeline.reading import relations
 from timestore_pipeline.reading.relations import open_reader, take_snapshots
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import ensure_table
+from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 

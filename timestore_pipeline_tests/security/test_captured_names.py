@@ -19,27 +19,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.damage import set_unreadable_aside, unreadable_slices
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.table import live_files, open_table
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.columns import check_name, quote
 from timestore_pipeline.errors import BatchRejected
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import unclaimed_slices
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.losses import accept_losses
-from timestore_pipeline.lifecycle.preview import preview
-from timestore_pipeline.lifecycle.quarantine import retry_entry
-from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
+from timestore_pipeline.model.columns import check_name, quote
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.losses import accept_losses
+from timestore_pipeline.operating.preview import preview
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.reading.lineage import trace_window
 from timestore_pipeline.reading.rows import query_rows
+from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.segments.slices import MOST_ATTACHED
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging.slices import MOST_ATTACHED
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.table import live_files, open_table
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import (
     arrow_bytes,

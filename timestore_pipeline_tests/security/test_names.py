@@ -17,7 +17,7 @@ from timestore_pipeline.cli import main
 from timestore_pipeline.cli.exit_codes import ExitCode
 from timestore_pipeline.errors import BatchRejected, UnknownDataset
 from timestore_pipeline.ledger.batches import known_batches
-from timestore_pipeline.lifecycle.quarantine import discard_entry, retry_entry
+from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

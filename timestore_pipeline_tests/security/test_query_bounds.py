@@ -11,7 +11,7 @@ from timestore_pipeline.errors import QueryError
 from timestore_pipeline.reading import queries
 from timestore_pipeline.reading.queries import query_bounds
 from timestore_pipeline.reading.rows import query_rows
-from timestore_pipeline.staging.slices import MOST_ATTACHED
+from timestore_pipeline.segments.slices import MOST_ATTACHED
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly

@@ -18,11 +18,11 @@ from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, counter_values
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import files_under, published
 from timestore_pipeline_tests.forks import CONTEXT
 from timestore_pipeline_tests.soak.workers import (

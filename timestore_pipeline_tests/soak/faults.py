@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.delta import CommitFailedError, DeltaError, DeltaTable
 from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.table.delta import CommitFailedError, DeltaError, DeltaTable
 
 
 class Kind(StrEnum):
@@ -181,5 +181,5 @@ class Clock:
         """Let it be the clock in the block."""
         moved = SimpleNamespace(time_ns=lambda: time.time_ns() + int(self.hours * 3_600e9))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("timestore_pipeline.clock.time", moved)
+            patched.setattr("timestore_pipeline.model.clock.time", moved)
             yield

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from timestore_pipeline import crash_points
 from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.maintenance import maintain
-from timestore_pipeline.lifecycle.quarantine import retry_entry
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.maintenance import maintain
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import ingest
 from timestore_pipeline_tests.forks import take_environment
 from timestore_pipeline_tests.soak.books import Batch

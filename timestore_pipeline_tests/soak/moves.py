@@ -9,8 +9,8 @@ from pathlib import Path
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import CopyInPlace, TableNotOurs, TimestoreError
-from timestore_pipeline.lifecycle.backup import back_up_ledger
-from timestore_pipeline.lifecycle.installation import change_identity
+from timestore_pipeline.operating.backup import back_up_ledger
+from timestore_pipeline.operating.installation import change_identity
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.installations import LedgerCopy, copy_of_ledger, put_back, state_of_folder

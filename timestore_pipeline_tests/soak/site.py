@@ -24,15 +24,15 @@ from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.registry import table_versions
-from timestore_pipeline.lifecycle import retention
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
+from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.relations import open_reader
+from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep import retention
 from timestore_pipeline_tests.builders import lose_ledger
 from timestore_pipeline_tests.installations import LedgerCopy, state_of_folder
 from timestore_pipeline_tests.object_store import Bucket, bucket

@@ -20,12 +20,12 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 
 DATASETS = {"ticks": "hour", "meters": "day"}
 MOST_ROWS = 1_000

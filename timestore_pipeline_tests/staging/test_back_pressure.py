@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull, TooManyIngests
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, GUARDRAIL_BREACHES, RETRIED_BATCHES
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
 from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, set_override
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import room, together, turns
 from timestore_pipeline.staging.ingest import stage_file

@@ -16,15 +16,15 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from timestore_pipeline.building import publication
+from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchRejected, ColumnsChanged
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schemas import dataset_columns, schema_history
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.compaction import compact_dataset
-from timestore_pipeline.lifecycle.quarantine import retry_entry
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

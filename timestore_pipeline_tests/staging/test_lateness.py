@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import LatePolicy
 from timestore_pipeline.ledger.counters import LATE_BATCHES, LATE_ROWS
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.lifecycle.audit import audit_rows
-from timestore_pipeline.lifecycle.quarantine import retry_entry
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Granularity, Window, from_micros, to_micros
+from timestore_pipeline.operating.audit import audit_rows
+from timestore_pipeline.operating.quarantine import retry_entry
+from timestore_pipeline.segments import judging as judging_module
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import judging as judging_module
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.windows import Granularity, Window, from_micros, to_micros
 from timestore_pipeline_tests.builders import (
     Rows,
     build,

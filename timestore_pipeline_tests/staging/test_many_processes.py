@@ -13,10 +13,10 @@ import pytest
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import BatchConflict, BatchRejected, BuildInFlight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,

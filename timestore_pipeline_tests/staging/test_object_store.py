@@ -10,15 +10,15 @@ import pytest
 from timestore_pipeline.building.damage import set_unreadable_aside
 from timestore_pipeline.errors import SegmentUnreadable, SettingsError, StorageRefused
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.lifecycle.clearing import clear_staging, look_into_staging
-from timestore_pipeline.lifecycle.doctor import Level, look_at_folders, look_at_segments
-from timestore_pipeline.lifecycle.quarantine import discard_entry, kept_at, retry_entry
-from timestore_pipeline.lifecycle.rebuilding.ledger import rebuild_ledger
-from timestore_pipeline.lifecycle.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.operating.doctor import Level, look_at_folders, look_at_segments
+from timestore_pipeline.operating.quarantine import discard_entry, kept_at, retry_entry
+from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import load_settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
+from timestore_pipeline.upkeep.clearing import clear_staging, look_into_staging
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline.validation.scratch import scratch_name, scratch_store
 from timestore_pipeline_tests.builders import build, hourly, in_order, ingest, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import MakeStore

@@ -13,7 +13,7 @@ import pytest
 
 from timestore_pipeline.durable_files import held_alone
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.lifecycle.quarantine import retry_entry
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.staging import arrivals
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest, readable

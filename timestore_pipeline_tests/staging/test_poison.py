@@ -9,8 +9,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.connections import ConnectionPool, connector
 from timestore_pipeline.cpu_time import TookTooLong
+from timestore_pipeline.duck.connections import ConnectionPool, connector
 from timestore_pipeline.errors import BatchRejected, TimestoreError
 from timestore_pipeline.staging import together
 from timestore_pipeline.staging.stage import stage

@@ -19,21 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import ReadingTooLong, StagingQueueFull
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.readings import Readings, begin_alone, begin_readings
 from timestore_pipeline.ledger.schema import readings
-from timestore_pipeline.lifecycle import quarantine as quarantining
-from timestore_pipeline.lifecycle.quarantine import retry_entry, try_again
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating import quarantine as quarantining
+from timestore_pipeline.operating.quarantine import retry_entry, try_again
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import unread_file_id
 from timestore_pipeline.staging import arrivals, suspects
 from timestore_pipeline.staging import deadline as deadlines
 from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.arrivals import FolderArrivals
 from timestore_pipeline.staging.deadline import Deadline
-from timestore_pipeline.staging.description import IncomingBatch
-from timestore_pipeline.staging.identity import unread_file_id
 from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_groups, reading_id, suspected_datasets
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, ingest, parquet_bytes, readable, weather

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.errors import BatchRejected
 from timestore_pipeline.ledger.limits import LimitName, Override, clear_override, set_override
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.lifecycle.quarantine import retry_entry
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.writer import Writer

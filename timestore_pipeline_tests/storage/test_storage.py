@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.errors import ObjectMissing, StorageError, StorageRefused, StorageUnavailable
-from timestore_pipeline.locations import ObjectUrl, parse_url
+from timestore_pipeline.model.locations import ObjectUrl, parse_url
 from timestore_pipeline.storage import Storage, open_storage
 from timestore_pipeline.storage import objects as objects_module
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, denied, slow_down

@@ -17,12 +17,12 @@ from sqlalchemy import insert, select
 
 from timestore_pipeline.building.thresholds import ServiceLevels
 from timestore_pipeline.cli import ExitCode
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.datasets import SCRATCH_PREFIX, parse_datasets
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
 from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.leases import take_lease
 from timestore_pipeline.metrics import exposition
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.validation.run import Load, validate

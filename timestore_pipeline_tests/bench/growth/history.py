@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sqlalchemy import BigInteger, Connection, bindparam, text
 
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import Column
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_DURATION, FLUSH_ROWS, SEGMENT_BYTES
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.staging import START_MICROS

@@ -10,7 +10,6 @@ from typing import Any
 
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.cli.status import collect_status
-from timestore_pipeline.clock import now_micros
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
@@ -18,6 +17,7 @@ from timestore_pipeline.ledger.builds import Claim, claim_slices, latest_builds,
 from timestore_pipeline.ledger.published import PublishedWindow
 from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.metrics.projection import exposition
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.reading.relations import take_snapshots
 from timestore_pipeline.staging.room import check_room
 from timestore_pipeline.store import Store

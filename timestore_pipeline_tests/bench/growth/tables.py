@@ -10,8 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from timestore_pipeline.building.delta import DeltaTable
-from timestore_pipeline.building.table import (
+from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.schema import BuildKind, BuildState
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
+from timestore_pipeline.storage.local import LocalStorage
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.table import (
     ParquetFile,
     commit_build,
     ensure_table,
@@ -19,11 +24,6 @@ from timestore_pipeline.building.table import (
     live_files,
     open_table,
 )
-from timestore_pipeline.clock import now_micros
-from timestore_pipeline.columns import WINDOW_COLUMN, Column
-from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.schema import BuildKind, BuildState
-from timestore_pipeline.storage.local import LocalStorage
 from timestore_pipeline_tests.bench.growth.cost import cost_of
 
 ROUNDS = 5

@@ -1,0 +1,94 @@
+"""Retention of the table: windows that are older than the dataset keeps them are dropped, in one commit.
+
+Their files stay until the vacuum, for readers that are at work. The ledger remembers how many rows expired, so that
+the row audit still adds up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
+from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.ledger.builds import WindowTotals, claim_windows, window_totals
+from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.storage.table_folder import has_table
+from timestore_pipeline.store import Store
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.table import read_for_replacement
+
+
+@dataclass(frozen=True)
+class ExpiredWindows:
+    """What was dropped from the table of a dataset."""
+
+    dataset: str
+    windows: int = 0
+    rows: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
+def table_retention(store: Store, spec: DatasetSpec | None) -> timedelta:
+    """Return how long after its end a window stays in the table, by default (None) too; zero is for ever."""
+    own = spec.retention.table if spec else None
+    return timedelta(seconds=store.settings.table_retention_seconds) if own is None else own
+
+
+def expired_windows(store: Store, spec: DatasetSpec, now: int | None = None) -> list[WindowTotals]:
+    """Return the published windows that have had their time; ``now`` in microseconds since the epoch."""
+    now = now_micros() if now is None else now
+    kept = table_retention(store, spec)
+    if not kept:
+        return []
+    before = now - kept // timedelta(microseconds=1)
+    with store.ledger.read() as tx:
+        totals = window_totals(tx, spec.name)
+    return [total for total in totals if spec.window_at(total.window_start).end_micros <= before]
+
+
+def expire_windows(
+    store: Store, dataset: str, *, owner: str, trigger: Trigger, now: int | None = None
+) -> ExpiredWindows:
+    """Drop the windows of a dataset that have had their time.
+
+    Raises:
+        BuildInFlight: another build of the dataset has not ended.
+        BuildAborted, TableError, LedgerError: nothing was dropped.
+    """
+    spec = store.datasets[dataset]
+    expired = expired_windows(store, spec, now)
+    own = OwnTable(store, dataset)
+    if not expired or not has_table(own.place):
+        return ExpiredWindows(dataset)
+    own.opened()
+    keys = [spec.window_at(total.window_start).key for total in expired]
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec) or ()
+        lanes = store.limits(tx, spec).concurrent_builds
+    claim = partial(
+        claim_windows,
+        dataset=dataset,
+        lanes=lanes,
+        kind=BuildKind.EXPIRY,
+        window_starts=[total.window_start for total in expired],
+        owner=owner,
+        trigger=trigger,
+        rows=sum(total.rows for total in expired),
+        lease_micros=lease_micros(store),
+        now=now_micros(),
+    )
+    build = store.ledger.transact(claim)
+    publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(own, build, keys)))
+    return ExpiredWindows(
+        dataset,
+        windows=len(expired),
+        rows=sum(total.rows for total in expired),
+        files=sum(total.files for total in expired),
+        bytes=sum(total.bytes for total in expired),
+    )

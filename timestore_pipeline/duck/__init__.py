@@ -1,0 +1,1 @@
+"""DuckDB: instances and connections, with what they may reach and use."""

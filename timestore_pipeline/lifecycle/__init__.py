@@ -1,1 +1,0 @@
-"""Lifecycle: staging shrinks by unlinking whole segments, and orphans of crashes are swept (invariant 3)."""

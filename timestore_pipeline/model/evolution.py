@@ -1,0 +1,133 @@
+"""How the columns of a dataset may change: new ones that are null in older rows, and wider types that lose nothing.
+
+Pure decisions. A column is never renamed, dropped or narrowed, and never becomes another kind of thing: a whole number
+stays one, because a single batch must not turn everybody's ids into fractions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from timestore_pipeline.model.columns import Column
+
+MAX_COLUMNS = 1_000
+"""Most columns of a dataset that batches bring: beyond, a producer is taken to put data into column names."""
+
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
+_FLOATS = ("FLOAT", "DOUBLE")
+_DAYS = ("DATE", "TIMESTAMP")
+_DECIMAL = re.compile(r"^DECIMAL\((\d+),(\d+)\)$")
+_MAX_DECIMAL_DIGITS = 38
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns that a dataset has, and which of them no batch may lack.
+
+    ``version`` counts from 1; 0 means that the ledger does not have the columns yet.
+    """
+
+    version: int
+    columns: tuple[Column, ...]
+    required: frozenset[str]
+
+
+def wider_type(one: str, other: str) -> str | None:
+    """Return the narrowest type that holds every value of two canonical types as it is; None where there is none.
+
+    Example:
+        >>> wider_type("DECIMAL(6,2)", "DECIMAL(5,4)")
+        'DECIMAL(8,4)'
+    """
+    if one == other:
+        return one
+    for ladder in (_INTEGERS, _FLOATS, _DAYS):
+        if one in ladder and other in ladder:
+            return max(one, other, key=ladder.index)
+    decimals = _DECIMAL.match(one), _DECIMAL.match(other)
+    if decimals[0] and decimals[1]:
+        digits = [(int(found[1]), int(found[2])) for found in decimals if found]
+        scale = max(scale for _, scale in digits)
+        precision = scale + max(precision - scale for precision, scale in digits)
+        return f"DECIMAL({precision},{scale})" if precision <= _MAX_DECIMAL_DIGITS else None
+    return None
+
+
+def grown(columns: Iterable[Column], brought: Iterable[Column]) -> tuple[Column, ...]:
+    """Return ``columns`` with those of ``brought`` that are new at the end, and with wider types where they fit both.
+
+    A type that has nothing to do with the column's leaves it as it is.
+
+    Raises:
+        ValueError: a new name differs from another one only in case, or there would be too many columns.
+    """
+    types = {column.name: column.type for column in columns}
+    had = len(types)
+    names = {name.lower(): name for name in types}
+    for column in brought:
+        kept = types.get(column.name)
+        if kept is not None:
+            types[column.name] = wider_type(kept, column.type) or kept
+            continue
+        twin = names.setdefault(column.name.lower(), column.name)
+        if twin != column.name:
+            raise ValueError(f"column {column.name!r} is called as {twin!r} but for upper and lower case")
+        types[column.name] = column.type
+    if len(types) > max(MAX_COLUMNS, had):
+        raise ValueError(f"the dataset would have {len(types)} columns, {MAX_COLUMNS} are the most")
+    return tuple(Column(name, type_) for name, type_ in types.items())
+
+
+def changes(before: Sequence[Column], after: Sequence[Column]) -> tuple[str, ...]:
+    """Return what is different, a phrase for each column: ``added gust DOUBLE``, ``widened id: INTEGER to BIGINT``."""
+    had = {column.name: column.type for column in before}
+    found = []
+    for column in after:
+        kept = had.get(column.name)
+        if kept is None:
+            found.append(f"added {column.name} {column.type}")
+        elif kept != column.type:
+            found.append(f"widened {column.name}: {kept} to {column.type}")
+    return tuple(found)
+
+
+def widened(before: Iterable[Column], after: Iterable[Column]) -> frozenset[str]:
+    """Return the names of the columns that both have and that have another type in ``after``."""
+    had = {column.name: column.type for column in before}
+    return frozenset(column.name for column in after if had.get(column.name, column.type) != column.type)
+
+
+def declared_growth(history: Sequence[Sequence[Column]], declared: Sequence[Column]) -> tuple[Column, ...] | None:
+    """Return the columns of a dataset once those declared are taken up; None where they contradict its history.
+
+    Args:
+        history: the columns of the dataset since its beginning, oldest first.
+        declared: the columns in the datasets file.
+
+    A declaration may lag behind: columns that came later may be missing in it, and a type may be a former one, as a
+    process with the old file and one with the new file can run side by side. It may be ahead: that is the growth.
+    """
+    names = {column.name for column in declared}
+    if any(column.name not in names for column in history[0]):
+        return None
+    former: dict[str, set[str]] = {}
+    for columns in history:
+        for column in columns:
+            former.setdefault(column.name, set()).add(column.type)
+    now = types_by_name(history[-1])
+    for column in declared:
+        kept = now.get(column.name)
+        if kept is not None and column.type not in former[column.name] and wider_type(kept, column.type) != column.type:
+            return None
+    ahead = [column for column in declared if column.type not in former.get(column.name, ())]
+    try:
+        return grown(history[-1], ahead)
+    except ValueError:
+        return None
+
+
+def types_by_name(columns: Iterable[Column]) -> Mapping[str, str]:
+    """Return column name → type."""
+    return {column.name: column.type for column in columns}

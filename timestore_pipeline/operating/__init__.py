@@ -1,0 +1,1 @@
+"""What an operator does: quarantine, drain, audit, doctor, backup, losses, removal, identity."""

@@ -1,0 +1,338 @@
+"""What the files of a dataset say, read without a ledger: segments, quarantine, the table and its manifests.
+
+The table is fenced before it is looked at: a build that still runs from the time before can then not publish rows any
+more that are about to be taken for staged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from timestore_pipeline.datasets import NAME_PATTERN
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.errors import TableError, TableNotOurs, TablesAway, TimestoreError
+from timestore_pipeline.ledger.builds import MOST_APART
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column, literal
+from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX
+from timestore_pipeline.segments.description import (
+    SEGMENT_TABLE,
+    Description,
+    NotDescribed,
+    describe_segment,
+    read_refused_rows,
+    read_segment,
+)
+from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files, scratch_of_windows
+from timestore_pipeline.storage.table_marks import marked_tables, unmark_table
+from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.manifests import (
+    Published,
+    forget_manifests,
+    keep_manifest,
+    last_manifest_sequence,
+    pending_manifests,
+    read_manifests,
+    read_versions,
+    tables_with_manifests,
+)
+from timestore_pipeline.table.own_table import Objection, way_out
+from timestore_pipeline.table.table import (
+    SequenceTaken,
+    TableFile,
+    declare_owner,
+    fence_all,
+    last_position,
+    last_sequence,
+    live_files,
+    open_table,
+    owner_of,
+    published_sequences,
+    sequence_of_file,
+    table_columns,
+)
+
+T = TypeVar("T")
+
+REFUSED_SUFFIX = ".rows.parquet"
+
+# Of builds in flight, the sequences are the next ones, of as many as there are lanes. More costs nothing.
+_SEQUENCES_AHEAD = 1_000 * MOST_APART
+
+
+@dataclass(frozen=True)
+class FoundSegment:
+    """A segment that says what it holds; ``set_aside`` where it lies in quarantine because part of it is damaged."""
+
+    id: str
+    file: Entry
+    description: Description
+    columns: tuple[Column, ...]
+    set_aside: bool
+
+
+@dataclass(frozen=True)
+class UnreadableFile:
+    """A segment or a file of refused rows that does not say what it holds, and why."""
+
+    file: Entry
+    reason: str
+
+
+@dataclass(frozen=True)
+class TableEvidence:
+    """The table as it stands behind the fence with the sequence ``fenced``, and what its manifests say.
+
+    ``columns`` are those of the table, ``versions`` those that the dataset had had when it was last published.
+    ``dead`` are sequences that a build may have had, and that can never be published any more. ``last_position`` is the
+    highest position of a row, 0 without a key.
+    """
+
+    table_id: str
+    version: int
+    fenced: int
+    dead: tuple[int, ...]
+    columns: tuple[Column, ...]
+    versions: tuple[tuple[Column, ...], ...]
+    files: tuple[TableFile, ...]
+    published: tuple[Published, ...]
+    last_position: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is found of one dataset; ``resolved`` are (file of refused rows, ordinal) that are decided."""
+
+    dataset: str
+    segments: tuple[FoundSegment, ...] = ()
+    unreadable: tuple[UnreadableFile, ...] = ()
+    refused: tuple[tuple[Entry, Description], ...] = ()
+    resolved: frozenset[tuple[str, int]] = frozenset()
+    bad_files: tuple[Entry, ...] = ()
+    table: TableEvidence | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def datasets_with_files(store: Store) -> set[str]:
+    """Return the names of all datasets, declared or not, that have segments, quarantined files or a table."""
+    found = set()
+    for entry in store.staging.entries():
+        match entry.key.split("/"):
+            case [dataset, name] if name.endswith(SEGMENT_SUFFIX):
+                found.add(dataset)
+            case [folder, dataset, _] if folder == QUARANTINE_FOLDER:
+                found.add(dataset)
+    found |= {name for name in store.datasets if has_table(store.table(name))}
+    # Other tables may lie there too; a manifest says that it is one of timestore's.
+    found |= tables_with_manifests(store.tables)
+    return {name for name in found if re.match(NAME_PATTERN, name)}
+
+
+def refuse_tables_away(store: Store, had: Collection[str] = (), lost: Collection[str] = ()) -> None:
+    """Refuse to go on without the tables of the datasets ``had``, and of those of which marks or manifests say it.
+
+    But for those that are ``lost`` for good.
+
+    Raises:
+        TablesAway: one is not there; what its segments have is published, and would be staged again.
+    """
+    names = {*had, *marked_tables(store.tables), *tables_with_manifests(store.tables)}.difference(lost)
+    places = {name: store.table(name) for name in sorted(names) if re.match(NAME_PATTERN, name)}
+    # One with Parquet files and no log is another matter.
+    away = [
+        (name, place.location)
+        for name, place in places.items()
+        if not has_table(place) and not any(parquet_files(place))
+    ]
+    if away:
+        raise TablesAway(away)
+
+
+def give_up_tables(store: Store, datasets: Iterable[str]) -> None:
+    """Let nothing say any more that these datasets have tables, where there is none: they are gone for good.
+
+    Raises:
+        TableError: one is there.
+    """
+    for name in datasets:
+        place = store.table(name)
+        if has_table(place):
+            raise TableError(f"dataset {name!r}: the table at {place.location} is there, so it is not given up.")
+        forget_manifests(place)
+        unmark_table(store.tables, name)
+
+
+def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = False) -> Evidence:
+    """Fence the dataset's table and read all that its files say; without ``fence`` nothing is changed.
+
+    With ``take_over`` a table of another installation becomes this one's.
+
+    Raises:
+        TableNotOurs: the table is another installation's.
+        TableError: the table cannot be read, so nobody can say what is published.
+        TimestoreError: a file must not be read by this user.
+    """
+    notes: list[str] = []
+    table = _table_evidence(store, dataset, notes, fence, take_over)
+    segments: list[FoundSegment] = []
+    unreadable: list[UnreadableFile] = []
+    home, aside = _files(store, dataset), _files(store, f"{QUARANTINE_FOLDER}/{dataset}")
+    refused: list[tuple[Entry, Description]] = []
+    bad_files: list[Entry] = []
+    resolved: set[tuple[str, int]] = set()
+    with store.connect(*store.segment_folders(dataset)) as connection:
+        for file in [*aside, *home]:
+            if PurePosixPath(file.key).suffix == SEGMENT_SUFFIX:
+                found = _try(store, lambda each: read_segment(connection, each), file, unreadable)
+                if found is not None:
+                    segments.append(FoundSegment(PurePosixPath(file.key).stem, file, *found, file in aside))
+        for file in aside:
+            name = PurePosixPath(file.key)
+            if name.name.endswith(REFUSED_SUFFIX):
+                described = _try(store, lambda each: read_refused_rows(connection, each), file, unreadable)
+                if described is not None:
+                    refused.append((file, described))
+            elif name.suffix == DECIDED_SUFFIX:
+                marked, _, ordinal = name.name.removesuffix(DECIDED_SUFFIX).rpartition(".")
+                resolved.add((marked, int(ordinal)))
+            elif name.suffix != TEMPORARY_SUFFIX and SEGMENT_SUFFIX not in name.suffixes:
+                bad_files.append(file)
+    return Evidence(
+        dataset,
+        tuple(segments),
+        tuple(unreadable),
+        tuple(refused),
+        frozenset(resolved),
+        tuple(bad_files),
+        table,
+        tuple(notes),
+    )
+
+
+def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[UnreadableFile]) -> T | None:
+    path = store.staging.fetch(file.key)
+    if not os.access(path, os.R_OK):
+        raise TimestoreError(f"{path} must not be read by this user; run this as the user of the service")
+    try:
+        return read(path)
+    except NotDescribed as error:
+        if store.staging.local is None:
+            store.staging.forget(file.key)  # it may be the copy that is damaged
+            with suppress(NotDescribed):
+                return read(store.staging.fetch(file.key))
+        unreadable.append(UnreadableFile(file, str(error)))
+        return None
+
+
+def _files(store: Store, folder: str) -> list[Entry]:
+    return [entry for entry in store.staging.entries(f"{folder}/") if entry.key.count("/") == folder.count("/") + 1]
+
+
+def _table_evidence(store: Store, dataset: str, notes: list[str], fence: bool, take_over: bool) -> TableEvidence | None:
+    place, mine = store.table(dataset), store.ledger.identity
+    if not has_table(place):
+        if any(parquet_files(place)):
+            raise TableError(
+                f"dataset {dataset!r}: {place.location} has Parquet files and no log, so nobody can say what is "
+                "published. Restore its _delta_log; or move the folder away, then what segments still have is "
+                "published again"
+            )
+        return None
+    while True:
+        table = open_table(place, dataset)
+        _refuse_others(store, dataset, table, take_over)
+        if fence and owner_of(table) != mine:
+            # Whoever had it and is still at work is refused from now on.
+            declare_owner(place, dataset, table, mine)
+            notes.append(f"{dataset}: its table belongs to this installation from now on")
+            continue
+        last = last_sequence(table, dataset)
+        fenced = max(last, last_manifest_sequence(place), *_sequences_of_files(place)) + _SEQUENCES_AHEAD
+        try:
+            table = fence_all(place, dataset, fenced, mine) if fence else table
+            break
+        except SequenceTaken:
+            continue  # a build that was alive came in between; the next fence is above it
+    files = tuple(live_files(table))
+    have = published_sequences(place, table, dataset)
+    pending = pending_manifests(place)
+    newest = max(have, default=0)
+    # What they wrote is left to the sweep, which asks the table first.
+    dead = {each for each in _sequences_of_files(place) if each > newest} | (set(pending) - have)
+    if fence:
+        for sequence in pending:
+            if sequence in have:
+                keep_manifest(place, sequence)
+                notes.append(f"{dataset}: build sequence {sequence} had reached the table before its end was recorded")
+            else:
+                notes.append(f"{dataset}: build sequence {sequence} had not reached the table, its rows are staged")
+    try:
+        published = tuple(read_manifests(place))
+        versions = tuple(read_versions(place))
+        columns = table_columns(table)
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise TableError(
+            f"dataset {dataset!r}: a manifest or the schema of {place.location} cannot be read, so nobody can say what "
+            f"is published: {error}. Restore it from a backup"
+        ) from error
+    return TableEvidence(
+        str(table.metadata().id),
+        table.version(),
+        fenced,
+        tuple(sorted(dead)),
+        columns,
+        versions,
+        files,
+        published,
+        last_position(table),
+    )
+
+
+def _refuse_others(store: Store, dataset: str, table: DeltaTable, take_over: bool) -> None:
+    """Refuse a table that says that it is another installation's, unless it shall be taken over."""
+    owner, mine = owner_of(table), store.ledger.identity
+    if take_over or owner in (None, mine):
+        return
+    raise TableNotOurs(
+        dataset,
+        store.table(dataset).location,
+        Objection.OTHER_INSTALLATION.value,
+        f"it belongs to installation {owner}, and the ledger would be that of {mine}",
+        way_out(Objection.OTHER_INSTALLATION),
+    )
+
+
+def _sequences_of_files(place: Storage) -> set[int]:
+    """The sequences in the names of Parquet files, and 0: of builds too that died before their manifests."""
+    names = [file_name(entry.key) for entry in parquet_files(place)]
+    names += [file_name(key).lstrip(".") for key in scratch_of_windows(place)]
+    return {0, *(sequence for name in names if (sequence := sequence_of_file(name)) is not None)}
+
+
+def carve(connection: duckdb.DuckDBPyConnection, source: Path, target: Path, description: Description) -> None:
+    """Write a segment with the batches of ``description`` alone, taken from one that has more; not synced yet.
+
+    Raises:
+        duckdb.Error: it cannot be read or written.
+    """
+    ordinals = ", ".join(str(each.ordinal) for each in description.batches)
+    connection.execute(f"ATTACH {literal(str(source))} AS whole (READ_ONLY)")
+    connection.execute(f"ATTACH {literal(str(target))} AS part (BLOCK_SIZE 16384)")
+    connection.execute("BEGIN")
+    connection.execute(
+        f"CREATE TABLE part.{SEGMENT_TABLE} AS FROM whole.{SEGMENT_TABLE} WHERE {BATCH_COLUMN} IN ({ordinals})"
+    )
+    describe_segment(connection, "part", description)
+    connection.execute("COMMIT")
+    connection.execute("DETACH part")
+    connection.execute("DETACH whole")

@@ -1,0 +1,165 @@
+"""From what files say to what the ledger is to hold, value by value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
+from timestore_pipeline.ledger.restoring import RestoredSegment
+from timestore_pipeline.model.windows import Granularity, Window, from_micros
+from timestore_pipeline.operating.quarantine import origins_of_retry
+from timestore_pipeline.restoring.evidence import Evidence, FoundSegment
+from timestore_pipeline.segments.description import DescribedBatch, Description, staged_at_of
+from timestore_pipeline.segments.identity import RETRY_MARK
+from timestore_pipeline.segments.segment import slices_of
+from timestore_pipeline.table.manifests import Published
+from timestore_pipeline.table.table import TableFile
+
+
+def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment:
+    """Return a segment that is on disk; ``parts`` are what manifests say of it."""
+    row = SegmentRow(found.id, found.file.key, found.file.bytes, found.description.rows)
+    return RestoredSegment(
+        row=row,
+        batches=tuple(batch_row(each) for each in found.description.batches),
+        slices=slices_of(found.description.groups, row),
+        staged_at=staged_at_of(found.id),
+        published={part.contribution.window_start: part.published_at for part in parts},
+        on_disk=True,
+        columns=found.columns,
+    )
+
+
+def unlinked(dataset: str, segment_id: str, parts: Iterable[Published]) -> RestoredSegment:
+    """A segment that is gone, as far as its published part is known from manifests."""
+    slices: dict[int, SliceRow] = {}
+    batches: dict[int, BatchRow] = {}
+    published: dict[int, int] = {}
+    staged_at = staged_at_of(segment_id)
+    for part in parts:
+        each = part.contribution
+        staged_at = each.staged_at
+        published[each.window_start] = part.published_at
+        had = slices.get(each.window_start)
+        slices[each.window_start] = SliceRow(
+            window_start=each.window_start,
+            rows=each.slice_rows,
+            bytes=each.slice_bytes,
+            min_time=each.min_time,
+            max_time=each.max_time,
+            batch_rows={**(had.batch_rows if had else {}), each.ordinal: each.rows},
+        )
+        batches[each.ordinal] = BatchRow(
+            batch_id=each.batch_id,
+            fingerprint=each.fingerprint,
+            source=each.source,
+            source_bytes=each.source_bytes,
+            rows=each.batch_rows,
+            quarantined_rows=each.quarantined_rows,
+            dropped_rows=each.dropped_rows,
+            ordinal=each.ordinal,
+        )
+    size, rows = (sum(getattr(piece, what) for piece in slices.values()) for what in ("bytes", "rows"))
+    return RestoredSegment(
+        row=SegmentRow(segment_id, f"{dataset}/{segment_id}.duckdb", size, rows),
+        batches=tuple(batches.values()),
+        slices=tuple(slices.values()),
+        staged_at=staged_at,
+        published=published,
+        on_disk=False,
+        columns=None,
+    )
+
+
+def each_batch_once(segments: list[RestoredSegment]) -> list[RestoredSegment]:
+    """A batch that was discarded and sent again under its old id may be in two manifests; the ledger has it once."""
+    seen: set[str] = set()
+    found = []
+    for segment in segments:
+        mine = tuple(batch for batch in segment.batches if batch.batch_id not in seen)
+        seen |= {batch.batch_id for batch in mine}
+        found.append(replace(segment, batches=mine))
+    return found
+
+
+def batch_row(each: DescribedBatch) -> BatchRow:
+    """Return the ledger's row of a batch that a file describes."""
+    return BatchRow(
+        batch_id=each.batch.batch_id,
+        fingerprint=each.batch.fingerprint,
+        source=each.batch.source,
+        source_bytes=each.batch.source_bytes,
+        rows=each.rows,
+        quarantined_rows=each.refused_rows,
+        dropped_rows=each.dropped_rows,
+        ordinal=each.ordinal,
+    )
+
+
+def was_retried(each: DescribedBatch, known: Iterable[str]) -> bool:
+    """Whether rows of an entry of this batch were staged again: there is a batch of a later retry."""
+    origins, number = origins_of_retry(each.batch.batch_id), number_of_retry(each.batch.batch_id)
+    return any(
+        other.partition(RETRY_MARK)[0] in origins and number_of_retry(other) > number
+        for other in known
+        if RETRY_MARK in other
+    )
+
+
+def refused(description: Description) -> int:
+    """Return how many rows a file of refused rows has."""
+    return sum(each.refused_rows for each in description.batches)
+
+
+def unexplained(
+    dataset: str, past: Mapping[int, int], granularity: Granularity, retention: timedelta, now: int
+) -> list[str]:
+    """Say in words which rows are not in the table, or are besides, though neither age nor a manifest accounts for it.
+
+    The table's own count is taken for the truth in a rebuilt ledger, so no later audit would speak of them.
+
+    Args:
+        dataset: its name.
+        past: window start → rows that were published and are not in the table; below zero, that it has besides.
+        granularity: that of its windows.
+        retention: for how long after its end a window stays in the table; zero is for ever.
+        now: microseconds since the epoch.
+    """
+    found = []
+    for start, rows in sorted(past.items()):
+        window = Window(from_micros(start), granularity)
+        if rows < 0:
+            found.append(
+                f"{dataset}: the table has {-rows:,} rows of window {window.key} of which no manifest knows: something "
+                "else wrote them, or manifests are gone; look at them with 'timestore sql'"
+            )
+        elif not retention or window.end_micros + retention // timedelta(microseconds=1) > now:
+            found.append(
+                f"{dataset}: {rows:,} rows of window {window.key} were published, are not in the table, and have not "
+                "expired by the retention that it has now. They are counted as expired; unless it had a shorter "
+                "retention before, restore the table from a backup and run this again with --replace"
+            )
+    return found
+
+
+def window_of(file: TableFile, granularity: Granularity) -> Window | None:
+    """Return the window of a table's file; None where another program has put it into no window of that granularity."""
+    try:
+        return None if file.window_key is None else Window.from_key(file.window_key, granularity)
+    except ValueError:
+        return None
+
+
+def last_retry(evidence: Evidence) -> int:
+    """The highest id of an entry whose rows were staged again: a new entry must not get an id that was used."""
+    ids = [each.batch.batch_id for segment in evidence.segments for each in segment.description.batches]
+    ids += [each.contribution.batch_id for each in (evidence.table.published if evidence.table else ())]
+    return max((number_of_retry(batch_id) for batch_id in ids), default=0)
+
+
+def number_of_retry(batch_id: str) -> int:
+    """Return the id of the entry whose retry made this batch, 0 where none did."""
+    number = batch_id.rpartition(RETRY_MARK)[2] if RETRY_MARK in batch_id else ""
+    return int(number) if number.isdecimal() else 0

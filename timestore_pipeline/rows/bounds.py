@@ -1,0 +1,142 @@
+"""What a batch may ask of whoever reads it, however it comes: looked at before any memory or time is spent on it.
+
+Formats describe themselves, and libraries believe what they read there: a footer of 84 bytes can ask for gigabytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, readable_reason
+from timestore_pipeline.settings import Settings, variable_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_ROW_BYTES = 16 << 20
+"""Most bytes of one row of JSON, as DuckDB has it."""
+
+MOST_NESTED = 100
+"""How deep the type of a column may be nested; Parquet's and Arrow's own readers have about the same."""
+
+_PARQUET_END = struct.Struct("<I4s")
+_PARQUET_MAGIC = b"PAR1"
+# A list in a footer says how long it is before its entries come. Each is at least a byte, and takes some hundred.
+_MOST_LISTED = 100_000
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How large the parts of a batch may be.
+
+    ``columns`` and ``metadata_bytes`` (what is said in a Parquet footer or an Arrow message) hold for all
+    formats. ``bytes`` and ``rows`` are for what is read into memory as a whole; no number of rows is no limit.
+    """
+
+    columns: int
+    metadata_bytes: int
+    bytes: int
+    rows: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the bounds that hold for every batch."""
+        return cls(settings.batch_max_columns, settings.batch_max_metadata_bytes, settings.landing_max_arrow_bytes)
+
+    def check_columns(self, columns: int) -> None:
+        """Take so many columns.
+
+        Raises:
+            TooLarge: there are too many.
+        """
+        if columns > self.columns:
+            raise TooLarge(
+                f"it has {columns:,} columns, and a batch may have {self.columns:,} "
+                f"({variable_name('batch_max_columns')}); put names that are data into a column of their own"
+            )
+
+    def check_metadata(self, size: int, what: str) -> None:
+        """Take metadata of so many bytes; ``what`` says of what.
+
+        Raises:
+            TooLarge: they are too many.
+        """
+        if size > self.metadata_bytes:
+            raise TooLarge(
+                f"its {what} has {size:,} bytes, and may have {self.metadata_bytes:,} "
+                f"({variable_name('batch_max_metadata_bytes')}); write fewer columns, or fewer and larger row groups"
+            )
+
+    def check_schema(self, schema: pa.Schema) -> None:
+        """Take the columns of an Arrow schema.
+
+        Raises:
+            UnreadableFile: they are too many, nested too deeply, or have names that are no text.
+        """
+        self.check_columns(len(schema))
+        try:
+            self._check_types([field.type for field in schema])
+            text = schema.to_string(show_field_metadata=False, show_schema_metadata=False)
+        except UnicodeDecodeError as error:
+            raise UnreadableFile("the name of a column, or of a time zone, is no UTF-8") from error
+        described = [schema.metadata, *(field.metadata for field in schema)]
+        said = sum(len(key) + len(value) for each in described if each for key, value in each.items())
+        self.check_metadata(said + len(text), "schema")
+
+    def _check_types(self, types: Sequence[pa.DataType]) -> None:
+        level, looked_at = list(types), 0
+        for _ in range(MOST_NESTED):
+            for each in level:
+                getattr(each, "tz", None)  # which is read as text only now
+            inner = [kind for each in level for kind in inner_types(each)]
+            looked_at += len(inner)
+            self.check_columns(looked_at)
+            if not inner:
+                return
+            level = inner
+        raise TooLarge(f"a column is nested more than {MOST_NESTED} levels deep")
+
+    def check_parquet(self, path: Path) -> None:
+        """Look at what a Parquet file says of itself.
+
+        Raises:
+            UnreadableFile: it is no whole Parquet file, or says too much.
+            OSError: it cannot be read.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        size = path.stat().st_size
+        if size < _PARQUET_END.size + len(_PARQUET_MAGIC):
+            raise UnreadableFile("it is too small for a Parquet file")
+        with path.open("rb") as file:
+            file.seek(-_PARQUET_END.size, 2)
+            footer, magic = _PARQUET_END.unpack(file.read(_PARQUET_END.size))
+        if magic != _PARQUET_MAGIC:
+            raise UnreadableFile("it is no whole Parquet file: its end is missing, or it is encrypted")
+        self.check_metadata(footer, "footer")
+        try:
+            with pa.OSFile(str(path)) as source:
+                found = pq.ParquetFile(
+                    source, thrift_string_size_limit=self.metadata_bytes, thrift_container_size_limit=_MOST_LISTED
+                ).metadata
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UnreadableFile(f"it is no whole Parquet file: {readable_reason(error)}") from error
+        self.check_columns(found.num_columns)
+
+
+def inner_types(kind: pa.DataType) -> list[pa.DataType]:
+    """Return the types that a type is made of."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return [kind.storage_type]
+    if pa.types.is_dictionary(kind):
+        return [kind.value_type]
+    return [kind.field(number).type for number in range(kind.num_fields)]

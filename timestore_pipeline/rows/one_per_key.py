@@ -1,0 +1,26 @@
+"""One row per key: which row of a window wins, as SQL that builds and reads share, so that both give the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.model.columns import POSITION_COLUMN, Column, quote, utc_timestamp_sql
+
+
+def winning_rows(spec: DatasetSpec, columns: Sequence[Column], rows: str) -> str:
+    """Return a SELECT of those ``rows`` (a SELECT with ``columns`` and the position) that win, one per window and key.
+
+    The highest version wins, if the dataset names one, else and among equal ones the highest position. No two rows of
+    a dataset have the same position, so there is always one winner, however often and in whatever order it is asked.
+    DuckDB spills what it cannot keep in memory.
+    """
+    key = spec.key
+    assert key is not None
+    window = f"date_trunc('{spec.window}', {utc_timestamp_sql(spec.time_column(columns))})"
+    names = ", ".join([window, *(quote(name) for name in key.columns)])
+    version = "" if key.version is None else f"{quote(key.version)} DESC NULLS LAST, "
+    return (
+        f"SELECT * FROM ({rows}) "
+        f"QUALIFY row_number() OVER (PARTITION BY {names} ORDER BY {version}{POSITION_COLUMN} DESC) = 1"
+    )

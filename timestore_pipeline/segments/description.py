@@ -1,0 +1,220 @@
+"""What a segment and a file of refused rows say of themselves, so that the ledger can be made again from them.
+
+A segment has it as the comment of its table, written in the transaction that fills it: a second table would cost 16 KB
+and 15 ms per segment, a comment nothing that can be measured. A file of refused rows has it in its Parquet metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import duckdb
+
+from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column, literal
+from timestore_pipeline.segments.identity import Client
+
+SEGMENT_TABLE = "rows"
+"""Name of the one table in every segment."""
+
+METADATA_KEY = "timestore"
+"""Key of the description in the Parquet metadata of refused rows."""
+
+_VERSION = 1
+_ID_HEX_DIGITS = 14
+
+
+class NotDescribed(Exception):
+    """A file does not say what it is: it is damaged, or not one of timestore's."""
+
+
+@dataclass(frozen=True)
+class IncomingBatch:
+    """A batch on its way in: identity, content hash, and where it comes from, with its client if it has one."""
+
+    batch_id: str
+    fingerprint: str
+    source: str
+    source_bytes: int
+    client: Client | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class DescribedBatch:
+    """A batch of a file: its ordinal there, how many rows of it were staged, refused and why, and dropped."""
+
+    ordinal: int
+    batch: IncomingBatch
+    rows: int
+    refused_rows: int
+    reason: str = ""
+    dropped_rows: int = 0
+
+
+@dataclass(frozen=True)
+class DescribedGroup:
+    """Rows of one batch in one window; times in microseconds since the epoch."""
+
+    ordinal: int
+    window_start: int
+    rows: int
+    min_time: int
+    max_time: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file holds. ``window`` is the dataset's granularity; ``groups`` are those of staged rows."""
+
+    dataset: str
+    window: str
+    batches: tuple[DescribedBatch, ...]
+    groups: tuple[DescribedGroup, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many staged rows there are."""
+        return sum(group.rows for group in self.groups)
+
+    def only(self, ordinals: Collection[int]) -> Description:
+        """Return the description of some of the batches."""
+        return replace(
+            self,
+            batches=tuple(each for each in self.batches if each.ordinal in ordinals),
+            groups=tuple(each for each in self.groups if each.ordinal in ordinals),
+        )
+
+    def as_text(self) -> str:
+        """Return it as text of one line, for :meth:`from_text`."""
+        batches = [
+            [
+                each.ordinal,
+                each.batch.batch_id,
+                each.batch.fingerprint,
+                each.batch.source,
+                each.batch.source_bytes,
+                each.rows,
+                each.refused_rows,
+                each.reason,
+                each.dropped_rows,
+            ]
+            for each in self.batches
+        ]
+        groups = [[each.ordinal, each.window_start, each.rows, each.min_time, each.max_time] for each in self.groups]
+        return json.dumps(
+            {
+                "version": _VERSION,
+                "dataset": self.dataset,
+                "window": self.window,
+                "batches": batches,
+                "groups": groups,
+            },
+            separators=(",", ":"),
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> Description:
+        """Read what :meth:`as_text` wrote.
+
+        Raises:
+            NotDescribed: it is something else.
+        """
+        try:
+            found = json.loads(text)
+            if found["version"] != _VERSION:
+                raise NotDescribed(f"it was written by another version of timestore (description {found['version']})")
+            return cls(
+                dataset=found["dataset"],
+                window=found["window"],
+                batches=tuple(
+                    DescribedBatch(ordinal, IncomingBatch(*batch), rows, refused, reason, dropped)
+                    for ordinal, *batch, rows, refused, reason, dropped in found["batches"]
+                ),
+                groups=tuple(DescribedGroup(*group) for group in found["groups"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise NotDescribed("it does not say which batches it holds") from error
+
+
+def described_batches(
+    batches: Sequence[IncomingBatch],
+    rows: Mapping[int, int],
+    refused_rows: Mapping[int, int],
+    reasons: Mapping[int, str],
+    dropped_rows: Mapping[int, int],
+) -> tuple[DescribedBatch, ...]:
+    """Return how batches are described, by ordinal."""
+    return tuple(
+        DescribedBatch(
+            ordinal,
+            batch,
+            rows.get(ordinal, 0),
+            refused_rows.get(ordinal, 0),
+            reasons.get(ordinal, ""),
+            dropped_rows.get(ordinal, 0),
+        )
+        for ordinal, batch in enumerate(batches)
+    )
+
+
+def describe_segment(connection: duckdb.DuckDBPyConnection, database: str, description: Description) -> None:
+    """Write a description into the attached segment ``database``, within the transaction that fills it."""
+    connection.execute(f"COMMENT ON TABLE {database}.{SEGMENT_TABLE} IS {literal(description.as_text())}")
+
+
+def read_segment(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[Description, tuple[Column, ...]]:
+    """Return what a segment says of itself, and the columns of its rows; that it has as many rows is made sure of.
+
+    Raises:
+        NotDescribed: it cannot be read, says nothing, or holds another number of rows than it says.
+    """
+    try:
+        connection.execute(f"ATTACH {literal(str(path))} AS described (READ_ONLY)")
+    except duckdb.Error as error:
+        raise NotDescribed(str(error).splitlines()[0]) from error
+    try:
+        tables = connection.execute(
+            "SELECT comment FROM duckdb_tables() WHERE database_name = 'described' AND table_name = ?", [SEGMENT_TABLE]
+        ).fetchall()
+        description = Description.from_text(tables[0][0] or "" if tables else "")
+        columns = connection.execute(
+            "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = 'described' "
+            "AND table_name = ? ORDER BY column_index",
+            [SEGMENT_TABLE],
+        ).fetchall()
+        found = connection.execute(f"SELECT count(*) FROM described.{SEGMENT_TABLE}").fetchall()[0][0]
+        if found != description.rows:
+            raise NotDescribed(f"it has {found} rows and says that it has {description.rows}")
+        return description, tuple(
+            Column(name, type_) for name, type_ in columns if name not in (BATCH_COLUMN, ROW_COLUMN)
+        )
+    except duckdb.Error as error:
+        raise NotDescribed(str(error).splitlines()[0]) from error
+    finally:
+        connection.execute("DETACH described")
+
+
+def read_refused_rows(connection: duckdb.DuckDBPyConnection, path: Path) -> Description:
+    """Return what a file of refused rows says of itself.
+
+    Raises:
+        NotDescribed: it cannot be read, or says nothing.
+    """
+    try:
+        found = connection.execute(
+            f"SELECT decode(value) FROM parquet_kv_metadata({literal(str(path))}) WHERE decode(key) = ?",
+            [METADATA_KEY],
+        ).fetchall()
+    except duckdb.Error as error:
+        raise NotDescribed(str(error).splitlines()[0]) from error
+    return Description.from_text(found[0][0] if found else "")
+
+
+def staged_at_of(segment_id: str) -> int:
+    """Return when a segment was written, in microseconds since the epoch, as its id says; 0 where it does not."""
+    try:
+        return int(segment_id[:_ID_HEX_DIGITS], 16)
+    except ValueError:
+        return 0

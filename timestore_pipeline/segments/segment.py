@@ -1,0 +1,303 @@
+"""Writing one segment: a DuckDB file that is filled in one transaction, synced, renamed and then only read.
+
+Rows whose time no window can hold are written to a quarantine file beside it and do not stay in the segment.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+
+from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import StorageError
+from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import (
+    BATCH_COLUMN,
+    ROW_COLUMN,
+    Column,
+    column_definitions,
+    column_list,
+    literal,
+)
+from timestore_pipeline.rows.readers import RowSource
+from timestore_pipeline.segments.description import (
+    METADATA_KEY,
+    SEGMENT_TABLE,
+    DescribedGroup,
+    Description,
+    IncomingBatch,
+    describe_segment,
+    described_batches,
+)
+from timestore_pipeline.segments.judging import BatchTimes, Judge, RefusedRows, reason_in_words
+from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+
+# DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
+# for 1,000 rows; large blocks make large segments a third smaller and faster to write.
+_SMALL_BLOCK = 16_384
+_LARGE_BLOCK = 262_144
+_LARGE_FROM_BYTES = 4 << 20
+
+SURELY_THERE_SECONDS = 60
+"""An object younger than this is swept by nobody; see ``upkeep.retention``."""
+
+_TABLE = f"segment.{SEGMENT_TABLE}"
+
+
+@dataclass(frozen=True)
+class WrittenSegment:
+    """What :func:`write_segment` made; nothing of it counts before the ledger has it.
+
+    ``row`` is None where no row could be staged. ``batch_rows``, ``refused`` and ``dropped`` (rows that came too late,
+    and are nowhere) go by batch ordinal; ``refused_path`` (relative to the staging directory) holds the refused rows
+    of all batches. ``judged_at`` is the moment by which they were late, in microseconds since the epoch. ``numbers`` is
+    how many row numbers were given out, to refused rows too, where the dataset has a key.
+    """
+
+    row: SegmentRow | None
+    slices: tuple[SliceRow, ...] = ()
+    batch_rows: Mapping[int, int] = field(default_factory=dict)
+    refused: Mapping[int, Sequence[RefusedRows]] = field(default_factory=dict)
+    refused_path: str | None = None
+    refused_bytes: int = 0
+    dropped: Mapping[int, int] = field(default_factory=dict)
+    judged_at: int = 0
+    numbers: int = 0
+
+    @property
+    def most_windows(self) -> int:
+        """How many windows that batch has which has the most."""
+        windows = Counter(ordinal for piece in self.slices for ordinal in piece.batch_rows)
+        return max(windows.values(), default=0)
+
+    @property
+    def files(self) -> list[str]:
+        """The files in staging that an acknowledgement rests on."""
+        return [path for path in (self.row and self.row.path, self.refused_path) if path]
+
+    def is_there(self, store: Store) -> bool:
+        """Whether nobody has swept the files as orphans since they were written."""
+        age = now_micros() - self.judged_at
+        if store.staging.local is None and 0 <= age < SURELY_THERE_SECONDS * 1_000_000:
+            return True  # an object is not swept before it is older; asking costs, inside of a ledger transaction
+        return all(store.staging.size(path) is not None for path in self.files)
+
+    def discard(self, store: Store) -> None:
+        """Remove the files of a segment that is not going to be acknowledged."""
+        with suppress(StorageError):  # else the sweep does
+            store.staging.delete(*self.files)
+
+
+def new_segment_id() -> str:
+    """Return an id that is unique over all processes and hosts, and sorts by time."""
+    return f"{now_micros():014x}{secrets.token_hex(5)}"
+
+
+def write_segment(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    sources: Sequence[RowSource],
+    *,
+    batches: Sequence[IncomingBatch],
+    expected_bytes: int,
+    take_late: bool = False,
+    times: Sequence[BatchTimes] | None = None,
+    most_windows: int = 0,
+) -> WrittenSegment:
+    """Write the rows of ``sources`` into a new segment; returns once it is whole and durable on disk.
+
+    Args:
+        store: the installation.
+        connection: an in-memory connection without anything attached.
+        spec: the dataset.
+        columns: its columns, which every source selects in this order.
+        sources: the rows, each with the ordinal of its batch.
+        batches: what the batches are, by ordinal; the segment says so of itself.
+        expected_bytes: rough size of the input; chooses the segment's block size.
+        take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
+        times: the times of the batches by ordinal, where they are known without reading them back.
+        most_windows: how many windows a batch may have rows in; 0 is no limit.
+
+    Raises:
+        TooManyWindows: batches have rows in more; nothing is left behind.
+        PlaceError: staging, or the dataset's folder in it, is not the one that segments were written to before.
+        duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
+    """
+    segment_id = new_segment_id()
+    key = f"{spec.name}/{segment_id}{SEGMENT_SUFFIX}"
+    judge = Judge.of(
+        spec, columns, store.settings.staging_max_future_ms, take_late=take_late, most_windows=most_windows
+    )
+    store.places.claim_segments(spec.name)
+    temporary = store.staging.scratch(key)
+    try:
+        filled = _fill(
+            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, judge, times
+        )
+    except BaseException:
+        for statement in ("ROLLBACK", "DETACH segment"):
+            with suppress(duckdb.Error):
+                connection.execute(statement)
+        temporary.unlink(missing_ok=True)
+        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+        raise
+    finally:
+        for source in sources:
+            for name in source.tables:
+                connection.unregister(name)
+    try:
+        reach(CrashPoint.SEGMENT_WRITTEN)
+        if not filled.groups:
+            temporary.unlink()
+            return _written(None, filled)
+        size = temporary.stat().st_size
+        store.staging.put(temporary, key)
+        reach(CrashPoint.SEGMENT_IN_PLACE)
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+    rows = sum(group.rows for group in filled.groups)
+    return _written(SegmentRow(segment_id, key, size, rows), filled)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """What is in a new segment, and what was not left in it."""
+
+    groups: Sequence[DescribedGroup]
+    refused: Mapping[int, Sequence[RefusedRows]]
+    refused_path: str | None
+    refused_bytes: int
+    dropped: Mapping[int, int]
+    judged_at: int
+    numbers: int
+
+
+def _fill(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    sources: Iterable[RowSource],
+    batches: Sequence[IncomingBatch],
+    path: Path,
+    segment_id: str,
+    expected_bytes: int,
+    judge: Judge,
+    times: Sequence[BatchTimes] | None,
+) -> _Filled:
+    block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
+    row_number = f", {ROW_COLUMN} BIGINT NOT NULL" if spec.key else ""
+    # Without a log of its own: a segment that is not whole is thrown away, so there is nothing to recover.
+    connection.execute(
+        f"ATTACH {literal(str(path))} AS segment (BLOCK_SIZE {block}, RECOVERY_MODE no_wal_writes); BEGIN; "
+        f"CREATE TABLE {_TABLE} ({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL{row_number})"
+    )
+    numbers = _insert(connection, spec, sources)
+    judged = judge.look(connection, _TABLE, times)
+    if judged.dropped:
+        connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
+    described = described_batches(
+        batches,
+        _rows_by_ordinal(judged.groups),
+        {ordinal: sum(part.rows for part in parts) for ordinal, parts in judged.refused.items()},
+        {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
+        judged.dropped,
+    )
+    description = Description(spec.name, spec.window.value, described, judged.groups)
+    refused_path, refused_bytes = None, 0
+    if judged.refused:
+        refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
+        kept = f"{column_list(columns)}, {BATCH_COLUMN}" + (f", {ROW_COLUMN}" if spec.key else "")
+        refused_bytes = _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
+    describe_segment(connection, "segment", description)
+    connection.execute("COMMIT; DETACH segment")
+    return _Filled(judged.groups, judged.refused, refused_path, refused_bytes, judged.dropped, judge.now, numbers)
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, sources: Iterable[RowSource]) -> int:
+    """Fill the segment; return how many row numbers were given out, where the dataset has a key."""
+    numbers = 0
+    for source in sources:
+        for name, table in source.tables.items():
+            connection.register(name, table)
+        rows = source.sql
+        if spec.key and not source.numbered:
+            rows = f"SELECT *, {numbers} + row_number() OVER () - 1 FROM ({source.sql})"
+        numbers += connection.execute(f"INSERT INTO {_TABLE} {rows}").fetchall()[0][0]
+    return numbers
+
+
+def _rows_by_ordinal(groups: Iterable[DescribedGroup]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for group in groups:
+        found[group.ordinal] = found.get(group.ordinal, 0) + group.rows
+    return found
+
+
+def _set_rows_aside(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    kept: str,
+    problem: str,
+    relative: str,
+    description: Description,
+) -> int:
+    temporary = store.staging.scratch(relative)
+    connection.execute(
+        f"COPY (SELECT {kept}, {problem} AS _problem "
+        f"FROM {_TABLE} WHERE {problem} IS NOT NULL) "
+        f"TO {literal(str(temporary))} (FORMAT parquet, COMPRESSION zstd, "
+        f"KV_METADATA {{{METADATA_KEY}: {literal(description.as_text())}}})"
+    )
+    reach(CrashPoint.REFUSED_ROWS_WRITTEN)
+    size = temporary.stat().st_size
+    store.staging.put(temporary, relative)
+    reach(CrashPoint.REFUSED_ROWS_IN_PLACE)
+    connection.execute(f"DELETE FROM {_TABLE} WHERE {problem} IS NOT NULL")
+    return size
+
+
+def _written(segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:
+    return WrittenSegment(
+        row=segment,
+        slices=slices_of(filled.groups, segment) if segment else (),
+        batch_rows=_rows_by_ordinal(filled.groups),
+        refused=filled.refused,
+        refused_path=filled.refused_path,
+        refused_bytes=filled.refused_bytes,
+        dropped=filled.dropped,
+        judged_at=filled.judged_at,
+        numbers=filled.numbers,
+    )
+
+
+def slices_of(groups: Iterable[DescribedGroup], segment: SegmentRow) -> tuple[SliceRow, ...]:
+    """Return the slices of a segment, in time order."""
+    by_window: dict[int, list[DescribedGroup]] = {}
+    for group in groups:
+        by_window.setdefault(group.window_start, []).append(group)
+    slices = []
+    for window_start, members in sorted(by_window.items()):
+        rows = sum(group.rows for group in members)
+        slices.append(
+            SliceRow(
+                window_start=window_start,
+                rows=rows,
+                bytes=segment.bytes * rows // segment.rows,
+                min_time=min(group.min_time for group in members),
+                max_time=max(group.max_time for group in members),
+                batch_rows={group.ordinal: group.rows for group in members},
+            )
+        )
+    return tuple(slices)

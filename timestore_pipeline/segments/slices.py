@@ -1,0 +1,177 @@
+"""Reading slices back out of their segments, for builds and for queries.
+
+Few segments are attached and read where they lie. Many small ones are first brought together in one scratch
+table, some at a time: a statement over hundreds of attached files would take memory for each of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import duckdb
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
+from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.model.columns import (
+    POSITION_COLUMN,
+    ROW_COLUMN,
+    Column,
+    column_definitions,
+    literal,
+    quote,
+    select_as,
+    time_range_sql,
+)
+from timestore_pipeline.rows.reasons import readable_reason
+from timestore_pipeline.segments.description import SEGMENT_TABLE
+from timestore_pipeline.store import Store
+
+MOST_ATTACHED = 32
+"""Most segments that are attached to one connection at a time."""
+
+SCRATCH_SCHEMA = "gathered"
+"""Schema of scratch tables, so that they have no name that a dataset could have, and no list of tables shows them."""
+
+_ATTEMPTS = 3
+_FETCHED_AT_ONCE = 8
+
+
+def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
+    """Attach a slice's segment, read-only, under its id.
+
+    Raises:
+        SegmentUnreadable: it is missing or damaged.
+        PlaceError: the folder of the dataset's segments is away.
+        StorageError: it cannot be fetched just now.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            path = store.staging.fetch(piece.path)
+        except ObjectMissing as error:
+            store.places.require_segments(piece.dataset)
+            raise SegmentUnreadable(piece.dataset, store.staging.shown(piece.path), error.reason) from error
+        try:
+            connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
+            return
+        except duckdb.Error as error:
+            if store.staging.local is None and attempt < _ATTEMPTS - 1:
+                # The copy was evicted just now, or is damaged. Whoever reads from it keeps what he has open.
+                store.staging.forget(piece.path)
+                continue
+            if path.exists():
+                reason = readable_reason(error)
+            else:
+                store.places.require_segments(piece.dataset)
+                reason = "there is no such file"
+            raise SegmentUnreadable(piece.dataset, store.staging.shown(piece.path), reason) from error
+
+
+def bring_segments(store: Store, slices: Iterable[Slice]) -> None:
+    """Fetch the segments of slices from an object store, several at a time; what fails says so when it is attached."""
+    if store.staging.local is not None:
+        return
+
+    def bring(path: str) -> None:
+        with suppress(OSError):
+            store.staging.fetch(path)
+
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+        for _ in pool.map(bring, dict.fromkeys(piece.path for piece in slices)):
+            pass
+
+
+def detach_segment(connection: duckdb.DuckDBPyConnection, segment_id: str) -> None:
+    """Detach a segment and give back its memory."""
+    connection.execute(f'DETACH "{segment_id}"')
+
+
+def segment_table(segment_id: str) -> str:
+    """Return the SQL name of the table in an attached segment."""
+    return f'"{segment_id}".{SEGMENT_TABLE}'
+
+
+def rows_of_segment(columns: Sequence[Column], piece: Slice) -> str:
+    """Return what follows FROM to read the segment of a slice as rows of ``columns``."""
+    table = segment_table(piece.segment_id)
+    return table if piece.columns == tuple(columns) else f"(SELECT {_as_rows_of(columns, piece)} FROM {table})"
+
+
+def _as_rows_of(columns: Sequence[Column], piece: Slice) -> str:
+    """Return the SELECT list that makes rows of ``columns`` of a segment's; the position is where a row stood."""
+    listed = select_as([column for column in columns if column.name != POSITION_COLUMN], piece.columns)
+    if columns[-1].name != POSITION_COLUMN:
+        return listed
+    return f"{listed}, CAST({piece.position or 0} + {ROW_COLUMN} AS BIGINT) AS {POSITION_COLUMN}"
+
+
+def by_segment(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
+    """Group slices by the id of their segment."""
+    found: dict[str, list[Slice]] = defaultdict(list)
+    for piece in slices:
+        found[piece.segment_id].append(piece)
+    return found
+
+
+def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> str:
+    """Return SQL for the rows of slices of one attached segment, as rows of ``columns``.
+
+    Neighbouring windows are read as one range.
+    """
+    ranges: list[list[int]] = []
+    for piece in sorted(pieces, key=lambda item: item.window_start):
+        window = spec.window_at(piece.window_start)
+        if ranges and ranges[-1][1] == window.start_micros:
+            ranges[-1][1] = window.end_micros
+        else:
+            ranges.append([window.start_micros, window.end_micros])
+    stored = pieces[0].columns
+    time = spec.time_column(stored)
+    condition = " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
+    return f"SELECT {_as_rows_of(columns, pieces[0])} FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
+
+
+def gather_slices(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    slices: Iterable[Slice],
+    table: str,
+) -> None:
+    """Copy the rows of many slices into a new ``table`` (a quoted SQL name) of the connection.
+
+    Raises:
+        SegmentUnreadable: a segment is missing or damaged, or has another number of rows than the ledger says.
+    """
+    connection.execute(f"CREATE TABLE {table} ({column_definitions(columns)})")
+    groups = list(by_segment(slices).values())
+    for start in range(0, len(groups), MOST_ATTACHED):
+        chunk = groups[start : start + MOST_ATTACHED]
+        bring_segments(store, (pieces[0] for pieces in chunk))
+        for pieces in chunk:
+            attach_segment(store, connection, pieces[0])
+        rows = " UNION ALL ".join(select_slices(spec, columns, pieces) for pieces in chunk)
+        try:
+            copied = connection.execute(f"INSERT INTO {table} {rows}").fetchall()[0][0]
+        except duckdb.Error as error:
+            raise _named(store, chunk, readable_reason(error)) from error
+        expected = sum(piece.rows for pieces in chunk for piece in pieces)
+        if copied != expected:
+            raise _named(store, chunk, f"{copied} rows were read where the ledger has {expected}")
+        for pieces in chunk:
+            detach_segment(connection, pieces[0].segment_id)
+
+
+def _named(store: Store, chunk: Sequence[Sequence[Slice]], reason: str) -> SegmentUnreadable:
+    paths = [store.staging.shown(pieces[0].path) for pieces in chunk]
+    more = f" … and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return SegmentUnreadable(chunk[0][0].dataset, ", ".join(paths[:3]) + more, reason)
+
+
+def scratch_table(dataset: str) -> str:
+    """Return the quoted SQL name of the scratch table for a dataset's gathered slices, in a schema of its own."""
+    return f"{SCRATCH_SCHEMA}.{quote(dataset)}"

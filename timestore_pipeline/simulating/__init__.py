@@ -1,0 +1,1 @@
+"""What other thresholds would do, from the history that the ledger has."""

@@ -1,0 +1,1 @@
+"""A dataset's Delta table: opened, committed to, fenced, and whose it is."""

@@ -1,0 +1,380 @@
+"""Whose a table is: asked of its own log before anything is written into its folder or removed from it.
+
+A table says in its properties which installation it belongs to, from its first commit on; what this installation
+commits says it too. And no build has the sequence of another one, of whatever ledger. So the log tells whether all
+that was committed is known to this ledger. Where it is not, the ledger is an older copy, or somebody else is at work:
+what a build would write might be there already, and what it would replace or remove might be somebody's rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from timestore_pipeline.errors import AnotherTable, LedgerError, TableError, TableNotOurs
+from timestore_pipeline.ledger.known_tables import (
+    KnownTable,
+    builds_of_sequences,
+    known_table,
+    note_own,
+    note_refusal,
+)
+from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.places import storage_at
+from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.table_folder import has_table, remove_from_table
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.table import (
+    Commit,
+    commits_of_builds,
+    declare_owner,
+    last_sequence,
+    live_files,
+    open_table,
+    owner_of,
+)
+
+if TYPE_CHECKING:
+    from timestore_pipeline.ledger.builds import Build
+    from timestore_pipeline.store import Store
+
+log = logging.getLogger(__name__)
+
+# So many commits that the ledger has not heard of are looked at; more have no owner that could be this installation.
+_MOST_UNHEARD = 1_000
+_ATTEMPTS = 5
+_NAMED = 3
+
+
+class Objection(StrEnum):
+    """Why a table must not be written to."""
+
+    OTHER_INSTALLATION = "other_installation"
+    """It says that it belongs to another one."""
+    OTHER_TABLE = "other_table"
+    """It is not the one that the ledger knows: its Delta id is another one."""
+    AHEAD = "ahead"
+    """It has commits of builds that the ledger does not know."""
+    BEHIND = "behind"
+    """It lacks a commit that the ledger knows."""
+    UNPROVEN = "unproven"
+    """It does not say whose it is, and nothing proves that it is the ledger's."""
+
+
+@dataclass(frozen=True)
+class TableTitle:
+    """What the log of a table says of whose it is, at one version.
+
+    ``installation`` is None where it says nothing. ``commits`` are those of builds since the last one that the ledger
+    knows as published, latest first. ``has_last`` is whether that one is in the table, ``empty`` whether nothing is.
+    ``last_sequence`` is that of the last build or fence; 0 where the commits say it, as none of them was cleaned up.
+    """
+
+    table_id: str
+    name: str | None
+    installation: str | None
+    version: int
+    commits: tuple[Commit, ...] = ()
+    has_last: bool = True
+    empty: bool = False
+    last_sequence: int = 0
+
+
+def objection_to(
+    dataset: str, title: TableTitle, known: KnownTable, builds: Mapping[int, Build]
+) -> tuple[Objection, str] | None:
+    """Return why the table must not be written to, with what was found in words; None where it is ours.
+
+    ``builds`` are those of the ledger that have a sequence of the title's commits.
+    """
+    if title.installation not in (None, known.installation):
+        last = f", which last committed to it as {title.commits[0].owner}" if title.commits else ""
+        return Objection.OTHER_INSTALLATION, (
+            f"it belongs to installation {title.installation}{last}, and this one is {known.installation}"
+        )
+    if known.table_id not in (None, title.table_id):
+        return Objection.OTHER_TABLE, (
+            f"it is another table (Delta id {title.table_id}) than the one that the ledger knows ({known.table_id})"
+        )
+    if known.version is not None and title.version < known.version:
+        return Objection.BEHIND, f"it is at version {title.version}, and was at {known.version}"
+    unheard = [commit for commit in title.commits if not _is_known(commit, known, builds)]
+    if unheard:
+        versions = ", ".join(str(commit.version) for commit in reversed(unheard[-_NAMED:]))
+        return Objection.AHEAD, (
+            f"this ledger does not know {len(unheard)} of its commits (version {versions}"
+            f"{', …' if len(unheard) > _NAMED else ''}; the last one is of {unheard[0].owner or 'nobody'}), so the "
+            "ledger is an older copy, or another one is at work on the same table"
+        )
+    if title.last_sequence > known.last_sequence:
+        return Objection.AHEAD, (
+            f"a build has committed to it that this ledger does not know (sequence {title.last_sequence}), and its log "
+            "entry was cleaned up, so the ledger is an older copy, or another one is at work on the same table"
+        )
+    if not title.has_last:
+        lacking = known.last.table_version if known.last else None
+        return Objection.BEHIND, f"it lacks the commit of its version {lacking} that the ledger knows"
+    if title.installation is None and known.table_id is None and not _is_proven(dataset, title, known):
+        return Objection.UNPROVEN, "it does not say whose it is, and the ledger does not know it"
+    return None
+
+
+def _is_known(commit: Commit, known: KnownTable, builds: Mapping[int, Build]) -> bool:
+    build = builds.get(commit.sequence)
+    if build is None:
+        # A build that was fenced long ago may be forgotten; nothing of it is in the table.
+        return commit.build is not None and commit.is_fence and commit.sequence <= known.last_sequence
+    # Sequences of before they were drawn at random may be those of two ledgers.
+    return commit.build in (None, build.id) and commit.owner in (None, build.owner)
+
+
+def _is_proven(dataset: str, title: TableTitle, known: KnownTable) -> bool:
+    """Whether a table from before tables said whose they are is the ledger's.
+
+    Nobody else has made the commit that the ledger knows as the last one; a table without any file is nobody's loss.
+    """
+    if known.last is None:
+        return title.empty and title.name == dataset
+    return any(
+        (commit.version, commit.sequence) == (known.last.table_version, known.last.sequence) for commit in title.commits
+    )
+
+
+_WAYS_OUT = {
+    Objection.OTHER_INSTALLATION: "Give this installation tables of its own (TIMESTORE_TABLES_URL). If it is a copy, "
+    "run 'timestore installation new-identity'. If it shall have the table for good, stop the other one and run "
+    "'timestore ledger rebuild --replace --take-over'.",
+    Objection.OTHER_TABLE: "Put the former table back; or take this one as it is: stop the service and run "
+    "'timestore ledger rebuild --replace'.",
+    Objection.AHEAD: "Stop whatever else uses the table. If the ledger was restored from a backup, bring it up to "
+    "date: 'timestore ledger rebuild --replace'. If this is a copy of an installation, give it tables of its own and "
+    "run 'timestore installation new-identity'.",
+    Objection.BEHIND: "Restore the missing entries of its log. If they are gone, stop the service and run "
+    "'timestore ledger rebuild --replace': what is still retained is published again.",
+    Objection.UNPROVEN: "If it is the table of this installation, stop the service and run 'timestore ledger rebuild "
+    "--replace'; else give this installation tables of its own (TIMESTORE_TABLES_URL).",
+}
+
+
+def way_out(objection: Objection) -> str:
+    """Return what to do about a table that must not be written to."""
+    return _WAYS_OUT[objection] + " See 'Whose table is it' in the runbook."
+
+
+@dataclass(frozen=True)
+class Look:
+    """A table as it was opened, what the ledger knew of it before that, and what speaks against writing to it."""
+
+    table: DeltaTable
+    known: KnownTable
+    objection: tuple[Objection, str] | None
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """The table of a dataset as one installation writes to it: only after a look at its log.
+
+    With ``any_place`` nobody asks whose the place of all tables is: it is about to become another one's.
+    """
+
+    store: Store
+    dataset: str
+    any_place: bool = False
+
+    @property
+    def place(self) -> Storage:
+        """Where its files are."""
+        if self.any_place:
+            return storage_at(self.store.settings, self.store.settings.table_location(self.dataset))
+        return self.store.table(self.dataset)
+
+    @property
+    def installation(self) -> str:
+        """Whose it is: the identity of the ledger."""
+        return self.store.ledger.identity
+
+    def known(self) -> KnownTable:
+        """Ask the ledger what it knows of the table."""
+        with self.store.ledger.read() as tx:
+            return known_table(tx, self.dataset)
+
+    def opened(self, known: KnownTable | None = None) -> DeltaTable:
+        """Open its latest version if it is ours, and say in its log whose it is where that is missing and proven.
+
+        The ledger remembers what came out. ``known`` is what it said before, where it was asked already.
+
+        Raises:
+            TableNotOurs: it is not ours, or the ledger does not know all that was committed to it; nothing was changed.
+            TableError: it is missing or damaged, or cannot be committed to.
+        """
+        for _ in range(_ATTEMPTS):
+            table = self.accept(self.look(known))
+            if owner_of(table) is not None:
+                return table
+            log.info("%s: the table at %s says from now on whose it is", self.dataset, self.place.location)
+            declare_owner(self.place, self.dataset, table, self.installation)
+            known = None
+        raise self._overtaken()
+
+    def look(self, known: KnownTable | None = None, *, as_owner: bool = False) -> Look:
+        """Open its latest version, and see what speaks against writing to it, if anything; changes nothing.
+
+        The ledger is asked first (or was, and said ``known``): whatever it knows to be in the table is in the version
+        that is opened after that. What others have committed since is looked up in the ledger once it was seen, and a
+        build is in the ledger before it is in the table. With ``as_owner`` nobody minds whose it says that it is.
+
+        Raises:
+            TableError: it is missing or damaged, or its log cannot be read.
+        """
+        known = known or self.known()
+        table = open_table(self.place, self.dataset)
+        title = read_title(self.place, table, self.dataset, known, as_owner=as_owner)
+        builds = {known.last.sequence: known.last} if known.last else {}
+        others = {commit.sequence for commit in title.commits} - builds.keys()
+        if others:
+            with self.store.ledger.read() as tx:
+                builds |= builds_of_sequences(tx, self.dataset, others)
+        return Look(table, known, objection_to(self.dataset, title, known, builds))
+
+    def accept(self, look: Look) -> DeltaTable:
+        """Let the ledger remember what a look has found; return the table that nothing speaks against.
+
+        Raises:
+            TableNotOurs: something speaks against writing to the table.
+        """
+        if look.objection is not None:
+            error = self._refusal(*look.objection)
+            with suppress(LedgerError):
+                self.store.ledger.transact(
+                    lambda tx: note_refusal(tx, self.dataset, error.reason, str(error), now_micros())
+                )
+            raise error
+        table_id = look.table.metadata().id
+        if look.known.table_id is None or look.known.refusal is not None:
+            self.store.ledger.transact(lambda tx: note_own(tx, self.dataset, str(table_id)))
+        return look.table
+
+    def remove(self, keys: Iterable[str]) -> Iterator[Sequence[str]]:
+        """Remove what builds have written and the table's log does not name; yield the keys that are gone, as they go.
+
+        Raises:
+            TableNotOurs: as :meth:`opened`; nothing was removed.
+            TableError, StorageError, OSError: the next ones cannot be removed.
+        """
+        wanted = list(keys)
+        if wanted:
+            live = {file.path for file in live_files(self.opened())}
+            yield from remove_from_table(self.place, wanted, live)
+
+    def hand_over(self, installation: str) -> None:
+        """Let the table belong to ``installation`` from now on, if it is the one that this ledger knows.
+
+        Whatever it says of whose it is: a copy of an installation becomes one of its own, maybe in a second attempt.
+
+        Raises:
+            TableNotOurs: it is another one, or the ledger does not know all of it; nothing was changed.
+            TableError: it is missing or damaged, or cannot be committed to.
+        """
+        for _ in range(_ATTEMPTS):
+            look = self.look(as_owner=True)
+            if owner_of(look.table) == installation:
+                return
+            self._refuse_to_hand_over(look)
+            declare_owner(self.place, self.dataset, look.table, installation)
+        raise self._overtaken()
+
+    def refuse_to_hand_over(self) -> None:
+        """Raise :class:`TableNotOurs` unless it is the table that the ledger knows, and the ledger knows all of it."""
+        self._refuse_to_hand_over(self.look(as_owner=True))
+
+    def _refuse_to_hand_over(self, look: Look) -> None:
+        if look.objection is not None:
+            raise self._refusal(*look.objection)
+
+    def _overtaken(self) -> TableError:
+        return TableError(
+            f"dataset {self.dataset!r}: the table at {self.place.location} cannot say whose it is, as others commit to "
+            "it all the time; try again"
+        )
+
+    def _refusal(self, objection: Objection, words: str) -> TableNotOurs:
+        return TableNotOurs(self.dataset, self.place.location, objection.value, words, way_out(objection))
+
+
+def open_to_read(place: Storage, dataset: str, version: int, table_id: str | None) -> DeltaTable:
+    """Open a version of a table for reading, if it is the one whose Delta id the ledger knows.
+
+    Raises:
+        TableError: it is another table, which may be there in the place of ours; or it is missing or damaged.
+    """
+    try:
+        table = open_table(place, dataset, version)
+    except TableError as error:
+        try:
+            latest = open_table(place, dataset)
+        except TableError:
+            raise error from None
+        # Another one need not have that version.
+        _refuse_to_read_another(place, dataset, latest, table_id)
+        raise
+    _refuse_to_read_another(place, dataset, table, table_id)
+    return table
+
+
+def _refuse_to_read_another(place: Storage, dataset: str, table: DeltaTable, table_id: str | None) -> None:
+    found = str(table.metadata().id)
+    if table_id not in (None, found):
+        raise AnotherTable(dataset, place.location, found, table_id, way_out(Objection.OTHER_TABLE))
+
+
+def tables_to_hand_over(store: Store) -> list[OwnTable]:
+    """Return the tables that are there of all datasets that the ledger knows, if all of them can be handed over.
+
+    Raises:
+        TableNotOurs: one is not the one that the ledger knows, or the ledger does not know all of it.
+        TableError: one is damaged.
+    """
+    with store.ledger.read() as tx:
+        known = sorted(known_datasets(tx))
+    found = [own for own in (OwnTable(store, dataset, any_place=True) for dataset in known) if has_table(own.place)]
+    for own in found:
+        own.refuse_to_hand_over()
+    return found
+
+
+def read_title(
+    place: Storage, table: DeltaTable, dataset: str, known: KnownTable, *, as_owner: bool = False
+) -> TableTitle:
+    """Read what a table says of whose it is, as far back in its log as the ledger does not know it.
+
+    Raises:
+        TableError: its log cannot be read.
+    """
+    metadata, version = table.metadata(), table.version()
+    owner = known.installation if as_owner else owner_of(table)
+    if owner not in (None, known.installation):
+        commits = tuple(commits_of_builds(place, table, dataset, 1))
+        return TableTitle(str(metadata.id), metadata.name, owner, version, commits)
+    since = known.last.table_version if known.last and known.last.table_version is not None else 0
+    wanted = version - since + 1
+    commits = tuple(commits_of_builds(place, table, dataset, min(max(1, wanted), _MOST_UNHEARD)))
+    last = known.last
+    told = last is not None and (last.table_version, last.sequence) in {
+        (each.version, each.sequence) for each in commits
+    }
+    return TableTitle(
+        str(metadata.id),
+        metadata.name,
+        owner,
+        version,
+        commits,
+        # Its entry was cleaned up; or the table is an older one, to which others have committed since.
+        has_last=last is None or wanted < 1 or told or last_sequence(table, dataset, last.lane) >= last.sequence,
+        empty=last is None and owner is None and not live_files(table),
+        last_sequence=0 if told else last_sequence(table, dataset),
+    )

@@ -1,1 +1,0 @@
-"""Tests of the life of files after their rows are published."""

@@ -1,0 +1,1 @@
+"""Quarantine, drain, audit, losses, removal, places and identities."""

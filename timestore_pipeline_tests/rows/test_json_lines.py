@@ -1,0 +1,132 @@
+"""JSON lines: numbers are taken as they are written, and a line that is no row is refused with its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal, localcontext
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from timestore_pipeline.cpu_time import CpuBudget
+from timestore_pipeline.datasets import FileFormat
+from timestore_pipeline.http.bodies import Room
+from timestore_pipeline.http.decoding import FORMATS, Reading, content_of, read_rows
+from timestore_pipeline.http.problems import Problem
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.casts import cast_sql
+from timestore_pipeline.rows.shapes import Shape
+from timestore_pipeline.rows.texts import read_json_lines_sql
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import ingest, readable
+from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.sampling import examples
+
+Drop = Callable[[Store, str, str, str | bytes], Path]
+
+PRICES = """
+datasets:
+  prices:
+    columns: {ts: timestamp, price: "decimal(38,25)", id: bigint, note: varchar}
+    time: ts
+    window: day
+"""
+LONG = "0.1234567890123456789012345"
+LINES = f'{{"ts": "2026-01-01", "price": {LONG}, "id": 9007199254740993, "note": 1.10}}\n'
+
+JSON_NUMBERS = st.builds(
+    lambda sign, whole, part, exponent: sign + whole + part + exponent,
+    st.sampled_from(["", "-"]),
+    st.one_of(st.just("0"), st.integers(1, 10**22).map(str)),
+    st.one_of(st.just(""), st.text("0123456789", min_size=1, max_size=30).map(lambda digits: f".{digits}")),
+    st.one_of(st.just(""), st.integers(-25, 25).map(lambda power: f"e{power}")),
+)
+
+
+def read_body(store: Store, media_type: str, text: str) -> pa.Table:
+    format_ = FORMATS[media_type]
+    with Room(1 << 30).holding(None) as holding:
+        reading = Reading(Bounds.of(store.settings), holding, CpuBudget.of(600))
+        with content_of(store, format_, text.encode(), "", reading) as content:
+            return read_rows(store, store.datasets["prices"], format_, content, reading)
+
+
+@pytest.fixture
+def prices(make_store: MakeStore) -> Store:
+    return make_store(PRICES)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("type_", ["DECIMAL(38,20)", "DECIMAL(18,2)", "BIGINT"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
+@given(st.lists(JSON_NUMBERS, min_size=1, max_size=3))
+@example([LONG])
+@example(["9007199254740993.5"])
+@example(["0.1000000000000000000000000000001"])
+def test_a_number_is_kept_with_all_its_digits_or_refused(tmp_path: Path, type_: str, numbers: list[str]):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(f'{{"v": {number}}}\n' for number in numbers))
+    rows = read_json_lines_sql(["v"], Shape(FileFormat.JSON_LINES), [file])
+    with duckdb.connect() as connection, localcontext(prec=200):
+        try:
+            kept = connection.execute(f"SELECT {cast_sql(Column('v', type_), 'VARCHAR')} FROM {rows}").fetchall()
+        except duckdb.Error:
+            scale = int(type_.rstrip(")").rpartition(",")[2]) if "," in type_ else 0
+            small = all("e" not in number and abs(Decimal(number)) < 10**15 for number in numbers)
+            fits = all(Decimal(number) == Decimal(number).quantize(Decimal(1).scaleb(-scale)) for number in numbers)
+            assert not (small and fits), "what fits was refused"
+        else:
+            assert [Decimal(value) for (value,) in kept] == [Decimal(number) for number in numbers]
+
+
+def test_a_landing_file_and_a_body_keep_every_digit(prices: Store, drop: Drop):
+    drop(prices, "prices", "a.jsonl", LINES)
+    body = read_body(prices, "application/json", f"[{LINES}]")
+
+    assert ingest(prices)["prices"].rows == 1
+    expected = (Decimal(LONG), 9007199254740993, "1.10")
+    ((_, *kept),) = readable(prices, "prices")
+    assert tuple(kept) == expected
+    ((_, *taken),) = (tuple(row.values()) for row in body.to_pylist())
+    assert tuple(taken) == expected
+
+
+def test_a_fraction_that_the_column_has_no_place_for_is_refused_and_named(prices: Store, drop: Drop):
+    too_long = f"{LONG}9"
+    drop(prices, "prices", "a.jsonl", LINES.replace(LONG, too_long))
+
+    (entry,) = ingest(prices)["prices"].quarantined
+
+    assert "price" in entry.reason
+    assert too_long in entry.reason
+    with pytest.raises(Problem, match="price"):
+        read_body(prices, "application/x-ndjson", LINES.replace(LONG, too_long))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[1, 2]", "no JSON object but ARRAY [1, 2]"),
+        ("null", "no JSON object but NULL null"),
+        ('{"ts": "2026-01-01", "price": 1, "price": 2}', "a key twice"),
+        ('{"ts": "2026-01-01", "price": 1, "id": 2', "Malformed JSON"),
+    ],
+)
+def test_a_file_with_a_line_that_is_no_row_is_refused_and_the_others_go_on(
+    prices: Store, drop: Drop, line: str, reason: str
+):
+    drop(prices, "prices", "bad.jsonl", f"{LINES}{line}\n")
+    for number in range(3):
+        drop(prices, "prices", f"good-{number}.jsonl", LINES.replace("1.10", f"{number}"))
+
+    report = ingest(prices)["prices"]
+
+    assert report.rows == 3
+    (entry,) = report.quarantined
+    assert entry.source == "bad.jsonl"
+    assert reason in entry.reason

@@ -1,0 +1,1 @@
+"""Segments: judged, and cut into slices."""

@@ -1,0 +1,1 @@
+"""The Delta table: whose it is, and what others do to it."""

@@ -1,0 +1,1 @@
+"""What keeps disk, table and ledger small."""
