@@ -109,7 +109,7 @@ def assert_all_is_well(store: Store) -> None:
     assert entries[QuarantineKind.ROWS, "stage()"].rows == len(TIMELESS)
     kept = {*segments, *(entry.path for entry in entries.values())}
     found = {entry.key for entry in store.staging.entries()}
-    assert found - kept <= {key for key in found if key.startswith(("ledger.sqlite", ".timestore-"))}
+    assert found - kept <= {key for key in found if key.rpartition("/")[2].startswith(("ledger.sqlite", ".timestore-"))}
     assert kept <= found
     assert_table_has_no_strays(store)
 
