@@ -110,7 +110,7 @@ def test_a_pause_that_comes_while_a_segment_is_written_holds_for_it(store: Store
         stage(store, "weather", hourly(1))
 
     assert readable(store) == []
-    assert list(store.settings.staging_path.glob("weather/*")) == []
+    assert list(store.settings.staging_path.glob("weather/[!.]*")) == []
 
 
 def test_a_second_drain_keeps_the_first_reason(store: Store):

@@ -76,7 +76,7 @@ def test_one_pass_after_the_other_leaves_only_what_is_needed(store: Store):
     second = run(store, now=later(2 * HOUR))
     assert second.freed.files == 8 + 4  # Parquet files and segments
     assert parquet_files(store) == live(store)
-    assert list((store.settings.staging_path / "weather").glob("*")) == []
+    assert list((store.settings.staging_path / "weather").glob("[!.]*")) == []
     assert published(store) == readable(store) == rows_of(*tables)
     assert not audit_rows(store, "weather").wrong
     third = run(store, now=later(3 * HOUR))
