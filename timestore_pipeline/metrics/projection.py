@@ -27,6 +27,7 @@ from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, last_published, published_totals
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
 from timestore_pipeline.ledger.disk_use import Place, all_disk_use
+from timestore_pipeline.ledger.installation import datasets_with_segments
 from timestore_pipeline.ledger.known_tables import refused_tables
 from timestore_pipeline.ledger.pauses import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
@@ -62,9 +63,9 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
         datasets = sorted(found.waiting | set(store.datasets.declared))
         values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
         histograms = histogram_values(tx)
-        versions = table_versions(tx)
+        versions, staged = table_versions(tx), datasets_with_segments(tx)
     values[series.PLACES_UNUSABLE, "", ""] = sum(
-        bool(each.problem) for each in observe_places(store, local_only=True, versions=versions)
+        bool(each.problem) for each in observe_places(store, local_only=True, versions=versions, staged=staged)
     )
     labels: dict[str, set[str]] = {}
     for name, _, label in (*values, *histograms):

@@ -31,12 +31,17 @@ class ObservedPlace:
 
 
 def observe_places(
-    store: Store, *, local_only: bool = False, versions: Mapping[str, int | None] | None = None
+    store: Store,
+    *,
+    local_only: bool = False,
+    versions: Mapping[str, int | None] | None = None,
+    staged: Iterable[str] | None = None,
 ) -> list[ObservedPlace]:
     """Look at every place, and whether the tables that the ledger knows are there; nothing is changed.
 
     With ``local_only`` at those of this host: no object store is asked, which is too slow for a look every few seconds.
-    ``versions`` are those of the tables, where they are known from the ledger already.
+    ``versions`` are those of the tables, and ``staged`` the datasets that have segments, where they are known from the
+    ledger already.
 
     Raises:
         LedgerError: the ledger cannot be read.
@@ -49,10 +54,12 @@ def observe_places(
     places = list(_observed(looked_at))
     if not any(each.name == PlaceName.TABLES and not each.problem for each in places):
         return places
-    if versions is None:
+    if versions is None or staged is None:
         with store.ledger.read() as tx:
-            versions = table_versions(tx)
-    return [*places, *_gone_tables(store, versions), *_segments_away(store, local_only=local_only)]
+            versions, staged = table_versions(tx), datasets_with_segments(tx)
+    if local_only and store.staging.local is None:
+        staged = ()
+    return [*places, *_gone_tables(store, versions), *_segments_away(store, staged)]
 
 
 def _observed(places: Iterable[Place]) -> Iterator[ObservedPlace]:
@@ -84,11 +91,7 @@ def _gone_tables(store: Store, versions: Mapping[str, int | None]) -> Iterator[O
                             error.remedy)  # fmt: skip
 
 
-def _segments_away(store: Store, *, local_only: bool) -> Iterator[ObservedPlace]:
-    if local_only and store.staging.local is None:
-        return
-    with store.ledger.read() as tx:
-        datasets = datasets_with_segments(tx)
+def _segments_away(store: Store, datasets: Iterable[str]) -> Iterator[ObservedPlace]:
     for name in datasets:
         try:
             store.places.require_segments(name)

@@ -101,7 +101,7 @@ def test_what_passes_is_waited_for_and_every_row_is_there_once(
 
 def test_a_store_that_stays_away_refuses_and_what_is_sent_again_is_there_once(s3_bucket: Bucket, make_store: MakeStore):
     store = make_store(rows.DATASETS_YAML, staging_directory=s3_bucket.url, object_store_retry_seconds=0.2)
-    lost = Fault(Effect.ERROR_AFTER, "PUT", key="readings/*", times=None, status=503, code="SlowDown")
+    lost = Fault(Effect.ERROR_AFTER, "PUT", key="readings/*.duckdb", times=None, status=503, code="SlowDown")
 
     with s3_bucket.proxy.spoilt(lost), pytest.raises(StorageUnavailable, match=r"PUT s3://.*SlowDown"):
         stage(store, "readings", rows.batch("a"), batch_id="a")
@@ -168,7 +168,9 @@ def test_a_process_that_slept_after_its_put_notices_that_its_object_was_swept(
                 puts.append(key)
                 s3_bucket.delete(key)
 
-    with s3_bucket.proxy.spoilt(Fault(Effect.CALL, "HEAD", call=lambda request: sweep(s3_bucket.proxy))):
+    with s3_bucket.proxy.spoilt(
+        Fault(Effect.CALL, "HEAD", key="readings/*.duckdb", call=lambda request: sweep(s3_bucket.proxy))
+    ):
         stage(store, "readings", rows.batch("a"), batch_id="a")
 
     assert len(puts) == 1

@@ -72,6 +72,8 @@ def _store(kind: str, past: Past, folder: Path) -> Iterator[tuple[Store, Callabl
 def operations(store: Store, past: Past) -> dict[str, Callable[[int], object]]:
     """Return the operations by name; each is given the number of its round, and may take a dataset of its own."""
     claims: dict[int, Claim] = {}
+    for number in range(past.datasets):
+        store.places.mark_segments(name_of(number))  # there are no files to the segments of the past
 
     def landing(_: int) -> None:
         record_backlog(store, scan_landing(store))
