@@ -139,10 +139,10 @@ def follow_others(store: Store, dataset: str) -> bool:
     for _ in range(_ATTEMPTS):
         # First: a build that is claimed later commits later.
         look = OwnTable(store, dataset).look()
-        version = look.table.version()
-        commits = foreign_commits(place, range(looked_at + 1, version + 1))
         if look.objection is not None:
             return False
+        version = look.table.version()
+        commits = foreign_commits(place, range(looked_at + 1, version + 1))
         if not commits and not _log_has_moved_on(place, dataset, looked_at, version):
             return False
         if _take_up(store, dataset, look.table, looked_at, commits):
