@@ -19,9 +19,9 @@ from timestore_pipeline.duck.connections import Connect, ConnectionPool, connect
 from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.errors import LedgerLost, TimestoreError
 from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.datasets import known_datasets, refused_datasets, register
 from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
 from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
-from timestore_pipeline.ledger.registry import known_datasets, refused_datasets, register
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import (
     SEGMENT_SUFFIX,

@@ -12,7 +12,7 @@ import duckdb
 
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.errors import QueryError
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.reading.relations import Snapshot
 from timestore_pipeline.reading.rows import Moment, Rows, past_snapshots, query_rows, range_query
 from timestore_pipeline.settings import Settings

@@ -209,8 +209,8 @@ def assert_totals_are_those_of_the_windows(store: Store) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from timestore_pipeline.errors import LedgerError
-    from timestore_pipeline.ledger.builds import published_totals
     from timestore_pipeline.ledger.schema import windows
+    from timestore_pipeline.ledger.windows import published_totals
 
     sums = (func.count(), func.sum(windows.c.rows), func.sum(windows.c.bytes), func.sum(windows.c.files))
     try:

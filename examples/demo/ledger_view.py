@@ -8,7 +8,8 @@ from sqlalchemy import func, select
 
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, counter_values
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
-from timestore_pipeline.ledger.schema import QuarantineKind, batches
+from timestore_pipeline.ledger.schema import batches
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.store import Store
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from examples.demo import accounting, ledger_view
 from examples.demo.deliveries import Delivery, Fate
 from examples.demo.source import Source
-from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:

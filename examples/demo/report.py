@@ -16,7 +16,7 @@ from rich.table import Table
 from examples.demo import accounting, ledger_view
 from examples.demo.deliveries import Fate
 from examples.demo.outcome import Outcome, quarantined_rows
-from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.store import Store
 

@@ -23,17 +23,12 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError
-from timestore_pipeline.ledger.builds import (
-    Build,
-    Claim,
-    WindowBatch,
-    batches_of_build,
-    claim_slices,
-    replace_also,
-)
-from timestore_pipeline.ledger.published import PublishedWindow
-from timestore_pipeline.ledger.queue import Slice
-from timestore_pipeline.ledger.schemas import dataset_columns, dataset_schema
+from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.claims import Claim, claim_slices, replace_also
+from timestore_pipeline.ledger.datasets import dataset_columns, dataset_schema
+from timestore_pipeline.ledger.lineage import WindowBatch, batches_of_build
+from timestore_pipeline.ledger.slices import Slice
+from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column, literal
 from timestore_pipeline.model.windows import Window, from_micros

@@ -19,9 +19,12 @@ from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.thresholds import Trigger, due_trigger, effective_max_small_files, effective_thresholds
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, claim_windows, window_totals, windows_in_flight
+from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.claims import claim_windows
+from timestore_pipeline.ledger.lanes import windows_in_flight
 from timestore_pipeline.ledger.queue import queue_of
-from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.states import BuildKind
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window

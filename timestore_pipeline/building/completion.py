@@ -20,9 +20,10 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published, window_totals
-from timestore_pipeline.ledger.published import PublishedWindow, put_windows, windows_replaced_by
-from timestore_pipeline.ledger.registry import advance_table_version, lock_dataset, table_versions
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published
+from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.tables import advance_table_version, table_versions
+from timestore_pipeline.ledger.windows import PublishedWindow, put_windows, window_totals, windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table

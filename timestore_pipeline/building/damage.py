@@ -19,10 +19,9 @@ from sqlalchemy import Connection
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, PlaceError, StorageError
 from timestore_pipeline.exhaustion import out_of_files
-from timestore_pipeline.ledger.builds import failures_in_a_row
-from timestore_pipeline.ledger.damage import set_slices_aside
-from timestore_pipeline.ledger.quarantine import QuarantineEntry
-from timestore_pipeline.ledger.queue import Slice, unclaimed_slices
+from timestore_pipeline.ledger.history import failures_in_a_row
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_slices_aside
+from timestore_pipeline.ledger.slices import Slice, unclaimed_slices
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import EVERY_VALUE, Column, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.rows.reasons import readable_reason

@@ -13,9 +13,10 @@ from functools import partial
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.ledger.builds import WindowTotals, claim_windows, window_totals
-from timestore_pipeline.ledger.schema import BuildKind
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.claims import claim_windows
+from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.ledger.states import BuildKind
+from timestore_pipeline.ledger.windows import WindowTotals, window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store

@@ -13,7 +13,7 @@ from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TableGone
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
-from timestore_pipeline.ledger.lost_table import LostTable, forget_table
+from timestore_pipeline.ledger.forgetting import LostTable, forget_table
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.places import PlaceName

@@ -19,7 +19,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.builds import Build, extend_lease
-from timestore_pipeline.ledger.contributions import contributions_of_build
+from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column

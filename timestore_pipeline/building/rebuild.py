@@ -18,20 +18,19 @@ from timestore_pipeline.building.publication import WrittenFiles, lease_micros, 
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreError
-from timestore_pipeline.ledger.builds import (
-    Claim,
+from timestore_pipeline.ledger.claims import Claim, new_build
+from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.ledger.lanes import claimed_already, enter, staged_slices
+from timestore_pipeline.ledger.lineage import (
+    Coverage,
     WindowBatch,
     batches_of_slice,
-    claimed_already,
-    enter,
-    new_build,
-    staged_slices,
+    published_batches,
+    published_coverage,
 )
-from timestore_pipeline.ledger.published import windows_replaced_by
-from timestore_pipeline.ledger.queue import Slice, slices_of_build
-from timestore_pipeline.ledger.retained import Coverage, published_batches, published_coverage
-from timestore_pipeline.ledger.schema import BuildKind
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.slices import Slice, slices_of_build
+from timestore_pipeline.ledger.states import BuildKind
+from timestore_pipeline.ledger.windows import windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window

@@ -14,16 +14,11 @@ from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError, TimestoreError
-from timestore_pipeline.ledger.builds import (
-    Build,
-    builds_in_flight,
-    get_build,
-    mark_aborted,
-)
-from timestore_pipeline.ledger.published import windows_replaced_by
-from timestore_pipeline.ledger.registry import table_versions
-from timestore_pipeline.ledger.schema import BuildState
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.builds import Build, builds_in_flight, get_build, mark_aborted
+from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.ledger.states import BuildState
+from timestore_pipeline.ledger.tables import table_versions
+from timestore_pipeline.ledger.windows import windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.storage.table_folder import file_name, parquet_files, scratch_of_windows
 from timestore_pipeline.store import Store

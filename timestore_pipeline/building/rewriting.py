@@ -12,8 +12,8 @@ import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TimestoreError
-from timestore_pipeline.ledger.queue import Slice
 from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.model.columns import Column, column_list, literal, time_range_sql
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.rows.one_per_key import winning_rows

@@ -12,7 +12,8 @@ from dataclasses import replace
 from timestore_pipeline.building.build import BuildReport, build_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight
-from timestore_pipeline.ledger.builds import builds_in_flight, staged_windows
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.lanes import staged_windows
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store
 

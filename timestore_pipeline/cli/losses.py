@@ -12,7 +12,7 @@ from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode
 from timestore_pipeline.cli.operator import command_has_died, operator, this_command
 from timestore_pipeline.cli.output import Heading, print_json, print_table, say, warn
-from timestore_pipeline.ledger.losses import Loss, recorded_losses, withdraw_loss
+from timestore_pipeline.ledger.accounts import Loss, recorded_losses, withdraw_loss
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.operating.audit import audit_rows

@@ -12,8 +12,8 @@ from timestore_pipeline.cli.exit_codes import ExitCode
 from timestore_pipeline.cli.operator import command_has_died, operator, this_command
 from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.errors import UnknownDataset
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses
-from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.ledger.datasets import known_datasets
+from timestore_pipeline.ledger.limits import EVERY_DATASET, all_pauses
 from timestore_pipeline.operating.drain import Drained, Remainder, drain, let_in
 from timestore_pipeline.operating.removal import Removal, plan_removal, remove_dataset
 from timestore_pipeline.store import Store

@@ -11,7 +11,7 @@ from timestore_pipeline.cli.operator import operator
 from timestore_pipeline.cli.output import Heading, print_json, print_table, say, warn
 from timestore_pipeline.errors import EntryNotOpen, TimestoreError, UnknownEntry
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, find_entry, open_entries
-from timestore_pipeline.ledger.schema import QuarantineState
+from timestore_pipeline.ledger.states import QuarantineState
 from timestore_pipeline.operating.preview import Preview, preview
 from timestore_pipeline.operating.quarantine import discard_entry, kept_at, open_entry, retry_entry
 from timestore_pipeline.store import Store

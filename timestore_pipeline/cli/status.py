@@ -11,12 +11,21 @@ from timestore_pipeline.building.thresholds import FlushThresholds, Trigger, due
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import Build, latest_builds, oldest_in_flight, published_totals
-from timestore_pipeline.ledger.known_tables import Refusal, refused_tables
-from timestore_pipeline.ledger.limits import EffectiveLimits, LimitName, LimitSource
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_of
+from timestore_pipeline.ledger.builds import Build, oldest_in_flight
+from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.limits import (
+    EVERY_DATASET,
+    EffectiveLimits,
+    LimitName,
+    LimitSource,
+    Pause,
+    all_pauses,
+    pause_of,
+)
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
+from timestore_pipeline.ledger.tables import Refusal, refused_tables
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
 from timestore_pipeline.store import Store

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.ledger.batch_state import BatchPart, BatchState
+from timestore_pipeline.ledger.batches import BatchPart, BatchState
 from timestore_pipeline.model.windows import from_micros
 from timestore_pipeline.staging.receipts import Receipt
 

@@ -33,10 +33,10 @@ from timestore_pipeline.http.problems import Problem, ProblemResponse, later, pr
 from timestore_pipeline.http.remembered import Remembered
 from timestore_pipeline.http.shares import Slots, Turns
 from timestore_pipeline.http.tokens import Scope, Token, Tokens
-from timestore_pipeline.ledger.batch_state import batch_state
-from timestore_pipeline.ledger.batches import pending_batches
-from timestore_pipeline.ledger.pauses import all_pauses, pause_of
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.batches import batch_state
+from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.ledger.limits import all_pauses, pause_of
+from timestore_pipeline.ledger.queue import pending_batches
 from timestore_pipeline.metrics import exposition
 from timestore_pipeline.segments.identity import MAX_BATCH_ID, Client
 from timestore_pipeline.staging.room import check_disk

@@ -26,7 +26,8 @@ from timestore_pipeline.http.bodies import Holding, pieces_of
 from timestore_pipeline.http.json_arrays import LONG_ROW, write_lines
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, rejected, too_large
-from timestore_pipeline.ledger.schemas import dataset_schema, required_columns
+from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.ledger.schemas import required_columns
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import glob_literal, literal, quote
 from timestore_pipeline.model.evolution import Schema

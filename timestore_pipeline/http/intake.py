@@ -22,7 +22,7 @@ from timestore_pipeline.http.decoding import ROWS_AT_ONCE, Format, Reading, cont
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, later, rejected
 from timestore_pipeline.http.shares import Turns
-from timestore_pipeline.ledger.schemas import dataset_schema
+from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.reasons import UnreadableFile
 from timestore_pipeline.rows.shapes import describe_arrow

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from timestore_pipeline.landing.found import LandingScan
-from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs, put_backlogs
 from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, count
+from timestore_pipeline.ledger.landing import Backlog, landing_backlogs, put_backlogs
 from timestore_pipeline.store import Store
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from timestore_pipeline.alone import alone
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.found import LandingFile, LandingScan, bytes_on_disk, is_ready_name
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
+from timestore_pipeline.ledger.landing import SettledFile, all_settled
+from timestore_pipeline.ledger.limits import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from timestore_pipeline.errors import StorageError, UnlistableKey
 from timestore_pipeline.landing.found import LandingFile, LandingScan, is_ready_name
-from timestore_pipeline.ledger.settled_files import SettledFile, all_settled
+from timestore_pipeline.ledger.landing import SettledFile, all_settled
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.places import hurried, storage_at
 from timestore_pipeline.storage import Entry

@@ -1,14 +1,14 @@
-"""Acknowledging batches: the transaction after which a batch is staged (invariant 1)."""
+"""Batches: acknowledging them, after which they are staged (invariant 1), and what became of one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, insert, select, update
 
 from timestore_pipeline.ledger.counters import SEGMENT_BYTES, observe
-from timestore_pipeline.ledger.queue import batch_is_queued, slice_is_queued
+from timestore_pipeline.ledger.quarantine import QuarantineEntry, entries_of_batch
 from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices, windows
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
@@ -74,6 +74,8 @@ _KNOWN_BATCH = select(
     batches.c.segment_id,
     batches.c.dropped_rows,
 )
+
+
 _KNOWN_BATCHES = _KNOWN_BATCH.where(
     batches.c.dataset == bindparam("dataset"), batches.c.batch_id.in_(bindparam("batch_ids", expanding=True))
 )
@@ -88,6 +90,11 @@ _MARK_LATE = (
     )
     .values(late=True)
 )
+
+
+def batch_is_queued() -> ColumnElement[bool]:
+    """Return the condition for a batch that has a slice in the queue; a partial index has just these words."""
+    return and_(batches.c.published_at.is_(None), batches.c.quarantined_at.is_(None))
 
 
 def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, KnownBatch]:
@@ -142,29 +149,6 @@ def position_of_batch(tx: Connection, dataset: str, batch_id: str) -> int | None
     return tx.execute(
         select(batches.c.position).where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
     ).scalar_one()
-
-
-def pending_batches(tx: Connection, dataset: str) -> int:
-    """Return how many batches of the dataset are staged and neither published nor in quarantine."""
-    return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
-
-
-def pending_of_sources(tx: Connection, dataset: str, sources: Iterable[str]) -> dict[str, int]:
-    """Return how many of the batches that :func:`pending_batches` counts came from each of ``sources``, if any did."""
-    query = (
-        select(batches.c.source, func.count().label("batches"))
-        .where(batches.c.dataset == dataset, batch_is_queued(), batches.c.source.in_(list(sources)))
-        .group_by(batches.c.source)
-    )
-    return {row.source: row.batches for row in tx.execute(query)}
-
-
-def staged_bytes(tx: Connection, dataset: str | None = None) -> dict[str, int]:
-    """Return per dataset, of all or of one, the bytes of its slices in the queue."""
-    query = select(slices.c.dataset, func.sum(slices.c.bytes)).where(slice_is_queued()).group_by(slices.c.dataset)
-    if dataset is not None:
-        query = query.where(slices.c.dataset == dataset)
-    return {dataset: int(size) for dataset, size in tx.execute(query)}
 
 
 def acknowledge(
@@ -247,3 +231,84 @@ def acknowledge(
             for ordinal, rows in piece.batch_rows.items()
         ],
     )
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """A batch as the ledger has it; times in microseconds since the epoch."""
+
+    batch_id: str
+    source: str
+    rows: int
+    quarantined_rows: int
+    dropped_rows: int
+    segment_id: str | None
+    staged_at: int
+    published_at: int | None
+    quarantined_at: int | None
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """The rows of a batch in one window; neither published nor under a quarantine entry they are staged."""
+
+    window_start: int
+    rows: int
+    published_at: int | None
+    build_id: int | None
+    quarantine_id: int | None
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """A batch, its windows in time order, and what of it is in quarantine; no ``record`` where all of it is."""
+
+    record: BatchRecord | None
+    parts: tuple[BatchPart, ...]
+    quarantined: tuple[QuarantineEntry, ...]
+
+
+def batch_state(tx: Connection, dataset: str, batch_id: str) -> BatchState | None:
+    """Return what became of a batch; None where the ledger knows nothing of it (any more)."""
+    query = select(
+        batches.c.batch_id,
+        batches.c.source,
+        batches.c.rows,
+        batches.c.quarantined_rows,
+        batches.c.dropped_rows,
+        batches.c.segment_id,
+        batches.c.staged_at,
+        batches.c.published_at,
+        batches.c.quarantined_at,
+    ).where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
+    row = tx.execute(query).mappings().first()
+    entries = tuple(entries_of_batch(tx, dataset, batch_id))
+    if row is None:
+        return BatchState(None, (), entries) if entries else None
+    return BatchState(BatchRecord(**row), tuple(_parts(tx, dataset, batch_id)), entries)
+
+
+def _parts(tx: Connection, dataset: str, batch_id: str) -> list[BatchPart]:
+    query = (
+        select(
+            batch_slices.c.window_start,
+            batch_slices.c.rows,
+            slices.c.published_at,
+            slices.c.build_id,
+            slices.c.quarantine_id,
+        )
+        .join(
+            batches,
+            and_(batches.c.segment_id == batch_slices.c.segment_id, batches.c.ordinal == batch_slices.c.ordinal),
+        )
+        .join(
+            slices,
+            and_(
+                slices.c.segment_id == batch_slices.c.segment_id,
+                slices.c.window_start == batch_slices.c.window_start,
+            ),
+        )
+        .where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
+        .order_by(batch_slices.c.window_start)
+    )
+    return [BatchPart(**row) for row in tx.execute(query).mappings()]

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnCollection, Connection, select
 
 from timestore_pipeline.ledger.schema import counters, histograms
-from timestore_pipeline.ledger.upserts import upsert
+from timestore_pipeline.ledger.statements import upsert
 
 LANDING_FAILED_LOOKS = "timestore_landing_failed_looks_total"
 DROPPED_BATCHES = "timestore_staging_dropped_batches_total"

@@ -34,13 +34,21 @@ from timestore_pipeline.ledger.schema import VERSION_TABLE
 
 T = TypeVar("T")
 
+
 HEAD_REVISION = "0005"
 """The Alembic revision that this code works with."""
 
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+
 # Any constant; PostgreSQL processes that migrate at the same time queue up behind it.
 _MIGRATION_LOCK = 7_204_915_331
+
+
 _PAUSE_SECONDS = (0.02, 0.2)
+
+
 # A server that restarts is back by then; one that was never there is not waited for any longer.
 _OPENING_SECONDS = 5.0
 

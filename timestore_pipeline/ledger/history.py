@@ -1,13 +1,16 @@
-"""What came in and what was published of a dataset, as the ledger remembers it: the past that a simulation replays."""
+"""What came in and how it was built, as the ledger remembers it: the past that a simulation replays, and failures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, literal_column, or_, select
 
-from timestore_pipeline.ledger.schema import BuildKind, BuildState, batches, builds, slices
+from timestore_pipeline.ledger.builds import Build, build_of_row
+from timestore_pipeline.ledger.lanes import staged_windows
+from timestore_pipeline.ledger.schema import batches, builds, datasets, slices
+from timestore_pipeline.ledger.states import BuildKind, BuildState
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,90 @@ def flushes(tx: Connection, dataset: str, since: int) -> list[FlushRecord]:
         FlushRecord(row.finished_at, max(0, row.finished_at - row.claimed_at), row.rows, row.bytes, row.files)
         for row in tx.execute(query)
     ]
+
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_IDS_PER_QUERY = 500
+
+_ENDED_FLUSH = and_(
+    builds.c.kind == literal_column(f"'{BuildKind.FLUSH}'"),
+    builds.c.state != literal_column(f"'{BuildState.CLAIMED}'"),
+)
+
+
+# So many flushes back failures are looked for: more than lanes and attempts.
+_RECENT_FLUSHES = 100
+
+
+def latest_builds(tx: Connection) -> dict[str, Build]:
+    """Return the last ended flush of every dataset."""
+    # A look at the end of each dataset's part of an index, and not at every flush that there ever was.
+    last = (
+        select(func.max(builds.c.id))
+        .where(builds.c.dataset == datasets.c.name, _ENDED_FLUSH)
+        .correlate(datasets)
+        .scalar_subquery()
+    )
+    ids = [build_id for build_id in tx.execute(select(last).select_from(datasets)).scalars() if build_id is not None]
+    found: dict[str, Build] = {}
+    for start in range(0, len(ids), _IDS_PER_QUERY):
+        query = select(builds).where(builds.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
+        found.update({row.dataset: build_of_row(row) for row in tx.execute(query)})
+    return found
+
+
+def failures_in_a_row(tx: Connection, dataset: str) -> int:
+    """Return how many flushes of the dataset have failed or died since the last one that published.
+
+    One that published other windows, maybe beside them, says nothing of theirs. Failures of windows in which nothing is
+    staged any more are over, as are those before the last flushes.
+    """
+    query = (
+        select(builds.c.state, builds.c.first_window, builds.c.last_window)
+        .where(builds.c.dataset == dataset, _ENDED_FLUSH)
+        .order_by(builds.c.id.desc())
+        .limit(_RECENT_FLUSHES)
+    )
+    published: list[tuple[int, int]] = []
+    failures = 0
+    for state, first, last in tx.execute(query).all():
+        if state == BuildState.PUBLISHED.value:
+            published.append((first, last))
+        elif not any(first <= later_last and later_first <= last for later_first, later_last in published):
+            failures += bool(staged_windows(tx, dataset, first, last))
+    return failures
+
+
+def published_build_before(tx: Connection, dataset: str, moment: int) -> Build | None:
+    """Return the build whose table version readers were given at ``moment``: the highest one published until then."""
+    row = tx.execute(
+        select(builds)
+        .where(
+            builds.c.dataset == dataset,
+            builds.c.state == BuildState.PUBLISHED.value,
+            builds.c.finished_at <= moment,
+            builds.c.table_version.is_not(None),
+        )
+        .order_by(builds.c.table_version.desc(), builds.c.sequence.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else build_of_row(row)
+
+
+def sequences_after(tx: Connection, dataset: str, moment: int) -> set[int]:
+    """Return the sequences of builds that had not published at ``moment``: what they wrote may be in a later version.
+
+    A build may publish after another one that was claimed later.
+    """
+    open_ = builds.c.state == BuildState.CLAIMED.value
+    since = and_(builds.c.state == BuildState.PUBLISHED.value, builds.c.finished_at > moment)
+    return set(tx.execute(select(builds.c.sequence).where(builds.c.dataset == dataset, or_(open_, since))).scalars())
+
+
+def aborted_sequences(tx: Connection) -> dict[str, set[int]]:
+    """Return per dataset the sequences of all builds that published nothing and never will."""
+    found: dict[str, set[int]] = {}
+    query = select(builds.c.dataset, builds.c.sequence).where(builds.c.state == BuildState.ABORTED.value)
+    for row in tx.execute(query):
+        found.setdefault(row.dataset, set()).add(row.sequence)
+    return found

@@ -1,19 +1,27 @@
 """Whose ledger it is: an identity that is drawn once and stays, in the ledger and in every backup of it.
 
-What an installation keeps elsewhere carries the identity too, and is so told from what belongs to another one.
+What an installation keeps elsewhere carries the identity too, and is so told from what belongs to another one. Here is
+also how much it keeps besides staging and tables, and how large the ledger is.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, select, text, update
 
-from timestore_pipeline.ledger.schema import datasets, installation, places, segments
-from timestore_pipeline.ledger.upserts import insert_unless_there, upsert
+from timestore_pipeline.ledger.schema import datasets, disk_use, installation, metadata, places, segments
+from timestore_pipeline.ledger.statements import insert_unless_there, upsert
 
 _IDENTITY_BYTES = 16
+
+
 _ONLY_ROW = 1
+
+
 _IN_THEIR_FOLDER = (segments.c.unlinked_at.is_(None), segments.c.quarantined_at.is_(None))
 
 
@@ -78,3 +86,48 @@ def datasets_with_tables(tx: Connection) -> list[str]:
     """Return the names of the datasets that have a table."""
     found = select(datasets.c.name).where(datasets.c.table_version.is_not(None)).order_by(datasets.c.name)
     return list(tx.execute(found).scalars())
+
+
+class Place(StrEnum):
+    """What is looked at."""
+
+    ARCHIVE = "archive"
+    WORK = "work"
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Files of one place, of a dataset or (where that is empty) of all; ``looked_at`` in microseconds."""
+
+    dataset: str
+    place: Place
+    files: int
+    bytes: int
+    looked_at: int
+
+
+def all_disk_use(tx: Connection) -> list[DiskUse]:
+    """Return what the last look found."""
+    return [DiskUse(**{**row, "place": Place(row["place"])}) for row in tx.execute(select(disk_use)).mappings()]
+
+
+def put_disk_use(tx: Connection, found: Iterable[DiskUse]) -> None:
+    """Record what a look has found, in the place of what the last one did."""
+    for each in sorted(found, key=lambda each: (each.dataset, each.place)):
+        upsert(tx, disk_use, {**asdict(each), "place": each.place.value})
+
+
+_SQLITE = text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
+
+
+# Its own tables only: the database may hold Dagster's as well.
+_POSTGRESQL = text(
+    "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0) FROM unnest(CAST(:names AS text[])) AS name"
+)
+
+
+def ledger_bytes(tx: Connection) -> int:
+    """Return the bytes of the ledger's tables and indexes, without SQLite's write-ahead log."""
+    if tx.dialect.name == "sqlite":
+        return int(tx.execute(_SQLITE).scalar_one())
+    return int(tx.execute(_POSTGRESQL, {"names": sorted(metadata.tables)}).scalar_one())

@@ -6,14 +6,18 @@ dataset's limit ``concurrent_builds``; with one, all that is staged goes into on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select, union
 
-from timestore_pipeline.ledger.queue import slice_is_queued
-from timestore_pipeline.ledger.schema import replaced_windows, slices
+from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.ledger.builds import PUBLISHING, Build, builds_in_flight
+from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.schema import datasets, replaced_windows, schemas, slices
+from timestore_pipeline.ledger.slices import Slice, slice_is_queued, slices_where
+from timestore_pipeline.ledger.states import BuildKind
 
 
 @dataclass(frozen=True)
@@ -104,3 +108,91 @@ def staged_by_window(tx: Connection, dataset: str, others: Collection[int]) -> l
     return [
         StagedWindow(start, bool(late), int(rows), int(size), at) for start, late, rows, size, at in tx.execute(query)
     ]
+
+
+def windows_in_flight(tx: Connection, dataset: str) -> set[int]:
+    """Return the windows (their starts) that a build of the dataset has just now."""
+    found = ids_of(builds_in_flight(tx, dataset))
+    return set(tx.execute(windows_of_builds(found)).scalars()) if found else set()
+
+
+def staged_windows(
+    tx: Connection, dataset: str, first_window: int | None, last_window: int | None, others: Iterable[Build] = ()
+) -> set[int]:
+    """Return the starts of the windows in which anything can be claimed while the builds ``others`` are in flight."""
+    free = free_slices(dataset, first_window, last_window, ids_of(others))
+    return set(tx.execute(select(slices.c.window_start).where(*free).distinct()).scalars())
+
+
+def staged_slices(
+    tx: Connection, dataset: str, first_window: int | None, last_window: int | None, others: Iterable[Build] = ()
+) -> tuple[Slice, ...]:
+    """Return what can be claimed in the windows while the builds ``others`` are in flight, by windows and times."""
+    return tuple(slices_where(tx, *free_slices(dataset, first_window, last_window, ids_of(others))))
+
+
+def claimed_already(tx: Connection, dataset: str, owner: str, now: int) -> tuple[Build | None, tuple[Build, ...]]:
+    """Lock the dataset until the transaction ends; return the build that the caller has claimed before, and all others.
+
+    That is one of the same ``owner`` and the same ``now``: the transaction is done again, as nobody knew whether its
+    commit had arrived. The others are those in flight.
+    """
+    lock_dataset(tx, dataset)
+    in_flight = builds_in_flight(tx, dataset)
+    mine = next((each for each in in_flight if (each.owner, each.claimed_at) == (owner, now)), None)
+    return mine, tuple(each for each in in_flight if each is not mine)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lane for a new build, the builds that are in flight beside it, and how many lanes are free with this one."""
+
+    dataset: str
+    lane: int
+    others: tuple[Build, ...]
+    lanes_left: int
+
+
+def enter(
+    tx: Connection,
+    dataset: str,
+    kind: BuildKind,
+    lanes: int,
+    others: tuple[Build, ...],
+    window_starts: Iterable[int] = (),
+) -> Entry:
+    """Find a lane for a new build beside ``others``, which :func:`claimed_already` has found under the dataset's lock.
+
+    A build that publishes columns which the table does not have yet has no other one beside it: one that was claimed
+    before knows nothing of them.
+
+    Raises:
+        BuildInFlight: none is free, another build has one of the windows, or one of the builds has to be alone.
+    """
+    lane = free_lane({each.lane for each in others}, lanes)
+    if others:
+        alone = [each for each in others if _changes_columns(tx, dataset, each.kind, each.schema_version)]
+        if lane is None or alone or _changes_columns(tx, dataset, kind, _schema_version(tx, dataset)):
+            raise BuildInFlight(dataset, (alone or others)[0].id, (alone or others)[0].owner)
+        wanted = set(window_starts)
+        for each in others if wanted else ():
+            if wanted & set(tx.execute(windows_of_builds([each.id])).scalars()):
+                raise BuildInFlight(dataset, each.id, each.owner)
+    return Entry(dataset, lane or 0, others, lanes - len(others))
+
+
+def _schema_version(tx: Connection, dataset: str) -> int:
+    return tx.execute(select(func.max(schemas.c.version)).where(schemas.c.dataset == dataset)).scalar() or 0
+
+
+def _changes_columns(tx: Connection, dataset: str, kind: BuildKind, schema_version: int) -> bool:
+    """Whether the build publishes columns that no one has before; a new table has the first version from the start."""
+    if kind not in PUBLISHING:
+        return False
+    published = tx.execute(select(datasets.c.published_schema).where(datasets.c.name == dataset)).scalar_one()
+    return schema_version > max(1, published)
+
+
+def ids_of(others: Iterable[Build]) -> list[int]:
+    """Return the ids of builds."""
+    return [each.id for each in others]

@@ -10,7 +10,7 @@ import secrets
 from sqlalchemy import Connection, delete, func, select, update
 
 from timestore_pipeline.ledger.schema import leases
-from timestore_pipeline.ledger.upserts import insert_unless_there
+from timestore_pipeline.ledger.statements import insert_unless_there
 
 
 def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: int) -> bool:

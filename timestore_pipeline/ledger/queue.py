@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, and_, case, func, select
+from sqlalchemy import Connection, and_, case, func, select
 
-from timestore_pipeline.ledger.schema import batches, schemas, segments, slices
-from timestore_pipeline.ledger.schemas import columns_from_text
-from timestore_pipeline.model.columns import Column
+from timestore_pipeline.ledger.batches import batch_is_queued
+from timestore_pipeline.ledger.schema import batches, slices
+from timestore_pipeline.ledger.slices import slice_is_queued
 
 
 @dataclass(frozen=True)
@@ -57,37 +57,6 @@ class QueueState:
     def building(self) -> bool:
         """Whether a build in flight has claimed part of the queue."""
         return self.staged_rows < self.pending_rows
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The rows of one segment that fall in one window; ``path`` is relative to the staging directory.
-
-    ``columns`` are those that its segment has: of the dataset's columns later ones may be missing, and types narrower.
-    ``position`` is that of the segment's row number 0, where the dataset has a key.
-    """
-
-    dataset: str
-    segment_id: str
-    path: str
-    window_start: int
-    rows: int
-    bytes: int
-    min_time: int
-    max_time: int
-    staged_at: int
-    columns: tuple[Column, ...] = field(compare=False)
-    position: int | None = None
-
-
-def slice_is_queued(table: FromClause = slices) -> ColumnElement[bool]:
-    """Return the condition for a slice that is in the queue, claimed or not; a partial index has just these words."""
-    return and_(table.c.published_at.is_(None), table.c.quarantine_id.is_(None))
-
-
-def batch_is_queued() -> ColumnElement[bool]:
-    """Return the condition for a batch that has a slice in the queue; a partial index has just these words."""
-    return and_(batches.c.published_at.is_(None), batches.c.quarantined_at.is_(None))
 
 
 def queue_of(tx: Connection, dataset: str) -> QueueState:
@@ -164,57 +133,24 @@ def queue_states(tx: Connection, dataset: str | None = None) -> dict[str, QueueS
     }
 
 
-_SLICE = select(
-    slices.c.dataset,
-    slices.c.segment_id,
-    segments.c.path,
-    slices.c.window_start,
-    slices.c.rows,
-    slices.c.bytes,
-    slices.c.min_time,
-    slices.c.max_time,
-    slices.c.staged_at,
-    schemas.c.columns,
-    segments.c.position,
-).select_from(
-    slices.join(segments, segments.c.id == slices.c.segment_id).join(
-        schemas, and_(schemas.c.dataset == segments.c.dataset, schemas.c.version == segments.c.schema_version)
+def pending_batches(tx: Connection, dataset: str) -> int:
+    """Return how many batches of the dataset are staged and neither published nor in quarantine."""
+    return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
+
+
+def pending_of_sources(tx: Connection, dataset: str, sources: Iterable[str]) -> dict[str, int]:
+    """Return how many of the batches that :func:`pending_batches` counts came from each of ``sources``, if any did."""
+    query = (
+        select(batches.c.source, func.count().label("batches"))
+        .where(batches.c.dataset == dataset, batch_is_queued(), batches.c.source.in_(list(sources)))
+        .group_by(batches.c.source)
     )
-)
+    return {row.source: row.batches for row in tx.execute(query)}
 
 
-def _slices(tx: Connection, query: Select) -> list[Slice]:
-    rows = tx.execute(query).mappings()
-    return [Slice(**{**row, "columns": columns_from_text(row["columns"])}) for row in rows]
-
-
-def unpublished_slices(tx: Connection, datasets: Iterable[str] | None = None) -> list[Slice]:
-    """Return every slice in the queue, claimed or not, of some datasets or of all: the staged side of a read."""
-    queued = _SLICE.where(slice_is_queued())
-    queries = [queued] if datasets is None else [queued.where(slices.c.dataset == name) for name in set(datasets)]
-    found = [piece for query in queries for piece in _slices(tx, query)]
-    # Sorted here: asked for this order, SQLite walks through all slices that there ever were.
-    return sorted(found, key=lambda piece: (piece.dataset, piece.window_start))
-
-
-def unclaimed_slices(tx: Connection, dataset: str) -> list[Slice]:
-    """Return the slices of a dataset that are in the queue and in no build."""
-    query = _SLICE.where(slice_is_queued(), slices.c.dataset == dataset, slices.c.build_id.is_(None))
-    return _slices(tx, query.order_by(slices.c.segment_id, slices.c.window_start))
-
-
-def quarantined_slices(tx: Connection, entry_id: int) -> list[Slice]:
-    """Return the slices that were set aside under a quarantine entry, in time order."""
-    query = _SLICE.where(slices.c.quarantine_id == entry_id).order_by(slices.c.window_start)
-    return _slices(tx, query)
-
-
-def slices_of_build(tx: Connection, build_id: int) -> list[Slice]:
-    """Return the slices that a build has claimed or published, in the order of their windows and times."""
-    return slices_where(tx, slices.c.build_id == build_id)
-
-
-def slices_where(tx: Connection, *conditions: ColumnElement[bool]) -> list[Slice]:
-    """Return the slices that meet all of ``conditions``, in the order of their windows and times."""
-    query = _SLICE.where(*conditions).order_by(slices.c.window_start, slices.c.min_time, slices.c.segment_id)
-    return _slices(tx, query)
+def staged_bytes(tx: Connection, dataset: str | None = None) -> dict[str, int]:
+    """Return per dataset, of all or of one, the bytes of its slices in the queue."""
+    query = select(slices.c.dataset, func.sum(slices.c.bytes)).where(slice_is_queued()).group_by(slices.c.dataset)
+    if dataset is not None:
+        query = query.where(slices.c.dataset == dataset)
+    return {dataset: int(size) for dataset, size in tx.execute(query)}

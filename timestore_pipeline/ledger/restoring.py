@@ -8,24 +8,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
-from timestore_pipeline.ledger.completion import complete
-from timestore_pipeline.ledger.published import PublishedWindow, add_up_windows
-from timestore_pipeline.ledger.registry import take_positions
-from timestore_pipeline.ledger.schema import (
-    BuildKind,
-    BuildState,
-    QuarantineKind,
-    QuarantineState,
-    batches,
-    builds,
-    datasets,
-    past_rows,
-    quarantine,
-    segments,
-    slices,
-    windows,
-)
+from timestore_pipeline.ledger.datasets import take_positions
+from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.ledger.slices import complete
+from timestore_pipeline.ledger.states import BuildKind, BuildState, QuarantineKind, QuarantineState
+from timestore_pipeline.ledger.windows import PublishedWindow, add_up_windows
 from timestore_pipeline.model.columns import Column
 
 REBUILD_TRIGGER = "ledger-rebuild"

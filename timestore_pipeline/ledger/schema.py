@@ -1,29 +1,9 @@
-"""The tables of the ledger.
+"""The tables of the ledger; the states of their rows are in ``states``.
 
 Times are microseconds since the Unix epoch (UTC), so that SQLite and PostgreSQL order and add them alike.
-
-States, and who moves them:
-
-========  =============================  ==================================================================
-what      state                          moved by
-========  =============================  ==================================================================
-batch     staged → published             staging acknowledges it; the build that publishes its last slice
-          staged ↔ quarantined           no slice of it is left in the queue, and one is in quarantine
-slice     staged → claimed → published   a claim sets ``build_id``; publishing sets ``published_at``;
-                                         an aborted build sets ``build_id`` back to null
-          staged ↔ quarantined           it cannot be read: ``quarantine_id`` is set; a retry sets it back
-build     claimed → published | aborted  the build itself, or a recovery that settled it by the table
-segment   live → published → unlinked    the build that publishes its last slice; retention
-          live ↔ quarantined             a slice of it is set aside; an operator retries or discards it
-entry     open → retried | discarded     staging or a build sets something aside; an operator
-========  =============================  ==================================================================
-
-A slice is in the queue while it is neither published nor in quarantine, and so is a batch.
 """
 
 from __future__ import annotations
-
-from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
@@ -45,6 +25,7 @@ from sqlalchemy import (
 VERSION_TABLE = "timestore_version"
 """Where Alembic keeps the schema's version: not under its usual name, which Dagster's tables in the database use."""
 
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -54,50 +35,9 @@ metadata = MetaData(
     }
 )
 
+
 # SQLite gives a rowid only to a primary key whose type is spelled INTEGER.
 _RowId = BigInteger().with_variant(Integer, "sqlite")
-
-
-class BuildState(StrEnum):
-    """Where a build stands."""
-
-    CLAIMED = "claimed"
-    PUBLISHED = "published"
-    ABORTED = "aborted"
-
-
-class BuildKind(StrEnum):
-    """What a build does to the table."""
-
-    FLUSH = "flush"
-    """Publishes staged slices."""
-    COMPACTION = "compaction"
-    """Merges small files; the rows stay the same."""
-    REBUILD = "rebuild"
-    """Derives windows again from retained segments."""
-    EXPIRY = "expiry"
-    """Drops windows that are older than the dataset keeps them."""
-    REPAIR = "repair"
-    """Takes files that are gone or damaged out of the table, with what can be read of them written anew."""
-
-
-class QuarantineKind(StrEnum):
-    """What was set aside."""
-
-    BATCH = "batch"
-    """A file that could not be staged."""
-    ROWS = "rows"
-    """Rows of a batch whose times no window can hold."""
-    SEGMENT = "segment"
-    """Staged rows whose segment cannot be read back."""
-
-
-class QuarantineState(StrEnum):
-    """Where a quarantined thing stands."""
-
-    OPEN = "open"
-    RETRIED = "retried"
-    DISCARDED = "discarded"
 
 
 installation = Table(
@@ -108,6 +48,7 @@ installation = Table(
     comment="whose ledger this is",
 )
 
+
 places = Table(
     "places",
     metadata,
@@ -116,6 +57,7 @@ places = Table(
     Column("marked_at", BigInteger, nullable=False),
     comment="places that were given the mark of this installation, so that one without it is not the same place",
 )
+
 
 datasets = Table(
     "datasets",
@@ -142,6 +84,7 @@ datasets = Table(
     Column("refused_at", BigInteger, comment="since when"),
 )  # fmt: skip
 
+
 schemas = Table(
     "schemas",
     metadata,
@@ -153,6 +96,7 @@ schemas = Table(
     Column("source", Text, nullable=False, comment="where that batch came from"),
     PrimaryKeyConstraint("dataset", "version"),
 )  # fmt: skip
+
 
 segments = Table(
     "segments",
@@ -174,6 +118,7 @@ segments = Table(
     Index("ix_segments_unlinked", "dataset", "unlinked_at", sqlite_where=text("unlinked_at IS NOT NULL"),
           postgresql_where=text("unlinked_at IS NOT NULL")),
 )  # fmt: skip
+
 
 batches = Table(
     "batches",
@@ -198,6 +143,7 @@ batches = Table(
           sqlite_where=text("published_at IS NULL AND quarantined_at IS NULL"),
           postgresql_where=text("published_at IS NULL AND quarantined_at IS NULL")),
 )  # fmt: skip
+
 
 builds = Table(
     "builds",
@@ -233,6 +179,7 @@ builds = Table(
           postgresql_where=text("kind = 'flush' AND state <> 'claimed'")),
 )  # fmt: skip
 
+
 replaced_windows = Table(
     "replaced_windows",
     metadata,
@@ -241,6 +188,7 @@ replaced_windows = Table(
     PrimaryKeyConstraint("build_id", "window_start"),
     comment="windows whose files a build replaces, all others it adds to",
 )
+
 
 slices = Table(
     "slices",
@@ -269,6 +217,7 @@ slices = Table(
     Index("ix_slices_window", "dataset", "window_start"),
 )  # fmt: skip
 
+
 batch_slices = Table(
     "batch_slices",
     metadata,
@@ -280,6 +229,7 @@ batch_slices = Table(
     # Which batches a slice has: a segment of a year of hours has 8,760 of them.
     Index("ix_batch_slices_window", "segment_id", "window_start", "ordinal"),
 )
+
 
 windows = Table(
     "windows",
@@ -296,6 +246,7 @@ windows = Table(
     PrimaryKeyConstraint("dataset", "window_start"),
 )  # fmt: skip
 
+
 past_rows = Table(
     "past_rows",
     metadata,
@@ -309,6 +260,7 @@ past_rows = Table(
     PrimaryKeyConstraint("dataset", "window_start"),
     comment="what became of published rows that can no longer be counted in the ledger or in the table",
 )  # fmt: skip
+
 
 losses = Table(
     "losses",
@@ -324,6 +276,7 @@ losses = Table(
     Column("ended_by", String(255)),
     Index("ix_losses_window", "dataset", "window_start"),
 )  # fmt: skip
+
 
 quarantine = Table(
     "quarantine",
@@ -348,6 +301,7 @@ quarantine = Table(
           sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'")),
 )  # fmt: skip
 
+
 settled_files = Table(
     "settled_files",
     metadata,
@@ -359,6 +313,7 @@ settled_files = Table(
     PrimaryKeyConstraint("dataset", "name"),
     comment="files that stay in the landing folder although their batch is in the ledger",
 )
+
 
 readings = Table(
     "readings",
@@ -378,6 +333,7 @@ readings = Table(
     comment="landing files that are being read, or whose reading ended a process",
 )
 
+
 counters = Table(
     "counters",
     metadata,
@@ -387,6 +343,7 @@ counters = Table(
     Column("value", Double, nullable=False),
     PrimaryKeyConstraint("metric", "dataset", "label"),
 )
+
 
 histograms = Table(
     "histograms",
@@ -400,6 +357,7 @@ histograms = Table(
     PrimaryKeyConstraint("metric", "dataset", "label", "bucket"),
 )
 
+
 landing_backlog = Table(
     "landing_backlog",
     metadata,
@@ -409,6 +367,7 @@ landing_backlog = Table(
     Column("oldest_modified_at", BigInteger, nullable=False),
     comment="files that wait in landing folders, as the last look found them; datasets without any have no row",
 )
+
 
 disk_use = Table(
     "disk_use",
@@ -422,6 +381,7 @@ disk_use = Table(
     comment="what lies on the disk besides staging and tables, as maintenance last saw it",
 )
 
+
 limit_overrides = Table(
     "limit_overrides",
     metadata,
@@ -434,6 +394,7 @@ limit_overrides = Table(
     comment="limits that an operator changed at run time; they go before datasets.yaml and the environment",
 )
 
+
 intake_pauses = Table(
     "intake_pauses",
     metadata,
@@ -443,6 +404,7 @@ intake_pauses = Table(
     Column("reason", Text, nullable=False),
     comment="datasets that take nothing in until an operator lets them",
 )
+
 
 leases = Table(
     "leases",

@@ -14,11 +14,9 @@ from functools import lru_cache
 from sqlalchemy import Connection, bindparam, insert, select
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import DatasetRemoved
-from timestore_pipeline.ledger.declarations import Fixed, check_declaration
-from timestore_pipeline.ledger.schema import datasets, schemas
+from timestore_pipeline.ledger.schema import schemas
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.evolution import Schema, declared_growth
+from timestore_pipeline.model.evolution import declared_growth
 
 DECLARED = "datasets.yaml"
 """Source of a version that no batch brought."""
@@ -57,43 +55,6 @@ def schema_history(tx: Connection, dataset: str) -> list[SchemaVersion]:
 
 
 _HISTORY = select(schemas).where(schemas.c.dataset == bindparam("dataset")).order_by(schemas.c.version)
-
-
-def dataset_schema(tx: Connection, spec: DatasetSpec) -> Schema | None:
-    """Return the columns that the dataset's rows have now, or None where they are still to be inferred.
-
-    Raises:
-        DeclarationChanged: the declaration contradicts that with which rows were staged; nothing is to be done with
-            them by it.
-        DatasetRemoved: the ledger does not know the dataset any more.
-    """
-    rows = tx.execute(_DECLARED_HISTORY, {"dataset": spec.name}).all()
-    if not rows:
-        raise DatasetRemoved(spec.name)
-    if rows[0].version is None:
-        columns = spec.declared_columns
-        return None if columns is None else Schema(0, columns, required_columns(spec, columns))
-    versions = [columns_from_text(row.columns) for row in rows]
-    check_declaration(spec, Fixed(rows[0].granularity, rows[0].key, rows[0].time), versions)
-    return Schema(rows[-1].version, versions[-1], required_columns(spec, versions[0]))
-
-
-_DECLARED_HISTORY = (
-    select(datasets.c.granularity, datasets.c.key, datasets.c.time, schemas.c.version, schemas.c.columns)
-    .select_from(datasets.outerjoin(schemas, schemas.c.dataset == datasets.c.name))
-    .where(datasets.c.name == bindparam("dataset"))
-    .order_by(schemas.c.version)
-)
-
-
-def dataset_columns(tx: Connection, spec: DatasetSpec) -> tuple[Column, ...] | None:
-    """Return the columns alone.
-
-    Raises:
-        DeclarationChanged, DatasetRemoved: as :func:`dataset_schema`.
-    """
-    schema = dataset_schema(tx, spec)
-    return None if schema is None else schema.columns
 
 
 def required_columns(spec: DatasetSpec, first: Iterable[Column]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select, update
 
 from timestore_pipeline.ledger.counters import RETENTION_BYTES, RETENTION_SEGMENTS, count
-from timestore_pipeline.ledger.registry import lock_datasets
+from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.schema import segments
 
 # Below the limit of variables in one SQLite statement, however it was compiled.

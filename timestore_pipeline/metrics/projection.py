@@ -23,18 +23,16 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.thresholds import effective_thresholds, oldest_due_from, service_levels
 from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.ledger.backlog import Backlog, landing_backlogs
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, last_published, published_totals
+from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
-from timestore_pipeline.ledger.disk_use import Place, all_disk_use
-from timestore_pipeline.ledger.installation import datasets_with_segments
-from timestore_pipeline.ledger.known_tables import refused_tables
-from timestore_pipeline.ledger.pauses import all_pauses, pause_of
+from timestore_pipeline.ledger.installation import Place, all_disk_use, datasets_with_segments, ledger_bytes
+from timestore_pipeline.ledger.landing import Backlog, landing_backlogs
+from timestore_pipeline.ledger.limits import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.segments import disk_usage
-from timestore_pipeline.ledger.size import ledger_bytes
+from timestore_pipeline.ledger.tables import refused_tables, table_versions
+from timestore_pipeline.ledger.windows import last_published, published_totals
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
 from timestore_pipeline.model.clock import now_micros

@@ -15,13 +15,8 @@ import pyarrow.parquet as pq
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, StorageError
-from timestore_pipeline.ledger.audit import (
-    TableState,
-    WindowAccount,
-    recorded_rows,
-    table_state,
-    window_accounts,
-)
+from timestore_pipeline.ledger.accounts import WindowAccount, recorded_rows, window_accounts
+from timestore_pipeline.ledger.tables import TableState, table_state
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.duckdb_files import RangeFile

@@ -17,11 +17,13 @@ from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import StorageError, TimestoreError
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import builds_in_flight, failures_in_a_row, latest_builds
-from timestore_pipeline.ledger.pauses import all_pauses
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.history import failures_in_a_row, latest_builds
+from timestore_pipeline.ledger.limits import all_pauses
 from timestore_pipeline.ledger.quarantine import open_totals
-from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.slices import unpublished_slices
+from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.operating.observed_places import observe_places

@@ -18,10 +18,10 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, oldest_in_flight
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, all_pauses, pause_intake, resume_intake
+from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
+from timestore_pipeline.ledger.limits import EVERY_DATASET, Pause, all_pauses, pause_intake, resume_intake
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.store import Store
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import CopyInPlace, UnknownPlace
+from timestore_pipeline.ledger.datasets import known_datasets
 from timestore_pipeline.ledger.installation import (
     datasets_with_segments,
     datasets_with_tables,
@@ -23,7 +24,6 @@ from timestore_pipeline.ledger.installation import (
     remember_place,
     set_identity,
 )
-from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import Place, PlaceName, PlaceState
 from timestore_pipeline.storage.marks import replace_mark

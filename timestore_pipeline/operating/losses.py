@@ -18,11 +18,10 @@ from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LossRefused, TableError
-from timestore_pipeline.ledger.audit import WindowAccount, window_accounts
-from timestore_pipeline.ledger.builds import claim_windows
-from timestore_pipeline.ledger.losses import Loss, accept_loss
-from timestore_pipeline.ledger.registry import lock_dataset
-from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.accounts import Loss, WindowAccount, accept_loss, window_accounts
+from timestore_pipeline.ledger.claims import claim_windows
+from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.operating.audit import AuditReport, WindowAudit, audit_rows

@@ -12,7 +12,7 @@ import duckdb
 from timestore_pipeline.errors import StorageError
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
-from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, glob_literal, literal
 from timestore_pipeline.operating.quarantine import kept_file
 from timestore_pipeline.rows.reasons import readable_reason

@@ -32,20 +32,21 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.landing.found import is_ready_name
 from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batch
-from timestore_pipeline.ledger.damage import discard_slices, give_slices_back
+from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.ledger.quarantine import (
     QuarantineEntry,
     begin_try,
     change_reason,
+    discard_slices,
     entries_to_try_again,
     find_entry,
+    give_slices_back,
     name_resolver,
     open_entries,
     resolve_entry,
 )
-from timestore_pipeline.ledger.queue import Slice, quarantined_slices
-from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
-from timestore_pipeline.ledger.schemas import dataset_schema
+from timestore_pipeline.ledger.slices import Slice, quarantined_slices
+from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column, glob_literal, literal, select_as
 from timestore_pipeline.rows.readers import RowSource

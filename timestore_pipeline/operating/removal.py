@@ -17,12 +17,12 @@ from timestore_pipeline.datasets import NAME_PATTERN, SCRATCH_PREFIX
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import RemovalRefused, TableError, UnknownDataset
 from timestore_pipeline.ledger.builds import builds_in_flight
-from timestore_pipeline.ledger.forget import forget_dataset
+from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
+from timestore_pipeline.ledger.forgetting import forget_dataset
 from timestore_pipeline.ledger.leases import slots_held
-from timestore_pipeline.ledger.pauses import Pause, pause_intake
+from timestore_pipeline.ledger.limits import Pause, pause_intake
 from timestore_pipeline.ledger.quarantine import all_entries, open_entries
 from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
 from timestore_pipeline.ledger.segments import segment_paths
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN

@@ -16,10 +16,10 @@ from timestore_pipeline.building.thresholds import Trigger, distance, due_trigge
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.inert import as_code
-from timestore_pipeline.ledger.builds import window_totals
-from timestore_pipeline.ledger.pauses import all_pauses, pause_of
+from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.ledger.limits import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import queue_of
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.model.locations import uri_of

@@ -10,7 +10,7 @@ import dagster as dg
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.inert import as_code
-from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
+from timestore_pipeline.ledger.queue import pending_batches, staged_bytes
 from timestore_pipeline.orchestration.keys import staging_key
 from timestore_pipeline.orchestration.quarantine_check import QUARANTINE_EMPTY, look_into_quarantine
 from timestore_pipeline.orchestration.resources import StoreResource

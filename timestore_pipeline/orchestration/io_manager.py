@@ -18,7 +18,7 @@ from pydantic import Field
 from timestore_pipeline.datasets import DatasetSpec, load_datasets
 from timestore_pipeline.errors import BatchConflict
 from timestore_pipeline.ledger.batches import known_batches, latest_batch
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.segments import segment_bytes
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.assets import DATASET_TAG, partitions_key

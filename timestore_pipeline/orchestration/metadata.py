@@ -17,7 +17,7 @@ from timestore_pipeline.model.windows import Window
 
 if TYPE_CHECKING:
     from timestore_pipeline.building.build import BuildReport, BuiltWindow
-    from timestore_pipeline.ledger.builds import WindowTotals
+    from timestore_pipeline.ledger.windows import WindowTotals
     from timestore_pipeline.staging.ingest import IngestReport
 
 # The UI shows a table at its full length in the page.

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.ledger.states import BuildState
 
 _FIRST_WAIT_SECONDS = 10
 _LONGEST_WAIT_SECONDS = 600

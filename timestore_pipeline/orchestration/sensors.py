@@ -20,7 +20,8 @@ from timestore_pipeline.inert import visible
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.landing.found import LandingScan
-from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.checks import report_refused

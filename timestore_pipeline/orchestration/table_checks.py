@@ -15,7 +15,7 @@ from timestore_pipeline.building.thresholds import effective_max_small_files
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.inert import as_code
-from timestore_pipeline.ledger.builds import window_totals
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.keys import partitions_key

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass
 from itertools import groupby
 
+from timestore_pipeline.ledger.accounts import Loss, recorded_losses
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.lineage import (
     BatchShare,
@@ -15,8 +16,7 @@ from timestore_pipeline.ledger.lineage import (
     published_rows_of_window,
     segments_of_window,
 )
-from timestore_pipeline.ledger.losses import Loss, recorded_losses
-from timestore_pipeline.ledger.registry import VisibleTable, visible_tables
+from timestore_pipeline.ledger.tables import VisibleTable, visible_tables
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import open_to_read

@@ -17,9 +17,9 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import Reach
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
-from timestore_pipeline.ledger.queue import Slice, unpublished_slices
-from timestore_pipeline.ledger.registry import VisibleTable, visible_tables
-from timestore_pipeline.ledger.schemas import dataset_schema
+from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.ledger.slices import Slice, unpublished_slices
+from timestore_pipeline.ledger.tables import VisibleTable, visible_tables
 from timestore_pipeline.model.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import query_bounds

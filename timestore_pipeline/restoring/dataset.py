@@ -15,9 +15,7 @@ from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.building.expiry import table_retention
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.batches import SliceRow
-from timestore_pipeline.ledger.declarations import declared
-from timestore_pipeline.ledger.published import PublishedWindow
-from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.datasets import declared
 from timestore_pipeline.ledger.restoring import (
     RestoredEntry,
     RestoredSegment,
@@ -30,7 +28,9 @@ from timestore_pipeline.ledger.restoring import (
     restore_publication,
     restore_segment,
 )
-from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.slices import Slice
+from timestore_pipeline.ledger.states import QuarantineKind
+from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Granularity

@@ -30,8 +30,8 @@ from timestore_pipeline.errors import (
     TimestoreError,
 )
 from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.datasets import register
 from timestore_pipeline.ledger.installation import new_identity, set_identity
-from timestore_pipeline.ledger.registry import register
 from timestore_pipeline.ledger.restoring import lock_ledger
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at

@@ -15,7 +15,7 @@ import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
-from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.model.columns import (
     POSITION_COLUMN,
     ROW_COLUMN,

@@ -34,7 +34,7 @@ from timestore_pipeline.durable_files import (
 )
 from timestore_pipeline.errors import PlaceError
 from timestore_pipeline.landing.found import LandingFile, bytes_on_disk
-from timestore_pipeline.ledger.settled_files import SettledFile, remember_settled
+from timestore_pipeline.ledger.landing import SettledFile, remember_settled
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.segments.scratch import means_itself, plain_name, scratch_folder

@@ -33,11 +33,11 @@ from timestore_pipeline.errors import (
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.batches import SegmentRow, known_batches
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES, count
+from timestore_pipeline.ledger.datasets import dataset_schema, lock_dataset
+from timestore_pipeline.ledger.landing import Readings, end_readings
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, next_try_at, set_aside
-from timestore_pipeline.ledger.readings import Readings, end_readings
-from timestore_pipeline.ledger.registry import lock_dataset
-from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
+from timestore_pipeline.ledger.schemas import SchemaStep, required_columns
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import Schema

@@ -10,19 +10,12 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected, CommitUnknown, GuardrailExceeded
-from timestore_pipeline.ledger.batches import (
-    BatchRow,
-    KnownBatch,
-    acknowledge,
-    known_batches,
-    windows_of_batches,
-)
+from timestore_pipeline.ledger.batches import BatchRow, KnownBatch, acknowledge, known_batches, windows_of_batches
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
-from timestore_pipeline.ledger.declarations import fix_declaration
+from timestore_pipeline.ledger.datasets import dataset_schema, fix_declaration, lock_dataset, take_positions
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, resolve_staged_files, set_aside
-from timestore_pipeline.ledger.registry import lock_dataset, take_positions
-from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, take_up
+from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.segments.description import IncomingBatch

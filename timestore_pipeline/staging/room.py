@@ -24,11 +24,10 @@ from timestore_pipeline.errors import (
     QuarantineFull,
     StagingQueueFull,
 )
-from timestore_pipeline.ledger.batches import pending_batches, pending_of_sources, staged_bytes
 from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
-from timestore_pipeline.ledger.limits import EffectiveLimits
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses, pause_of
+from timestore_pipeline.ledger.limits import EVERY_DATASET, EffectiveLimits, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import bytes_of_rows_aside, quarantined_bytes
+from timestore_pipeline.ledger.queue import pending_batches, pending_of_sources, staged_bytes
 from timestore_pipeline.model.windows import from_micros
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.judging import reason_in_words

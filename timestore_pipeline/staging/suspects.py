@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import LedgerError, SegmentNotWritten
 from timestore_pipeline.landing.found import LandingFile
-from timestore_pipeline.ledger.readings import (
+from timestore_pipeline.ledger.landing import (
     Readings,
     begin_alone,
     begin_readings,

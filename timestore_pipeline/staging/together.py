@@ -23,7 +23,8 @@ from timestore_pipeline.errors import (
     TimestoreError,
     TooManyWindows,
 )
-from timestore_pipeline.ledger.schemas import SchemaStep, dataset_schema, required_columns
+from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.ledger.schemas import SchemaStep, required_columns
 from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.fit import select_rows

@@ -21,9 +21,9 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LedgerError, TooManyIngests
+from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
 from timestore_pipeline.ledger.limits import EffectiveLimits
-from timestore_pipeline.ledger.registry import lock_dataset
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.store import Store
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
-from timestore_pipeline.ledger.contributions import Contribution
+from timestore_pipeline.ledger.lineage import Contribution
 from timestore_pipeline.ledger.schemas import columns_from_text, columns_to_text
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.storage import Storage

@@ -16,14 +16,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from timestore_pipeline.errors import AnotherTable, LedgerError, TableError, TableNotOurs
-from timestore_pipeline.ledger.known_tables import (
-    KnownTable,
-    builds_of_sequences,
-    known_table,
-    note_own,
-    note_refusal,
-)
-from timestore_pipeline.ledger.registry import known_datasets
+from timestore_pipeline.ledger.datasets import known_datasets
+from timestore_pipeline.ledger.tables import KnownTable, builds_of_sequences, known_table, note_own, note_refusal
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import storage_at
 from timestore_pipeline.storage import Storage

@@ -25,7 +25,7 @@ from timestore_pipeline.durable_files import (
 )
 from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.queue import Slice
+from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.model.columns import (
     WINDOW_COLUMN,
     Column,

@@ -14,13 +14,13 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.errors import BuildInFlight, StagingNotEmpty, UnknownDataset
 from timestore_pipeline.ledger.builds import build_in_flight
-from timestore_pipeline.ledger.damage import discard_slices, set_slices_aside
-from timestore_pipeline.ledger.pauses import all_pauses, pause_of
-from timestore_pipeline.ledger.quarantine import open_entries, resolve_entry
-from timestore_pipeline.ledger.queue import QueueState, queue_states, unclaimed_slices
-from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
-from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
+from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
+from timestore_pipeline.ledger.limits import all_pauses, pause_of
+from timestore_pipeline.ledger.quarantine import discard_slices, open_entries, resolve_entry, set_slices_aside
+from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.segments import published_before
+from timestore_pipeline.ledger.slices import unclaimed_slices
+from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX, marked_file
 from timestore_pipeline.segments.slices import by_segment

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.found import bytes_on_disk
-from timestore_pipeline.ledger.disk_use import DiskUse, Place, all_disk_use, put_disk_use
+from timestore_pipeline.ledger.installation import DiskUse, Place, all_disk_use, put_disk_use
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
-from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.model.windows import from_micros
 from timestore_pipeline.operating.quarantine import discard_entry

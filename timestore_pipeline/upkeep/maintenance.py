@@ -28,7 +28,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.ledger.pruning import Pruned, prune_batches, prune_builds
+from timestore_pipeline.ledger.forgetting import Pruned, prune_batches, prune_builds
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
-from timestore_pipeline.ledger.registry import lock_datasets
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed

@@ -10,7 +10,7 @@ from pathlib import Path
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.ledger.builds import aborted_sequences
+from timestore_pipeline.ledger.history import aborted_sequences
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, file_name, parquet_files, scratch_of_windows

@@ -16,9 +16,10 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, published_build_before, sequences_after
+from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.counters import VACUUMED_BYTES, VACUUMED_FILES, count
-from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.history import published_build_before, sequences_after
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.storage import Entry, Storage

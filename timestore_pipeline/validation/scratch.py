@@ -26,10 +26,10 @@ from timestore_pipeline.datasets import (
     TimeSpec,
 )
 from timestore_pipeline.durable_files import make_folder
-from timestore_pipeline.ledger.forget import forget_dataset
+from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
+from timestore_pipeline.ledger.forgetting import forget_dataset
 from timestore_pipeline.ledger.leases import release_lease, take_lease
 from timestore_pipeline.ledger.limits import EffectiveLimits
-from timestore_pipeline.ledger.registry import known_datasets, lock_dataset
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places

@@ -16,7 +16,7 @@ import duckdb
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.duck.connections import connection_config
-from timestore_pipeline.ledger.queue import Slice, unpublished_slices
+from timestore_pipeline.ledger.slices import Slice, unpublished_slices
 from timestore_pipeline.segments.description import SEGMENT_TABLE
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

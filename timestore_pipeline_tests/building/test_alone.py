@@ -20,7 +20,8 @@ from timestore_pipeline.cli.work import flush_datasets, ingest_landing
 from timestore_pipeline.datasets import Datasets, DatasetSpec
 from timestore_pipeline.errors import DatasetFailed, TimestoreError
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.doctor import look_at_ledger

@@ -21,9 +21,12 @@ from hypothesis import strategies as st
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
-from timestore_pipeline.ledger.builds import build_in_flight, claim_slices, latest_builds, window_totals
+from timestore_pipeline.ledger.builds import build_in_flight
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
-from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.states import BuildState
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import table as table_module

@@ -25,8 +25,10 @@ from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, TableError
-from timestore_pipeline.ledger.builds import claim_slices, latest_builds, window_totals
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import COMPACTED_FILES, FLUSH_ROWS
+from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import to_micros
 from timestore_pipeline.reading.relations import open_reader

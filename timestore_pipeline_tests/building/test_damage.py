@@ -14,10 +14,10 @@ import pytest
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TimestoreError
-from timestore_pipeline.ledger.batches import pending_batches, staged_bytes
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, open_totals
-from timestore_pipeline.ledger.queue import queue_states, unpublished_slices
-from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.queue import pending_batches, queue_states, staged_bytes
+from timestore_pipeline.ledger.slices import unpublished_slices
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.reading.rows import query_rows

@@ -19,9 +19,9 @@ from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchRejected, DatasetsFileError, DeclarationChanged, SegmentUnreadable
-from timestore_pipeline.ledger.audit import window_accounts
+from timestore_pipeline.ledger.accounts import window_accounts
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.queue import unpublished_slices
+from timestore_pipeline.ledger.slices import unpublished_slices
 from timestore_pipeline.model.columns import POSITION_COLUMN
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.quarantine import retry_entry

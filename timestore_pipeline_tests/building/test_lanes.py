@@ -36,19 +36,14 @@ from timestore_pipeline.building.sharing import build_in_shares
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, BuildInFlight
-from timestore_pipeline.ledger.builds import (
-    Build,
-    Claim,
-    builds_in_flight,
-    claim_slices,
-    failures_in_a_row,
-    window_totals,
-)
-from timestore_pipeline.ledger.contributions import contributions_of_build
-from timestore_pipeline.ledger.known_tables import KnownTable, known_table
+from timestore_pipeline.ledger.builds import Build, builds_in_flight
+from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.history import failures_in_a_row
 from timestore_pipeline.ledger.lanes import free_lane, parts, share
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.lineage import contributions_of_build
+from timestore_pipeline.ledger.tables import KnownTable, known_table, table_versions
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.settings import Settings

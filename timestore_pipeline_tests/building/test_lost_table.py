@@ -12,8 +12,9 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import BuildAborted, TableError, TableGone
-from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import LOST_ROWS
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import file_prefix

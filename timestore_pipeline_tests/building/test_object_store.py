@@ -27,8 +27,8 @@ from timestore_pipeline.errors import (
     TableNotOurs,
     TimestoreError,
 )
-from timestore_pipeline.ledger.builds import latest_builds
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.doctor import Level, look_at_table

@@ -11,7 +11,9 @@ from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
-from timestore_pipeline.ledger.builds import build_in_flight, claim_slices, window_totals
+from timestore_pipeline.ledger.builds import build_in_flight
+from timestore_pipeline.ledger.claims import claim_slices
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.staging.stage import stage

@@ -15,9 +15,11 @@ from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
-from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, get_build, window_totals
+from timestore_pipeline.ledger.builds import builds_in_flight, get_build
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
-from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.ledger.states import BuildState
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage

@@ -11,7 +11,9 @@ from deltalake import DeltaTable, write_deltalake
 from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Claim, claim_slices, mark_published, window_totals
+from timestore_pipeline.ledger.builds import mark_published
+from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import windows_between
 from timestore_pipeline.segments.slices import attach_segment, segment_table

@@ -23,7 +23,7 @@ from timestore_pipeline.building.thresholds import (
     oldest_due_from,
     service_levels,
 )
-from timestore_pipeline.ledger.builds import claim_slices
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.queue import LateQueue, QueueState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity, Window

@@ -12,7 +12,7 @@ from sqlalchemy import delete, update
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.ledger import schema
-from timestore_pipeline.ledger.builds import claim_slices
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, rows_of

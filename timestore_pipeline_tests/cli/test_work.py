@@ -11,10 +11,11 @@ import pytest
 
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import claim_slices, latest_builds
+from timestore_pipeline.ledger.claims import claim_slices
+from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.landing import begin_readings
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.readings import begin_readings
-from timestore_pipeline.ledger.schemas import dataset_columns
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.segments import paths_on_disk
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint

@@ -19,7 +19,8 @@ from timestore_pipeline.building.recovery import settle_build, settle_dead_build
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, LedgerError, TimestoreError
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, claim_slices
+from timestore_pipeline.ledger.builds import Build, builds_in_flight
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage

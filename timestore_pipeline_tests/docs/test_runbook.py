@@ -14,8 +14,8 @@ import typer
 from docs.build.reference import DOCS
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.cli.app import app
-from timestore_pipeline.ledger.builds import latest_builds
-from timestore_pipeline.ledger.pauses import all_pauses
+from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.limits import all_pauses
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline.store import Store

@@ -11,8 +11,9 @@ import pytest
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES, BulkActionStatus
 
 from timestore_pipeline.crash_points import CrashPoint
-from timestore_pipeline.ledger.builds import Build, builds_in_flight, published_totals
+from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.doctor import Level
 from timestore_pipeline.orchestration.doctor import look_at_dagster

@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from timestore_pipeline.crash_points import CrashPoint
-from timestore_pipeline.ledger.builds import builds_in_flight, published_totals
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
-from timestore_pipeline.ledger.readings import unended_readings
+from timestore_pipeline.ledger.landing import unended_readings
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
 from timestore_pipeline.store import Store

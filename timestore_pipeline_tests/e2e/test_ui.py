@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dagster._core.execution.backfill import BulkActionStatus
 
-from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, parquet_bytes
 from timestore_pipeline_tests.e2e.conftest import Deployment, Site

@@ -12,7 +12,7 @@ import pytest
 
 from timestore_pipeline.http.bodies import Room
 from timestore_pipeline.http.problems import Problem
-from timestore_pipeline.ledger.pauses import Pause, pause_intake
+from timestore_pipeline.ledger.limits import Pause, pause_intake
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, parquet_bytes, readable

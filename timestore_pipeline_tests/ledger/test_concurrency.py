@@ -16,15 +16,16 @@ import pytest
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, IntakePaused, LedgerError, StagingQueueFull
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.ledger.batches import pending_batches
-from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
+from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import count, counter_values
+from timestore_pipeline.ledger.datasets import lock_dataset, lock_datasets
+from timestore_pipeline.ledger.landing import SettledFile, all_settled, remember_settled
 from timestore_pipeline.ledger.leases import take_lease, take_slot
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, Pause, pause_intake
+from timestore_pipeline.ledger.limits import EVERY_DATASET, Pause, pause_intake
 from timestore_pipeline.ledger.quarantine import open_entries, set_aside
-from timestore_pipeline.ledger.registry import lock_dataset, lock_datasets
-from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.ledger.settled_files import SettledFile, all_settled, remember_settled
+from timestore_pipeline.ledger.queue import pending_batches
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

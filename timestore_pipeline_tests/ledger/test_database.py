@@ -18,8 +18,8 @@ from timestore_pipeline.errors import CommitUnknown, LedgerError
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.counters import FLUSH_DURATION, count, counter_values, histogram_values, observe
 from timestore_pipeline.ledger.database import HEAD_REVISION
+from timestore_pipeline.ledger.datasets import known_datasets
 from timestore_pipeline.ledger.leases import release_lease, take_lease
-from timestore_pipeline.ledger.registry import known_datasets
 from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
 from timestore_pipeline.operating.backup import back_up_ledger
 from timestore_pipeline.settings import Settings

@@ -21,11 +21,11 @@ from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.errors import DatasetRemoved, DeclarationChanged, LedgerLost
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.forget import forget_dataset
+from timestore_pipeline.ledger.forgetting import forget_dataset
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.queue import unpublished_slices
-from timestore_pipeline.ledger.schema import QuarantineKind
 from timestore_pipeline.ledger.schema import datasets as datasets_table
+from timestore_pipeline.ledger.slices import unpublished_slices
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.drain import drain

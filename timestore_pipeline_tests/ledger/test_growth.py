@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Connection, create_engine
 
-from timestore_pipeline.ledger.audit import window_accounts
-from timestore_pipeline.ledger.builds import Claim, claim_slices, mark_published, published_totals
-from timestore_pipeline.ledger.published import PublishedWindow
+from timestore_pipeline.ledger.accounts import window_accounts
+from timestore_pipeline.ledger.builds import mark_published
+from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.windows import PublishedWindow, published_totals
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.growth.history import BATCHES_PER_WINDOW, ROWS, Past, fill, name_of
 from timestore_pipeline_tests.bench.growth.ledger import operations

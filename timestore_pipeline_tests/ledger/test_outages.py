@@ -27,7 +27,7 @@ from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrupted
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.counters import count, counter_values
-from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage

@@ -17,8 +17,8 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.backlog import landing_backlogs
-from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
+from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import (
     DROPPED_BATCHES,
     FLUSH_BATCHES,
@@ -32,6 +32,7 @@ from timestore_pipeline.ledger.counters import (
     count,
     observe,
 )
+from timestore_pipeline.ledger.landing import landing_backlogs
 from timestore_pipeline.ledger.schema import segments
 from timestore_pipeline.ledger.segments import mark_unlinked
 from timestore_pipeline.metrics import collect_metrics, exposition

@@ -22,9 +22,9 @@ from timestore_pipeline.building.damage import set_unreadable_aside
 from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import BuildInFlight
-from timestore_pipeline.ledger.published import add_up_windows
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.windows import add_up_windows
 from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.quarantine import discard_entry

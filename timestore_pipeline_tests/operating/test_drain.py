@@ -12,9 +12,10 @@ import pytest
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import IntakePaused, TimestoreError, UnknownDataset
-from timestore_pipeline.ledger.builds import claim_slices, latest_builds
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES
-from timestore_pipeline.ledger.pauses import EVERY_DATASET, all_pauses
+from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.limits import EVERY_DATASET, all_pauses
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.drain import Drained, drain, let_in, stop_intake

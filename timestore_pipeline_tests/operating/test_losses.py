@@ -8,8 +8,8 @@ import pytest
 
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.errors import LossRefused
+from timestore_pipeline.ledger.accounts import recorded_losses, withdraw_loss
 from timestore_pipeline.ledger.counters import LOST_ROWS
-from timestore_pipeline.ledger.losses import recorded_losses, withdraw_loss
 from timestore_pipeline.operating import losses as losses_module
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.losses import accept_losses, missing_rows

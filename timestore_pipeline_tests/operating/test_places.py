@@ -32,10 +32,10 @@ from timestore_pipeline.errors import (
     UnknownPlace,
 )
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.installation import forget_place, marked_places
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.operating.installation import adopt, change_identity
 from timestore_pipeline.operating.observed_places import observe_places
 from timestore_pipeline.operating.quarantine import discard_entry

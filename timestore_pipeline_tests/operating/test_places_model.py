@@ -26,11 +26,11 @@ from hypothesis.stateful import (
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import LedgerError, LedgerLost, PlaceError
-from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.ledger.registry import table_versions
 from timestore_pipeline.ledger.segments import published_before
+from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.restoring.ledger import rebuild_ledger

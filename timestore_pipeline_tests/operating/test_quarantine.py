@@ -29,8 +29,9 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, open_entries
-from timestore_pipeline.ledger.queue import quarantined_slices, queue_states
-from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState
+from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.slices import quarantined_slices
+from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.operating.preview import preview
 from timestore_pipeline.operating.quarantine import discard_entry, open_entry, retry_batch_id, retry_entry
 from timestore_pipeline.staging.stage import stage

@@ -13,7 +13,8 @@ from sqlalchemy import select
 
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import DatasetRemoved, LedgerLost, RemovalRefused, TableError, UnknownDataset
-from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.schema import metadata
 from timestore_pipeline.operating import removal as removal_module
 from timestore_pipeline.operating.removal import plan_removal, remove_dataset

@@ -11,9 +11,11 @@ import dagster as dg
 import pytest
 
 from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.ledger.builds import claim_slices, latest_builds, published_totals
+from timestore_pipeline.ledger.claims import claim_slices
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.ledger.schema import BuildState
+from timestore_pipeline.ledger.states import BuildState
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.orchestration import assets as assets_module
 from timestore_pipeline.store import Store

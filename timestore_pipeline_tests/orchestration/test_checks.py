@@ -12,8 +12,8 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from timestore_pipeline.ledger.builds import published_totals
 from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store

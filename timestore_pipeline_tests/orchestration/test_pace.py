@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.schema import BuildKind, BuildState
+from timestore_pipeline.ledger.states import BuildKind, BuildState
 from timestore_pipeline.orchestration.pace import FlushRun, held_back
 
 NOW = 1_000_000.0

@@ -15,10 +15,11 @@ import pytest
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.backlog import landing_backlogs
-from timestore_pipeline.ledger.builds import builds_in_flight, claim_slices, published_totals
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.claims import claim_slices
+from timestore_pipeline.ledger.landing import begin_readings, landing_backlogs
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
-from timestore_pipeline.ledger.readings import begin_readings
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.drain import stop_intake
 from timestore_pipeline.orchestration.runs import process_is_gone

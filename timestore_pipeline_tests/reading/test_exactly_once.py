@@ -26,8 +26,9 @@ from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchConflict, BuildInFlight, RebuildRefused
-from timestore_pipeline.ledger.builds import builds_in_flight, window_totals
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.queue import queue_states
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.reading import relations

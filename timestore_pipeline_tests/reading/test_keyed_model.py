@@ -22,9 +22,8 @@ from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.ledger.builds import builds_in_flight
-from timestore_pipeline.ledger.damage import set_slices_aside
-from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.queue import unclaimed_slices
+from timestore_pipeline.ledger.quarantine import open_entries, set_slices_aside
+from timestore_pipeline.ledger.slices import unclaimed_slices
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.quarantine import retry_entry

@@ -10,7 +10,7 @@ import pytest
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
-from timestore_pipeline.ledger.builds import claim_slices
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.reading import relations
 from timestore_pipeline.reading.relations import open_reader, take_snapshots
 from timestore_pipeline.reading.rows import query_rows

@@ -12,8 +12,8 @@ from timestore_pipeline.building.expiry import expire_windows
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import RebuildRefused
-from timestore_pipeline.ledger.audit import WindowAccount, window_accounts
-from timestore_pipeline.ledger.pruning import prune_batches
+from timestore_pipeline.ledger.accounts import WindowAccount, window_accounts
+from timestore_pipeline.ledger.forgetting import prune_batches
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.restoring.ledger import Rebuilt, rebuild_ledger

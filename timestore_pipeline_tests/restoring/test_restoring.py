@@ -30,11 +30,11 @@ from timestore_pipeline.errors import (
     TablesAway,
     TimestoreError,
 )
-from timestore_pipeline.ledger.builds import window_totals
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.ledger.schema import QuarantineKind
-from timestore_pipeline.ledger.schemas import dataset_columns
+from timestore_pipeline.ledger.states import QuarantineKind
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.installation import adopt
 from timestore_pipeline.operating.quarantine import discard_entry, retry_entry

@@ -25,7 +25,7 @@ from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchRejected
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.queue import unclaimed_slices
+from timestore_pipeline.ledger.slices import unclaimed_slices
 from timestore_pipeline.model.columns import check_name, quote
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.losses import accept_losses

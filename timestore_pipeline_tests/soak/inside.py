@@ -14,7 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, slow_down

@@ -18,7 +18,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.schema import QuarantineKind
+from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.settings import Settings

@@ -20,10 +20,10 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import at
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.batches import known_batches
-from timestore_pipeline.ledger.builds import latest_builds
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.queue import queue_states
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.restoring.ledger import rebuild_ledger

@@ -14,8 +14,9 @@ from timestore_pipeline.building import direct, publication
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchConflict, TableError
-from timestore_pipeline.ledger.builds import builds_in_flight, latest_builds
+from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES
+from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.stage import stage

@@ -21,8 +21,9 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchRejected, ColumnsChanged
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.schemas import dataset_columns, schema_history
+from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.reading.rows import query_rows

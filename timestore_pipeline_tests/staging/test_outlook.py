@@ -9,8 +9,7 @@ import pytest
 
 from timestore_pipeline.errors import BatchConflict, IntakePaused, StagingQueueFull, TooManyIngests
 from timestore_pipeline.ledger.leases import take_slot
-from timestore_pipeline.ledger.limits import LimitName
-from timestore_pipeline.ledger.pauses import Pause, pause_intake, resume_intake
+from timestore_pipeline.ledger.limits import LimitName, Pause, pause_intake, resume_intake
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.turns import turns_of

@@ -21,8 +21,8 @@ from sqlalchemy import select
 
 from timestore_pipeline.errors import ReadingTooLong, StagingQueueFull
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.ledger.landing import Readings, begin_alone, begin_readings
 from timestore_pipeline.ledger.quarantine import open_entries
-from timestore_pipeline.ledger.readings import Readings, begin_alone, begin_readings
 from timestore_pipeline.ledger.schema import readings
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating import quarantine as quarantining

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.ledger.builds import claim_slices, mark_aborted
+from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.local import LocalStorage
 from timestore_pipeline.store import Store

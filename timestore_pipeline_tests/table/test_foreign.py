@@ -26,8 +26,8 @@ from timestore_pipeline.building.completion import follow_others, published_wind
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import window_totals
-from timestore_pipeline.ledger.registry import table_versions
+from timestore_pipeline.ledger.tables import table_versions
+from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.doctor import look_at_table

@@ -23,9 +23,9 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TableError, TableNotOurs, TimestoreError
-from timestore_pipeline.ledger.known_tables import KnownTable, known_table, refused_tables
-from timestore_pipeline.ledger.queue import unpublished_slices
 from timestore_pipeline.ledger.schema import builds
+from timestore_pipeline.ledger.slices import unpublished_slices
+from timestore_pipeline.ledger.tables import KnownTable, known_table, refused_tables
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.installation import change_identity

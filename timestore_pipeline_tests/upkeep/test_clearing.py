@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.errors import BuildInFlight, StagingNotEmpty, UnknownDataset
-from timestore_pipeline.ledger.builds import claim_slices
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import counter_values
 from timestore_pipeline.ledger.quarantine import all_entries, open_entries
 from timestore_pipeline.ledger.queue import queue_states

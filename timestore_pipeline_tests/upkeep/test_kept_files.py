@@ -9,7 +9,8 @@ import pytest
 
 from timestore_pipeline.errors import BatchRejected, GuardrailExceeded
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, find_entry, open_entries
-from timestore_pipeline.ledger.schema import QuarantineKind, QuarantineState, quarantine
+from timestore_pipeline.ledger.schema import quarantine
+from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.metrics import exposition
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import from_micros

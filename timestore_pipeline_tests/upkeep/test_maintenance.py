@@ -12,9 +12,9 @@ from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import RebuildRefused, TableError
-from timestore_pipeline.ledger.builds import published_totals
+from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.counters import EXPIRED_ROWS, EXPIRED_WINDOWS
-from timestore_pipeline.ledger.past import past_of_windows
+from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import to_micros
 from timestore_pipeline.operating.audit import audit_rows

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.ledger.builds import claim_slices
+from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.segments import OnDisk, disk_usage
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.schema import BuildKind, BuildState
+from timestore_pipeline.ledger.states import BuildKind, BuildState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.storage.local import LocalStorage

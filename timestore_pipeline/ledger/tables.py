@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, or_, select, update
 
-from timestore_pipeline.ledger.builds import Build, build_of_row
+from timestore_pipeline.ledger.builds import Build, build_in_flight, build_of_row
 from timestore_pipeline.ledger.installation import read_identity
-from timestore_pipeline.ledger.schema import BuildState, builds, datasets
+from timestore_pipeline.ledger.schema import builds, datasets
+from timestore_pipeline.ledger.states import BuildState
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_NAMES_PER_QUERY = 500
+
+
+def table_versions(tx: Connection, names: Sequence[str] | None = None) -> dict[str, int | None]:
+    """Return per dataset, of some or of all, the table version that readers may see; None where there is no table."""
+    query = select(datasets.c.name, datasets.c.table_version)
+    if names is not None and len(names) <= _NAMES_PER_QUERY:
+        query = query.where(datasets.c.name.in_(names))
+    return dict(tx.execute(query).all())
+
+
+@dataclass(frozen=True)
+class VisibleTable:
+    """What readers are given of a table: a version, and the Delta id of the table that has it; None where unknown."""
+
+    version: int | None = None
+    table_id: str | None = None
+
+
+def visible_tables(tx: Connection, names: Sequence[str]) -> dict[str, VisibleTable]:
+    """Return per dataset what readers are given of its table."""
+    query = select(datasets.c.name, datasets.c.table_version, datasets.c.table_id)
+    if len(names) <= _NAMES_PER_QUERY:
+        query = query.where(datasets.c.name.in_(names))
+    return {row.name: VisibleTable(row.table_version, row.table_id) for row in tx.execute(query)}
+
+
+def advance_table_version(tx: Connection, dataset: str, version: int) -> None:
+    """Let readers have a later version of a dataset's table; the caller has ended all builds that it has."""
+    query = update(datasets).where(datasets.c.name == dataset, datasets.c.table_version < version)
+    tx.execute(query.values(table_version=version))
+
+
+def last_claimed_sequence(tx: Connection, dataset: str) -> int:
+    """Return the sequence of the last build that claimed slices of the dataset, 0 for none."""
+    return tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one() - 1
+
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _SEQUENCES_PER_QUERY = 500
@@ -104,3 +144,19 @@ def refused_tables(tx: Connection) -> dict[str, Refusal]:
         datasets.c.refused_at.is_not(None)
     )
     return {row.name: Refusal(row.refusal_reason, row.refusal, row.refused_at) for row in tx.execute(query)}
+
+
+@dataclass(frozen=True)
+class TableState:
+    """Which version of the table readers are given, the last sequence claimed, and the build that has not ended."""
+
+    version: int | None
+    last_sequence: int
+    in_flight: Build | None
+
+
+def table_state(tx: Connection, dataset: str) -> TableState:
+    """Return how far the table of a dataset is; equal before and after means that no build did anything between."""
+    return TableState(
+        table_versions(tx, [dataset]).get(dataset), last_claimed_sequence(tx, dataset), build_in_flight(tx, dataset)
+    )

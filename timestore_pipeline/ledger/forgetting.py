@@ -1,29 +1,33 @@
-"""What the ledger forgets: batches that need not be known again, and builds that nothing refers to.
+"""What the ledger forgets: batches that need not be known again, builds that nothing refers to, tables, datasets.
 
 A batch that is forgotten is staged again when it is offered again, so the time for which batches are remembered is
-the time for which retries are safe. Counters and histograms stay, and so do the rows of each window (see ``past``).
+the time for which retries are safe. Counters and histograms stay, and so do the rows of each window (see ``accounts``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, exists, func, or_, select
+from sqlalchemy import Connection, delete, exists, func, or_, select, tuple_, update
 
-from timestore_pipeline.ledger.past import note_pruned
-from timestore_pipeline.ledger.registry import lock_dataset
+from timestore_pipeline.ledger.accounts import end_losses, note_pruned
+from timestore_pipeline.ledger.counters import LOST_ROWS, count
+from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import (
-    BuildState,
-    QuarantineState,
     batch_slices,
     batches,
     builds,
+    datasets,
+    metadata,
     quarantine,
     replaced_windows,
     segments,
     slices,
     windows,
 )
+from timestore_pipeline.ledger.slices import complete
+from timestore_pipeline.ledger.states import BuildState, QuarantineState
+from timestore_pipeline.ledger.windows import add_up_windows
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _IDS_PER_QUERY = 500
@@ -141,3 +145,91 @@ def _forget_segments(tx: Connection, dataset: str, segment_ids: list[str]) -> No
     tx.execute(delete(batches).where(batches.c.segment_id.in_(segment_ids)))
     tx.execute(delete(slices).where(here))
     tx.execute(delete(segments).where(segments.c.id.in_(segment_ids)))
+
+
+@dataclass(frozen=True)
+class LostTable:
+    """What was in a table that is gone, and what of it is staged again from segments that are still retained."""
+
+    published_rows: int
+    rows_staged_again: int
+
+    @property
+    def rows_gone(self) -> int:
+        """How many rows are nowhere any more."""
+        return max(0, self.published_rows - self.rows_staged_again)
+
+
+def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
+    """Record that a dataset has no table; None where the ledger knows of none, as another process was first."""
+    lock_dataset(tx, dataset)
+    forgotten = tx.execute(
+        update(datasets)
+        .where(datasets.c.name == dataset, datasets.c.table_version.is_not(None))
+        .values(table_version=None, table_id=None)
+    )
+    if forgotten.rowcount == 0:
+        return None
+    # Versions of the table that is gone say nothing of the one to come.
+    tx.execute(update(builds).where(builds.c.dataset == dataset).values(table_version=None))
+    published = tx.execute(select(func.sum(windows.c.rows)).where(windows.c.dataset == dataset)).scalar() or 0
+    tx.execute(delete(windows).where(windows.c.dataset == dataset))
+    add_up_windows(tx, dataset)
+    on_disk = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_(None))
+    lost = (slices.c.segment_id.in_(on_disk), slices.c.published_at.is_not(None))
+    again = tx.execute(select(func.sum(slices.c.rows)).where(*lost)).scalar() or 0
+    touched = tx.execute(select(slices.c.segment_id).where(*lost).distinct()).scalars().all()
+    tx.execute(update(slices).where(*lost).values(published_at=None, build_id=None, late=False))
+    tx.execute(update(segments).where(segments.c.id.in_(touched)).values(published_at=None))
+    tx.execute(
+        update(batches)
+        .where(
+            batches.c.segment_id.in_(touched),
+            exists()
+            .where(batch_slices.c.segment_id == batches.c.segment_id, batch_slices.c.ordinal == batches.c.ordinal)
+            .correlate(batches),
+        )
+        .values(published_at=None)
+    )
+    complete(tx, touched, now)
+    # What nothing is left of is forgotten, so that the rows of a window still add up.
+    gone = (
+        slices.c.dataset == dataset,
+        slices.c.published_at.is_not(None),
+        slices.c.segment_id.in_(
+            select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))
+        ),
+    )
+    lost_slices = select(slices.c.segment_id, slices.c.window_start).where(*gone)
+    tx.execute(
+        delete(batch_slices).where(tuple_(batch_slices.c.segment_id, batch_slices.c.window_start).in_(lost_slices))
+    )
+    tx.execute(delete(slices).where(*gone))
+    # Batches that are nowhere any more are forgotten, so that their files can land again. Those with rows in quarantine
+    # stay known: their entries refer to them.
+    unlinked = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))
+    tx.execute(
+        delete(batches).where(
+            batches.c.segment_id.in_(unlinked),
+            batches.c.published_at.is_not(None),
+            batches.c.quarantined_rows == 0,
+        )
+    )
+    end_losses(tx, dataset, by="the table was deleted", now=now)
+    result = LostTable(int(published), int(again))
+    count(tx, LOST_ROWS, dataset, "", result.rows_gone)
+    return result
+
+
+def forget_dataset(tx: Connection, dataset: str) -> None:
+    """Delete every row of a dataset, from every table."""
+    # These know their dataset only by way of another table.
+    own_segments = select(segments.c.id).where(segments.c.dataset == dataset)
+    own_builds = select(builds.c.id).where(builds.c.dataset == dataset)
+    tx.execute(delete(batch_slices).where(batch_slices.c.segment_id.in_(own_segments)))
+    tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(own_builds)))
+    # Whoever refers to a row goes before it.
+    for table in reversed(metadata.sorted_tables):
+        if table is not datasets and "dataset" in table.c:
+            tx.execute(delete(table).where(table.c.dataset == dataset))
+    tx.execute(delete(datasets).where(datasets.c.name == dataset))

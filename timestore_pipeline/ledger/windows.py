@@ -8,12 +8,13 @@ from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
-from timestore_pipeline.ledger.losses import end_losses
-from timestore_pipeline.ledger.past import forget_expired, note_expired
-from timestore_pipeline.ledger.schema import BuildKind, builds, datasets, replaced_windows, slices, windows
-from timestore_pipeline.ledger.upserts import upsert_all
+from timestore_pipeline.ledger.accounts import end_losses, forget_expired, note_expired
+from timestore_pipeline.ledger.schema import builds, datasets, replaced_windows, slices, windows
+from timestore_pipeline.ledger.statements import upsert_all
+from timestore_pipeline.ledger.states import BuildKind
 
 T = TypeVar("T")
+
 
 # Each with eight values: below the limit of variables in one SQLite statement, however it was compiled.
 _WINDOWS_PER_STATEMENT = 100
@@ -197,3 +198,42 @@ def _rows(tx: Connection, dataset: str, window_start: int, which: ColumnElement[
     """Return how many staged rows of a window are in some of its slices."""
     here = (slices.c.dataset == dataset, slices.c.window_start == window_start)
     return int(tx.execute(select(func.sum(slices.c.rows)).where(*here, which)).scalar() or 0)
+
+
+@dataclass(frozen=True)
+class WindowTotals:
+    """What is published in a window, since the beginning."""
+
+    window_start: int
+    rows: int
+    bytes: int
+    files: int
+    published_at: int
+
+
+def window_totals(tx: Connection, dataset: str) -> list[WindowTotals]:
+    """Return what is published, window by window in time order."""
+    query = (
+        select(windows.c.window_start, windows.c.rows, windows.c.bytes, windows.c.files, windows.c.published_at)
+        .where(windows.c.dataset == dataset)
+        .order_by(windows.c.window_start)
+    )
+    return [WindowTotals(**row) for row in tx.execute(query).mappings()]
+
+
+def published_totals(tx: Connection) -> dict[str, tuple[int, int, int, int]]:
+    """Return per dataset (windows, rows, bytes, files) published, of those with any."""
+    query = select(
+        datasets.c.name,
+        datasets.c.published_windows,
+        datasets.c.published_rows,
+        datasets.c.published_bytes,
+        datasets.c.published_files,
+    ).where(datasets.c.published_windows > 0)
+    return {name: (number, rows, size, files) for name, number, rows, size, files in tx.execute(query)}
+
+
+def last_published(tx: Connection) -> dict[str, int]:
+    """Return when rows of each dataset were published last, microseconds since the epoch; those that never were not."""
+    query = select(datasets.c.name, datasets.c.published_at).where(datasets.c.published_at.is_not(None))
+    return dict(tx.execute(query).all())

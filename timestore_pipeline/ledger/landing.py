@@ -1,19 +1,57 @@
-"""Readings of landing files that have begun: what is still here when its process is gone, the file may have killed."""
+"""The landing folders: what waits in them, which files are being read, and which stay although they are dealt with.
+
+A reading that has begun and not ended when its process is gone may be of a file that killed it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import ColumnCollection, ColumnElement, Connection, delete, select
 
-from timestore_pipeline.ledger.registry import lock_dataset
-from timestore_pipeline.ledger.schema import readings
-from timestore_pipeline.ledger.upserts import upsert_all
+from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.schema import landing_backlog, readings, settled_files
+from timestore_pipeline.ledger.statements import upsert, upsert_all
+
+# Each with four values: below the limit of variables in one SQLite statement, however it was compiled.
+_DATASETS_PER_STATEMENT = 200
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Files of one dataset that are ready and not staged; ``oldest_modified_at`` in microseconds since the epoch."""
+
+    files: int
+    bytes: int
+    oldest_modified_at: int
+
+
+def landing_backlogs(tx: Connection) -> dict[str, Backlog]:
+    """Return the backlog of every dataset that has any."""
+    return {
+        row.dataset: Backlog(row.files, row.bytes, row.oldest_modified_at)
+        for row in tx.execute(select(landing_backlog))
+    }
+
+
+def put_backlogs(tx: Connection, datasets: Iterable[str], found: Mapping[str, Backlog]) -> None:
+    """Record what was found for ``datasets``; those that are not in ``found`` have nothing waiting."""
+    # Two looks may end at the same moment; the later one counts. In one order, lest they wait for each other.
+    names = sorted(datasets)
+    for start in range(0, len(names), _DATASETS_PER_STATEMENT):
+        some = names[start : start + _DATASETS_PER_STATEMENT]
+        rows = [{"dataset": name, **asdict(found[name])} for name in some if name in found]
+        if rows:
+            upsert_all(tx, landing_backlog, rows)
+        if empty := [name for name in some if name not in found]:
+            tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset.in_(empty)))
+
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _IDS_PER_STATEMENT = 100
+
 
 # Files that were taken out of landing by hand leave theirs behind.
 _KEPT_MICROS = 30 * 86_400_000_000
@@ -86,3 +124,29 @@ def end_alone(tx: Connection, dataset: str, file_id: str, now: int) -> None:
 def _count_alone(tx: Connection, dataset: str, file_id: str, alone: ColumnElement[int], now: int) -> None:
     here = (readings.c.dataset == dataset, readings.c.batch_id == file_id)
     tx.execute(readings.update().where(*here).values(alone=alone, last_at=now))
+
+
+@dataclass(frozen=True)
+class SettledFile:
+    """A file by name, size and modification time (nanoseconds since the epoch); any change makes it another one.
+
+    An object is known by its ``version`` instead of the time.
+    """
+
+    dataset: str
+    name: str
+    bytes: int
+    modified_at: int
+    version: str = ""
+
+
+def remember_settled(tx: Connection, files: Iterable[SettledFile]) -> None:
+    """Record files that the landing scan is to pass over from now on."""
+    # In one order, lest two that settle the same files wait for each other.
+    for file in sorted(files, key=lambda each: (each.dataset, each.name)):
+        upsert(tx, settled_files, asdict(file))
+
+
+def all_settled(tx: Connection) -> set[SettledFile]:
+    """Return all files that the landing scan passes over."""
+    return {SettledFile(**row) for row in tx.execute(select(settled_files)).mappings()}
