@@ -1,9 +1,10 @@
-"""Which rows of a table cannot be cast to a dataset's columns, and why: found by halving."""
+"""Which rows of a table cannot be cast to a dataset's columns, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,9 +13,10 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.rows.culprits import find_culprits
 from timestore_pipeline.rows.fit import select_rows
 from timestore_pipeline.rows.readers import RowSource, read_through
-from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason
+from timestore_pipeline.rows.reasons import UnreadableFile
 
 MOST_NAMED_ROWS = 20
 """So many rows are named in an answer."""
@@ -52,32 +54,15 @@ def bad_rows(
     except UnreadableFile:
         return BadRows([], more=False)
 
-    def reason(part: pa.Table) -> str | None:
-        try:
-            read_through(connection, RowSource(sql, {"looked_at": part}))
-        except duckdb.OutOfMemoryException:
-            raise
-        except duckdb.Error as error:
-            return readable_reason(error)
-        return None
-
-    def search(table: pa.Table, first: int) -> Iterator[dict[str, Any]]:
-        problem = reason(table)
-        if problem is None:
-            return
-        if table.num_rows == 1:
-            yield {"row": first, "reason": problem}
-            return
-        half = table.num_rows // 2
-        yield from search(table.slice(0, half), first)
-        yield from search(table.slice(half), first + half)
-
     def found_rows() -> Iterator[dict[str, Any]]:
         first = 1
         for table in parts:
-            if table.num_rows:
-                yield from search(table, first)
+            for row, error in find_culprits(range(table.num_rows), partial(read_rows, table), UnreadableFile):
+                yield {"row": first + row, "reason": str(error)}
             first += table.num_rows
+
+    def read_rows(table: pa.Table, rows: Sequence[int]) -> None:
+        read_through(connection, RowSource(sql, {"looked_at": table.slice(rows[0], len(rows))}))
 
     named = list(islice(found_rows(), MOST_NAMED_ROWS + 1))
     return BadRows(named[:MOST_NAMED_ROWS], more=len(named) > MOST_NAMED_ROWS)

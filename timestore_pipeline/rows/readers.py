@@ -20,6 +20,7 @@ from timestore_pipeline.model.evolution import Schema, types_by_name
 from timestore_pipeline.rows.arrow import read_arrow
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.casts import type_in_text
+from timestore_pipeline.rows.culprits import attempt_by_halves
 from timestore_pipeline.rows.fit import WrongColumns, select_rows, wrong_names
 from timestore_pipeline.rows.inference import brought_columns, columns_of_texts, grown_schema
 from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason, unreadable
@@ -268,11 +269,20 @@ def _text_type(spec: DatasetSpec, schema: Schema, name: str) -> str:
 
 
 def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> None:
-    """Read every value of a source and keep nothing: where that raises, what is to be read is at fault."""
+    """Read every value of a source and keep nothing.
+
+    Raises:
+        UnreadableFile: what is to be read is at fault.
+        duckdb.OutOfMemoryException: which says nothing of it.
+    """
     for name, table in source.tables.items():
         connection.register(name, table)
     try:
         connection.execute(f"SELECT {EVERY_VALUE} FROM ({source.sql})").fetchall()
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        raise UnreadableFile(readable_reason(error)) from error
     finally:
         for name in source.tables:
             connection.unregister(name)
@@ -299,21 +309,22 @@ def _unknown_keys(
 ) -> dict[Path, tuple[str, ...]]:
     """Return the keys of JSON lines files that are no columns; files with lines that are no rows are refused."""
     names = ", ".join(map(literal, sorted(known)))
+
+    def keys_by_file(group: Sequence[Path]) -> list[tuple[int, list[str], str | None, str | None]]:
+        # Few lists of keys are different, so it costs little to look at each.
+        return connection.execute(
+            f"SELECT file_index, list_sort(list_filter(list_distinct(flatten(list(keys))), lambda key: key NOT IN "
+            f"({names}))), any_value(sample) FILTER (kind <> 'OBJECT'), "
+            f"any_value(sample) FILTER (kind = 'OBJECT' AND list_unique(keys) < len(keys)) FROM ("
+            f"SELECT file_index, json_keys(json) AS keys, json_type(json) AS kind, "
+            f"any_value(concat(json_type(json), ' ', left(json, {_SAMPLE_CHARACTERS}))) AS sample "
+            f"FROM {json_objects_sql(shape, group)} GROUP BY ALL) GROUP BY file_index"
+        ).fetchall()
+
     found: dict[Path, tuple[str, ...]] = {}
-    for group in (files, *([path] for path in files)) if len(files) > 1 else (files,):
-        try:
-            # Few lists of keys are different, so it costs little to look at each.
-            rows = connection.execute(
-                f"SELECT file_index, list_sort(list_filter(list_distinct(flatten(list(keys))), lambda key: key NOT IN "
-                f"({names}))), any_value(sample) FILTER (kind <> 'OBJECT'), "
-                f"any_value(sample) FILTER (kind = 'OBJECT' AND list_unique(keys) < len(keys)) FROM ("
-                f"SELECT file_index, json_keys(json) AS keys, json_type(json) AS kind, "
-                f"any_value(concat(json_type(json), ' ', left(json, {_SAMPLE_CHARACTERS}))) AS sample "
-                f"FROM {json_objects_sql(shape, group)} GROUP BY ALL) GROUP BY file_index"
-            ).fetchall()
-        except duckdb.Error as error:
-            if len(group) == 1:
-                refused[group[0]] = readable_reason(error)
+    for group, rows in attempt_by_halves(files, keys_by_file, duckdb.Error):
+        if isinstance(rows, duckdb.Error):
+            refused[group[0]] = readable_reason(rows)
             continue
         found.update(dict.fromkeys(group, ()))
         for index, keys, no_object, repeating in rows:
@@ -327,6 +338,4 @@ def _unknown_keys(
                 refused[group[index]] = f"a line of it is no JSON object but {no_object}; write one object on each line"
             elif repeating is not None:
                 refused[group[index]] = f"a line of it has a key twice: {repeating.removeprefix('OBJECT ')}"
-        if len(group) > 1:
-            break
     return {path: keys for path, keys in found.items() if path not in refused}

@@ -44,6 +44,7 @@ from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.culprits import attempt_by_halves
 from timestore_pipeline.rows.inference import infer_columns, types_of_values
 from timestore_pipeline.rows.readers import ReadPlan, plan_reads, read_through
 from timestore_pipeline.rows.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason
@@ -619,21 +620,16 @@ def _unreadable(
     files: Sequence[Path],
     wider: Mapping[Path, Sequence[Column]],
 ) -> dict[Path, str]:
-    plan = plan_reads(connection, spec, schema, files, Bounds.of(store.settings), wider)
-    try:
+    def read(part: Sequence[Path]) -> Mapping[Path, str]:
+        plan = plan_reads(connection, spec, schema, part, Bounds.of(store.settings), wider)
         for source in plan.sources:
             read_through(connection, source)
-    except duckdb.OutOfMemoryException:
-        raise
-    except duckdb.Error as error:
-        if len(files) == 1:
-            return {files[0]: readable_reason(error)}
-        middle = len(files) // 2
-        return {
-            **_unreadable(store, connection, spec, schema, files[:middle], wider),
-            **_unreadable(store, connection, spec, schema, files[middle:], wider),
-        }
-    return dict(plan.refused)
+        return plan.refused
+
+    found: dict[Path, str] = {}
+    for part, refused in attempt_by_halves(files, read, UnreadableFile):
+        found.update({part[0]: str(refused)} if isinstance(refused, UnreadableFile) else refused)
+    return found
 
 
 def _drop_changed(state: _Files, paths: Iterable[Path]) -> bool:

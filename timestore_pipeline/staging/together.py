@@ -383,8 +383,8 @@ def _unreadable(
             read_through(connection, RowSource(sql, {"alone": table}))
         except duckdb.OutOfMemoryException:
             return {}  # which says nothing of the rows
-        except duckdb.Error as error:
-            found[number] = _rejected(spec, group[number], readable_reason(error), error)
+        except UnreadableFile as error:
+            found[number] = _rejected(spec, group[number], str(error), error)
     return found
 
 
