@@ -25,7 +25,7 @@ from timestore_pipeline.metrics.series import (
     SERIES,
     SERVER_SERIES,
 )
-from timestore_pipeline_tests.docs.test_runbook import anchor, sections
+from timestore_pipeline_tests.docs.pages import anchor, sections
 from timestore_pipeline_tests.metrics.promql import exported_names, metrics_in, problems
 from timestore_pipeline_tests.metrics.simulated import promtool
 
