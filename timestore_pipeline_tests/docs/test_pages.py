@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.ledger.schema import BuildKind
+from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline_tests.docs.pages import DOCS, PAGES, ROOT, anchor, page_id, sections, table, without_code
 from timestore_pipeline_tests.test_architecture import LAYER_OF
 
