@@ -21,7 +21,7 @@ from timestore_pipeline.errors import LedgerLost, TimestoreError
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.datasets import known_datasets, refused_datasets, register
 from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
-from timestore_pipeline.ledger.limits import EffectiveLimits, effective_limits
+from timestore_pipeline.ledger.limits import limits_set
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import (
     SEGMENT_SUFFIX,
@@ -32,6 +32,7 @@ from timestore_pipeline.places import (
     storage_at,
     uses_work,
 )
+from timestore_pipeline.policy import EffectiveLimits, Policy
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import has_table
@@ -140,13 +141,25 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def policy(self, tx: Connection, spec: DatasetSpec) -> Policy:
+        """What holds for a dataset now."""
+        return Policy.of(self.settings, spec, limits_set(tx, spec.name).get(spec.name))
+
+    def policies(self, tx: Connection) -> dict[str, Policy]:
+        """What holds for every declared dataset now, by name."""
+        by_operators = limits_set(tx)
+        return {
+            name: Policy.of(self.settings, spec, by_operators.get(name))
+            for name, spec in self.datasets.declared.items()
+        }
+
     def limits(self, tx: Connection, spec: DatasetSpec) -> EffectiveLimits:
         """The limits of a dataset that hold now."""
-        return effective_limits(tx, self.settings, [spec])[spec.name]
+        return self.policy(tx, spec).limits
 
     def all_limits(self, tx: Connection) -> dict[str, EffectiveLimits]:
         """The limits of every declared dataset that hold now, by name."""
-        return effective_limits(tx, self.settings, self.datasets.declared.values())
+        return {name: policy.limits for name, policy in self.policies(tx).items()}
 
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
         """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""

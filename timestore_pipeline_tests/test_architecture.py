@@ -31,7 +31,7 @@ LAYERS = [
     {"settings"},
     {"datasets", "duck", "storage"},
     {"ledger"},
-    {"places"},
+    {"places", "policy"},
     {"store"},
     {"rows"},
     {"landing"},

@@ -173,7 +173,7 @@ def _build_once(
             lease_micros=lease_micros(store),
             now=now,
             replaces=spec.key is not None,
-            lanes=store.limits(tx, spec).concurrent_builds,
+            lanes=store.policy(tx, spec).limits.concurrent_builds,
             least_rows=store.settings.build_least_shared_rows if leave_some else None,
         )
         # Only now: what is claimed may have come with new columns since the first look.

@@ -16,7 +16,7 @@ from functools import partial
 
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.building.rewriting import published_columns
-from timestore_pipeline.building.thresholds import Trigger, due_trigger, effective_max_small_files, effective_thresholds
+from timestore_pipeline.building.thresholds import Trigger, due_trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build
@@ -28,6 +28,7 @@ from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
@@ -93,7 +94,7 @@ def effective_rules(store: Store, spec: DatasetSpec, target_file_bytes: int | No
     """Return the rules of a dataset: its own, else the environment's."""
     return CompactionRules(
         target_file_bytes=target_file_bytes or store.settings.build_target_file_bytes,
-        max_small_files=effective_max_small_files(store.settings, spec),
+        max_small_files=Policy.of(store.settings, spec).max_small_files,
     )
 
 
@@ -214,7 +215,7 @@ def plan_compaction(
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
         # With one lane, whoever has it says that nothing can be compacted just now.
-        taken = windows_in_flight(tx, spec.name) if store.limits(tx, spec).concurrent_builds > 1 else set()
+        taken = windows_in_flight(tx, spec.name) if store.policy(tx, spec).limits.concurrent_builds > 1 else set()
     closed = {}
     for total in totals:
         window = spec.window_at(total.window_start)
@@ -259,8 +260,8 @@ def _first_bytes(plan: dict[Window, list[TableFile]], most: float) -> Iterator[t
 def _flush_is_due(store: Store, spec: DatasetSpec) -> bool:
     with store.ledger.read() as tx:
         state = queue_of(tx, spec.name)
-        limits = store.limits(tx, spec)
-    return due_trigger(state, effective_thresholds(store.settings, spec), limits.max_pending, now_micros()) is not None
+        policy = store.policy(tx, spec)
+    return due_trigger(state, policy.flush, policy.limits.max_pending, now_micros()) is not None
 
 
 def _compact_once(
@@ -276,7 +277,7 @@ def _compact_once(
     own = OwnTable(store, spec.name)
     columns = published_columns(store, spec, own.opened())
     with store.ledger.read() as tx:
-        lanes = store.limits(tx, spec).concurrent_builds
+        lanes = store.policy(tx, spec).limits.concurrent_builds
     claim = partial(
         claim_windows,
         dataset=spec.name,

@@ -7,7 +7,6 @@ the row audit still adds up.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
@@ -18,6 +17,7 @@ from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.ledger.windows import WindowTotals, window_totals
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable
@@ -35,19 +35,13 @@ class ExpiredWindows:
     bytes: int = 0
 
 
-def table_retention(store: Store, spec: DatasetSpec | None) -> timedelta:
-    """Return how long after its end a window stays in the table, by default (None) too; zero is for ever."""
-    own = spec.retention.table if spec else None
-    return timedelta(seconds=store.settings.table_retention_seconds) if own is None else own
-
-
 def expired_windows(store: Store, spec: DatasetSpec, now: int | None = None) -> list[WindowTotals]:
     """Return the published windows that have had their time; ``now`` in microseconds since the epoch."""
     now = now_micros() if now is None else now
-    kept = table_retention(store, spec)
+    kept = Policy.of(store.settings, spec).table_retention_micros
     if not kept:
         return []
-    before = now - kept // timedelta(microseconds=1)
+    before = now - kept
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
     return [total for total in totals if spec.window_at(total.window_start).end_micros <= before]
@@ -71,7 +65,7 @@ def expire_windows(
     keys = [spec.window_at(total.window_start).key for total in expired]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec) or ()
-        lanes = store.limits(tx, spec).concurrent_builds
+        lanes = store.policy(tx, spec).limits.concurrent_builds
     claim = partial(
         claim_windows,
         dataset=dataset,

@@ -10,19 +10,17 @@ from datetime import date
 from timestore_pipeline.alone import alone
 from timestore_pipeline.building.thresholds import (
     Due,
-    FlushThresholds,
     Trigger,
     distance,
     due_windows,
-    effective_thresholds,
 )
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.lanes import StagedWindow, parts, staged_by_window
-from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity, Window
+from timestore_pipeline.policy import FlushThresholds, Policy
 from timestore_pipeline.store import Store
 
 
@@ -66,7 +64,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
     now = now_micros() if now is None else now
     with store.ledger.read() as tx:
         states = queue_states(tx)
-        limits = store.all_limits(tx)
+        policies = store.policies(tx)
         in_flight: defaultdict[str, list[Build]] = defaultdict(list)
         for build in builds_in_flight(tx):
             in_flight[build.dataset].append(build)
@@ -74,7 +72,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
         staged = {
             name: staged_by_window(tx, name, [build.id for build in in_flight[name]])
             for name in states
-            if name in limits and 1 < limits[name].concurrent_builds > len(in_flight[name])
+            if name in policies and 1 < policies[name].limits.concurrent_builds > len(in_flight[name])
         }
     due: list[FlushRequest] = []
     waiting: list[str] = []
@@ -86,7 +84,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
             continue
         try:
             with alone(name):
-                due += _requests(store, state, limits[name], in_flight[name], staged.get(name), waiting, now)
+                due += _requests(store, state, policies[name], in_flight[name], staged.get(name), waiting, now)
         except TimestoreError as error:
             waiting.append(str(error))
     return FlushPlan(tuple(group_requests(due)), tuple(waiting))
@@ -95,7 +93,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
 def _requests(
     store: Store,
     state: QueueState,
-    limits: EffectiveLimits,
+    policy: Policy,
     in_flight: Sequence[Build],
     windows: Sequence[StagedWindow] | None,
     waiting: list[str],
@@ -103,10 +101,9 @@ def _requests(
 ) -> list[FlushRequest]:
     """Return the builds that a dataset needs now; where it needs none, ``waiting`` gets a sentence."""
     spec = store.datasets[state.dataset]
-    thresholds = effective_thresholds(store.settings, spec)
-    max_pending = limits.max_pending
+    thresholds, max_pending = policy.flush, policy.limits.max_pending
     busy = "".join(f"; {_describe(build, now)}" for build in in_flight)
-    lanes = limits.concurrent_builds - len(in_flight)
+    lanes = policy.limits.concurrent_builds - len(in_flight)
     if lanes < 1:
         waiting.append(f"{distance(state, thresholds, max_pending, now)}{busy}")
         return []

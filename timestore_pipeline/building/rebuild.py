@@ -100,7 +100,7 @@ def rebuild_windows(
         else:
             pieces = staged_slices(tx, dataset, from_start, to_start)
             starts = coverage.windows | {piece.window_start for piece in pieces}
-        lanes = store.limits(tx, spec).concurrent_builds
+        lanes = store.policy(tx, spec).limits.concurrent_builds
         entry = enter(tx, dataset, BuildKind.REBUILD, lanes, in_flight, starts) if mine is None else None
         missing = _missing(spec, coverage)
         if missing:

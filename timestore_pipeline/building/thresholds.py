@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.queue import QueueState
-from timestore_pipeline.settings import Settings
+from timestore_pipeline.policy import FlushThresholds
 
 
 class Trigger(StrEnum):
@@ -27,65 +26,6 @@ class Trigger(StrEnum):
     """An operator stopped intake and publishes all that is staged."""
     BACKFILL = "backfill"
     MAINTENANCE = "maintenance"
-
-
-@dataclass(frozen=True)
-class FlushThresholds:
-    """The effective flush thresholds of a dataset; 0 switches one off."""
-
-    max_rows: int
-    max_bytes: int
-    max_age_ms: int
-    late_max_age_ms: int = 0
-    """Of late rows; no less than ``max_age_ms``, and 0 is the same."""
-
-    @property
-    def late_age_ms(self) -> int:
-        """The age at which late rows are flushed; 0 where the age of rows does not matter."""
-        return max(self.max_age_ms, self.late_max_age_ms) if self.max_age_ms else 0
-
-    @property
-    def all_off(self) -> bool:
-        """Whether no threshold is on, which means: flush whenever something is staged."""
-        return not (self.max_rows or self.max_bytes or self.max_age_ms)
-
-
-def effective_thresholds(settings: Settings, spec: DatasetSpec) -> FlushThresholds:
-    """Return the dataset's own thresholds, each taken from the environment where it has none.
-
-    Where staging is switched off all of them are: what a direct write left staged is flushed at once.
-    """
-    if not settings.staging_enabled:
-        return FlushThresholds(max_rows=0, max_bytes=0, max_age_ms=0)
-    return FlushThresholds(
-        max_rows=settings.staging_flush_max_rows if spec.flush.max_rows is None else spec.flush.max_rows,
-        max_bytes=settings.staging_flush_max_bytes if spec.flush.max_bytes is None else spec.flush.max_bytes,
-        max_age_ms=settings.staging_flush_max_age_ms if spec.flush.max_age_ms is None else spec.flush.max_age_ms,
-        late_max_age_ms=(
-            settings.staging_flush_late_max_age_ms if spec.flush.late_max_age_ms is None else spec.flush.late_max_age_ms
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class ServiceLevels:
-    """What is promised of a dataset, in seconds; 0 promises nothing."""
-
-    flush_seconds: float
-    """95 % of its flushes take no longer."""
-    publish_seconds: float
-    """Its rows are in the table so long after they were staged."""
-
-
-def service_levels(settings: Settings, thresholds: FlushThresholds) -> ServiceLevels:
-    """Return what is promised of a dataset with these thresholds.
-
-    Unless the environment says when rows must be published, that is after twice the age at which they are flushed,
-    and a minute at least, because a run needs seconds to start however low the threshold is. Without an age threshold
-    nobody said when.
-    """
-    by_age = max(60.0, 2 * thresholds.max_age_ms / 1e3) if thresholds.max_age_ms else 0.0
-    return ServiceLevels(settings.slo_flush_seconds, settings.slo_publish_seconds or by_age)
 
 
 @dataclass(frozen=True)
@@ -114,18 +54,12 @@ def due_windows(state: QueueState, thresholds: FlushThresholds, max_pending: int
     return Due(trigger, min(windows), max(windows))
 
 
-def effective_max_small_files(settings: Settings, spec: DatasetSpec) -> int:
-    """Return how many small files an open window may have before it is compacted; with 0 it waits until it closes."""
-    own = spec.compaction.max_small_files
-    return settings.compaction_max_small_files if own is None else own
-
-
 def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> Trigger | None:
     """Return why the dataset is due, or None where it is not.
 
     Args:
         state: its queue; what a build in flight has claimed does not count.
-        thresholds: its effective thresholds.
+        thresholds: its thresholds that hold now.
         max_pending: the limit of its queue in batches, 0 for none.
         now: microseconds since the epoch.
     """

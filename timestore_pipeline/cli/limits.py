@@ -13,9 +13,10 @@ from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.leases import slots_held
-from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, overrides, set_override
+from timestore_pipeline.ledger.limits import LimitName, Override, clear_override, overrides, set_override
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.policy import LimitSource
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.store import Store
 
@@ -50,7 +51,7 @@ def collect_limits(store: Store, datasets: Sequence[str] = ()) -> list[LimitStat
     specs = [store.datasets[name] for name in datasets or store.datasets]
     now = now_micros()
     with store.ledger.read() as tx:
-        limits = store.all_limits(tx)
+        policies = store.policies(tx)
         queues = queue_states(tx)
         set_by_hand = {(override.dataset, override.name): override for override in overrides(tx)}
         building = Counter(build.dataset for build in builds_in_flight(tx))
@@ -65,9 +66,10 @@ def collect_limits(store: Store, datasets: Sequence[str] = ()) -> list[LimitStat
             LimitName.CONCURRENT_INGESTS: writing[spec.name],
             LimitName.CONCURRENT_BUILDS: building[spec.name],
         }
-        for name, source in limits[spec.name].sources:
+        limits = policies[spec.name].limits
+        for name, source in limits.sources:
             override = set_by_hand.get((spec.name, name))
-            found.append(LimitStatus(spec.name, name, used[name], limits[spec.name].value(name), source, override))
+            found.append(LimitStatus(spec.name, name, used[name], limits.value(name), source, override))
     return found
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from timestore_pipeline.building.thresholds import FlushThresholds
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading, print_table, say
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.policy import FlushThresholds
 from timestore_pipeline.simulating.replay import Replay
 from timestore_pipeline.simulating.what_if import WhatIf, weighted_quantile
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from timestore_pipeline.building.thresholds import FlushThresholds, Trigger, due_trigger, effective_thresholds
+from timestore_pipeline.building.thresholds import Trigger, due_trigger
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.output import Heading
 from timestore_pipeline.landing.files import scan_landing
@@ -15,9 +15,7 @@ from timestore_pipeline.ledger.builds import Build, oldest_in_flight
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.limits import (
     EVERY_DATASET,
-    EffectiveLimits,
     LimitName,
-    LimitSource,
     Pause,
     all_pauses,
     pause_of,
@@ -28,6 +26,7 @@ from timestore_pipeline.ledger.tables import Refusal, refused_tables
 from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
+from timestore_pipeline.policy import EffectiveLimits, FlushThresholds, LimitSource
 from timestore_pipeline.store import Store
 
 HEADINGS = (
@@ -99,13 +98,13 @@ def collect_status(
         flushed = latest_builds(tx)
         in_flight = oldest_in_flight(tx)
         quarantined = open_totals(tx)
-        limits = store.all_limits(tx)
+        policies = store.policies(tx)
         pauses = all_pauses(tx)
         refusals = refused_tables(tx)
     statuses = []
     for spec in specs:
         queue = queues.get(spec.name, QueueState(spec.name))
-        thresholds = effective_thresholds(store.settings, spec)
+        policy = policies[spec.name]
         contradiction = store.datasets.refused.get(spec.name)
         statuses.append(
             DatasetStatus(
@@ -113,9 +112,9 @@ def collect_status(
                 queue=queue,
                 oldest_age_seconds=_age_seconds(queue.oldest_pending_at, moment),
                 oldest_late_age_seconds=_age_seconds(queue.late.oldest_pending_at, moment),
-                thresholds=thresholds,
-                limits=limits[spec.name],
-                due=due_trigger(queue, thresholds, limits[spec.name].max_pending, moment),
+                thresholds=policy.flush,
+                limits=policy.limits,
+                due=due_trigger(queue, policy.flush, policy.limits.max_pending, moment),
                 published=Published(*published.get(spec.name, (0, 0, 0, 0))),
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),

@@ -156,7 +156,7 @@ class Api:
         def look() -> DatasetsAnswer:
             store = self._timestore.store
             with store.ledger.read() as tx:
-                limits, pauses = store.all_limits(tx), all_pauses(tx)
+                policies, pauses = store.policies(tx), all_pauses(tx)
                 return DatasetsAnswer(
                     datasets=[
                         DatasetAnswer(
@@ -166,7 +166,7 @@ class Api:
                             window=spec.window.value,
                             columns=_columns_now(tx, spec),
                             staged_batches=pending_batches(tx, spec.name),
-                            max_pending=limits[spec.name].max_pending,
+                            max_pending=policies[spec.name].limits.max_pending,
                             intake_paused=pause_of(pauses, spec.name) is not None,
                         )
                         for spec in specs

@@ -71,14 +71,14 @@ def files_for_one_run(store: Store, scan: LandingScan) -> dict[str, tuple[Landin
     """
     with store.ledger.read() as tx:
         states = queue_states(tx)
-        limits = store.all_limits(tx)
+        policies = store.policies(tx)
         pauses = all_pauses(tx)
     room: dict[str, float] = {}
     for name in {file.dataset for file in scan.files}:
         if pause_of(pauses, name) is not None:
             room[name] = 0
             continue
-        limit = limits[name].max_pending
+        limit = policies[name].limits.max_pending
         pending = states[name].pending_batches if name in states else 0
         room[name] = limit - pending if limit else float("inf")
     return share_out(store.settings, scan.files, room)
@@ -121,7 +121,7 @@ def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
     """Return a sentence for each dataset whose files wait because its intake is paused or its staging queue full."""
     taken = files_for_one_run(store, scan)
     with store.ledger.read() as tx:
-        limits = store.all_limits(tx)
+        policies = store.policies(tx)
         pauses = all_pauses(tx)
     sentences = []
     for name in sorted({file.dataset for file in scan.files} - set(taken)):
@@ -133,8 +133,8 @@ def waiting_for_room(store: Store, scan: LandingScan) -> list[str]:
             sentences.append(
                 f"{waiting}, intake is paused by {pause.paused_by}: {pause.reason}; 'timestore resume {resume}' ends it"
             )
-        elif limits[name].max_pending:
-            sentences.append(f"{waiting}, the staging queue is at its limit of {limits[name].max_pending} batches")
+        elif limit := policies[name].limits.max_pending:
+            sentences.append(f"{waiting}, the staging queue is at its limit of {limit} batches")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""The limits of a dataset that hold now: an operator's override, else ``datasets.yaml``, else the environment.
+"""What an operator has set at run time: limits of datasets, of which their policy says which hold, and pauses.
 
 An override is a row of the ledger, so it holds at once, in every process on every host, without a restart. So is a
 pause: a dataset that takes nothing in until an operator lets it.
@@ -6,17 +6,15 @@ pause: a dataset that takes nothing in until an operator lets it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from sqlalchemy import Connection, delete, select
 
-from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.datasets import known_datasets, lock_datasets
 from timestore_pipeline.ledger.schema import intake_pauses, limit_overrides
 from timestore_pipeline.ledger.statements import insert_unless_there, upsert
-from timestore_pipeline.settings import MOST_LANES, Settings
+from timestore_pipeline.settings import MOST_LANES
 
 
 class LimitName(StrEnum):
@@ -34,14 +32,6 @@ class LimitName(StrEnum):
         return (1, MOST_LANES) if self is LimitName.CONCURRENT_BUILDS else (0, None)
 
 
-class LimitSource(StrEnum):
-    """Who said what a limit is."""
-
-    OVERRIDE = "override"
-    DATASETS_FILE = "datasets.yaml"
-    ENVIRONMENT = "environment"
-
-
 @dataclass(frozen=True)
 class Override:
     """What an operator said that a limit of a dataset is; ``set_at`` in microseconds since the epoch."""
@@ -53,39 +43,15 @@ class Override:
     set_at: int
 
 
-@dataclass(frozen=True)
-class EffectiveLimits:
-    """The limits of one dataset that hold now; 0 is no limit.
-
-    ``max_pending`` counts staged, unpublished batches, ``max_bytes`` their bytes, ``max_windows`` the windows of one
-    batch, ``concurrent_ingests`` the segments of the dataset that are written at the same time, ``concurrent_builds``
-    its builds in flight (at least 1).
-    """
-
-    max_pending: int
-    max_bytes: int
-    concurrent_ingests: int
-    concurrent_builds: int = 1
-    max_windows: int = 0
-    sources: tuple[tuple[LimitName, LimitSource], ...] = ()
-
-    def value(self, name: LimitName) -> int:
-        """The limit called ``name``."""
-        return getattr(self, name.value)
-
-    def source(self, name: LimitName) -> LimitSource:
-        """Who said what the limit called ``name`` is."""
-        return dict(self.sources)[name]
-
-
-def effective_limits(tx: Connection, settings: Settings, specs: Iterable[DatasetSpec]) -> dict[str, EffectiveLimits]:
-    """Return the limits of each dataset, by name."""
-    specs = list(specs)
+def limits_set(tx: Connection, dataset: str | None = None) -> dict[str, dict[str, int]]:
+    """Return the limits that an operator has set, of one dataset or (None) of all: dataset → name → value."""
     query = select(limit_overrides.c.dataset, limit_overrides.c.name, limit_overrides.c.value)
-    if len(specs) == 1:
-        query = query.where(limit_overrides.c.dataset == specs[0].name)
-    overridden = {(dataset, name): value for dataset, name, value in tx.execute(query)}
-    return {spec.name: _limits(settings, spec, overridden) for spec in specs}
+    if dataset is not None:
+        query = query.where(limit_overrides.c.dataset == dataset)
+    found: dict[str, dict[str, int]] = {}
+    for of, name, value in tx.execute(query):
+        found.setdefault(of, {})[name] = value
+    return found
 
 
 def overrides(tx: Connection) -> list[Override]:
@@ -103,29 +69,6 @@ def clear_override(tx: Connection, dataset: str, name: LimitName) -> bool:
     """Let a limit be what ``datasets.yaml`` or the environment says; False where it was not overridden."""
     here = (limit_overrides.c.dataset == dataset, limit_overrides.c.name == name.value)
     return tx.execute(delete(limit_overrides).where(*here)).rowcount > 0
-
-
-def _limits(settings: Settings, spec: DatasetSpec, overridden: dict[tuple[str, str], int]) -> EffectiveLimits:
-    declared = {
-        LimitName.MAX_PENDING: (spec.limits.max_pending, settings.staging_max_pending),
-        LimitName.MAX_BYTES: (spec.limits.max_bytes, settings.staging_max_dataset_bytes),
-        LimitName.MAX_WINDOWS: (spec.limits.max_windows, settings.staging_max_windows),
-        LimitName.CONCURRENT_INGESTS: (spec.limits.concurrent_ingests, settings.staging_concurrent_ingests),
-        LimitName.CONCURRENT_BUILDS: (spec.limits.concurrent_builds, settings.build_concurrent_builds),
-    }
-    values: dict[str, int] = {}
-    sources: list[tuple[LimitName, LimitSource]] = []
-    for name, (own, default) in declared.items():
-        override = overridden.get((spec.name, name.value))
-        if override is not None:
-            value, source = override, LimitSource.OVERRIDE
-        elif own is not None:
-            value, source = own, LimitSource.DATASETS_FILE
-        else:
-            value, source = default, LimitSource.ENVIRONMENT
-        values[name.value] = value
-        sources.append((name, source))
-    return EffectiveLimits(**values, sources=tuple(sources))
 
 
 EVERY_DATASET = "*"

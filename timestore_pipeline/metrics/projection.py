@@ -7,7 +7,7 @@ something left that waits for somebody: staged rows, a build in flight, an entry
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.thresholds import effective_thresholds, oldest_due_from, service_levels
+from timestore_pipeline.building.thresholds import oldest_due_from
 from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
@@ -37,6 +37,7 @@ from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.observed_places import observe_places
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.store import Store
 
 # (metric, dataset or "", value of the second label or "") → value
@@ -57,9 +58,13 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
     """
     moment = now_micros() if now is None else now
     with store.ledger.read() as tx:
-        found = _Found.look(tx)
+        found = _Found.of(tx, store)
         datasets = sorted(found.waiting | set(store.datasets.declared))
-        values: _Values = {**_gauges(tx, store, found, datasets, moment), **_bounds(tx, store), **counter_values(tx)}
+        values: _Values = {
+            **_gauges(tx, store, found, datasets, moment),
+            **_bounds(found.policies),
+            **counter_values(tx),
+        }
         histograms = histogram_values(tx)
         versions, staged = table_versions(tx), datasets_with_segments(tx)
     values[series.PLACES_UNUSABLE, "", ""] = sum(
@@ -107,18 +112,19 @@ class Picture(Collector):
 
 @dataclass(frozen=True)
 class _Found:
-    """What waits in the ledger, by dataset."""
+    """What waits in the ledger, and what holds, by dataset."""
 
     queues: dict[str, QueueState]
     in_flight: dict[str, list[Build]]
     quarantined: dict[str, QuarantineTotals]
+    policies: dict[str, Policy]
 
     @classmethod
-    def look(cls, tx: Connection) -> Self:
+    def of(cls, tx: Connection, store: Store) -> Self:
         in_flight: defaultdict[str, list[Build]] = defaultdict(list)
         for build in builds_in_flight(tx):
             in_flight[build.dataset].append(build)
-        return cls(queue_states(tx), dict(in_flight), open_totals(tx))
+        return cls(queue_states(tx), dict(in_flight), open_totals(tx), store.policies(tx))
 
     @property
     def waiting(self) -> set[str]:
@@ -139,8 +145,8 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
     }
     for name in datasets:
         queue = found.queues.get(name, QueueState(name))
-        spec = store.datasets.declared.get(name)
-        oldest = oldest_due_from(queue, effective_thresholds(store.settings, spec)) if spec else queue.oldest_at
+        policy = found.policies.get(name)
+        oldest = oldest_due_from(queue, policy.flush) if policy else queue.oldest_at
         builds = found.in_flight.get(name, [])
         oldest_build = builds[0].claimed_at if builds else None
         backlog = backlogs.get(name, Backlog(files=0, bytes=0, oldest_modified_at=now))
@@ -184,22 +190,20 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
     return values
 
 
-def _bounds(tx: Connection, store: Store) -> _Values:
+def _bounds(policies: Mapping[str, Policy]) -> _Values:
     """The thresholds and limits in force, the same for all processes of an installation."""
-    limits = store.all_limits(tx)
     values: _Values = {}
-    for name, spec in store.datasets.declared.items():
-        thresholds = effective_thresholds(store.settings, spec)
-        levels = service_levels(store.settings, thresholds)
+    for name, policy in policies.items():
+        thresholds, limits, levels = policy.flush, policy.limits, policy.levels
         values |= {
             (series.FLUSH_THRESHOLD, name, "rows"): thresholds.max_rows,
             (series.FLUSH_THRESHOLD, name, "bytes"): thresholds.max_bytes,
             (series.FLUSH_THRESHOLD, name, "age"): thresholds.max_age_ms / 1e3,
-            (series.LIMIT, name, "batches"): limits[name].max_pending,
-            (series.LIMIT, name, "bytes"): limits[name].max_bytes,
-            (series.LIMIT, name, "windows"): limits[name].max_windows,
-            (series.LIMIT, name, "ingests"): limits[name].concurrent_ingests,
-            (series.LIMIT, name, "builds"): limits[name].concurrent_builds,
+            (series.LIMIT, name, "batches"): limits.max_pending,
+            (series.LIMIT, name, "bytes"): limits.max_bytes,
+            (series.LIMIT, name, "windows"): limits.max_windows,
+            (series.LIMIT, name, "ingests"): limits.concurrent_ingests,
+            (series.LIMIT, name, "builds"): limits.concurrent_builds,
             (series.SLO, name, "flush"): levels.flush_seconds,
             (series.SLO, name, "publish"): levels.publish_seconds,
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger, effective_thresholds
+from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.inert import as_code
@@ -41,6 +41,7 @@ from timestore_pipeline.orchestration.quarantine_check import quarantine_watched
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.table_checks import table_check_results, table_check_specs
 from timestore_pipeline.orchestration.tags import tag_run_of_a_person
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
@@ -90,7 +91,7 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         tags={DATASET_TAG: spec.name},
         metadata={
             "dagster/uri": uri_of(settings.staging_location),
-            "concurrent_ingests": _concurrent_ingests(spec, settings),
+            "concurrent_ingests": Policy.of(settings, spec).limits.concurrent_ingests or "no limit",
             **_links(settings),
             **_declared_schema(spec),
         },
@@ -131,7 +132,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
                     "dagster/uri": uri_of(settings.table_location(spec.name)),
                     "dagster/table_name": spec.name,
                     "table": dg.MetadataValue.path(str(settings.table_location(spec.name))),
-                    "concurrent_builds": _concurrent_builds(spec, settings),
+                    "concurrent_builds": Policy.of(settings, spec).limits.concurrent_builds,
                     **_links(settings),
                     **_declared_schema(spec),
                 },
@@ -167,7 +168,7 @@ def backfill_policy(spec: DatasetSpec, settings: Settings) -> dg.BackfillPolicy:
     A run costs seconds before it does anything, so each gets many windows. Limits that are changed at run time do not
     count, as this is part of the definitions.
     """
-    if _concurrent_builds(spec, settings) == 1:
+    if Policy.of(settings, spec).limits.concurrent_builds == 1:
         return dg.BackfillPolicy.single_run()
     return dg.BackfillPolicy.multi_run(max_partitions_per_run=_WINDOWS_PER_RUN[spec.window])
 
@@ -177,7 +178,7 @@ def freshness_policy(spec: DatasetSpec, settings: Settings) -> dg.FreshnessPolic
 
     Dagster holds it against the last materialization of any window: a backfill of an old one counts too.
     """
-    promised = timedelta(seconds=settings.freshness_seconds) if spec.freshness is None else spec.freshness
+    promised = timedelta(microseconds=Policy.of(settings, spec).freshness_micros)
     if not promised:
         return None
     warning = promised / 2
@@ -238,7 +239,7 @@ def publish_staged(
     One without (from a sensor) marks only the windows in which it published something: what is staged may be a day
     now and a day of last year, and thousands of empty windows between them are neither built nor to be marked.
     """
-    order = checked(config, spec, effective_thresholds(store.settings, spec))
+    order = checked(config, spec, Policy.of(store.settings, spec).flush)
     requested = _requested_windows(context, spec, order)
     trigger = order.trigger
     if trigger is Trigger.MANUAL and _BACKFILL_TAG in context.run.tags:
@@ -326,7 +327,7 @@ def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, ord
 def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, order: BuildOrder) -> bool:
     with store.ledger.read() as tx:
         state = queue_of(tx, spec.name)
-        limit = store.limits(tx, spec).max_pending
+        limit = store.policy(tx, spec).limits.max_pending
     now = now_micros()
     if due_trigger(state, order.thresholds, limit, now) is not None:
         return True
@@ -364,15 +365,6 @@ def _summary(report: "BuildReport | None") -> str:
         f"and {report.files:,} files, table version {report.table_version}, build {report.build_id}, "
         f"{report.duration_seconds:.2f} s"
     )
-
-
-def _concurrent_builds(spec: DatasetSpec, settings: Settings) -> int:
-    return spec.limits.concurrent_builds or settings.build_concurrent_builds
-
-
-def _concurrent_ingests(spec: DatasetSpec, settings: Settings) -> int | str:
-    own = spec.limits.concurrent_ingests
-    return (settings.staging_concurrent_ingests if own is None else own) or "no limit"
 
 
 def _links(settings: Settings) -> Metadata:

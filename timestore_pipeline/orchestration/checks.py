@@ -58,7 +58,7 @@ def guardrails_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
     from timestore_pipeline.staging.room import guardrail_breaches
 
     with store.ledger.read() as tx:
-        limits = store.limits(tx, spec)
+        limits = store.policy(tx, spec).limits
         breaches = guardrail_breaches(tx, store, spec, limits)
         staged = staged_bytes(tx)
         pending = pending_batches(tx, spec.name)

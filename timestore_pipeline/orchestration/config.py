@@ -8,10 +8,11 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
-from timestore_pipeline.building.thresholds import FlushThresholds, Trigger
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.logs import failure
+from timestore_pipeline.policy import FlushThresholds
 
 When = Literal["always", "due"]
 TriggerName = Literal[

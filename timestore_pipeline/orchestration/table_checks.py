@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 import dagster as dg
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.thresholds import effective_max_small_files
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.inert import as_code
@@ -20,6 +19,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.metadata import Metadata, table
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.store import Store
 
 ROW_AUDIT = "row_audit"
@@ -126,7 +126,7 @@ def file_sizes_result(store: Store, spec: DatasetSpec) -> dg.AssetCheckResult:
     open_from = spec.first_open_window(now_micros()).start_micros
     # An open window has as many as the rules let it, and those that come until maintenance looks again. It closes with
     # that many, which maintenance then merges.
-    limit = effective_max_small_files(store.settings, spec)
+    limit = Policy.of(store.settings, spec).max_small_files
     while_open = 2 * limit if limit else math.inf
     worst = sorted(
         (total for total in totals if spare[total] > (while_open if total.window_start >= open_from else limit)),

@@ -12,7 +12,6 @@ import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
-from timestore_pipeline.building.expiry import table_retention
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.batches import SliceRow
 from timestore_pipeline.ledger.datasets import declared
@@ -34,6 +33,7 @@ from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Granularity
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.restoring.choosing import Choice, choose
 from timestore_pipeline.restoring.evidence import Evidence, FoundSegment, carve
 from timestore_pipeline.restoring.restored import (
@@ -149,7 +149,8 @@ class Restoring:
         next_entry = restore_entries(self.tx, name, entries, first_id=next_entry, by=self.by, now=now)
         finish_restoring(self.tx, [segment.row.id for segment in segments], now)
         past = restore_past_rows(self.tx, name, now)
-        self.problems += unexplained(name, past, granularity, table_retention(self.store, spec), now)
+        kept = Policy.of(self.store.settings, spec).table_retention_micros
+        self.problems += unexplained(name, past, granularity, kept, now)
         open_entries = sum(not entry.resolved for entry in entries)
         return self._outcome(segments, totals, open_entries), next_entry
 

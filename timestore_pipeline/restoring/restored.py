@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import timedelta
 
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
 from timestore_pipeline.ledger.restoring import RestoredSegment
@@ -114,7 +113,7 @@ def refused(description: Description) -> int:
 
 
 def unexplained(
-    dataset: str, past: Mapping[int, int], granularity: Granularity, retention: timedelta, now: int
+    dataset: str, past: Mapping[int, int], granularity: Granularity, retention_micros: int, now: int
 ) -> list[str]:
     """Say in words which rows are not in the table, or are besides, though neither age nor a manifest accounts for it.
 
@@ -124,7 +123,7 @@ def unexplained(
         dataset: its name.
         past: window start → rows that were published and are not in the table; below zero, that it has besides.
         granularity: that of its windows.
-        retention: for how long after its end a window stays in the table; zero is for ever.
+        retention_micros: for how long after its end a window stays in the table; 0 is for ever.
         now: microseconds since the epoch.
     """
     found = []
@@ -135,7 +134,7 @@ def unexplained(
                 f"{dataset}: the table has {-rows:,} rows of window {window.key} of which no manifest knows: something "
                 "else wrote them, or manifests are gone; look at them with 'timestore sql'"
             )
-        elif not retention or window.end_micros + retention // timedelta(microseconds=1) > now:
+        elif not retention_micros or window.end_micros + retention_micros > now:
             found.append(
                 f"{dataset}: {rows:,} rows of window {window.key} were published, are not in the table, and have not "
                 "expired by the retention that it has now. They are counted as expired; unless it had a shorter "

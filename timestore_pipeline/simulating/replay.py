@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from timestore_pipeline.building.thresholds import Due, FlushThresholds, Trigger, due_windows
+from timestore_pipeline.building.thresholds import Due, Trigger, due_windows
 from timestore_pipeline.ledger.history import Arrival
 from timestore_pipeline.ledger.queue import LateQueue, QueueState
+from timestore_pipeline.policy import FlushThresholds
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from timestore_pipeline.building.thresholds import FlushThresholds, ServiceLevels, effective_thresholds, service_levels
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.history import Arrival, FlushRecord, arrivals, flushes
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.policy import FlushThresholds, ServiceLevels, service_levels
 from timestore_pipeline.simulating.replay import Machine, Replay, replay
 from timestore_pipeline.store import Store
 
@@ -80,12 +80,12 @@ def simulate(
     with store.ledger.read() as tx:
         past = arrivals(tx, dataset, since)
         flushed = flushes(tx, dataset, since)
-        max_pending = store.limits(tx, spec).max_pending
+        policy = store.policy(tx, spec)
     if not past:
         raise TimestoreError(
             f"dataset {dataset!r}: nothing was staged in that time, so there is nothing to replay. Look further back."
         )
-    own = effective_thresholds(store.settings, spec)
+    own = policy.flush
     other = FlushThresholds(
         max_rows=own.max_rows if max_rows is None else max_rows,
         max_bytes=own.max_bytes if max_bytes is None else max_bytes,
@@ -97,7 +97,7 @@ def simulate(
         tick=max(1, store.settings.flush_sensor_interval_seconds) * 1_000_000,
         run_start=int(run_start_seconds * 1e6),
         flush=int(median([each.duration_micros for each in flushed])) if flushed else _FLUSH_MICROS,
-        max_pending=max_pending,
+        max_pending=policy.limits.max_pending,
         target_file_bytes=store.settings.build_target_file_bytes,
         bytes_per_row=per_row,
         bytes_per_file=per_file,

@@ -484,7 +484,7 @@ def _stage_fresh(
     deadline = Deadline.of(spec.name, store.settings.landing_max_reading_seconds)
     while state.fresh:
         with store.ledger.read() as tx:
-            known, most_windows = dataset_schema(tx, spec), store.limits(tx, spec).max_windows
+            known, most_windows = dataset_schema(tx, spec), store.policy(tx, spec).limits.max_windows
         with (
             store.writers.connection(*folders) as connection,
             blamed_alone(store, spec.name, group) if group else nullcontext(),

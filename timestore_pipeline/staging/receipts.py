@@ -165,7 +165,7 @@ def acknowledge_segment(
         if not written.is_there(store):
             raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
         known = known_of(tx, spec.name, batches)
-        limits = store.limits(tx, spec)
+        limits = store.policy(tx, spec).limits
         if known and _is_recorded(tx, spec, written, known):
             # The connection broke in the commit, and the ledger has it all the same.
             return refused_entries(tx), guardrail_breaches(tx, store, spec, limits)

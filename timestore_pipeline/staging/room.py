@@ -25,10 +25,11 @@ from timestore_pipeline.errors import (
     StagingQueueFull,
 )
 from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
-from timestore_pipeline.ledger.limits import EVERY_DATASET, EffectiveLimits, all_pauses, pause_of
+from timestore_pipeline.ledger.limits import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import bytes_of_rows_aside, quarantined_bytes
 from timestore_pipeline.ledger.queue import pending_batches, pending_of_sources, staged_bytes
 from timestore_pipeline.model.windows import from_micros
+from timestore_pipeline.policy import EffectiveLimits
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.judging import reason_in_words
 from timestore_pipeline.segments.segment import WrittenSegment
@@ -66,7 +67,7 @@ def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits
     store.places.require_segments(spec.name)
     with store.ledger.read() as tx:
         check_pause(tx, spec.name)
-        limits = store.limits(tx, spec)
+        limits = store.policy(tx, spec).limits
         check_queue(tx, spec, limits, batches)
         check_guardrails(tx, store, spec, limits)
     return limits
@@ -90,7 +91,7 @@ def room_for(
         IntakePaused, StagingQueueFull, GuardrailExceeded: as :func:`check_room`, there is room for none.
     """
     check_pause(tx, spec.name)
-    limits = store.limits(tx, spec)
+    limits = store.policy(tx, spec).limits
     check_guardrails(tx, store, spec, limits)
     if not limits.max_pending:
         return limits, [Admission.TAKEN] * len(batches)

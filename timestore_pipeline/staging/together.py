@@ -234,7 +234,7 @@ def _stage(
             )
         except TooManyWindows as error:
             with store.ledger.read() as tx:
-                if store.limits(tx, spec).max_windows == error.limit:
+                if store.policy(tx, spec).limits.max_windows == error.limit:
                     answers.update(_refused(spec, group, order, error))
             return answers  # if the limit is another one now, it is asked for again
         except StorageError:

@@ -23,8 +23,8 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LedgerError, TooManyIngests
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
-from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.policy import EffectiveLimits
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _wait(store: Store, spec: DatasetSpec, owner: str) -> str | None:
     deadline = time.monotonic() + timeout
     while True:
         with store.ledger.read() as tx:
-            limit = store.limits(tx, spec).concurrent_ingests
+            limit = store.policy(tx, spec).limits.concurrent_ingests
         if not limit:
             return None
         now = now_micros()

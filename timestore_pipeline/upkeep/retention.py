@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path, PurePosixPath
 
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -18,6 +17,7 @@ from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, pub
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.segments.segment import SURELY_THERE_SECONDS
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.table_folder import has_table
@@ -58,14 +58,18 @@ def unlink_published_segments(
     """
     now = now_micros() if now is None else now
     with store.ledger.read() as tx:
-        expired = [
-            segment
-            for segment in published_before(tx, now)
-            if (datasets is None or segment.dataset in datasets)
-            and segment.published_at
-            <= now
-            - (staging_retention_micros(store, segment.dataset) if retention_micros is None else retention_micros)
+        published = [
+            segment for segment in published_before(tx, now) if datasets is None or segment.dataset in datasets
         ]
+    kept = {
+        name: (
+            Policy.of(store.settings, store.datasets.declared.get(name)).staging_retention_micros
+            if retention_micros is None
+            else retention_micros
+        )
+        for name in {segment.dataset for segment in published}
+    }
+    expired = [segment for segment in published if segment.published_at <= now - kept[segment.dataset]]
     # Where the table is an older one, they may be the only copy of rows that were in it.
     refused = _refused(store, {segment.dataset for segment in expired})
     expired = [segment for segment in expired if segment.dataset not in refused][:max_files]
@@ -91,17 +95,6 @@ def unlink_published_segments(
     store.ledger.transact(lambda tx: mark_unlinked(tx, unlinked, now))
     reach(CrashPoint.RETENTION_COMMITTED)
     return Freed(len(gone), sum(segment.bytes for segment in gone))
-
-
-def _retention(store: Store, dataset: str, override: int | None) -> int:
-    return staging_retention_micros(store, dataset) if override is None else override
-
-
-def staging_retention_micros(store: Store, dataset: str) -> int:
-    """Return how long a segment of a dataset is kept after it is published; of one no longer declared, by default."""
-    declared = store.datasets.declared
-    own = declared[dataset].retention.staging if dataset in declared else None
-    return int(store.settings.staging_retention_seconds * 1e6) if own is None else own // timedelta(microseconds=1)
 
 
 def sweep_orphans(

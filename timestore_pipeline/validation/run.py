@@ -21,11 +21,12 @@ import pyarrow.csv as pc
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.building.thresholds import ServiceLevels, Trigger, effective_thresholds, service_levels
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.history import arrivals, flushes
 from timestore_pipeline.ledger.queue import QueueState, queue_of
+from timestore_pipeline.policy import Policy, ServiceLevels
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.retry import REFUSALS
@@ -78,7 +79,7 @@ def validate(
     """
     with scratch_store(store, like) as scratch:
         spec = scratch.datasets[scratch_name(scratch)]
-        levels = service_levels(scratch.settings, effective_thresholds(scratch.settings, spec))
+        levels = Policy.of(scratch.settings, spec).levels
         measurements = _Run(scratch, load, progress).measure()
     return Validation(measurements, levels, tuple(checks(measurements, levels)))
 
@@ -245,13 +246,13 @@ class _Run:
 
     def _settle(self, started: float) -> None:
         """Wait until nothing is staged: until its age at most, or by hand where no threshold will ever take it."""
-        thresholds = effective_thresholds(self._store.settings, self._spec)
-        deadline = time.monotonic() + thresholds.max_age_ms / 1e3 + _GRACE_SECONDS
+        max_age_ms = Policy.of(self._store.settings, self._spec).flush.max_age_ms
+        deadline = time.monotonic() + max_age_ms / 1e3 + _GRACE_SECONDS
         while self._outstanding() and time.monotonic() < deadline:
             self._work(started)
             self._flush_if_due()
             left = self._queue()
-            if left.pending_batches and not thresholds.max_age_ms:
+            if left.pending_batches and not max_age_ms:
                 # Nothing more comes in, so no threshold of rows or bytes will be reached any more.
                 self._by_hand += left.pending_batches
                 self._build(Trigger.MANUAL)

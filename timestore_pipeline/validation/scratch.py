@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from timestore_pipeline.building.thresholds import effective_thresholds
 from timestore_pipeline.datasets import (
     SCRATCH_PREFIX,
     Datasets,
@@ -29,7 +28,6 @@ from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
 from timestore_pipeline.ledger.forgetting import forget_dataset
 from timestore_pipeline.ledger.leases import release_lease, take_lease
-from timestore_pipeline.ledger.limits import EffectiveLimits
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
@@ -126,9 +124,9 @@ def _spec(store: Store, like: str | None) -> DatasetSpec:
     if like is None:
         return DatasetSpec(**described, window=Granularity.HOUR)
     model = store.datasets[like]
-    thresholds = effective_thresholds(store.settings, model)
     with store.ledger.read() as tx:
-        limits: EffectiveLimits = store.limits(tx, model)
+        policy = store.policy(tx, model)
+    thresholds, limits = policy.flush, policy.limits
     return DatasetSpec(
         **described,
         window=model.window,

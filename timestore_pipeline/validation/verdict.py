@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from timestore_pipeline.building.thresholds import ServiceLevels
+from timestore_pipeline.policy import ServiceLevels
 from timestore_pipeline.simulating.what_if import weighted_quantile
 
 _RATE_TOLERANCE = 0.95

@@ -13,21 +13,18 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import FlushRequest, group_requests, plan_flushes
 from timestore_pipeline.building.thresholds import (
     Due,
-    FlushThresholds,
     Trigger,
     age_ms,
     distance,
     due_trigger,
     due_windows,
-    effective_thresholds,
     oldest_due_from,
-    service_levels,
 )
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.queue import LateQueue, QueueState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity, Window
-from timestore_pipeline.settings import Settings
+from timestore_pipeline.policy import FlushThresholds
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly
@@ -35,20 +32,6 @@ from timestore_pipeline_tests.conftest import MakeStore
 
 NOW = 1_800_000_000_000_000
 OFF = FlushThresholds(0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("max_age_ms", "said", "promised"),
-    [(60_000, 0, 120), (600_000, 0, 1_200), (1, 0, 60), (29_999, 0, 60), (0, 0, 0), (60_000, 90, 90), (0, 90, 90)],
-)
-def test_rows_are_promised_after_twice_their_age_threshold_unless_somebody_says_when(
-    max_age_ms: int, said: float, promised: float
-):
-    settings = Settings(slo_flush_seconds=7, slo_publish_seconds=said)
-
-    levels = service_levels(settings, FlushThresholds(0, 0, max_age_ms))
-
-    assert (levels.flush_seconds, levels.publish_seconds) == (7, promised)
 
 
 def queue(rows: int = 1, size: int = 1, age: int = 0, batches: int = 1) -> QueueState:
@@ -197,19 +180,6 @@ def test_a_distance_is_one_line_that_names_the_dataset(
 
     assert text.startswith("weather: ")
     assert "\n" not in text
-
-
-def test_thresholds_of_a_dataset_go_before_those_of_the_environment(make_store: MakeStore):
-    store = make_store(
-        "datasets: {weather: {time: ts, window: day, flush: {max_rows: 7, max_age_ms: 0}}}",
-        staging_flush_max_rows=1,
-        staging_flush_max_bytes=2,
-        staging_flush_max_age_ms=3,
-        staging_flush_late_max_age_ms=4,
-    )
-
-    assert effective_thresholds(store.settings, store.datasets["weather"]) == FlushThresholds(7, 2, 0, 4)
-    assert effective_thresholds(Settings(), store.datasets["weather"]).max_bytes == 134_217_728
 
 
 def request(dataset: str, first: int, last: int, granularity: Granularity, start: date) -> FlushRequest:

@@ -173,7 +173,7 @@ def test_rows_wait_their_turn_like_any_other_batch(make_store: MakeStore):
     store = make_store(staging_concurrent_ingests=1, staging_turn_timeout_seconds=0.05)
     spec = store.datasets["weather"]
     with store.ledger.read() as tx:
-        limits = store.limits(tx, spec)
+        limits = store.policy(tx, spec).limits
 
     with turn(store, spec, limits), pytest.raises(TooManyIngests):
         retry_entry(store, entry.id, "ann@host")

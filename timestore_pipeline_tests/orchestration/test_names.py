@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline import orchestration
-from timestore_pipeline.building.thresholds import effective_thresholds
 from timestore_pipeline.errors import BatchRejected, TableError
 from timestore_pipeline.inert import as_code, visible
 from timestore_pipeline.orchestration.config import BuildConfig, checked
@@ -23,6 +22,7 @@ from timestore_pipeline.orchestration.logs import log_of
 from timestore_pipeline.orchestration.metadata import built_window_metadata, ingest_metadata
 from timestore_pipeline.orchestration.quarantine_check import look_into_quarantine
 from timestore_pipeline.orchestration.table_checks import row_audit_result
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline_tests.builders import build, hourly, ingest, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore
@@ -48,7 +48,7 @@ def test_run_config_is_windows_and_numbers_or_refused(
     if config is None:
         return
     try:
-        order = checked(config, spec, effective_thresholds(store.settings, spec))
+        order = checked(config, spec, Policy.of(store.settings, spec).flush)
     except dg.Failure:
         return
     for given_key, window in ((first, order.first), (last, order.last)):

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.building.thresholds import FlushThresholds, Trigger, effective_thresholds
+from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.history import Arrival, arrivals, flushes
+from timestore_pipeline.policy import FlushThresholds, Policy
 from timestore_pipeline.simulating.replay import Machine, replay
 from timestore_pipeline.simulating.what_if import simulate, weighted_quantile
 from timestore_pipeline.staging.stage import stage
@@ -156,7 +157,7 @@ def test_a_replay_does_what_the_sensor_did(
     with store.ledger.read() as tx:
         came, flushed = arrivals(tx, "weather", 0), flushes(tx, "weather", 0)
 
-    own = effective_thresholds(store.settings, store.datasets["weather"])
+    own = Policy.of(store.settings, store.datasets["weather"]).flush
     found = replay(came, own, machine(max_pending=1_000), clock.now)
 
     assert done
@@ -179,7 +180,7 @@ def test_a_simulation_measures_the_installation_and_changes_nothing(make_store: 
     assert len(found.measured.flushes) == 3
     assert sum(batches for _, batches in found.measured.waits) == 6
     assert found.proposed.thresholds == replace(found.current.thresholds, max_rows=1)
-    assert found.current.thresholds == effective_thresholds(store.settings, store.datasets["weather"])
+    assert found.current.thresholds == Policy.of(store.settings, store.datasets["weather"]).flush
     wrote = sum(each.bytes for each in found.measured.flushes)
     files = sum(each.files for each in found.measured.flushes)
     rows = sum(each.rows for each in found.measured.flushes)

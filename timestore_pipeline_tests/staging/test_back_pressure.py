@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull, TooManyIngests
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, GUARDRAIL_BREACHES, RETRIED_BATCHES
 from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
-from timestore_pipeline.ledger.limits import LimitName, LimitSource, Override, clear_override, set_override
+from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import room, together, turns
@@ -37,11 +37,6 @@ Drop = Callable[[Store, str, str, str | bytes], Path]
 def override(store: Store, name: LimitName, value: int, dataset: str = "weather") -> None:
     with store.ledger.write() as tx:
         set_override(tx, Override(dataset, name, value, "the test", now_micros()))
-
-
-def source_of(store: Store, name: LimitName) -> LimitSource:
-    with store.ledger.read() as tx:
-        return store.limits(tx, store.datasets["weather"]).source(name)
 
 
 class TestLimits:
@@ -66,29 +61,6 @@ class TestLimits:
         override(operator, LimitName.MAX_PENDING, 0)
 
         assert ingest(store)["weather"].batches == 1
-
-    def test_an_override_goes_before_the_file_and_the_file_before_the_environment(self, make_store: MakeStore):
-        columns = "columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day"
-        store = make_store(f"datasets: {{weather: {{{columns}, limits: {{max_pending: 7}}}}}}", staging_max_pending=5)
-        override(store, LimitName.MAX_PENDING, 9)
-
-        assert source_of(store, LimitName.MAX_PENDING) is LimitSource.OVERRIDE
-        assert source_of(store, LimitName.MAX_BYTES) is LimitSource.ENVIRONMENT
-        with store.ledger.write() as tx:
-            assert store.limits(tx, store.datasets["weather"]).max_pending == 9
-            assert clear_override(tx, "weather", LimitName.MAX_PENDING)
-            assert not clear_override(tx, "weather", LimitName.MAX_PENDING)
-            assert store.limits(tx, store.datasets["weather"]).max_pending == 7
-        assert source_of(store, LimitName.MAX_PENDING) is LimitSource.DATASETS_FILE
-
-    def test_an_override_is_of_one_dataset(self, make_store: MakeStore):
-        store = make_store()
-        override(store, LimitName.MAX_PENDING, 3, dataset="events")
-
-        with store.ledger.read() as tx:
-            limits = store.all_limits(tx)
-
-        assert (limits["events"].max_pending, limits["weather"].max_pending) == (3, 1_000)
 
 
 class TestRetries:
@@ -210,7 +182,7 @@ class TestTurns:
         store = make_store(staging_concurrent_ingests=1, staging_turn_timeout_seconds=0.05)
         landed = drop(store, "weather", "a.csv", WEATHER_CSV)
         with store.ledger.read() as tx:
-            limits = store.limits(tx, store.datasets["weather"])
+            limits = store.policy(tx, store.datasets["weather"]).limits
 
         with turn(store, store.datasets["weather"], limits):
             with pytest.raises(TooManyIngests, match=r"1 segments are being written, the limit is 1"):
@@ -227,7 +199,7 @@ class TestTurns:
         store = make_store(staging_concurrent_ingests=1, staging_turn_timeout_seconds=0.05)
         spec = store.datasets["weather"]
         with store.ledger.read() as tx:
-            limits = store.limits(tx, spec)
+            limits = store.policy(tx, spec).limits
 
         with pytest.raises(RuntimeError), turn(store, spec, limits):
             raise RuntimeError
@@ -256,7 +228,7 @@ class TestTurns:
         monkeypatch.setattr(turns, "now_micros", lambda: clock[0])
         monkeypatch.setattr(turns, "threading", SimpleNamespace(Event=Passing, Thread=threading.Thread))
         with store.ledger.read() as tx:
-            limits = store.limits(tx, store.datasets["weather"])
+            limits = store.policy(tx, store.datasets["weather"]).limits
 
         with turn(store, store.datasets["weather"], limits):
             assert lasted.wait(60)
@@ -267,7 +239,7 @@ class TestTurns:
         store = make_store(staging_concurrent_ingests=1, staging_turn_timeout_seconds=0.05)
         drop(store, "events", "a.csv", "at,kind\n1767225600000,start\n")
         with store.ledger.read() as tx:
-            limits = store.limits(tx, store.datasets["weather"])
+            limits = store.policy(tx, store.datasets["weather"]).limits
 
         with turn(store, store.datasets["weather"], limits):
             assert ingest(store)["events"].batches == 1

@@ -33,7 +33,7 @@ def limit_to(store: Store, windows: int) -> None:
 
 def test_a_thousand_windows_are_the_most_by_default(store: Store):
     with store.ledger.read() as tx:
-        assert {limits.max_windows for limits in store.all_limits(tx).values()} == {1_000}
+        assert {policy.limits.max_windows for policy in store.policies(tx).values()} == {1_000}
 
 
 def test_it_is_refused_alone_with_the_way_out_wherever_it_comes_from(make_store: MakeStore, drop, tmp_path: Path):

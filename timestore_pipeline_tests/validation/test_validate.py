@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from timestore_pipeline.building.thresholds import ServiceLevels
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.datasets import SCRATCH_PREFIX, parse_datasets
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
@@ -23,6 +22,7 @@ from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.leases import take_lease
 from timestore_pipeline.metrics import exposition
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.policy import ServiceLevels
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.validation.run import Load, validate
@@ -158,7 +158,7 @@ def test_thresholds_and_limits_are_those_of_another_dataset(make_store: MakeStor
     with scratch_store(store, "busy") as scratch:
         spec = scratch.datasets[scratch_name(scratch)]
         with scratch.ledger.read() as tx:
-            limits = scratch.limits(tx, spec)
+            limits = scratch.policy(tx, spec).limits
     assert (spec.flush.max_rows, spec.flush.max_age_ms, spec.window.value) == (7, 9, "month")
     assert limits.max_pending == 5
     with pytest.raises(UnknownDataset), scratch_store(store, "nothing"):
