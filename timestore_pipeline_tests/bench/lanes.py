@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import tempfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +15,7 @@ from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline_tests.bench.building import copy_staged
 from timestore_pipeline_tests.bench.measure import HEADER, Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
 
@@ -55,10 +55,7 @@ def _work(staged: Path, workers: int, cpu: list[float]) -> float:
     context = get_context("spawn")
     with tempfile.TemporaryDirectory(dir=staged.parent) as name:
         folder = Path(name)
-        staging = folder / "data" / "staging"
-        staging.mkdir(parents=True)
-        shutil.copyfile(staged / "data" / "staging" / "ledger.sqlite", staging / "ledger.sqlite")
-        (staging / "ticks").symlink_to(staged / "data" / "staging" / "ticks")
+        copy_staged(staged, folder)
         begin, used = context.Barrier(workers + 1), context.SimpleQueue()
         processes = [context.Process(target=_worker, args=(folder, workers, begin, used)) for _ in range(workers)]
         for process in processes:
