@@ -162,7 +162,7 @@ def _is_as_described(connection: duckdb.DuckDBPyConnection, path: Path, pieces: 
     """Whether a segment says of itself that it has these slices, and has as many rows as it says."""
     connection.execute("DETACH segment")
     try:
-        description, _ = read_segment(connection, path)
+        description = read_segment(connection, path)[0]
     except NotDescribed:
         return False
     rows: Counter[int] = Counter()

@@ -253,12 +253,17 @@ def lock_datasets(tx: Connection, names: Iterable[str]) -> None:
     tx.execute(query.with_for_update(key_share=True))
 
 
+def next_position(tx: Connection, dataset: str) -> int:
+    """Return the position that the next row of the dataset gets; all that were acknowledged have lower ones."""
+    return tx.execute(select(datasets.c.next_position).where(datasets.c.name == dataset)).scalar_one()
+
+
 def take_positions(tx: Connection, dataset: str, rows: int) -> int:
     """Return the position of the first of ``rows`` new rows; the caller holds the dataset's lock.
 
     Positions follow the order in which batches are acknowledged, whatever the clocks say.
     """
-    first = tx.execute(select(datasets.c.next_position).where(datasets.c.name == dataset)).scalar_one()
+    first = next_position(tx, dataset)
     tx.execute(update(datasets).where(datasets.c.name == dataset).values(next_position=first + rows))
     return first
 

@@ -27,7 +27,8 @@ _REBUILD_LOCK = 7_204_915_332
 class RestoredSegment:
     """A segment as files say it was. ``published`` maps windows to when; times in microseconds since the epoch.
 
-    ``columns`` None: its file is gone, and nobody reads it any more.
+    ``columns`` None: its file is gone, and nobody reads it any more. ``numbers`` is how many row numbers its rows need,
+    where the dataset has a key: more than there are rows if some were taken out of another segment.
     """
 
     row: SegmentRow
@@ -37,6 +38,7 @@ class RestoredSegment:
     published: Mapping[int, int]
     on_disk: bool
     columns: tuple[Column, ...] | None
+    numbers: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def restore_segment(
     now: int,
 ) -> None:
     """Enter a segment with its batches and slices, each slice published or staged as it was."""
-    numbers = sum(batch.rows + batch.quarantined_rows + batch.dropped_rows for batch in restored.batches)
+    given = sum(batch.rows + batch.quarantined_rows + batch.dropped_rows for batch in restored.batches)
+    numbers = max(given, restored.numbers)
     acknowledge(
         tx,
         dataset,

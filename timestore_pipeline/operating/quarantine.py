@@ -374,6 +374,7 @@ def _stage_rows(
                 expected_bytes=entry.bytes,
                 take_late=True,
                 most_windows=most_windows,
+                position=position,
             )
     except BatchesRefused as error:
         return _still_there(store, entry, error.reasons[0])

@@ -26,13 +26,13 @@ class Choice:
 
 
 def choose(segments: Iterable[FoundSegment], published: Collection[str], taken: Collection[str] = ()) -> list[Choice]:
-    """Return from which segments which batches are taken; a segment of which nothing is needed is left out.
+    """Return from which segments which batches are taken, oldest first; one of which nothing is needed is left out.
 
     Segments with published slices were certainly acknowledged, so they go first. Of the others the newest does: the
     one that came later was only written because the earlier one was not acknowledged. ``taken`` are ids of batches
     whose segments are gone.
     """
-    order = sorted(segments, key=lambda each: each.id, reverse=True)
+    order = sorted(segments, key=lambda each: each.age, reverse=True)
     order.sort(key=lambda each: each.id not in published)
     seen = set(taken)
     choices = []
@@ -45,4 +45,4 @@ def choose(segments: Iterable[FoundSegment], published: Collection[str], taken: 
         if mine:
             seen |= {each.batch.batch_id for each in batches if each.ordinal in mine}
             choices.append(Choice(segment, mine))
-    return sorted(choices, key=lambda choice: choice.segment.id)
+    return sorted(choices, key=lambda choice: choice.segment.age)

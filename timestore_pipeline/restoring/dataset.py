@@ -110,8 +110,7 @@ class Restoring:
             table_id=table.table_id if table else None,
             key=None if said is None else said.key,
             time=None if said is None else said.time,
-            # Beyond every position in the table: no dataset gets more rows than microseconds pass, but clocks go back.
-            next_position=max(now, table.last_position + 1) if table else now,
+            next_position=self._first_position(now),
             now=now,
         )
         totals = self._totals(table.files if table else (), granularity)
@@ -153,6 +152,15 @@ class Restoring:
         self.problems += unexplained(name, past, granularity, kept, now)
         open_entries = sum(not entry.resolved for entry in entries)
         return self._outcome(segments, totals, open_entries), next_entry
+
+    def _first_position(self, now: int) -> int:
+        """One beyond every position that was ever given: no dataset gets more rows than microseconds pass.
+
+        But clocks go back.
+        """
+        table = self.evidence.table
+        said = [(each.description.after or 0) + each.numbers for each in self.evidence.segments]
+        return max(now, table.last_position + 1 if table else 0, *said)
 
     def _outcome(
         self, segments: Iterable[RestoredSegment], totals: Mapping[int, object], quarantined: int

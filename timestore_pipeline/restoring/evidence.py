@@ -72,13 +72,26 @@ _SEQUENCES_AHEAD = 1_000 * MOST_APART
 
 @dataclass(frozen=True)
 class FoundSegment:
-    """A segment that says what it holds; ``set_aside`` where it lies in quarantine because part of it is damaged."""
+    """A segment that says what it holds; ``set_aside`` where it lies in quarantine because part of it is damaged.
+
+    ``numbers`` is one more than the highest number of its rows, 0 without a key.
+    """
 
     id: str
     file: Entry
     description: Description
     columns: tuple[Column, ...]
+    numbers: int
     set_aside: bool
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """By which segments sort, oldest first: by what had been acknowledged when they were begun.
+
+        Those of versions that did not say it come first, by the clocks of their writers.
+        """
+        after = self.description.after
+        return -1 if after is None else after, self.id
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment
         published={part.contribution.window_start: part.published_at for part in parts},
         on_disk=True,
         columns=found.columns,
+        numbers=found.numbers,
     )
 
 

@@ -66,12 +66,17 @@ class DescribedGroup:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file holds. ``window`` is the dataset's granularity; ``groups`` are those of staged rows."""
+    """What a file holds. ``window`` is the dataset's granularity; ``groups`` are those of staged rows.
+
+    ``after`` is the position that the dataset's next row would have had when the file was begun: whatever was
+    acknowledged before that has lower ones. None without a key, and in files of versions that did not say it.
+    """
 
     dataset: str
     window: str
     batches: tuple[DescribedBatch, ...]
     groups: tuple[DescribedGroup, ...]
+    after: int | None = None
 
     @property
     def rows(self) -> int:
@@ -110,6 +115,7 @@ class Description:
                 "window": self.window,
                 "batches": batches,
                 "groups": groups,
+                **({} if self.after is None else {"after": self.after}),
             },
             separators=(",", ":"),
         )
@@ -133,6 +139,7 @@ class Description:
                     for ordinal, *batch, rows, refused, reason, dropped in found["batches"]
                 ),
                 groups=tuple(DescribedGroup(*group) for group in found["groups"]),
+                after=found.get("after"),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise NotDescribed("it does not say which batches it holds") from error
@@ -164,8 +171,10 @@ def describe_segment(connection: duckdb.DuckDBPyConnection, database: str, descr
     connection.execute(f"COMMENT ON TABLE {database}.{SEGMENT_TABLE} IS {literal(description.as_text())}")
 
 
-def read_segment(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[Description, tuple[Column, ...]]:
-    """Return what a segment says of itself, and the columns of its rows; that it has as many rows is made sure of.
+def read_segment(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[Description, tuple[Column, ...], int]:
+    """Return what a segment says of itself, the columns of its rows, and how many row numbers it needs.
+
+    That it has as many rows as it says is made sure of. Rows that were taken out of another segment keep their numbers.
 
     Raises:
         NotDescribed: it cannot be read, says nothing, or holds another number of rows than it says.
@@ -184,12 +193,14 @@ def read_segment(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[Des
             "AND table_name = ? ORDER BY column_index",
             [SEGMENT_TABLE],
         ).fetchall()
-        found = connection.execute(f"SELECT count(*) FROM described.{SEGMENT_TABLE}").fetchall()[0][0]
+        numbered = any(name == ROW_COLUMN for name, _ in columns)
+        found, numbers = connection.execute(
+            f"SELECT count(*), {f'max({ROW_COLUMN}) + 1' if numbered else 0} FROM described.{SEGMENT_TABLE}"
+        ).fetchall()[0]
         if found != description.rows:
             raise NotDescribed(f"it has {found} rows and says that it has {description.rows}")
-        return description, tuple(
-            Column(name, type_) for name, type_ in columns if name not in (BATCH_COLUMN, ROW_COLUMN)
-        )
+        own = tuple(Column(name, type_) for name, type_ in columns if name not in (BATCH_COLUMN, ROW_COLUMN))
+        return description, own, numbers or 0
     except duckdb.Error as error:
         raise NotDescribed(str(error).splitlines()[0]) from error
     finally:

@@ -18,6 +18,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import StorageError
 from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
+from timestore_pipeline.ledger.datasets import next_position
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import (
     BATCH_COLUMN,
@@ -113,6 +114,7 @@ def write_segment(
     take_late: bool = False,
     times: Sequence[BatchTimes] | None = None,
     most_windows: int = 0,
+    position: int | None = None,
 ) -> WrittenSegment:
     """Write the rows of ``sources`` into a new segment; returns once it is whole and durable on disk.
 
@@ -127,6 +129,7 @@ def write_segment(
         take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
         times: the times of the batches by ordinal, where they are known without reading them back.
         most_windows: how many windows a batch may have rows in; 0 is no limit.
+        position: that of row number 0, where rows of a dataset with a key keep the places that they had.
 
     Raises:
         TooManyWindows: batches have rows in more; nothing is left behind.
@@ -139,10 +142,25 @@ def write_segment(
         spec, columns, store.settings.staging_max_future_ms, take_late=take_late, most_windows=most_windows
     )
     store.places.claim_segments(spec.name)
+    if spec.key and position is None:
+        # By this a ledger that is made again from files tells what came first; clocks go back.
+        with store.ledger.read() as tx:
+            position = next_position(tx, spec.name)
     temporary = store.staging.scratch(key)
     try:
         filled = _fill(
-            store, connection, spec, columns, sources, batches, temporary, segment_id, expected_bytes, judge, times
+            store,
+            connection,
+            spec,
+            columns,
+            sources,
+            batches,
+            temporary,
+            segment_id,
+            expected_bytes,
+            judge,
+            times,
+            position,
         )
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
@@ -195,6 +213,7 @@ def _fill(
     expected_bytes: int,
     judge: Judge,
     times: Sequence[BatchTimes] | None,
+    after: int | None,
 ) -> _Filled:
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
     row_number = f", {ROW_COLUMN} BIGINT NOT NULL" if spec.key else ""
@@ -214,7 +233,7 @@ def _fill(
         {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
         judged.dropped,
     )
-    description = Description(spec.name, spec.window.value, described, judged.groups)
+    description = Description(spec.name, spec.window.value, described, judged.groups, after)
     refused_path, refused_bytes = None, 0
     if judged.refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"

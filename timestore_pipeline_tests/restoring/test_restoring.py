@@ -8,7 +8,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.installation import adopt
 from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
 from timestore_pipeline.restoring.ledger import Rebuilt, ledger_file, rebuild_ledger
+from timestore_pipeline.segments.description import Description
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import SEGMENT_SUFFIX, Store
 from timestore_pipeline.table import manifests
@@ -97,12 +99,74 @@ def clock_ahead(hours: float) -> Iterator[None]:
         yield
 
 
+KEYED = (
+    "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
+    "key: {columns: [station]}}}"
+)
+
+
+class TestTheOrderOfRowsOfOneKey:
+    def test_does_not_depend_on_the_clocks_of_those_who_staged_them(self, make_store: MakeStore):
+        store = make_store(KEYED)
+        with clock_ahead(hours=48):
+            stage(store, "weather", weather((NEW_YEAR, "JFK", 1.0)))
+        stage(store, "weather", weather((NEW_YEAR, "JFK", 2.0)))
+        with clock_ahead(hours=24):
+            stage(store, "weather", weather((NEW_YEAR, "LGA", 1.0)))
+        newest = weather((NEW_YEAR, "JFK", 3.0), (NEW_YEAR, "LGA", 3.0))
+        stage(store, "weather", newest)
+
+        again = lost_and_rebuilt(store, make_store, KEYED)
+
+        assert readable(again) == rows_of(newest)
+        build(again)
+        assert readable(again) == rows_of(newest)
+
+    def test_outlives_a_second_rebuild(self, make_store: MakeStore):
+        store = make_store(KEYED)
+        stage(store, "weather", weather((NEW_YEAR, "JFK", 1.0)))
+        store = lost_and_rebuilt(store, make_store, KEYED)
+        with clock_ahead(hours=-48):
+            newest = weather((NEW_YEAR, "JFK", 2.0))
+            stage(store, "weather", newest)
+
+            again = lost_and_rebuilt(store, make_store, KEYED)
+
+        assert readable(again) == rows_of(newest)
+
+    def test_is_by_clocks_for_segments_that_do_not_say_what_came_before(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        store = make_store(KEYED)
+        with monkeypatch.context() as before, clock_ahead(hours=48):
+            before.setattr(
+                Description, "as_text", lambda self, text=Description.as_text: text(replace(self, after=None))
+            )
+            stage(store, "weather", weather((NEW_YEAR, "JFK", 1.0)))
+            stage(store, "weather", weather((NEW_YEAR, "JFK", 2.0)))
+        newest = weather((NEW_YEAR, "JFK", 3.0))
+        stage(store, "weather", newest)
+
+        assert readable(lost_and_rebuilt(store, make_store, KEYED)) == rows_of(newest)
+
+    def test_has_retried_rows_where_they_were(self, make_store: MakeStore):
+        store = make_store(KEYED)
+        good = [(NEW_YEAR + timedelta(hours=hour), f"S{hour}", 0.0) for hour in range(9)]
+        soon = datetime.now(UTC) + timedelta(days=10)
+        stage(store, "weather", weather(*good, (soon, "JFK", 1.0)))
+        with clock_ahead(hours=24 * 20):
+            newest = weather((soon, "JFK", 2.0))
+            stage(store, "weather", newest)
+            assert retry_entry(store, entries(store)[0].id, by="ann").rows == 1
+            expected = in_order([*good, (soon, "JFK", 2.0)])
+            assert readable(store) == expected
+
+            assert readable(lost_and_rebuilt(store, make_store, KEYED)) == expected
+
+
 class TestWhatIsRestored:
     def test_the_newest_row_of_a_key_wins_though_the_clock_went_back_between_two_rebuilds(self, make_store: MakeStore):
-        keyed = (
-            "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
-            "key: {columns: [station]}}}"
-        )
+        keyed = KEYED
         store = make_store(keyed)
         older, newer = weather((NEW_YEAR, "JFK", 1.0)), weather((NEW_YEAR, "JFK", 2.0))
         stage(store, "weather", older)
