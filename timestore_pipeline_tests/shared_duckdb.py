@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.duck.connections import Bounds, Connect, Reach, connector, interrupts_passed_on
-from timestore_pipeline.model.columns import quote
+from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store, writer_pool
 

@@ -199,6 +199,20 @@ def test_only_one_function_removes_anything_in_the_folder_of_a_table():
     assert offenders == []
 
 
+def test_only_one_module_quotes_sql():
+    """What is quoted in two ways is quoted wrongly in one of them some day."""
+    doubling = {("'", "''"), ('"', '""')}
+    offenders = {
+        module_name(path)
+        for path in modules_under(PACKAGE_ROOT)
+        for node in nodes(path)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "replace"
+        if tuple(value.value for value in node.args if isinstance(value, ast.Constant)) in doubling
+    }
+
+    assert offenders == {f"{PACKAGE}.duck.sql"}
+
+
 def _last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 

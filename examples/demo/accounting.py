@@ -17,7 +17,8 @@ import duckdb
 
 from examples.demo.source import FIRST_DAY
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.model.columns import Column, column_list, literal, quote, utc_timestamp_sql
+from timestore_pipeline.duck.sql import column_list, literal, quote, utc_timestamp_sql
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.store import Store
 

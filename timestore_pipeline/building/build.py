@@ -21,6 +21,7 @@ from timestore_pipeline.building.rewriting import narrow_windows, rewritten_sour
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError
 from timestore_pipeline.ledger.builds import Build
@@ -30,7 +31,7 @@ from timestore_pipeline.ledger.lineage import WindowBatch, batches_of_build
 from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import Column, literal
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window, from_micros
 from timestore_pipeline.segments.description import SEGMENT_TABLE
 from timestore_pipeline.segments.slices import (

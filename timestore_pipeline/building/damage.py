@@ -17,13 +17,14 @@ import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.sql import EVERY_VALUE, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.errors import ObjectMissing, PlaceError, StorageError
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.history import failures_in_a_row
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_slices_aside
 from timestore_pipeline.ledger.slices import Slice, unclaimed_slices
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import EVERY_VALUE, Column, literal, time_range_sql, utc_timestamp_sql
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import SEGMENT_TABLE, NotDescribed, read_segment
 from timestore_pipeline.segments.slices import by_segment

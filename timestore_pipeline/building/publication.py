@@ -16,6 +16,7 @@ import duckdb
 from timestore_pipeline.building.completion import Committed, record_commit
 from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.builds import Build, extend_lease
@@ -23,7 +24,6 @@ from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.manifests import keep_manifest, merge_manifests, write_manifest
 from timestore_pipeline.table.own_table import OwnTable

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.remote_files import duckdb_name, duckdb_path
+from timestore_pipeline.duck.sql import column_list, literal, time_range_sql
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.ledger.slices import Slice
-from timestore_pipeline.model.columns import Column, column_list, literal, time_range_sql
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.rows.one_per_key import winning_rows
-from timestore_pipeline.storage.duckdb_files import duckdb_name, duckdb_path
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.parquet import WindowSource, parquet_relation, slices_as_source

@@ -16,10 +16,10 @@ from typing import Any, Protocol, cast
 import duckdb
 
 from timestore_pipeline.cpu_time import CpuWatch, TookTooLong
-from timestore_pipeline.model.columns import glob_literal, literal
+from timestore_pipeline.duck.remote_files import duckdb_path, register_places
+from timestore_pipeline.duck.sql import exact_name, literal
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.duckdb_files import duckdb_path, register_places
 
 Open = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
 """Opens an in-memory connection with :func:`connection_config`, and closes it at the end of the ``with`` block."""
@@ -148,7 +148,7 @@ def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...], 
     places = [each for each in reaches if not isinstance(each, Path)]
     folders = [each if isinstance(each, Path) else each.root for each in reaches]
     # DuckDB compares names as they are written, and files are named to it as patterns.
-    names = {spelling for each in folders for spelling in (str(each), glob_literal(each))}
+    names = {spelling for each in folders for spelling in (str(each), exact_name(each))}
     names |= {duckdb_path(place) for place in places}
     register_places(connection, places)
     if bounds is not None:

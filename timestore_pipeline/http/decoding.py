@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.duck.sql import file_literal, list_of_files, quote
 from timestore_pipeline.http.bodies import Holding, pieces_of
 from timestore_pipeline.http.json_arrays import LONG_ROW, write_lines
 from timestore_pipeline.http.offending import BadRows, bad_rows
@@ -29,7 +30,6 @@ from timestore_pipeline.http.problems import Problem, rejected, too_large
 from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.ledger.schemas import required_columns
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import glob_literal, literal, quote
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.arrow import arrow_table
 from timestore_pipeline.rows.bounds import MOST_ROW_BYTES, Bounds
@@ -37,7 +37,7 @@ from timestore_pipeline.rows.inference import infer_columns, types_of_values
 from timestore_pipeline.rows.readers import RowSource, plan_reads
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, readable_reason
 from timestore_pipeline.rows.shapes import Shape, csv_header
-from timestore_pipeline.rows.texts import list_of_files, read_csv_sql, read_json_lines_sql
+from timestore_pipeline.rows.texts import read_csv_sql, read_json_lines_sql
 from timestore_pipeline.store import Store
 
 SPOOL_PREFIX = "http-"
@@ -338,7 +338,7 @@ def _refused_rows(
 
 
 def _described(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[str, str]]:
-    rows = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({literal(glob_literal(path))})").fetchall()
+    rows = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({file_literal(path)})").fetchall()
     return [(row[0], row[1]) for row in rows]
 
 

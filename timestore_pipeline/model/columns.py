@@ -7,9 +7,8 @@ never when building.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 BATCH_COLUMN = "_batch"
 """Column of a segment that says which of its batches a row came from (its ordinal)."""
@@ -22,12 +21,6 @@ ROW_COLUMN = "_row"
 
 POSITION_COLUMN = "_position"
 """Column of a table with a key: where the row stood among all that the dataset ever acknowledged."""
-
-EVERY_VALUE = "bit_xor(hash(*COLUMNS(*)))"
-"""SQL that needs every value of every row, so that no read and no cast is optimized away.
-
-Rows are never given a name to hash them by: a column may have that name, and would be meant.
-"""
 
 RESERVED_NAMES = frozenset({BATCH_COLUMN, WINDOW_COLUMN, ROW_COLUMN, POSITION_COLUMN, "file_index"})
 """Names that no column may have; ``file_index`` is what DuckDB calls the number of the file that a row is from."""
@@ -81,7 +74,6 @@ _MAX_DECIMAL_DIGITS = 38
 # Delta refuses these in column names unless column mapping is on, which few readers support.
 _FORBIDDEN_IN_NAMES = re.compile(r'[ ,;{}()\n\t=\x00-\x1f"]')
 _MAX_NAME_LENGTH = 255
-_MICROS_PER_DAY = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -155,67 +147,3 @@ def columns_from_mapping(types: Mapping[str, str]) -> tuple[Column, ...]:
         if twin != column.name:
             raise ValueError(f"columns {twin!r} and {column.name!r} differ only in case; rename one")
     return columns
-
-
-def quote(identifier: str) -> str:
-    """Return ``identifier`` as a quoted SQL identifier."""
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return ``text`` as a SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def glob_literal(path: Path) -> str:
-    """Return ``path`` so that DuckDB, which takes file names as glob patterns, means just this file."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in str(path))
-
-
-def column_list(columns: Iterable[Column]) -> str:
-    """Return the quoted names, separated by commas, for a SELECT list."""
-    return ", ".join(quote(column.name) for column in columns)
-
-
-def select_as(columns: Iterable[Column], stored: Iterable[Column]) -> str:
-    """Return a SELECT list that gives ``columns`` out of rows that were stored with other, earlier ones.
-
-    What was not there yet is null; what was narrower is cast.
-    """
-    types = {column.name: column.type for column in stored}
-    return ", ".join(
-        quote(column.name)
-        if types.get(column.name) == column.type
-        else f"CAST({quote(column.name) if column.name in types else 'NULL'} AS {column.type}) AS {quote(column.name)}"
-        for column in columns
-    )
-
-
-def typed_nulls(columns: Iterable[Column]) -> str:
-    """Return a SELECT list of nulls of the columns' names and types."""
-    return ", ".join(f"CAST(NULL AS {column.type}) AS {quote(column.name)}" for column in columns)
-
-
-def column_definitions(columns: Iterable[Column]) -> str:
-    """Return ``"name" TYPE, …`` for a CREATE TABLE."""
-    return ", ".join(f"{quote(column.name)} {column.type}" for column in columns)
-
-
-def time_range_sql(time: Column, start_micros: int, end_micros: int) -> str:
-    """Return a condition for ``start ≤ time < end``, in the column's own type so that row groups can be skipped."""
-    name = quote(time.name)
-    if time.type == "DATE":
-        # A day's time is its midnight, so it belongs to the windows that start by then: round bounds up, not down.
-        start_micros, end_micros = (
-            -(-micros // _MICROS_PER_DAY) * _MICROS_PER_DAY for micros in (start_micros, end_micros)
-        )
-    low, high = (f"CAST(make_timestamp({micros}) AS {time.type})" for micros in (start_micros, end_micros))
-    return f"({name} >= {low} AND {name} < {high})"
-
-
-def utc_timestamp_sql(column: Column) -> str:
-    """Return a SQL expression of type TIMESTAMP (UTC) for a time column, independent of the session's time zone."""
-    name = quote(column.name)
-    if column.type == "TIMESTAMP WITH TIME ZONE":
-        return f"make_timestamp(epoch_us({name}))"
-    return name if column.type == "TIMESTAMP" else f"CAST({name} AS TIMESTAMP)"

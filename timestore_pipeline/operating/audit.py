@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.remote_files import RangeFile
 from timestore_pipeline.errors import ObjectMissing, StorageError
 from timestore_pipeline.ledger.accounts import WindowAccount, recorded_rows, window_accounts
 from timestore_pipeline.ledger.tables import TableState, table_state
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.duckdb_files import RangeFile
 from timestore_pipeline.storage.table_folder import has_table, parquet_files
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.foreign import ForeignCommit, foreign_commits

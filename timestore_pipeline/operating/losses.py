@@ -17,6 +17,7 @@ from timestore_pipeline.building.publication import WrittenFiles, lease_micros, 
 from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import LossRefused, TableError
 from timestore_pipeline.ledger.accounts import Loss, WindowAccount, accept_loss, window_accounts
 from timestore_pipeline.ledger.claims import claim_windows
@@ -25,7 +26,6 @@ from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.operating.audit import AuditReport, WindowAudit, audit_rows
-from timestore_pipeline.storage.duckdb_files import of_the_store
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import WindowSource, parquet_relation, window_folders, write_window

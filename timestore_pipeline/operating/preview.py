@@ -9,11 +9,12 @@ from pathlib import Path
 
 import duckdb
 
+from timestore_pipeline.duck.sql import file_literal, literal
 from timestore_pipeline.errors import StorageError
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.states import QuarantineKind
-from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, glob_literal, literal
+from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN
 from timestore_pipeline.operating.quarantine import kept_file
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import SEGMENT_TABLE
@@ -56,7 +57,7 @@ def preview(store: Store, entry: QuarantineEntry, most: int = PREVIEWED) -> Prev
         return _first_rows(store, path, query, most, attach=True)
     with store.ledger.read() as tx:
         ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
-    source = f"read_parquet({literal(glob_literal(path))})"
+    source = f"read_parquet({file_literal(path)})"
     query = f"SELECT {_SHOWN} FROM {source} WHERE {BATCH_COLUMN} = {ordinal}"
     return _first_rows(store, path, query, most)
 

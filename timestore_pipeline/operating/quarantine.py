@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.sql import file_literal, select_as
 from timestore_pipeline.errors import (
     BatchConflict,
     BatchesRefused,
@@ -48,7 +49,7 @@ from timestore_pipeline.ledger.quarantine import (
 from timestore_pipeline.ledger.slices import Slice, quarantined_slices
 from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column, glob_literal, literal, select_as
+from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.rows.readers import RowSource
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.rows.shapes import describe
@@ -353,7 +354,7 @@ def _stage_rows(
         schema = dataset_schema(tx, spec)
     if schema is None:
         raise EntryUnusable(entry.id, path)  # rows of a dataset without columns cannot be
-    kept = f"read_parquet({literal(glob_literal(path))})"
+    kept = f"read_parquet({file_literal(path)})"
     try:
         with store.writers.connection() as connection:
             stored = [Column(name, type_) for name, type_ in describe(connection, kept)]

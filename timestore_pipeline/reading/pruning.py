@@ -16,7 +16,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from timestore_pipeline.model.columns import Column, quote
+from timestore_pipeline.duck.sql import quote
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.reading.queries import json_objects
 
 LOW, HIGH = "min.", "max."

@@ -17,10 +17,10 @@ import duckdb
 
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.duck.connections import Bounds
+from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.storage.duckdb_files import reason_of
 
 _READING_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 

@@ -15,12 +15,14 @@ from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import Reach
+from timestore_pipeline.duck.remote_files import reason_of
+from timestore_pipeline.duck.sql import column_list, quote, typed_nulls
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.ledger.slices import Slice, unpublished_slices
 from timestore_pipeline.ledger.tables import VisibleTable, visible_tables
-from timestore_pipeline.model.columns import WINDOW_COLUMN, Column, column_list, quote, typed_nulls
+from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import query_bounds
 from timestore_pipeline.rows.one_per_key import winning_rows
@@ -35,7 +37,6 @@ from timestore_pipeline.segments.slices import (
     scratch_table,
     select_slices,
 )
-from timestore_pipeline.storage.duckdb_files import reason_of
 from timestore_pipeline.storage.table_folder import file_name, parquet_files
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import open_to_read

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import kept_connection
+from timestore_pipeline.duck.sql import column_list, quote, time_range_sql
 from timestore_pipeline.errors import QueryError, TableError, TimestoreError
-from timestore_pipeline.model.columns import Column, column_list, quote, time_range_sql
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import to_micros
 from timestore_pipeline.reading.queries import query_bounds, select, unfinished
 from timestore_pipeline.reading.relations import (

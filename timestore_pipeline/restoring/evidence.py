@@ -18,10 +18,11 @@ import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.datasets import NAME_PATTERN
+from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TableNotOurs, TablesAway, TimestoreError
 from timestore_pipeline.ledger.claims import MOST_APART
-from timestore_pipeline.model.columns import BATCH_COLUMN, Column, literal
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.segments.description import (
     SEGMENT_TABLE,

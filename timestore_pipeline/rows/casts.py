@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 from timestore_pipeline.datasets import TimeSpec, TimeUnit
-from timestore_pipeline.model.columns import Column, literal, quote
+from timestore_pipeline.duck.sql import literal, quote
+from timestore_pipeline.model.columns import Column
 
 INTEGERS = frozenset(
     {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}

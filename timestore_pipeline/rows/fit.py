@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.model.columns import BATCH_COLUMN, Column, quote
+from timestore_pipeline.duck.sql import quote
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.casts import LossyCast, cast_sql, time_sql
 from timestore_pipeline.rows.reasons import UnreadableFile

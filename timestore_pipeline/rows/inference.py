@@ -11,7 +11,8 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.model.columns import Column, check_name, glob_literal, inferred_type, literal, quote
+from timestore_pipeline.duck.sql import file_literal, quote
+from timestore_pipeline.model.columns import Column, check_name, inferred_type
 from timestore_pipeline.model.evolution import Schema, grown
 from timestore_pipeline.rows.arrow import read_arrow_schema
 from timestore_pipeline.rows.bounds import Bounds
@@ -171,7 +172,7 @@ def _describe_file(
         return describe_arrow(connection, read_arrow_schema(path, bounds))
     if format_ is FileFormat.PARQUET:
         bounds.check_parquet(path)
-        return describe(connection, f"read_parquet({literal(glob_literal(path))}, hive_partitioning = false)")
+        return describe(connection, f"read_parquet({file_literal(path)}, hive_partitioning = false)")
     shape = Shape(
         format_,
         () if format_ is FileFormat.JSON_LINES else csv_header(spec, path, bounds),

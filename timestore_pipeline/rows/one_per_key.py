@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.model.columns import POSITION_COLUMN, Column, quote, utc_timestamp_sql
+from timestore_pipeline.duck.sql import quote, utc_timestamp_sql
+from timestore_pipeline.model.columns import POSITION_COLUMN, Column
 
 
 def winning_rows(spec: DatasetSpec, columns: Sequence[Column], rows: str) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.model.columns import BATCH_COLUMN, EVERY_VALUE, Column, literal
+from timestore_pipeline.duck.sql import EVERY_VALUE, list_of_files, literal
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema, types_by_name
 from timestore_pipeline.rows.arrow import read_arrow
 from timestore_pipeline.rows.bounds import Bounds
@@ -32,7 +33,7 @@ from timestore_pipeline.rows.shapes import (
     is_gzip,
     parquet_shapes,
 )
-from timestore_pipeline.rows.texts import json_objects_sql, list_of_files, read_csv_sql, read_json_lines_sql
+from timestore_pipeline.rows.texts import json_objects_sql, read_csv_sql, read_json_lines_sql
 
 if TYPE_CHECKING:
     import pyarrow as pa

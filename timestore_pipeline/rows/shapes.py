@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.model.columns import glob_literal, literal
+from timestore_pipeline.duck.sql import file_literal, list_of_files
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.packed import unpacked_start
 from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason, unreadable
@@ -150,7 +150,7 @@ def parquet_shapes(
         if path in shapes:
             continue
         try:
-            found = describe(connection, f"read_parquet({literal(glob_literal(path))}, hive_partitioning = false)")
+            found = describe(connection, f"read_parquet({file_literal(path)}, hive_partitioning = false)")
             names, types = tuple(name for name, _ in found), tuple(type_ for _, type_ in found)
             shapes[path] = Shape(FileFormat.PARQUET, names, types)
         except duckdb.Error as error:
@@ -172,7 +172,7 @@ def _flat_parquet_shapes(connection: duckdb.DuckDBPyConnection, files: Sequence[
     """Read all schemas in one statement; files with nested columns, and all of them if one is damaged, are left out."""
     if not files:
         return {}
-    paths = "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
+    paths = list_of_files(files)
     try:
         rows = connection.execute(
             f"SELECT file_name, list(name ORDER BY column_id), list(duckdb_type ORDER BY column_id), "

@@ -11,13 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.model.columns import ROW_COLUMN, glob_literal, literal
+from timestore_pipeline.duck.sql import list_of_files, literal
+from timestore_pipeline.model.columns import ROW_COLUMN
 from timestore_pipeline.rows.shapes import Shape, compression
-
-
-def list_of_files(files: Iterable[Path]) -> str:
-    """Return files as a SQL list; each name means itself and no pattern."""
-    return "[" + ", ".join(literal(glob_literal(path)) for path in files) + "]"
 
 
 def read_csv_sql(spec: DatasetSpec, shape: Shape, found: Sequence[tuple[str, str]], files: Iterable[Path]) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column, literal
+from timestore_pipeline.duck.sql import literal
+from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.segments.identity import Client
 
 SEGMENT_TABLE = "rows"

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from timestore_pipeline.datasets import DatasetSpec, LatePolicy
+from timestore_pipeline.duck.sql import quote, utc_timestamp_sql
 from timestore_pipeline.errors import TooManyWindows
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import BATCH_COLUMN, Column, quote, utc_timestamp_sql
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.durations import format_duration
 from timestore_pipeline.model.windows import Window, from_micros, to_micros
 from timestore_pipeline.segments.description import DescribedGroup

@@ -14,18 +14,10 @@ from contextlib import suppress
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.sql import column_definitions, literal, quote, select_as, time_range_sql
 from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
 from timestore_pipeline.ledger.slices import Slice
-from timestore_pipeline.model.columns import (
-    POSITION_COLUMN,
-    ROW_COLUMN,
-    Column,
-    column_definitions,
-    literal,
-    quote,
-    select_as,
-    time_range_sql,
-)
+from timestore_pipeline.model.columns import POSITION_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import SEGMENT_TABLE
 from timestore_pipeline.store import Store

@@ -15,6 +15,8 @@ import duckdb
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.remote_files import duckdb_name
+from timestore_pipeline.duck.sql import column_list, literal, quote, time_range_sql, typed_nulls
 from timestore_pipeline.durable_files import (
     PRIVATE_FOLDER,
     TEMPORARY_SUFFIX,
@@ -26,19 +28,10 @@ from timestore_pipeline.durable_files import (
 from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.slices import Slice
-from timestore_pipeline.model.columns import (
-    WINDOW_COLUMN,
-    Column,
-    column_list,
-    literal,
-    quote,
-    time_range_sql,
-    typed_nulls,
-)
+from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.duckdb_files import duckdb_name
 from timestore_pipeline.storage.table_folder import PARQUET_SUFFIX
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.statistics import delta_statistics

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.model.columns import TIME_TYPES, Column
 
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
@@ -26,7 +27,7 @@ def delta_statistics(columns: Sequence[Column], rows: int, footer: Mapping[str, 
     highest: dict[str, Any] = {}
     nulls: dict[str, int] = {}
     for column in columns:
-        found = footer.get('"' + column.name.replace('"', '""') + '"')
+        found = footer.get(quote(column.name))
         if found is None:
             continue
         if "null_count" in found:

@@ -18,7 +18,7 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.duck.connections import connection_config
-from timestore_pipeline.model.columns import glob_literal, literal
+from timestore_pipeline.duck.sql import file_literal
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -68,7 +68,7 @@ def _write_directly(batch: pa.Table, path: Path) -> None:
 
 def _query_directly(store: Store, folder: Path) -> None:
     with duckdb.connect(":memory:", config=connection_config(store.settings)) as connection:
-        rows = f"read_parquet({literal(glob_literal(folder))} || '/*.parquet')"
+        rows = f"read_parquet({file_literal(folder)} || '/*.parquet')"
         connection.execute(_QUERY.format(rows=rows)).fetchall()
 
 

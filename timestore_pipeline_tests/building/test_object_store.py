@@ -16,6 +16,7 @@ from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.duck.remote_files import duckdb_path
 from timestore_pipeline.errors import (
     BuildAborted,
     LedgerLost,
@@ -35,7 +36,6 @@ from timestore_pipeline.operating.doctor import Level, look_at_table
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.storage.duckdb_files import duckdb_path
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable

@@ -20,11 +20,11 @@ from examples.demo.source import FIRST_DAY, unpack_sources
 from timestore_pipeline import crash_points
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.windows import published_totals
-from timestore_pipeline.model.columns import literal
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests import object_store

@@ -1,23 +1,16 @@
-"""Columns: the names and types that a dataset may have, and how they are written in SQL."""
+"""Columns: the names and types that a dataset may have."""
 
 from __future__ import annotations
 
 import duckdb
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from timestore_pipeline.model.columns import (
     RESERVED_NAMES,
-    Column,
     canonical_type,
     check_name,
-    column_definitions,
     columns_from_mapping,
     inferred_type,
-    literal,
-    quote,
-    utc_timestamp_sql,
 )
 
 ALLOWED = [
@@ -106,36 +99,3 @@ def test_other_names_are_fine(name: str):
 def test_two_names_that_differ_only_in_case_are_refused():
     with pytest.raises(ValueError, match="'Temp' and 'temp' differ only in case"):
         columns_from_mapping({"Temp": "double", "temp": "double"})
-
-
-@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
-def test_quoted_text_means_itself(text: str):
-    with duckdb.connect() as connection:
-        connection.execute(f"CREATE TABLE t ({column_definitions([Column(text, 'VARCHAR')])})")
-        connection.execute(f"INSERT INTO t VALUES ({literal(text)})")
-
-        result = connection.execute(f"SELECT {quote(text)} FROM t")
-        assert [column[0] for column in result.description or []] == [text]
-        assert result.fetchall() == [(text,)]
-
-
-@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
-@pytest.mark.parametrize(
-    ("type_", "value", "expected"),
-    [
-        ("TIMESTAMP", "2013-07-01 12:00:00", "2013-07-01 12:00:00"),
-        ("DATE", "2013-07-01", "2013-07-01 00:00:00"),
-        ("TIMESTAMP WITH TIME ZONE", "2013-07-01 12:00:00+02:00", "2013-07-01 10:00:00"),
-    ],
-)
-def test_a_time_column_becomes_utc_whatever_the_time_zone_of_the_session(
-    zone: str, type_: str, value: str, expected: str, connection: duckdb.DuckDBPyConnection
-):
-    connection.execute(f"SET TimeZone = '{zone}'")
-    connection.execute(f'CREATE TABLE t AS SELECT {type_} {literal(value)} AS "the time"')
-
-    in_utc = utc_timestamp_sql(Column("the time", type_))
-
-    found = connection.execute(f"SELECT typeof({in_utc}), CAST({in_utc} AS VARCHAR) FROM t").fetchone()
-
-    assert found == ("TIMESTAMP", expected)

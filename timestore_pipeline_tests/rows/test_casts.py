@@ -15,8 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.errors import BatchRejected
-from timestore_pipeline.model.columns import Column, literal
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.rows.casts import LossyCast, cast_sql
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline_tests.builders import arrow_bytes, ingest, parquet_bytes, readable

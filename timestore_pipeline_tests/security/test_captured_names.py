@@ -23,10 +23,11 @@ from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.damage import set_unreadable_aside, unreadable_slices
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.errors import BatchRejected
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.slices import unclaimed_slices
-from timestore_pipeline.model.columns import check_name, quote
+from timestore_pipeline.model.columns import check_name
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.losses import accept_losses
 from timestore_pipeline.operating.preview import preview

@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 from fsspec import AbstractFileSystem
 
-from timestore_pipeline.model.columns import glob_literal
+from timestore_pipeline.duck.sql import exact_name
 from timestore_pipeline.storage.contract import Storage
 
 SCHEME = "timestore"
@@ -44,7 +44,7 @@ def duckdb_path(place: Storage, key: str = "") -> str:
 
 def duckdb_name(place: Storage, key: str) -> str:
     """Return the name to give DuckDB for just this file."""
-    return glob_literal(Path(duckdb_path(place, key))) if place.local is not None else duckdb_path(place, key)
+    return exact_name(Path(duckdb_path(place, key))) if place.local is not None else duckdb_path(place, key)
 
 
 def register_places(connection: duckdb.DuckDBPyConnection, places: Iterable[Storage]) -> None:
