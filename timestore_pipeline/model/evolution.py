@@ -6,20 +6,13 @@ stays one, because a single batch must not turn everybody's ids into fractions.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.columns import Column, wider_type
 
 MAX_COLUMNS = 1_000
 """Most columns of a dataset that batches bring: beyond, a producer is taken to put data into column names."""
-
-_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
-_FLOATS = ("FLOAT", "DOUBLE")
-_DAYS = ("DATE", "TIMESTAMP")
-_DECIMAL = re.compile(r"^DECIMAL\((\d+),(\d+)\)$")
-_MAX_DECIMAL_DIGITS = 38
 
 
 @dataclass(frozen=True)
@@ -32,27 +25,6 @@ class Schema:
     version: int
     columns: tuple[Column, ...]
     required: frozenset[str]
-
-
-def wider_type(one: str, other: str) -> str | None:
-    """Return the narrowest type that holds every value of two canonical types as it is; None where there is none.
-
-    Example:
-        >>> wider_type("DECIMAL(6,2)", "DECIMAL(5,4)")
-        'DECIMAL(8,4)'
-    """
-    if one == other:
-        return one
-    for ladder in (_INTEGERS, _FLOATS, _DAYS):
-        if one in ladder and other in ladder:
-            return max(one, other, key=ladder.index)
-    decimals = _DECIMAL.match(one), _DECIMAL.match(other)
-    if decimals[0] and decimals[1]:
-        digits = [(int(found[1]), int(found[2])) for found in decimals if found]
-        scale = max(scale for _, scale in digits)
-        precision = scale + max(precision - scale for precision, scale in digits)
-        return f"DECIMAL({precision},{scale})" if precision <= _MAX_DECIMAL_DIGITS else None
-    return None
 
 
 def grown(columns: Iterable[Column], brought: Iterable[Column]) -> tuple[Column, ...]:

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.duck.sql import quote
-from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.columns import Column, Kind, kind_of
 from timestore_pipeline.reading.queries import json_objects
 
 LOW, HIGH = "min.", "max."
@@ -39,7 +39,6 @@ _PURE = frozenset(
         "to_weeks", "to_months", "to_quarters", "to_years", "strptime",
     }
 )  # fmt: skip
-_FLOATS = ("FLOAT", "DOUBLE")
 _FLOAT_SLACK = 1e-6
 _NOW = frozenset({"now", "get_current_timestamp", "current_timestamp", "transaction_timestamp"})
 _BOTH_SIDES = frozenset({"INNER"})
@@ -136,7 +135,7 @@ def _bounds(condition: str, columns: Sequence[Column], known: Sequence[str]) -> 
 
 def _bound(name: str, type_: str, known: Sequence[str]) -> str:
     value = f"TRY_CAST({quote(name)} AS {type_})" if name in known else f"CAST(NULL AS {type_})"
-    if type_ in _FLOATS:
+    if kind_of(type_) is Kind.FLOATING:
         # The bound of a column that was FLOAT when the file was written is a decimal text, a little off the value.
         value += f" {'-' if name.startswith(LOW) else '+'} abs({value}) * {_FLOAT_SLACK}"
     return f"{value} AS {quote(name)}"

@@ -7,25 +7,11 @@ microseconds, as Delta has no finer ones.
 
 from __future__ import annotations
 
-import re
-
 from timestore_pipeline.datasets import TimeSpec, TimeUnit
 from timestore_pipeline.duck.sql import literal, quote
-from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.columns import Column, Kind, decimal_digits, kind_of, whole_numbers_below
 
-INTEGERS = frozenset(
-    {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
-)
-
-_FLOATS = {"FLOAT": 1 << 24, "DOUBLE": 1 << 53}
-"""Up to here each has every whole number."""
-_EXACT_IN = {
-    "FLOAT": frozenset({"TINYINT", "SMALLINT", "UTINYINT", "USMALLINT", "BOOLEAN"}),
-    "DOUBLE": frozenset({"TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT", "UINTEGER", "BOOLEAN", "FLOAT"}),
-}
-_DECIMAL = re.compile(r"^DECIMAL\((\d+),(\d+)\)$")
 _MICROS_PER_UNIT = {TimeUnit.SECONDS: "* 1000000", TimeUnit.MILLISECONDS: "* 1000", TimeUnit.MICROSECONDS: ""}
-_PARSED_WITH_LOSS = frozenset({*INTEGERS, "FLOAT", "DOUBLE", "DATE", "BOOLEAN"})
 
 
 class LossyCast(Exception):
@@ -37,9 +23,9 @@ def type_in_text(type_: str) -> str:
 
     Where the parser would lose something the text itself is wanted; a time is wanted with its offset.
     """
-    if type_ in _PARSED_WITH_LOSS or _DECIMAL.match(type_):
-        return "VARCHAR"
-    return "TIMESTAMP WITH TIME ZONE" if type_ == "TIMESTAMP" else type_
+    if type_.startswith("TIMESTAMP"):
+        return "TIMESTAMP WITH TIME ZONE"
+    return type_ if kind_of(type_) is Kind.BYTES else "VARCHAR"
 
 
 def cast_sql(column: Column, source_type: str) -> str:
@@ -56,20 +42,19 @@ def cast_sql(column: Column, source_type: str) -> str:
         return name
     if column.type == "DATE" and source.startswith("TIMESTAMP"):
         raise _lossy(column, source_type)
-    if column.type in INTEGERS and (source in _FLOATS or source.startswith("DECIMAL")):
+    kept, brought = kind_of(column.type), kind_of(source)
+    if kept is Kind.WHOLE and brought in (Kind.FLOATING, Kind.DECIMAL):
         raise _lossy(column, source_type)
     if source == "VARCHAR":
         return _from_text(column, name)
-    decimal = _DECIMAL.match(column.type)
-    if decimal and source in _FLOATS:
+    if kept is Kind.DECIMAL and brought is Kind.FLOATING:
         # Its shortest text, because no fraction of ten has an end in binary.
         return _text_to_decimal(column, f"CAST({name} AS VARCHAR)")
-    if column.type in _FLOATS and source.startswith("DECIMAL"):
+    if kept is Kind.FLOATING and brought is Kind.DECIMAL:
         back = f"TRY_CAST(CAST(CAST({name} AS {column.type}) AS VARCHAR) AS {source_type})"
         return _if_the_same(column, name, back)
-    if column.type in _FLOATS and source not in _EXACT_IN[column.type]:
-        return _if_the_same(column, name, f"TRY_CAST(CAST({name} AS {column.type}) AS {source_type})")
-    if column.type == "BOOLEAN" or (decimal and source.startswith("DECIMAL")):
+    may_round = kept is Kind.FLOATING and not 0 < whole_numbers_below(source) <= whole_numbers_below(column.type)
+    if may_round or kept is Kind.TRUTH or (kept is Kind.DECIMAL and brought is Kind.DECIMAL):
         return _if_the_same(column, name, f"TRY_CAST(CAST({name} AS {column.type}) AS {source_type})")
     if column.type.startswith("TIMESTAMP") and source == "TIMESTAMP_NS":
         cut = f"make_timestamp({_micros_of_nanos(f'epoch_ns({name})')})"
@@ -88,7 +73,7 @@ def time_sql(column: Column, time: TimeSpec, source_type: str) -> str:
     if time.format and source == "VARCHAR":
         instant = f"strptime({name}, {literal(time.format)})"
         return _day(column, instant) if column.type == "DATE" else f"CAST({instant} AS {column.type})"
-    if source in INTEGERS or (source == "VARCHAR" and time.unit):
+    if kind_of(source) is Kind.WHOLE or (source == "VARCHAR" and time.unit):
         if time.unit is None:
             raise LossyCast(f"the time column {column.name!r} arrives as an integer; set time.unit: s, ms, us or ns")
         number = (
@@ -109,18 +94,19 @@ def _lossy(column: Column, source_type: str) -> LossyCast:
 
 
 def _from_text(column: Column, name: str) -> str:
-    if column.type in INTEGERS:
+    kept = kind_of(column.type)
+    if kept is Kind.WHOLE:
         return _text_to_integer(column, name)
-    if _DECIMAL.match(column.type):
+    if kept is Kind.DECIMAL:
         return _text_to_decimal(column, name)
-    if column.type in _FLOATS:
+    if kept is Kind.FLOATING:
         return _text_to_float(column, name)
     in_utc = f"CAST({name} AS TIMESTAMP WITH TIME ZONE)"
     if column.type == "TIMESTAMP":
         return f"CAST({in_utc} AS TIMESTAMP)"
     if column.type == "DATE":
         return _day(column, in_utc)
-    if column.type == "BOOLEAN":
+    if kept is Kind.TRUTH:
         return f"CASE WHEN {name} IS NOT NULL THEN coalesce(TRY_CAST({name} AS BOOLEAN), {_refusal(column, name)}) END"
     return f"CAST({name} AS {column.type})"
 
@@ -144,7 +130,7 @@ def _text_to_integer(column: Column, text: str) -> str:
 
 def _text_to_decimal(column: Column, text: str) -> str:
     """Return SQL that counts the digits after the point: those that the column has no place for must be zeros."""
-    scale = int(column.type.removesuffix(")").rpartition(",")[2])
+    _, scale = decimal_digits(column.type) or (0, 0)
     places = f"length(regexp_extract({text}, '\\.([0-9_]*?)[0_]*[eE]', 1))"
     exponent = f"TRY_CAST(regexp_extract({text}, '[eE]([+-]?[0-9]+)', 1) AS INTEGER)"
     lossy = (
@@ -164,7 +150,7 @@ def _text_to_float(column: Column, text: str) -> str:
     is_number = f"regexp_matches({text}, '[0-9]')"
     same = f"coalesce(TRY_CAST({value} AS HUGEINT) = TRY_CAST({text} AS HUGEINT), false)"
     return (
-        f"CASE WHEN abs({value}) < {_FLOATS[column.type]} THEN {value} WHEN {text} IS NULL THEN NULL "
+        f"CASE WHEN abs({value}) < {whole_numbers_below(column.type)} THEN {value} WHEN {text} IS NULL THEN NULL "
         f"WHEN {value} IS NULL OR (isinf({value}) AND {is_number}) OR ({is_whole} AND NOT {same}) "
         f"THEN {_refusal(column, text)} ELSE {value} END"
     )

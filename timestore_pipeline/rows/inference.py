@@ -12,7 +12,7 @@ import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.duck.sql import file_literal, quote
-from timestore_pipeline.model.columns import Column, check_name, inferred_type
+from timestore_pipeline.model.columns import TIME_TYPES, Column, check_name, inferred_type
 from timestore_pipeline.model.evolution import Schema, grown
 from timestore_pipeline.rows.arrow import read_arrow_schema
 from timestore_pipeline.rows.bounds import Bounds
@@ -77,7 +77,7 @@ def columns_of(spec: DatasetSpec, found: Sequence[tuple[str, str]]) -> tuple[Col
     time_type = by_name.get(spec.time.column)
     if time_type is None:
         raise UnreadableFile(f"the time column {spec.time.column!r} is missing; the columns are {', '.join(by_name)}")
-    if time_type not in ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "DATE"):
+    if time_type not in TIME_TYPES:
         raise UnreadableFile(
             f"the time column {spec.time.column!r} has type {time_type}; "
             "set time.format (for text) or time.unit (for integers) of the dataset"

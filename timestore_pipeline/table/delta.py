@@ -11,9 +11,10 @@ from functools import wraps
 from typing import Any
 
 import deltalake
-from deltalake import CommitProperties, PostCommitHookProperties, Schema, TableFeatures, Transaction
+from deltalake import CommitProperties, Field, PostCommitHookProperties, Schema, TableFeatures, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
+from deltalake.schema import PrimitiveType
 from deltalake.transaction import AddAction, RemoveAction
 
 from timestore_pipeline.errors import DeltaPanic, TooManyOpenFiles
@@ -26,7 +27,9 @@ __all__ = [
     "DeltaError",
     "DeltaStorageHandler",
     "DeltaTable",
+    "Field",
     "PostCommitHookProperties",
+    "PrimitiveType",
     "RemoveAction",
     "Schema",
     "TableFeatures",

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timestore_pipeline.duck.sql import quote
-from timestore_pipeline.model.columns import TIME_TYPES, Column
+from timestore_pipeline.model.columns import TIME_TYPES, Column, Kind, kind_of
 
-_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
 # Infinite times, and those before the year 1 and after 9999, have no form that every reader of Delta tables takes.
 _WRITABLE_TIME = re.compile(r"^\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?(\+00)?)?$")
 # Longer texts bloat the log more than they help to skip files.
@@ -43,9 +42,10 @@ def delta_statistics(columns: Sequence[Column], rows: int, footer: Mapping[str, 
 def _bound(column: Column, text: str | None) -> Any:
     if text is None:
         return None
-    if column.type in _INTEGERS:
+    kind = kind_of(column.type)
+    if kind is Kind.WHOLE:
         return int(text)
-    if column.type in ("FLOAT", "DOUBLE"):
+    if kind is Kind.FLOATING:
         value = float(text)
         return value if math.isfinite(value) else None
     if column.type in TIME_TYPES and not _WRITABLE_TIME.match(text):

@@ -33,7 +33,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import PUBLISHING
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import POSITION_COLUMN, WINDOW_COLUMN, Column
+from timestore_pipeline.model.columns import POSITION_COLUMN, WINDOW_COLUMN, Column, delta_type, type_in_delta
 from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import (
@@ -53,7 +53,9 @@ from timestore_pipeline.table.delta import (
     DeltaError,
     DeltaStorageHandler,
     DeltaTable,
+    Field,
     PostCommitHookProperties,
+    PrimitiveType,
     RemoveAction,
     Schema,
     TableFeatures,
@@ -66,20 +68,6 @@ from timestore_pipeline.table.delta import (
 if TYPE_CHECKING:
     from timestore_pipeline.ledger.builds import Build
 
-_ARROW_TYPES = {
-    "BOOLEAN": pa.bool_(),
-    "TINYINT": pa.int8(),
-    "SMALLINT": pa.int16(),
-    "INTEGER": pa.int32(),
-    "BIGINT": pa.int64(),
-    "FLOAT": pa.float32(),
-    "DOUBLE": pa.float64(),
-    "VARCHAR": pa.string(),
-    "BLOB": pa.binary(),
-    "DATE": pa.date32(),
-    "TIMESTAMP": pa.timestamp("us"),
-    "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
-}
 _OWNER = "timestore.installation"
 """The property of a table that has the identity of its installation."""
 
@@ -204,7 +192,7 @@ def ensure_table(place: Storage, dataset: str, columns: Sequence[Column], instal
         try:
             table = DeltaTable.create(
                 place.location,
-                schema=arrow_schema(columns),
+                schema=delta_schema(columns),
                 mode="ignore",
                 storage_options=dict(place.options),
                 partition_by=[WINDOW_COLUMN],
@@ -486,17 +474,14 @@ def table_columns(table: DeltaTable) -> tuple[Column, ...]:
     Raises:
         ValueError: one has a type that no dataset can hold.
     """
-    types = {arrow: name for name, arrow in _ARROW_TYPES.items()}
     found = []
-    for field in pa.schema(table.schema().to_arrow()):
+    for field in table.schema().fields:
         if field.name in (WINDOW_COLUMN, POSITION_COLUMN):
             continue
-        if pa.types.is_decimal(field.type):
-            found.append(Column(field.name, f"DECIMAL({field.type.precision},{field.type.scale})"))
-        elif field.type in types:
-            found.append(Column(field.name, types[field.type]))
-        else:
-            raise ValueError(f"column {field.name!r} of the table has the type {field.type}")
+        type_ = type_in_delta(field.type.type)
+        if type_ is None:
+            raise ValueError(f"column {field.name!r} of the table has the type {field.type.type}")
+        found.append(Column(field.name, type_))
     return tuple(found)
 
 
@@ -620,18 +605,10 @@ def sequence_of_file(name: str) -> int | None:
     return int(number) if number.isdecimal() and name.startswith(file_prefix(int(number))) else None
 
 
-def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
-    """Return the Arrow schema of a table with these columns and the partition column."""
-    return pa.schema(
-        [*(pa.field(column.name, _arrow_type(column)) for column in columns), (WINDOW_COLUMN, pa.string())]
-    )
-
-
-def _arrow_type(column: Column) -> pa.DataType:
-    if column.type.startswith("DECIMAL"):
-        precision, scale = column.type.removeprefix("DECIMAL(").removesuffix(")").split(",")
-        return pa.decimal128(int(precision), int(scale))
-    return _ARROW_TYPES[column.type]
+def delta_schema(columns: Sequence[Column]) -> Schema:
+    """Return the schema of a table with these columns and the partition column."""
+    types = [*((column.name, delta_type(column.type)) for column in columns), (WINDOW_COLUMN, delta_type("VARCHAR"))]
+    return Schema([Field(name, PrimitiveType(type_)) for name, type_ in types])
 
 
 def _app_id(dataset: str, lane: int) -> str:
@@ -708,7 +685,7 @@ def _commit_on(
     table.create_write_transaction(
         actions,
         "overwrite" if grows else "append",
-        arrow_schema(columns),
+        delta_schema(columns),
         [WINDOW_COLUMN],
         partition_filters=[(WINDOW_COLUMN, "in", windows or [_NO_WINDOW])] if grows else None,
         commit_properties=CommitProperties(
@@ -730,13 +707,13 @@ def _commit_on(
 
 def has_columns(table: DeltaTable, columns: Sequence[Column]) -> bool:
     """Whether the table has just these columns at its version; those of the ledger may be ahead until a flush."""
-    return _types(table.schema()) == _types(Schema.from_arrow(arrow_schema(columns)))
+    return _types(table.schema()) == _types(delta_schema(columns))
 
 
 def types_that_differ(table: DeltaTable, columns: Sequence[Column]) -> set[str]:
     """Return the names of those columns that the table has with another type."""
     had = _types(table.schema())
-    wanted = _types(Schema.from_arrow(arrow_schema(columns)))
+    wanted = _types(delta_schema(columns))
     return {name for name, type_ in wanted.items() if had.get(name, type_) != type_}
 
 

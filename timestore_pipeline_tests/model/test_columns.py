@@ -1,16 +1,21 @@
-"""Columns: the names and types that a dataset may have."""
+"""Columns: the names and types that a dataset may have, and which type is wider than which."""
 
 from __future__ import annotations
 
 import duckdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from timestore_pipeline.model.columns import (
     RESERVED_NAMES,
     canonical_type,
     check_name,
     columns_from_mapping,
+    delta_type,
     inferred_type,
+    type_in_delta,
+    wider_type,
 )
 
 ALLOWED = [
@@ -18,6 +23,18 @@ ALLOWED = [
     "text", "varchar", "blob", "binary", "date", "timestamp", "timestamptz", "timestamp with time zone",
     "decimal(18,3)", "numeric( 5 , 2 )",
 ]  # fmt: skip
+
+TYPES = (
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "BLOB", "DATE", "TIMESTAMP",
+    "TIMESTAMP WITH TIME ZONE", "DECIMAL(6,2)", "DECIMAL(5,4)", "DECIMAL(18,0)", "DECIMAL(38,2)", "DECIMAL(38,38)",
+)  # fmt: skip
+types = st.sampled_from(TYPES)
+# Of each type the values that a narrower one could not hold.
+EXTREMES = {
+    "TINYINT": ("-128", "127"), "SMALLINT": ("-32768", "32767"), "INTEGER": ("-2147483648", "2147483647"),
+    "FLOAT": ("3.4028235e38", "1e-45", "'nan'", "'-infinity'"), "DATE": ("'0001-01-01'", "'9999-12-31'"),
+    "DECIMAL(6,2)": ("9999.99", "-0.01"), "DECIMAL(5,4)": ("9.9999", "-0.0001"), "DECIMAL(18,0)": ("9" * 18,),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -99,3 +116,54 @@ def test_other_names_are_fine(name: str):
 def test_two_names_that_differ_only_in_case_are_refused():
     with pytest.raises(ValueError, match="'Temp' and 'temp' differ only in case"):
         columns_from_mapping({"Temp": "double", "temp": "double"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ("TINYINT", "BIGINT", "BIGINT"),
+        ("INTEGER", "SMALLINT", "INTEGER"),
+        ("FLOAT", "DOUBLE", "DOUBLE"),
+        ("DATE", "TIMESTAMP", "TIMESTAMP"),
+        ("DECIMAL(6,2)", "DECIMAL(12,4)", "DECIMAL(12,4)"),
+        ("DECIMAL(6,2)", "DECIMAL(5,4)", "DECIMAL(8,4)"),
+        ("DECIMAL(38,2)", "DECIMAL(38,38)", None),
+        ("INTEGER", "DOUBLE", None),
+        ("BIGINT", "DECIMAL(20,0)", None),
+        ("DATE", "TIMESTAMP WITH TIME ZONE", None),
+        ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE", None),
+        ("VARCHAR", "INTEGER", None),
+        ("BOOLEAN", "TINYINT", None),
+    ],
+)
+def test_the_wider_type(one: str, other: str, both: str | None):
+    assert wider_type(one, other) == both
+
+
+@given(types, types, types)
+def test_widening_has_an_order(one: str, other: str, third: str):
+    both = wider_type(one, other)
+    assert both == wider_type(other, one)
+    assert wider_type(one, one) == one
+    if both is not None:
+        assert wider_type(both, one) == both
+        all_three = wider_type(both, third)
+        if all_three is not None:
+            assert wider_type(one, third) is not None
+
+
+@pytest.mark.parametrize("narrow", EXTREMES)
+@pytest.mark.parametrize("found", TYPES)
+def test_a_wider_type_has_every_value(narrow: str, found: str):
+    wide = wider_type(narrow, found)
+    if wide is None:
+        return
+    connection = duckdb.connect()
+    for value in EXTREMES[narrow]:
+        same = f"SELECT CAST(CAST(CAST({value} AS {narrow}) AS {wide}) AS {narrow}) IS NOT DISTINCT FROM "
+        assert connection.execute(f"{same} CAST({value} AS {narrow})").fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_a_type_is_found_again_in_a_table(type_: str):
+    assert type_in_delta(delta_type(type_)) == type_

@@ -2,75 +2,14 @@
 
 from __future__ import annotations
 
-import duckdb
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.evolution import MAX_COLUMNS, changes, declared_growth, grown, widened, wider_type
-
-TYPES = (
-    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "BLOB", "DATE", "TIMESTAMP",
-    "TIMESTAMP WITH TIME ZONE", "DECIMAL(6,2)", "DECIMAL(5,4)", "DECIMAL(18,0)", "DECIMAL(38,2)", "DECIMAL(38,38)",
-)  # fmt: skip
-types = st.sampled_from(TYPES)
-# Of each type the values that a narrower one could not hold.
-EXTREMES = {
-    "TINYINT": ("-128", "127"), "SMALLINT": ("-32768", "32767"), "INTEGER": ("-2147483648", "2147483647"),
-    "FLOAT": ("3.4028235e38", "1e-45", "'nan'", "'-infinity'"), "DATE": ("'0001-01-01'", "'9999-12-31'"),
-    "DECIMAL(6,2)": ("9999.99", "-0.01"), "DECIMAL(5,4)": ("9.9999", "-0.0001"), "DECIMAL(18,0)": ("9" * 18,),
-}  # fmt: skip
+from timestore_pipeline.model.evolution import MAX_COLUMNS, changes, declared_growth, grown, widened
 
 
 def columns(**types: str) -> tuple[Column, ...]:
     return tuple(Column(name, type_) for name, type_ in types.items())
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "both"),
-    [
-        ("TINYINT", "BIGINT", "BIGINT"),
-        ("INTEGER", "SMALLINT", "INTEGER"),
-        ("FLOAT", "DOUBLE", "DOUBLE"),
-        ("DATE", "TIMESTAMP", "TIMESTAMP"),
-        ("DECIMAL(6,2)", "DECIMAL(12,4)", "DECIMAL(12,4)"),
-        ("DECIMAL(6,2)", "DECIMAL(5,4)", "DECIMAL(8,4)"),
-        ("DECIMAL(38,2)", "DECIMAL(38,38)", None),
-        ("INTEGER", "DOUBLE", None),
-        ("BIGINT", "DECIMAL(20,0)", None),
-        ("DATE", "TIMESTAMP WITH TIME ZONE", None),
-        ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE", None),
-        ("VARCHAR", "INTEGER", None),
-        ("BOOLEAN", "TINYINT", None),
-    ],
-)
-def test_the_wider_type(one: str, other: str, both: str | None):
-    assert wider_type(one, other) == both
-
-
-@given(types, types, types)
-def test_widening_has_an_order(one: str, other: str, third: str):
-    both = wider_type(one, other)
-    assert both == wider_type(other, one)
-    assert wider_type(one, one) == one
-    if both is not None:
-        assert wider_type(both, one) == both
-        all_three = wider_type(both, third)
-        if all_three is not None:
-            assert wider_type(one, third) is not None
-
-
-@pytest.mark.parametrize("narrow", EXTREMES)
-@pytest.mark.parametrize("found", TYPES)
-def test_a_wider_type_has_every_value(narrow: str, found: str):
-    wide = wider_type(narrow, found)
-    if wide is None:
-        return
-    connection = duckdb.connect()
-    for value in EXTREMES[narrow]:
-        same = f"SELECT CAST(CAST(CAST({value} AS {narrow}) AS {wide}) AS {narrow}) IS NOT DISTINCT FROM "
-        assert connection.execute(f"{same} CAST({value} AS {narrow})").fetchall() == [(True,)]
 
 
 def test_new_columns_stand_at_the_end_and_known_ones_keep_their_place():
