@@ -25,9 +25,10 @@ from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.settings import load_settings
-from timestore_pipeline.staging.ingest import IngestReport, ingest_files, stage_file
+from timestore_pipeline.staging.ingest import IngestReport, ingest_files
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS
+from timestore_pipeline.staging.stage import stage_file
 from timestore_pipeline.staging.suspects import suspected_datasets
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.retention import unlink_published_segments

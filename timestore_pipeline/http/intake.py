@@ -156,7 +156,7 @@ class Intake:
             return writer
 
     def _known(self, spec: DatasetSpec, batch: IncomingBatch) -> Receipt | None:
-        known = settle_known(self._timestore.store, spec, [batch]).get(batch.batch_id)
+        (known,) = settle_known(self._timestore.store, spec, [batch])
         if isinstance(known, BatchConflict):
             raise known
         return known

@@ -6,34 +6,30 @@ ledger transaction. Bytes go only after the ledger says so; a crash in between l
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.duck.sql import file_literal, select_as
 from timestore_pipeline.errors import (
     BatchConflict,
-    BatchesRefused,
     BatchRejected,
     EntryNotOpen,
     EntryNotRetried,
     EntryUnusable,
     NotRestored,
     ObjectMissing,
+    SegmentNotWritten,
     TimestoreError,
     UnknownEntry,
 )
 from timestore_pipeline.landing.found import is_ready_name
-from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batch
-from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import (
     QuarantineEntry,
     begin_try,
@@ -49,25 +45,11 @@ from timestore_pipeline.ledger.quarantine import (
 from timestore_pipeline.ledger.slices import Slice, quarantined_slices
 from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
-from timestore_pipeline.rows.readers import RowSource
-from timestore_pipeline.rows.reasons import readable_reason
-from timestore_pipeline.rows.shapes import describe
-from timestore_pipeline.segments.description import IncomingBatch
-from timestore_pipeline.segments.identity import MAX_BATCH_ID, RETRY_MARK
-from timestore_pipeline.segments.judging import reason_in_words
-from timestore_pipeline.segments.segment import write_segment
+from timestore_pipeline.operating.kept_rows import KeptRows
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging.arrivals import archive_day, file_fingerprint
-from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.receipts import (
-    SegmentSchema,
-    StagedMeanwhile,
-    acknowledge_segment,
-    duplicate_receipts,
-)
-from timestore_pipeline.staging.room import check_room
-from timestore_pipeline.staging.turns import turn
+from timestore_pipeline.staging.arrivals import archive_day
+from timestore_pipeline.staging.load import load, receipt_of
+from timestore_pipeline.staging.stage import stage_late_file
 from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
 
 log = logging.getLogger(__name__)
@@ -256,7 +238,7 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
     if path is None:
         raise EntryUnusable(entry.id, store.staging.shown(entry.path))
     try:
-        receipt = stage_file(store, spec.name, path, source=entry.source, take_late=True)
+        receipt = stage_late_file(store, spec.name, path, entry.source)
     except (BatchRejected, BatchConflict) as error:
         return _still_there(store, entry, error.reason if isinstance(error, BatchRejected) else str(error))
     # Where the file is not what it was when it was set aside, its batch has another id than the entry.
@@ -299,22 +281,6 @@ def _clear_away(store: Store, spec: DatasetSpec, path: Path) -> None:
         log.warning("%s: %s is staged but could not be cleared away: %s", spec.name, path, error.strerror or error)
 
 
-def retry_batch_id(entry: QuarantineEntry) -> str:
-    """Return the batch id under which the rows of an entry are staged again; the same each time."""
-    mark = f"{RETRY_MARK}{entry.id}"
-    short, hashed = origins_of_retry(entry.batch_id)
-    return (short if len(short) + len(mark) <= MAX_BATCH_ID else hashed) + mark
-
-
-def origins_of_retry(batch_id: str) -> tuple[str, str]:
-    """Return with what the ids of retried rows of a batch begin: its own id, or where that is too long its hash.
-
-    Rows that were impossible twice do not make the id longer each time.
-    """
-    origin = batch_id.partition(RETRY_MARK)[0]
-    return origin, f"batch-{hashlib.sha256(origin.encode()).hexdigest()}"
-
-
 def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:
     try:
         path = store.staging.fetch(entry.path)
@@ -322,84 +288,20 @@ def _retry_rows(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
         raise EntryUnusable(entry.id, store.staging.shown(entry.path)) from None
     if not path.is_file():
         raise EntryUnusable(entry.id, path)
-    with store.ledger.read() as tx:
-        ordinal = ordinal_of_batch(tx, spec.name, entry.batch_id)
-        position = position_of_batch(tx, spec.name, entry.batch_id)
-    content = hashlib.sha256(f"{file_fingerprint(path)}/{ordinal}".encode()).hexdigest()
-    batch = IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)
-    while True:
-        if duplicate_receipts(store, spec, [batch]):
-            store.ledger.transact(lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()))
-            return Retried(_now(store, entry), 0)
-        limits = check_room(store, spec, 1)
-        try:
-            with turn(store, spec, limits):
-                return _stage_rows(store, spec, entry, batch, path, ordinal, position, by, limits.max_windows)
-        except StagedMeanwhile:
-            continue
-
-
-def _stage_rows(
-    store: Store,
-    spec: DatasetSpec,
-    entry: QuarantineEntry,
-    batch: IncomingBatch,
-    path: Path,
-    ordinal: int,
-    position: int | None,
-    by: str,
-    most_windows: int,
-) -> Retried:
-    with store.ledger.read() as tx:
-        schema = dataset_schema(tx, spec)
-    if schema is None:
-        raise EntryUnusable(entry.id, path)  # rows of a dataset without columns cannot be
-    kept = f"read_parquet({file_literal(path)})"
-    try:
-        with store.writers.connection() as connection:
-            stored = [Column(name, type_) for name, type_ in describe(connection, kept)]
-            # With a key they keep their places: rows that were staged since then are newer.
-            number = f", {ROW_COLUMN}" if spec.key else ""
-            rows = RowSource(
-                f"SELECT {select_as(schema.columns, stored)}, 0 AS {BATCH_COLUMN}{number} FROM {kept} "
-                f"WHERE {BATCH_COLUMN} = {ordinal}",
-                numbered=spec.key is not None,
-            )
-            written = write_segment(
-                store,
-                connection,
-                spec,
-                schema.columns,
-                [rows],
-                batches=[batch],
-                expected_bytes=entry.bytes,
-                take_late=True,
-                most_windows=most_windows,
-                position=position,
-            )
-    except BatchesRefused as error:
-        return _still_there(store, entry, error.reasons[0])
-    except duckdb.Error as error:
-        return _still_there(store, entry, f"the rows cannot be read back: {readable_reason(error)}")
-    left = reason_in_words(written.refused.get(0, ())) or None
-    if written.row is None:
-        written.discard(store)
-        _still_there(store, entry, left or "the file has no rows of this batch")
-        return Retried(_now(store, entry), 0, left)
-    # What is still impossible gets an entry of its own in the same transaction.
-    try:
-        acknowledged = acknowledge_segment(
-            store,
-            spec,
-            SegmentSchema(schema.version, position=position),
-            written,
-            [batch],
-            together=lambda tx: resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now_micros()),
-        )
-    except BatchesRefused as error:
-        return _still_there(store, entry, error.reasons[0])
+    rows = KeptRows(store, spec, entry, path, by)
+    (answer,) = load(rows).in_order
+    if isinstance(answer, BatchRejected):
+        return _still_there(store, entry, answer.reason)
+    if isinstance(answer, SegmentNotWritten):
+        if isinstance(answer.__cause__, OSError):
+            raise answer.__cause__
+        return _still_there(store, entry, f"the rows cannot be read back: {answer.reason}")
+    receipt = receipt_of(answer)
+    if receipt.duplicate:
+        store.ledger.transact(rows.record)
+        return Retried(_now(store, entry), 0)
     _mark_decided(store, entry)
-    return Retried(_now(store, entry), acknowledged.receipts[0].rows, left)
+    return Retried(_now(store, entry), receipt.rows, rows.left)
 
 
 def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str) -> Retried:

@@ -32,6 +32,7 @@ from timestore_pipeline.segments.identity import MAX_BATCH_ID
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.staging.frames import as_table, table_fingerprint
 from timestore_pipeline.staging.ingest import IngestReport
+from timestore_pipeline.staging.load import receipt_of
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -188,10 +189,9 @@ def _last_time(store: Store, spec: DatasetSpec, prefix: str, source: str, table:
 
 
 def _receipt(store: Store, spec: DatasetSpec, batch: IncomingBatch) -> Receipt:
-    answer = settle_known(store, spec, [batch])[batch.batch_id]
-    if isinstance(answer, BatchConflict):
-        raise answer
-    return answer
+    (answer,) = settle_known(store, spec, [batch])
+    assert answer is not None
+    return receipt_of(answer)
 
 
 def _segment_bytes(store: Store, receipt: Receipt) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
 from timestore_pipeline.ledger.restoring import RestoredSegment
 from timestore_pipeline.model.windows import Granularity, Window, from_micros
-from timestore_pipeline.operating.quarantine import origins_of_retry
+from timestore_pipeline.operating.kept_rows import origins_of_retry
 from timestore_pipeline.restoring.evidence import Evidence, FoundSegment
 from timestore_pipeline.segments.description import DescribedBatch, Description, staged_at_of
 from timestore_pipeline.segments.identity import RETRY_MARK

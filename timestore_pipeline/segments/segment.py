@@ -9,7 +9,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -68,6 +68,11 @@ class WrittenSegment:
     numbers: int = 0
 
     @property
+    def refused_rows(self) -> dict[int, int]:
+        """How many rows of each batch are refused, of those that have any, by ordinal."""
+        return {ordinal: sum(part.rows for part in parts) for ordinal, parts in self.refused.items()}
+
+    @property
     def most_windows(self) -> int:
         """How many windows that batch has which has the most."""
         windows = Counter(ordinal for piece in self.slices for ordinal in piece.batch_rows)
@@ -96,66 +101,49 @@ def new_segment_id() -> str:
     return f"{now_micros():014x}{secrets.token_hex(5)}"
 
 
-def write_segment(
-    store: Store,
-    connection: duckdb.DuckDBPyConnection,
-    spec: DatasetSpec,
-    columns: Sequence[Column],
-    sources: Sequence[RowSource],
-    *,
-    batches: Sequence[IncomingBatch],
-    expected_bytes: int,
-    take_late: bool = False,
-    times: Sequence[BatchTimes] | None = None,
-    most_windows: int = 0,
-    position: int | None = None,
-) -> WrittenSegment:
-    """Write the rows of ``sources`` into a new segment; returns once it is whole and durable on disk.
+@dataclass(frozen=True)
+class SegmentDraft:
+    """What is to be written as one segment.
 
     Args:
-        store: the installation.
-        connection: an in-memory connection without anything attached.
-        spec: the dataset.
-        columns: its columns, which every source selects in this order.
+        columns: the dataset's columns, which every source selects in this order.
         sources: the rows, each with the ordinal of its batch.
         batches: what the batches are, by ordinal; the segment says so of itself.
-        expected_bytes: rough size of the input; chooses the segment's block size.
         take_late: stage rows of closed windows whatever the dataset does with them, because somebody said so.
         times: the times of the batches by ordinal, where they are known without reading them back.
         most_windows: how many windows a batch may have rows in; 0 is no limit.
         position: that of row number 0, where rows of a dataset with a key keep the places that they had.
+    """
+
+    columns: Sequence[Column]
+    sources: Sequence[RowSource]
+    batches: Sequence[IncomingBatch]
+    take_late: bool = False
+    times: Sequence[BatchTimes] | None = None
+    most_windows: int = 0
+    position: int | None = None
+
+
+def write_segment(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, draft: SegmentDraft
+) -> WrittenSegment:
+    """Write the rows of a draft into a new segment; returns once it is whole and durable on disk.
 
     Raises:
-        TooManyWindows: batches have rows in more; nothing is left behind.
+        TooManyWindows: batches have rows in more windows than they may; nothing is left behind.
         PlaceError: staging, or the dataset's folder in it, is not the one that segments were written to before.
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
     segment_id = new_segment_id()
     key = f"{spec.name}/{segment_id}{SEGMENT_SUFFIX}"
-    judge = Judge.of(
-        spec, columns, store.settings.staging_max_future_ms, take_late=take_late, most_windows=most_windows
-    )
     store.places.claim_segments(spec.name)
-    if spec.key and position is None:
+    if spec.key and draft.position is None:
         # By this a ledger that is made again from files tells what came first; clocks go back.
         with store.ledger.read() as tx:
-            position = next_position(tx, spec.name)
+            draft = replace(draft, position=next_position(tx, spec.name))
     temporary = store.staging.scratch(key)
     try:
-        filled = _fill(
-            store,
-            connection,
-            spec,
-            columns,
-            sources,
-            batches,
-            temporary,
-            segment_id,
-            expected_bytes,
-            judge,
-            times,
-            position,
-        )
+        filled = _fill(store, connection, spec, draft, temporary, segment_id)
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
             with suppress(duckdb.Error):
@@ -164,7 +152,7 @@ def write_segment(
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
         raise
     finally:
-        for source in sources:
+        for source in draft.sources:
             for name in source.tables:
                 connection.unregister(name)
     try:
@@ -199,16 +187,19 @@ def _fill(
     store: Store,
     connection: duckdb.DuckDBPyConnection,
     spec: DatasetSpec,
-    columns: Sequence[Column],
-    sources: Iterable[RowSource],
-    batches: Sequence[IncomingBatch],
+    draft: SegmentDraft,
     path: Path,
     segment_id: str,
-    expected_bytes: int,
-    judge: Judge,
-    times: Sequence[BatchTimes] | None,
-    after: int | None,
 ) -> _Filled:
+    columns, batches = draft.columns, draft.batches
+    judge = Judge.of(
+        spec,
+        columns,
+        store.settings.staging_max_future_ms,
+        take_late=draft.take_late,
+        most_windows=draft.most_windows,
+    )
+    expected_bytes = sum(batch.source_bytes for batch in batches)
     block = _LARGE_BLOCK if expected_bytes >= _LARGE_FROM_BYTES else _SMALL_BLOCK
     row_number = f", {ROW_COLUMN} BIGINT NOT NULL" if spec.key else ""
     # Without a log of its own: a segment that is not whole is thrown away, so there is nothing to recover.
@@ -216,8 +207,8 @@ def _fill(
         f"ATTACH {literal(str(path))} AS segment (BLOCK_SIZE {block}, RECOVERY_MODE no_wal_writes); BEGIN; "
         f"CREATE TABLE {_TABLE} ({column_definitions(columns)}, {BATCH_COLUMN} INTEGER NOT NULL{row_number})"
     )
-    numbers = _insert(connection, spec, sources)
-    judged = judge.look(connection, _TABLE, times)
+    numbers = _insert(connection, spec, draft.sources)
+    judged = judge.look(connection, _TABLE, draft.times)
     if judged.dropped:
         connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
     described = described_batches(
@@ -227,7 +218,7 @@ def _fill(
         {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
         judged.dropped,
     )
-    description = Description(spec.name, spec.window.value, described, judged.groups, after)
+    description = Description(spec.name, spec.window.value, described, judged.groups, draft.position)
     refused_path, refused_bytes = None, 0
     if judged.refused:
         refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"

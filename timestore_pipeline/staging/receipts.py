@@ -84,26 +84,25 @@ def reserved_id(dataset: str, batch: IncomingBatch) -> BatchIdReserved:
 
 
 class StagedMeanwhile(Exception):
-    """A segment was overtaken: write it again.
+    """A segment was overtaken: ask the ledger, and write it again.
 
-    Another process was first with some of its batches or with other columns, or swept the file as an orphan.
+    Another process was first with some of its batches, with other columns or limits, or swept the file as an orphan.
     """
-
-    def __init__(self, batch_ids: frozenset[str]) -> None:
-        self.batch_ids = batch_ids
-        super().__init__(f"{len(batch_ids)} batches are staged already")
 
 
 @dataclass(frozen=True)
-class SegmentSchema:
-    """The columns of a new segment: those of version ``base`` in the ledger (0: none), and what is to be taken up.
+class Premises:
+    """What a segment was written on, which may be otherwise by now.
 
+    Its columns are those of version ``base`` in the ledger (0: none) with what is to be taken up (``steps``).
     ``position`` is that of its row number 0 where its rows keep the places that they had, in a dataset with a key.
+    ``in_turn`` is False where it was written out of turn, because the dataset had no limit of turns.
     """
 
     base: int
     steps: tuple[SchemaStep, ...] = ()
     position: int | None = None
+    in_turn: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,28 +116,25 @@ class Acknowledged:
 def acknowledge_segment(
     store: Store,
     spec: DatasetSpec,
-    schema: SegmentSchema,
+    premises: Premises,
     written: WrittenSegment,
     batches: Sequence[IncomingBatch],
-    together: Callable[[Connection], object] | None = None,
-    *,
-    in_turn: bool = True,
+    together: Callable[[Connection], object],
 ) -> Acknowledged:
     """Put a segment and its batches (by ordinal) into the ledger: after this they are staged (invariant 1).
 
     Files of these batches that were in quarantine are in it no more. ``together`` is done in the same transaction.
-    ``in_turn`` is False where the segment was written out of turn, because the dataset had no limit of turns.
     Where nothing was recorded, the files of the segment are removed.
 
     Raises:
-        StagedMeanwhile: another process was first with some of the batches; nothing was recorded.
-        BatchConflict: a batch id is there with other content; nothing was recorded.
+        StagedMeanwhile: another process was first with some of the batches, or it is not as it was otherwise; nothing
+            was recorded.
         StagingQueueFull, GuardrailExceeded, IntakePaused: there is no room any more; nothing was recorded.
         BatchesRefused: some have rows to be set aside, and there is no room for these; nothing was recorded.
         DeclarationChanged: the declaration contradicts what was staged meanwhile; nothing was recorded.
     """
     now = now_micros()
-    refused_rows = {ordinal: sum(part.rows for part in parts) for ordinal, parts in written.refused.items()}
+    refused_rows = written.refused_rows
     rows = [
         BatchRow(
             batch_id=batch.batch_id,
@@ -155,7 +151,7 @@ def acknowledge_segment(
 
     def refused_entries(tx: Connection) -> list[QuarantineEntry]:
         return [
-            _set_rows_aside(tx, spec, written, ordinal, batch, refused_rows[ordinal], now)
+            _set_rows_aside(tx, spec, written, ordinal, batch, now)
             for ordinal, batch in enumerate(batches)
             if ordinal in refused_rows
         ]
@@ -163,33 +159,32 @@ def acknowledge_segment(
     def record(tx: Connection) -> tuple[list[QuarantineEntry], list[GuardrailExceeded]]:
         lock_dataset(tx, spec.name)
         if not written.is_there(store):
-            raise StagedMeanwhile(frozenset())  # this process slept so long that a file was swept
+            raise StagedMeanwhile  # this process slept so long that a file was swept
         known = known_of(tx, spec.name, batches)
         limits = store.policy(tx, spec).limits
         if known and _is_recorded(tx, spec, written, known):
             # The connection broke in the commit, and the ledger has it all the same.
             return refused_entries(tx), guardrail_breaches(tx, store, spec, limits)
         if known:
-            check_fingerprints(spec.name, known, batches)
-            raise StagedMeanwhile(frozenset(known))
+            raise StagedMeanwhile
         if 0 < limits.max_windows < written.most_windows:
-            raise StagedMeanwhile(frozenset())  # the limit is another one now: look at it again
-        if limits.concurrent_ingests and not in_turn:
-            raise StagedMeanwhile(frozenset())  # there are turns now: wait for one
+            raise StagedMeanwhile  # the limit is another one now: look at it again
+        if limits.concurrent_ingests and not premises.in_turn:
+            raise StagedMeanwhile  # there are turns now: wait for one
         now_there = dataset_schema(tx, spec)
-        if (now_there.version if now_there else 0) != schema.base:
-            raise StagedMeanwhile(frozenset())  # written with columns that have changed: nobody's change is lost
+        if (now_there.version if now_there else 0) != premises.base:
+            raise StagedMeanwhile  # written with columns that have changed: nobody's change is lost
         check_pause(tx, spec.name)
-        if not schema.base:
+        if not premises.base:
             fix_declaration(tx, spec)
         if refused_rows:
             check_quarantine(tx, store, spec, written)
-        version = take_up(tx, spec.name, schema.base, schema.steps, now)
+        version = take_up(tx, spec.name, premises.base, premises.steps, now)
         check_queue(tx, spec, limits, len(batches))
         check_shares(tx, spec, limits, batches)
         check_guardrails(tx, store, spec, limits)
         first_open = spec.first_open_window(written.judged_at).start_micros
-        position = schema.position
+        position = premises.position
         if spec.key and position is None:
             position = take_positions(tx, spec.name, written.numbers)
         acknowledge(
@@ -205,8 +200,7 @@ def acknowledge_segment(
         )
         count_late_rows(tx, spec, written)
         resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
-        if together is not None:
-            together(tx)
+        together(tx)
         entries = refused_entries(tx)
         if not store.settings.staging_enabled:
             count(tx, DIRECT_WRITE_BATCHES, spec.name, "", len(batches))
@@ -271,50 +265,24 @@ def known_of(tx: Connection, dataset: str, batches: Sequence[IncomingBatch]) -> 
     return known
 
 
-def check_fingerprints(dataset: str, known: Mapping[str, KnownBatch], batches: Sequence[IncomingBatch]) -> None:
-    """Raise :class:`BatchConflict` for the first batch whose id is known with other content."""
-    for batch in batches:
-        if batch.batch_id in known and known[batch.batch_id].fingerprint != batch.fingerprint:
-            raise BatchConflict(dataset, batch.batch_id)
-
-
-def duplicate_receipts(store: Store, spec: DatasetSpec, batches: Sequence[IncomingBatch]) -> dict[str, Receipt]:
-    """Return receipts, by batch id, for those of ``batches`` that are in the ledger already, and count them as retried.
-
-    Raises:
-        BatchConflict: an id is there with other content.
-    """
-    receipts: dict[str, Receipt] = {}
-    for batch_id, answer in settle_known(store, spec, batches).items():
-        if isinstance(answer, BatchConflict):
-            raise answer
-        receipts[batch_id] = answer
-    return receipts
-
-
 def settle_known(
     store: Store, spec: DatasetSpec, batches: Sequence[IncomingBatch]
-) -> dict[str, Receipt | BatchConflict]:
-    """Return what becomes of those of ``batches`` whose ids are in the ledger already, by id.
+) -> list[Receipt | BatchConflict | None]:
+    """Return what becomes of each of ``batches`` whose id is in the ledger already; None of the others.
 
     A receipt where the content is the same, and then it is counted as retried, else the conflict.
     """
     with store.ledger.read() as tx:
         known = known_of(tx, spec.name, batches)
         windows = windows_of_batches(tx, spec.name, (found.batch_id for found in known.values())) if known else {}
-    if not known:
-        return {}
-    answers: dict[str, Receipt | BatchConflict] = {}
-    repeats = 0
-    for batch in batches:
+
+    def settled(batch: IncomingBatch) -> Receipt | BatchConflict | None:
         found = known.get(batch.batch_id)
         if found is None:
-            continue
+            return None
         if found.fingerprint != batch.fingerprint:
-            answers[batch.batch_id] = BatchConflict(spec.name, batch.batch_id)
-            continue
-        repeats += 1
-        answers[batch.batch_id] = Receipt(
+            return BatchConflict(spec.name, batch.batch_id)
+        return Receipt(
             dataset=spec.name,
             batch_id=batch.batch_id,
             source=batch.source,
@@ -325,6 +293,9 @@ def settle_known(
             segment_id=found.segment_id,
             dropped_rows=found.dropped_rows,
         )
+
+    answers = [settled(batch) for batch in batches]
+    repeats = sum(isinstance(answer, Receipt) for answer in answers)
     if repeats:
         store.ledger.transact(lambda tx: count(tx, RETRIED_BATCHES, spec.name, "duplicate", repeats), repeatable=False)
     return answers
@@ -336,10 +307,9 @@ def _set_rows_aside(
     written: WrittenSegment,
     ordinal: int,
     batch: IncomingBatch,
-    rows: int,
     now: int,
 ) -> QuarantineEntry:
-    all_refused = sum(part.rows for parts in written.refused.values() for part in parts)
+    rows = written.refused_rows[ordinal]
     return set_aside(
         tx,
         dataset=spec.name,
@@ -349,6 +319,6 @@ def _set_rows_aside(
         path=written.refused_path or "",
         reason=reason_in_words(written.refused[ordinal]),
         rows=rows,
-        size_bytes=written.refused_bytes * rows // all_refused,
+        size_bytes=written.refused_bytes * rows // sum(written.refused_rows.values()),
         now=now,
     )

@@ -54,25 +54,6 @@ GUARDRAIL_LABELS = {MAX_DATASET_BYTES: "max_dataset_bytes", MAX_TOTAL_BYTES: "ma
 """Guardrail → what its breaches are counted under."""
 
 
-def check_room(store: Store, spec: DatasetSpec, batches: int) -> EffectiveLimits:
-    """Refuse early what staging could not take; return the dataset's limits.
-
-    Raises:
-        IntakePaused: an operator stopped intake.
-        StagingQueueFull: the dataset's staging queue has no room for ``batches`` more.
-        GuardrailExceeded: a size guardrail in enforce mode is exceeded.
-        DiskFull, PlaceError: as :func:`check_disk`; or the folder of the dataset's segments is away.
-    """
-    check_disk(store)
-    store.places.require_segments(spec.name)
-    with store.ledger.read() as tx:
-        check_pause(tx, spec.name)
-        limits = store.policy(tx, spec).limits
-        check_queue(tx, spec, limits, batches)
-        check_guardrails(tx, store, spec, limits)
-    return limits
-
-
 def check_pause(tx: Connection, dataset: str) -> None:
     """Raise :class:`IntakePaused` where an operator stopped intake of the dataset or of all."""
     pause = pause_of(all_pauses(tx), dataset)
@@ -88,7 +69,9 @@ def room_for(
     """Return the dataset's limits, and what each of ``batches`` is to do; one at least is not to wait.
 
     Raises:
-        IntakePaused, StagingQueueFull, GuardrailExceeded: as :func:`check_room`, there is room for none.
+        IntakePaused: an operator stopped intake.
+        StagingQueueFull: the dataset's staging queue has no room for one more.
+        GuardrailExceeded: a size guardrail in enforce mode is exceeded.
     """
     check_pause(tx, spec.name)
     limits = store.policy(tx, spec).limits

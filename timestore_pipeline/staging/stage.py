@@ -1,12 +1,21 @@
-"""``stage()``: one batch of rows from a caller's own code."""
+"""``stage()`` and ``stage_file``: one batch from a caller's own code, a frame or a file from anywhere."""
 
 from __future__ import annotations
 
-from timestore_pipeline.errors import TimestoreError
+from pathlib import Path
+
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.errors import BatchIdReserved, BatchRejected, ReadingTooLong
 from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import file_batch_id
+from timestore_pipeline.staging.arrivals import FolderArrivals
+from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
+from timestore_pipeline.staging.file_rows import ChangedWhileRead, FileRows
 from timestore_pipeline.staging.frames import Frame, as_table
-from timestore_pipeline.staging.receipts import Receipt
+from timestore_pipeline.staging.load import load, receipt_of
+from timestore_pipeline.staging.receipts import Receipt, check_texts
 from timestore_pipeline.staging.retry import when_there_is_room
 from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
@@ -46,13 +55,92 @@ def stage(
     spec = store.datasets[dataset]
     incoming = Incoming.of(dataset, as_table(dataset, data, source, Bounds.of(store.settings)), batch_id, source)
 
-    def attempt() -> Receipt:
-        answer = stage_together(store, spec, [incoming])[0]
-        if isinstance(answer, TimestoreError):
-            raise answer
-        return answer
-
     warn_of_direct_write(store, dataset)
-    receipt = when_there_is_room(store, dataset, attempt, wait_seconds)
+    receipt = when_there_is_room(
+        store, dataset, lambda: receipt_of(stage_together(store, spec, [incoming]).answers[0]), wait_seconds
+    )
     publish_if_direct(store, dataset)
     return receipt
+
+
+def stage_file(
+    store: Store,
+    dataset: str,
+    path: Path,
+    batch_id: str | None = None,
+    wait_seconds: float = 0.0,
+    source: str | None = None,
+) -> Receipt:
+    """Stage one file from anywhere as one batch; the file stays where it is.
+
+    ``source`` is what it is called in lineage, by default its name. While there is no room it is tried again, at
+    growing intervals, for ``wait_seconds``.
+
+    Raises:
+        BatchRejected: it cannot be read or cast; nothing was staged or set aside.
+        BatchConflict: ``batch_id`` is known with other content.
+        StagingQueueFull, GuardrailExceeded, DiskFull, TooManyIngests, IntakePaused: refused for now, and counted
+            as dropped.
+        ColumnsChanged, UnknownDataset, LedgerError: as they say.
+    """
+    spec = store.datasets[dataset]
+    absolute = path.absolute()
+    warn_of_direct_write(store, dataset)
+    receipt = when_there_is_room(
+        store, dataset, lambda: _stage_file(store, spec, absolute, batch_id, source), wait_seconds
+    )
+    publish_if_direct(store, dataset)
+    return receipt
+
+
+def stage_late_file(store: Store, dataset: str, path: Path, source: str) -> Receipt:
+    """Stage a file as ``stage_file``, also its rows of closed windows, whatever the dataset does with them.
+
+    Raises:
+        TimestoreError: as ``stage_file`` raises.
+    """
+    spec = store.datasets[dataset]
+    warn_of_direct_write(store, dataset)
+    receipt = when_there_is_room(
+        store, dataset, lambda: _stage_file(store, spec, path.absolute(), None, source, take_late=True), 0
+    )
+    publish_if_direct(store, dataset)
+    return receipt
+
+
+def _stage_file(
+    store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None, *, take_late: bool = False
+) -> Receipt:
+    if not _is_utf8(path):
+        raise BatchRejected(spec.name, ascii(str(path)), "DuckDB and the ledger take UTF-8 names only; rename it")
+    # A link that the caller names is the caller's choice.
+    with FolderArrivals(store, spec, through_links=True) as arrivals:
+        try:
+            deadline = Deadline.of(spec.name, store.settings.landing_max_reading_seconds)
+            size, fingerprint = arrivals.look(path, deadline)
+        except ReadingTooLong as error:
+            raise BatchRejected(spec.name, str(path), error.reason) from error
+        except OSError as error:
+            raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
+        batch = check_texts(
+            spec.name,
+            IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, size),
+        )
+        # Both ends of a link may be read.
+        folders = (path.parent, path.resolve().parent)
+        rows = FileRows(store, spec, arrivals, {arrivals.known_as(path): batch}, folders, take_late=take_late)
+        (answer,) = load(rows).in_order
+    match answer:
+        case BatchIdReserved():
+            raise answer
+        case BatchRejected() | ChangedWhileRead() | ReadingTooLong():
+            raise BatchRejected(spec.name, str(path), answer.reason) from answer
+    return receipt_of(answer)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

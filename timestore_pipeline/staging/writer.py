@@ -28,9 +28,10 @@ from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.segments.identity import Client
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.frames import Frame, as_table
+from timestore_pipeline.staging.load import Answer, Outlook
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
-from timestore_pipeline.staging.together import Answer, Incoming, Outlook, stage_together
+from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Writer:
         self._max_waiting_bytes = max_waiting_bytes
         self._source = source
         self._process = os.getpid()
-        self._outlook = Outlook()
+        self._outlook: Outlook | None = None
         lock = threading.Lock()
         self._changed = threading.Condition(lock)
         # The writing thread waits apart from the callers: it is not woken up by every batch of a group.
@@ -342,28 +343,22 @@ class Writer:
             return taken
 
     def _identified(self, taken: list[_Waiting]) -> list[_Waiting]:
-        """Return those whose ids are all different, once the others have been answered, dropped or put back."""
-        group: dict[str, _Waiting] = {}
-        twins: list[_Waiting] = []
+        """Return the batches that have an id, once the others have been answered or dropped."""
+        group: list[_Waiting] = []
         done: list[_Waiting] = []
         for waiting in taken:
             if not (waiting.future.running() or waiting.future.set_running_or_notify_cancel()):
                 done.append(waiting)
                 continue
             try:
-                batch_id = waiting.incoming.batch.batch_id
+                _ = waiting.incoming
             except BaseException as error:  # as in _commit: whatever it is
                 waiting.future.set_exception(error)
                 done.append(waiting)
-                continue
-            if batch_id in group:
-                # Once the first of two has its answer, the ledger says what becomes of the second.
-                twins.append(waiting)
             else:
-                group[batch_id] = waiting
+                group.append(waiting)
         self._forget(done)
-        self._put_back(twins)
-        return list(group.values())
+        return group
 
     def _put_back(self, batches: list[_Waiting]) -> None:
         with self._changed:
@@ -374,7 +369,9 @@ class Writer:
         if not group:
             return []
         try:
-            answers = stage_together(self._store, self._spec, [waiting.incoming for waiting in group], self._outlook)
+            outlook, self._outlook = self._outlook, None
+            loaded = stage_together(self._store, self._spec, [waiting.incoming for waiting in group], outlook)
+            self._outlook, answers = loaded.outlook, loaded.in_order
             again = self._refused_for_now(group, answers)
         except BaseException as error:  # whatever it is, callers wait for their answer
             log.exception("dataset %r: %s batches could not be written", self.dataset, len(group))

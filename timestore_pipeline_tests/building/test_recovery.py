@@ -21,8 +21,7 @@ from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
 from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.storage import table_folder
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import table as table_module
@@ -389,9 +388,9 @@ def test_stage_file_after_a_kill_is_what_a_caller_would_do(store: Store, tmp_pat
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet_bytes(hourly(3)))
     with pytest.MonkeyPatch.context() as patched:
-        from timestore_pipeline.staging import ingest as ingest_module
+        from timestore_pipeline.staging import load
 
-        stop_at(patched, "acknowledge_segment", after=True, module=ingest_module)
+        stop_at(patched, "acknowledge_segment", after=True, module=load)
         with pytest.raises(Killed):
             stage_file(store, "weather", path)
 

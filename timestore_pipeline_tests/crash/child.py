@@ -27,8 +27,7 @@ from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.operating.installation import change_identity
 from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import deadline
-from timestore_pipeline.staging import ingest as ingesting
+from timestore_pipeline.staging import deadline, file_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import manifests
@@ -54,7 +53,7 @@ def _build_and_merge(store: Store) -> None:
 
 def _ingest_a_bomb(store: Store, go_off: Callable[[], object]) -> None:
     """Ingest, and do ``go_off`` while the file ``bomb.csv`` is read."""
-    plan = ingesting.plan_reads
+    plan = file_rows.plan_reads
 
     def deadly(*arguments: Any) -> Any:
         files = next(each for each in arguments if isinstance(each, list))
@@ -62,7 +61,7 @@ def _ingest_a_bomb(store: Store, go_off: Callable[[], object]) -> None:
             go_off()
         return plan(*arguments)
 
-    ingesting.plan_reads = deadly
+    file_rows.plan_reads = deadly
     ingest(store)
 
 

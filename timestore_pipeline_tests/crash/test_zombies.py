@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-import timestore_pipeline.staging.together as staging
+import timestore_pipeline.staging.load as staging
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds

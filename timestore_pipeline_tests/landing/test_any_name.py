@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
-from timestore_pipeline.staging.ingest import stage_file
+from timestore_pipeline.staging.stage import stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import arrow_bytes, files_under, hourly, ingest, parquet_bytes, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML

@@ -32,8 +32,9 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry, all_entries, o
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.slices import quarantined_slices
 from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
+from timestore_pipeline.operating.kept_rows import retry_batch_id
 from timestore_pipeline.operating.preview import preview
-from timestore_pipeline.operating.quarantine import discard_entry, open_entry, retry_batch_id, retry_entry
+from timestore_pipeline.operating.quarantine import discard_entry, open_entry, retry_entry
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
@@ -438,7 +439,7 @@ def test_a_file_of_no_text_is_not_shown(store: Store, drop: Drop):
 
 
 def test_staging_a_file_by_hand_that_fails_sets_nothing_aside(store: Store, tmp_path: Path):
-    from timestore_pipeline.staging.ingest import stage_file
+    from timestore_pipeline.staging.stage import stage_file
 
     path = tmp_path / "a.csv"
     path.write_text("nonsense")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.staging import ingest as ingesting
-from timestore_pipeline.staging.ingest import ingest_files, stage_file
+from timestore_pipeline.staging import file_rows, load
+from timestore_pipeline.staging.ingest import ingest_files
+from timestore_pipeline.staging.stage import stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, ingest, readable, weather_csv
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
@@ -79,8 +80,8 @@ def test_a_file_swapped_for_a_link_while_it_is_read_and_swapped_back_is_not_stag
     private = store.settings.landing_path / ".private.csv"
     private.write_text(content)
     aside = path.with_name(".aside")
-    plan = ingesting.plan_reads
-    write = ingesting.write_segment
+    plan = file_rows.plan_reads
+    write = load.write_segment
 
     def swap_and_plan(*arguments):
         path.rename(aside)
@@ -95,8 +96,8 @@ def test_a_file_swapped_for_a_link_while_it_is_read_and_swapped_back_is_not_stag
         aside.replace(path)
         return written
 
-    monkeypatch.setattr(ingesting, "plan_reads", swap_and_plan)
-    monkeypatch.setattr(ingesting, "write_segment", write_and_swap_back)
+    monkeypatch.setattr(file_rows, "plan_reads", swap_and_plan)
+    monkeypatch.setattr(load, "write_segment", write_and_swap_back)
 
     report = ingest(store)["weather"]
 

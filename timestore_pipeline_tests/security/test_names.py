@@ -18,8 +18,7 @@ from timestore_pipeline.cli.exit_codes import ExitCode
 from timestore_pipeline.errors import BatchRejected, UnknownDataset
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
-from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, hourly, ingest, published, readable, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore

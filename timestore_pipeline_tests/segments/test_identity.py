@@ -13,12 +13,11 @@ from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.segments.identity import Client, claims_given_id, content_batch_id, file_batch_id
-from timestore_pipeline.staging import receipts, together
+from timestore_pipeline.staging import load, receipts
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.frames import table_fingerprint
-from timestore_pipeline.staging.ingest import stage_file
 from timestore_pipeline.staging.room import Admission, admissions
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
@@ -31,7 +30,7 @@ CLAIMS = [f"file-{HASH}", f"arrow-{HASH}", f"unread-{HASH}", "b/rows/7", "line\n
 
 def given_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ids be taken that are kept for us now."""
-    monkeypatch.setattr(together, "claims_given_id", lambda *_: False)
+    monkeypatch.setattr(load, "claims_given_id", lambda *_: False)
 
 
 @pytest.mark.parametrize("batch_id", CLAIMS)
@@ -109,14 +108,14 @@ def test_a_conflict_that_comes_while_files_are_read_is_that_files_alone(
     taken = drop(store, "weather", "taken.csv", WEATHER_CSV.replace("1.5", "9.5"))
     drop(store, "weather", "honest.csv", WEATHER_CSV)
     given_as_before(monkeypatch)
-    acknowledged = []
+    others = [file_batch_id(file_fingerprint(taken))]
 
     def overtaken(*arguments: object) -> object:
-        if not acknowledged:
-            acknowledged.append(stage(store, "weather", hourly(1), file_batch_id(file_fingerprint(taken))))
+        if others:
+            stage(store, "weather", hourly(1), others.pop())
         return receipts.acknowledge_segment(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("timestore_pipeline.staging.ingest.acknowledge_segment", overtaken)
+    monkeypatch.setattr("timestore_pipeline.staging.load.acknowledge_segment", overtaken)
     report = ingest(store)["weather"]
 
     assert [receipt.source for receipt in report.staged] == ["honest.csv"]
@@ -132,7 +131,7 @@ def incoming(name: str, key: str, count: int) -> Incoming:
 def test_a_client_cannot_take_anothers_next_key(store: Store):
     spec = store.datasets["weather"]
 
-    answers = stage_together(store, spec, [incoming("mallory", "next", 1), incoming("alice", "next", 2)])
+    answers = stage_together(store, spec, [incoming("mallory", "next", 1), incoming("alice", "next", 2)]).in_order
 
     assert [answer.rows for answer in answers if isinstance(answer, receipts.Receipt)] == [1, 2]
 
@@ -141,9 +140,9 @@ def test_a_key_from_before_clients_had_spaces_is_still_known_to_its_client_alone
     spec = store.datasets["weather"]
     stage(store, "weather", hourly(1), "old", "HTTP by alice")
 
-    (repeat,) = stage_together(store, spec, [incoming("alice", "old", 1)])
-    (other,) = stage_together(store, spec, [incoming("mallory", "old", 1)])
-    (conflict,) = stage_together(store, spec, [incoming("alice", "old", 3)])
+    (repeat,) = stage_together(store, spec, [incoming("alice", "old", 1)]).in_order
+    (other,) = stage_together(store, spec, [incoming("mallory", "old", 1)]).in_order
+    (conflict,) = stage_together(store, spec, [incoming("alice", "old", 3)]).in_order
 
     assert isinstance(repeat, receipts.Receipt)
     assert repeat.duplicate
@@ -183,9 +182,9 @@ def test_one_client_leaves_room_for_another_and_for_files(make_store: MakeStore,
     store = make_store(staging_max_pending=10)
     spec = store.datasets["weather"]
 
-    greedy = stage_together(store, spec, [incoming("greedy", str(n), n + 1) for n in range(20)])
-    again = [stage_together(store, spec, [incoming("greedy", f"again {n}", n + 30)])[0] for n in range(3)]
-    modest = stage_together(store, spec, [incoming("modest", str(n), n + 60) for n in range(2)])
+    greedy = stage_together(store, spec, [incoming("greedy", str(n), n + 1) for n in range(20)]).in_order
+    again = [stage_together(store, spec, [incoming("greedy", f"again {n}", n + 30)]).answers[0] for n in range(3)]
+    modest = stage_together(store, spec, [incoming("modest", str(n), n + 60) for n in range(2)]).in_order
     drop(store, "weather", "a.csv", WEATHER_CSV)
 
     assert sum(isinstance(answer, receipts.Receipt) for answer in greedy) == 5

@@ -21,10 +21,9 @@ from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_h
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import room, together, turns
-from timestore_pipeline.staging.ingest import stage_file
+from timestore_pipeline.staging import load, room, turns
 from timestore_pipeline.staging.retry import pause_before
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.staging.turns import LEASE_SECONDS, turn, turns_of
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, counted, hourly, ingest, published, readable, rows_of
@@ -263,7 +262,7 @@ def _most_at_once(home: Path, number: int, hoped_for: int) -> int:
     ready = home / "ready"
     ready.mkdir(exist_ok=True)
     seen = 0
-    write = together.write_segment
+    write = load.write_segment
 
     def watched(*arguments: Any, **options: Any) -> Any:
         nonlocal seen
@@ -283,7 +282,7 @@ def _most_at_once(home: Path, number: int, hoped_for: int) -> int:
             mark.unlink()
             (ready / f"done-{number}").touch()
 
-    together.write_segment = watched
+    load.write_segment = watched
     with Store.open(Settings(home=home, staging_min_free_disk_bytes=0)) as store:
         (ready / str(number)).touch()
         deadline = time.monotonic() + 60

@@ -17,8 +17,8 @@ from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.states import QuarantineKind
-from timestore_pipeline.staging.ingest import ingest_files, stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.ingest import ingest_files
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,

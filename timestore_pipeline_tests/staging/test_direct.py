@@ -18,8 +18,7 @@ from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, counted, hourly, ingest, published, readable, rows_of
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore

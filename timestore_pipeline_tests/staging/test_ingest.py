@@ -27,10 +27,9 @@ from timestore_pipeline.errors import (
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging import arrivals
-from timestore_pipeline.staging import ingest as ingest_module
-from timestore_pipeline.staging.ingest import ingest_files, stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging import arrivals, load
+from timestore_pipeline.staging.ingest import ingest_files
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     arrow_bytes,
@@ -215,7 +214,7 @@ def test_a_crash_before_acknowledging_leaves_the_file_for_the_next_run(
 ):
     drop(store, "weather", "a.csv", WEATHER_CSV)
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "acknowledge_segment", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(load, "acknowledge_segment", lambda *_, **__: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             ingest(store)
     assert readable(store) == []
@@ -245,14 +244,14 @@ def test_when_it_is_unknown_whether_the_ledger_committed_the_segment_is_kept(
 ):
     """As when the connection to the ledger breaks after the server has committed."""
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    acknowledge = ingest_module.acknowledge_segment
+    acknowledge = load.acknowledge_segment
 
-    def break_off(*args: object) -> None:
-        acknowledge(*args)  # type: ignore[arg-type]
+    def break_off(*args: object, **options: object) -> None:
+        acknowledge(*args, **options)  # type: ignore[arg-type]
         raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "acknowledge_segment", break_off)
+        patched.setattr(load, "acknowledge_segment", break_off)
         with pytest.raises(CommitUnknown):
             ingest(store)
 
@@ -265,14 +264,14 @@ def test_a_process_that_is_interrupted_in_the_ledger_does_not_take_the_segment_a
     store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
 ):
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    acknowledge = ingest_module.acknowledge_segment
+    acknowledge = load.acknowledge_segment
 
-    def interrupted(*args: object) -> None:
-        acknowledge(*args)  # type: ignore[arg-type]
+    def interrupted(*args: object, **options: object) -> None:
+        acknowledge(*args, **options)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "acknowledge_segment", interrupted)
+        patched.setattr(load, "acknowledge_segment", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ingest(store)
 
@@ -343,16 +342,16 @@ def test_what_lands_under_the_same_name_meanwhile_is_neither_archived_nor_lost(
 ):
     store = make_store(landing_after_ingest="delete")
     landed = drop(store, "weather", "latest.csv", WEATHER_CSV)
-    acknowledge = ingest_module.acknowledge_segment
+    acknowledge = load.acknowledge_segment
 
-    def and_a_new_file_lands(*args: object) -> object:
-        result = acknowledge(*args)  # type: ignore[arg-type]
+    def and_a_new_file_lands(*args: object, **options: object) -> object:
+        result = acknowledge(*args, **options)  # type: ignore[arg-type]
         landed.with_suffix(".partial").write_text(OTHER_CSV)
         landed.with_suffix(".partial").rename(landed)
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "acknowledge_segment", and_a_new_file_lands)
+        patched.setattr(load, "acknowledge_segment", and_a_new_file_lands)
         ingest(store)
     assert landed.read_text() == OTHER_CSV
 
@@ -419,13 +418,13 @@ def test_more_files_than_the_queue_has_room_for_wait(make_store: MakeStore, drop
 
     report = ingest_files(store, "weather", files)
 
-    assert report.receipts == ()
+    assert [receipt.source for receipt in report.receipts] == ["a.csv"]
     (sentence,) = report.skipped
-    assert "2 files wait" in sentence
-    assert "1 batches are staged and unpublished, the limit is 2" in sentence
-    assert len(scan_landing(store).files) == 2
+    assert "1 files wait" in sentence
+    assert "2 batches are staged and unpublished, the limit is 2" in sentence
+    assert len(scan_landing(store).files) == 1
     build(store)
-    assert ingest(store)["weather"].batches == 2
+    assert ingest(store)["weather"].batches == 1
 
 
 def test_a_duplicate_needs_no_room_in_the_queue(make_store: MakeStore, drop: Drop):
@@ -491,7 +490,7 @@ def test_a_disk_that_fails_while_a_segment_is_written_is_no_fault_of_the_files(
         raise duckdb.IOException("could not write: No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(ingest_module, "write_segment", full)
+        patched.setattr(load, "write_segment", full)
         with pytest.raises(TimestoreError, match=r"could not be written: could not write.*files wait"):
             ingest(store)
 

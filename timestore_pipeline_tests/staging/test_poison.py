@@ -49,7 +49,7 @@ def test_a_batch_that_ends_the_instance_is_refused_and_the_next_ones_are_staged(
 def test_a_batch_that_ends_the_instance_is_refused_alone_in_its_group(store: Store):
     group = [incoming(DEADLY if number % 3 == 0 else hourly(2), f"{number}") for number in range(9)]
 
-    answers = stage_together(store, store.datasets["weather"], group)
+    answers = stage_together(store, store.datasets["weather"], group).in_order
 
     refused = [number for number, answer in enumerate(answers) if isinstance(answer, TimestoreError)]
     assert refused == [0, 3, 6]
@@ -83,12 +83,12 @@ def test_what_nobody_foresaw_of_one_batch_is_the_matter_of_that_one(
     def fail_for_one(connection: object, schema: pa.Schema) -> object:
         if schema.metadata:
             raise error
-        return described(connection, schema)  # pyright: ignore[reportArgumentType]
+        return described(connection, schema)
 
     monkeypatch.setattr(together, "_described", fail_for_one)
     group = [incoming(strange if number == 1 else hourly(2), f"{number}") for number in range(3)]
 
-    answers = stage_together(store, store.datasets["weather"], group)
+    answers = stage_together(store, store.datasets["weather"], group).in_order
 
     assert [isinstance(answer, BatchRejected) for answer in answers] == [False, True, False]
     assert len(readable(store)) == 4
@@ -98,9 +98,11 @@ def test_a_fault_of_ours_is_no_fault_of_the_batch(store: Store, monkeypatch: pyt
     def broken(*_: object) -> None:
         raise LookupError("a bug")
 
-    monkeypatch.setattr(together, "_plan", broken)
+    monkeypatch.setattr(together.FrameRows, "plan", broken)
 
-    answers = stage_together(store, store.datasets["weather"], [incoming(hourly(2), "a"), incoming(hourly(3), "b")])
+    answers = stage_together(
+        store, store.datasets["weather"], [incoming(hourly(2), "a"), incoming(hourly(3), "b")]
+    ).in_order
 
     assert not any(isinstance(answer, BatchRejected) for answer in answers)
     assert all(isinstance(answer, TimestoreError) for answer in answers)

@@ -25,10 +25,9 @@ from timestore_pipeline.errors import (
     TimestoreError,
 )
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
-from timestore_pipeline.staging import together
+from timestore_pipeline.staging import load
 from timestore_pipeline.staging.frames import table_fingerprint
-from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -232,14 +231,14 @@ def test_a_batch_whose_rows_span_windows_waits_for_the_last_of_them(make_store: 
 def test_when_it_is_unknown_whether_the_ledger_committed_the_rows_are_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    acknowledge = together.acknowledge_segment
+    acknowledge = load.acknowledge_segment
 
     def break_off(*args: Any, **options: Any) -> None:
         acknowledge(*args, **options)
         raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched:
-        patched.setattr(together, "acknowledge_segment", break_off)
+        patched.setattr(load, "acknowledge_segment", break_off)
         with pytest.raises(CommitUnknown):
             stage(store, "weather", hourly(2), batch_id="x")
 
@@ -252,8 +251,8 @@ import resource, signal, sys
 from pathlib import Path
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging import together
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging import load
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, readable
 
@@ -262,11 +261,11 @@ def limit_writes(size):
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store.open(Settings(home=Path(sys.argv[1]), staging_min_free_disk_bytes=0))
-acknowledge = together.acknowledge_segment
+acknowledge = load.acknowledge_segment
 def unlimited(*args, **options):
     limit_writes(resource.RLIM_INFINITY)
     return acknowledge(*args, **options)
-together.acknowledge_segment = unlimited
+load.acknowledge_segment = unlimited
 acked = refused = 0
 for size in range(1_000, 60_000, 3_000):
     table = hourly(1 + size // 1_000, station=str(size))
@@ -365,7 +364,7 @@ def test_many_windows_and_batches_are_counted_exactly(store: Store):
 def test_times_are_utc_whatever_the_zone_of_the_host(store: Store, monkeypatch: pytest.MonkeyPatch, home: Path):
     script = (
         "import sys; from pathlib import Path; from timestore_pipeline.settings import Settings;"
-        "from timestore_pipeline.store import Store; from timestore_pipeline.staging.ingest import stage_file;"
+        "from timestore_pipeline.store import Store; from timestore_pipeline.staging.stage import stage_file;"
         "store = Store.open(Settings(home=Path(sys.argv[1]), staging_min_free_disk_bytes=0));"
         "print([w.key for w in stage_file(store, 'weather', Path(sys.argv[2])).windows])"
     )

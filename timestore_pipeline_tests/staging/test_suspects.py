@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -27,11 +27,10 @@ from timestore_pipeline.ledger.schema import readings
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating import quarantine as quarantining
 from timestore_pipeline.operating.quarantine import retry_entry, try_again
-from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import unread_file_id
-from timestore_pipeline.staging import arrivals, suspects
+from timestore_pipeline.segments.segment import SegmentDraft
+from timestore_pipeline.staging import arrivals, file_rows, load, suspects
 from timestore_pipeline.staging import deadline as deadlines
-from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.arrivals import FolderArrivals
 from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_groups, reading_id, suspected_datasets
@@ -136,10 +135,10 @@ def test_a_reading_that_was_interrupted_or_refused_is_no_suspicion(
 ):
     drop(store, "weather", "a.csv", WEATHER_CSV)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(ingesting, "acknowledge_segment", fail)
+    monkeypatch.setattr(load, "acknowledge_segment", fail)
     with contextlib.suppress(KeyboardInterrupt, RuntimeError):
         ingest(store)
 
@@ -195,12 +194,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> None:
     [
         (suspects, "reach", 0),
         (FolderArrivals, "take_in", 1),
-        (ingesting, "settle_known", 0),
-        (ingesting, "check_room", 0),
-        (ingesting, "turn", 0),
-        (ingesting, "plan_reads", 1),
-        (ingesting, "write_segment", 1),
-        (ingesting, "acknowledge_segment", 0),
+        (load, "known_of", 0),
+        (load, "room_for", 0),
+        (load, "turn", 0),
+        (file_rows, "plan_reads", 1),
+        (load, "write_segment", 1),
+        (load, "acknowledge_segment", 0),
     ],
 )
 def test_a_file_is_blamed_only_for_what_ends_a_process_while_it_is_read(
@@ -242,15 +241,15 @@ def test_what_was_blamed_is_tried_again_by_itself_but_not_for_ever(store: Store,
     ingest(store)
     now = now_micros()
     tried = []
-    stage_one = quarantining.stage_file
+    stage_one = quarantining.stage_late_file
 
-    def stage_or_die(store: Store, dataset: str, path: Path, **options: object) -> object:
-        tried.append(options["source"])
-        if options["source"] == "killer.csv":
+    def stage_or_die(store: Store, dataset: str, path: Path, source: str) -> object:
+        tried.append(source)
+        if source == "killer.csv":
             raise Killed
-        return stage_one(store, dataset, path, **options)  # type: ignore[arg-type]
+        return stage_one(store, dataset, path, source)
 
-    monkeypatch.setattr(quarantining, "stage_file", stage_or_die)
+    monkeypatch.setattr(quarantining, "stage_late_file", stage_or_die)
     assert [try_again(store, now=now), tried] == [[], []]
     assert [entry.source for entry in try_again(store, now=now + 600_000_001, dry_run=True)] == [
         "good.parquet",
@@ -315,14 +314,16 @@ def test_a_file_whose_reading_never_ends_is_quarantined_and_the_others_are_stage
     drop(store, "weather", "endless.csv", WEATHER_CSV)
     for number in range(3):
         drop(store, "weather", f"{number}.parquet", parquet_bytes(hourly(3 + number)))
-    write = ingesting.write_segment
+    write = load.write_segment
 
-    def until_it_is_interrupted(*arguments: object, batches: Sequence[IncomingBatch], **options: object) -> object:
-        if any(batch.source == "endless.csv" for batch in batches):
+    def until_it_is_interrupted(*arguments: object) -> object:
+        *_, draft = arguments
+        assert isinstance(draft, SegmentDraft)
+        if any(batch.source == "endless.csv" for batch in draft.batches):
             raise ReadingTooLong("weather", 900)
-        return write(*arguments, batches=batches, **options)  # type: ignore[arg-type]
+        return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ingesting, "write_segment", until_it_is_interrupted)
+    monkeypatch.setattr(load, "write_segment", until_it_is_interrupted)
     report = ingest(store)["weather"]
 
     assert len(readable(store)) == 12

@@ -13,8 +13,7 @@ from timestore_pipeline.ledger.limits import LimitName, Override, clear_override
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.quarantine import retry_entry
-from timestore_pipeline.staging.ingest import stage_file
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, readable, weather

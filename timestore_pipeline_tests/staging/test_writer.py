@@ -29,7 +29,7 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
-from timestore_pipeline.staging import together
+from timestore_pipeline.staging import load
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
@@ -57,14 +57,14 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached = threading.Event()
         self._go = threading.Event()
-        write = together.write_segment
+        write = load.write_segment
 
         def held(*args, **options):
             self.reached.set()
             assert self._go.wait(240)
             return write(*args, **options)
 
-        monkeypatch.setattr(together, "write_segment", held)
+        monkeypatch.setattr(load, "write_segment", held)
 
     def let_go(self) -> None:
         self._go.set()
@@ -266,14 +266,14 @@ def test_what_is_no_frame_is_refused_at_once(store: Store):
 def test_when_it_is_unknown_whether_the_ledger_committed_every_caller_hears_so(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    acknowledge = together.acknowledge_segment
+    acknowledge = load.acknowledge_segment
 
     def break_off(*args: object, **options: object) -> None:
         acknowledge(*args, **options)  # type: ignore[arg-type]
         raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched, Writer(store, "weather") as writer:
-        patched.setattr(together, "acknowledge_segment", break_off)
+        patched.setattr(load, "acknowledge_segment", break_off)
         with pytest.raises(CommitUnknown):
             writer.write(batch(0), batch_id="x")
 
@@ -287,7 +287,7 @@ def test_an_error_that_no_one_thought_of_reaches_the_callers_and_the_writer_goes
 ):
     with Writer(store, "weather") as writer:
         with monkeypatch.context() as patched:
-            patched.setattr(together, "write_segment", lambda *_, **__: 1 / 0)
+            patched.setattr(load, "write_segment", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 writer.write(batch(0))
         assert writer.write(batch(1)).rows == 3
@@ -419,7 +419,7 @@ def test_a_callback_in_a_thread_of_the_callers_own_raises_there(store: Store):
 
 def test_nobody_waits_for_a_writer_whose_thread_has_died(store: Store, monkeypatch: pytest.MonkeyPatch):
     with Writer(store, "weather") as writer:
-        monkeypatch.setattr(writer, "_put_back", lambda _: 1 / 0)
+        monkeypatch.setattr(writer, "_identified", lambda _: 1 / 0)
         with pytest.raises(WriterClosed, match="was ended by ZeroDivisionError"):
             writer.write(batch(0))
         writer.flush()

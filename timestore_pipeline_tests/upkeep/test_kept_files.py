@@ -49,8 +49,8 @@ def test_who_sends_nothing_but_bad_rows_fills_no_disk_and_holds_up_nobody(make_s
         return Incoming.of("weather", only_bad(number), f"bad {number}", "stage()")
 
     good = Incoming.of("weather", hourly(2), "good", "stage()")
-    answers = [stage_together(store, spec, [offer(number)])[0] for number in range(40)]
-    *together, honest = stage_together(store, spec, [offer(100), offer(101), good])
+    answers = [stage_together(store, spec, [offer(number)]).answers[0] for number in range(40)]
+    *together, honest = stage_together(store, spec, [offer(100), offer(101), good]).in_order
     drop(store, "weather", "bad.csv", BAD_CSV.format(1, 2))
     drop(store, "weather", "a.csv", WEATHER_CSV)
     report = ingest(store)["weather"]

@@ -21,7 +21,8 @@ from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.metrics.projection import exposition
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.reading.relations import take_snapshots
-from timestore_pipeline.staging.room import check_room
+from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.staging.room import check_disk, room_for
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.growth.cost import cost_of
 from timestore_pipeline_tests.bench.growth.history import Past, name_of, store_with_past
@@ -114,7 +115,9 @@ def operations(store: Store, past: Past) -> dict[str, Callable[[int], object]]:
     def stage(number: int) -> None:
         name = name_of(past.datasets - 1)
         spec = store.datasets[name]
-        check_room(store, spec, 1)
+        check_disk(store)
+        with store.ledger.read() as tx:
+            room_for(tx, store, spec, [IncomingBatch(f"load/{number}", "0" * 64, "bench", 1)])
 
         def record(tx: Any) -> None:
             lock_dataset(tx, name)
