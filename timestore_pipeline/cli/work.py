@@ -22,8 +22,8 @@ from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
+from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.settings import load_settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files
 from timestore_pipeline.staging.receipts import Receipt

@@ -17,9 +17,8 @@ import dagster as dg
 from timestore_pipeline.building.plan import FlushPlan, FlushRequest, plan_flushes
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.inert import visible
-from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
-from timestore_pipeline.landing.found import LandingScan
+from timestore_pipeline.landing.found import LandingScan, record_backlog
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.operating.observed_places import observe_places, problems_in_words

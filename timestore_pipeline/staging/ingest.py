@@ -36,11 +36,12 @@ from timestore_pipeline.model.windows import Window
 from timestore_pipeline.places import PlaceName
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging.arrivals import Arrivals, FolderArrivals, too_large_in_words
+from timestore_pipeline.staging.arrivals import Arrivals, too_large_in_words
 from timestore_pipeline.staging.bad_files import BadFile, record_bad_file, unread_batch
 from timestore_pipeline.staging.deadline import Deadline, end_this_process
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.file_rows import ChangedWhileRead, FileRows
+from timestore_pipeline.staging.folder_arrivals import FolderArrivals
 from timestore_pipeline.staging.load import Loaded, load
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.room import count_breaches

@@ -9,10 +9,10 @@ from timestore_pipeline.errors import BatchIdReserved, BatchRejected, ReadingToo
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import file_batch_id
-from timestore_pipeline.staging.arrivals import FolderArrivals
 from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.file_rows import ChangedWhileRead, FileRows
+from timestore_pipeline.staging.folder_arrivals import FolderArrivals
 from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.load import load, receipt_of
 from timestore_pipeline.staging.receipts import Receipt, check_texts

@@ -14,7 +14,8 @@ from timestore_pipeline.ledger.segments import paths_on_disk
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN
-from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.segments.identity import file_batch_id
+from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import live_files, open_table

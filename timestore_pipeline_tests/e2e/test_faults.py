@@ -21,7 +21,8 @@ from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.ledger.landing import unended_readings
 from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.reading.relations import open_reader
-from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.segments.identity import file_batch_id
+from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, counted, published, readable, weather_csv
 from timestore_pipeline_tests.e2e.conftest import Deployment, Site, stopped_processes

@@ -11,8 +11,8 @@ import pytest
 
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import EntryUnusable
-from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.counters import LANDING_FAILED_LOOKS, counter_values
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
 from timestore_pipeline.operating.quarantine import kept_at, retry_entry

@@ -15,8 +15,8 @@ from sqlalchemy import select
 
 from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.errors import StagingQueueFull
-from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.builds import mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import (

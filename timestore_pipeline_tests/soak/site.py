@@ -27,8 +27,9 @@ from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.settings import Settings
-from timestore_pipeline.staging.arrivals import file_batch_id, file_fingerprint
+from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store

@@ -27,7 +27,7 @@ from timestore_pipeline.errors import (
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging import arrivals, load
+from timestore_pipeline.staging import folder_arrivals, load
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
@@ -197,7 +197,7 @@ def test_a_crash_between_acknowledging_and_clearing_away_stages_nothing_twice(
     store = make_store(landing_after_ingest=after)
     drop(store, "weather", "a.csv", WEATHER_CSV)
     with monkeypatch.context() as patched:
-        patched.setattr(arrivals.FolderArrivals, "clear_away", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(folder_arrivals.FolderArrivals, "clear_away", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             ingest(store)
     assert len(readable(store)) == 3
@@ -228,7 +228,7 @@ def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(
 ):
     landed = drop(store, "weather", "bad.csv", b"rubbish")
     with monkeypatch.context() as patched:
-        patched.setattr(arrivals.FolderArrivals, "set_aside", lambda *_: (_ for _ in ()).throw(Killed))
+        patched.setattr(folder_arrivals.FolderArrivals, "set_aside", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             ingest(store)
     assert landed.exists()
@@ -386,7 +386,7 @@ def test_an_archive_that_cannot_be_synced_is_a_warning_and_the_batch_is_acknowle
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    monkeypatch.setattr(arrivals, "fsync_path", fail)
+    monkeypatch.setattr(folder_arrivals, "fsync_path", fail)
 
     (report,) = ingest(store).values()
 

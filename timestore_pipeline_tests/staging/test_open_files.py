@@ -14,7 +14,7 @@ import pytest
 from timestore_pipeline.durable_files import held_alone
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.operating.quarantine import retry_entry
-from timestore_pipeline.staging import arrivals
+from timestore_pipeline.staging import folder_arrivals
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest, readable
 from timestore_pipeline_tests.conftest import WEATHER_CSV
@@ -107,14 +107,14 @@ def test_what_nobody_else_has_is_moved_and_not_copied(store: Store, drop):
 
 def test_what_was_written_before_it_could_be_kept_is_taken_again(store: Store, drop, monkeypatch: pytest.MonkeyPatch):
     path = drop(store, "weather", "a.csv", WEATHER_CSV)
-    copy = arrivals.FolderArrivals._copy
+    copy = folder_arrivals.FolderArrivals._copy
     with path.open("r+b", buffering=0) as stream:
 
         def write_first(*arguments: object) -> None:
             stream.write(SWAPPED.encode())
             copy(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(arrivals.FolderArrivals, "_copy", write_first)
+        monkeypatch.setattr(folder_arrivals.FolderArrivals, "_copy", write_first)
         assert ingest(store)["weather"].rows == 3
     monkeypatch.undo()
 

@@ -31,8 +31,8 @@ from timestore_pipeline.segments.identity import unread_file_id
 from timestore_pipeline.segments.segment import SegmentDraft
 from timestore_pipeline.staging import arrivals, file_rows, load, suspects
 from timestore_pipeline.staging import deadline as deadlines
-from timestore_pipeline.staging.arrivals import FolderArrivals
 from timestore_pipeline.staging.deadline import Deadline
+from timestore_pipeline.staging.folder_arrivals import FolderArrivals
 from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_groups, reading_id, suspected_datasets
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, ingest, parquet_bytes, readable, weather
@@ -394,4 +394,4 @@ def test_a_file_that_grows_for_ever_is_hashed_no_further_than_it_was(store: Stor
     with path.open("ab") as writer, path.open("rb") as stream:
         writer.write(b"more" * 1_000_000)
         writer.flush()
-        assert arrivals._hash(stream, size) == arrivals.blake3(WEATHER_CSV.encode()).hexdigest()
+        assert arrivals.hash_of(stream, size) == arrivals.blake3(WEATHER_CSV.encode()).hexdigest()

@@ -10,8 +10,8 @@ from typing import Any
 
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.cli.status import collect_status
-from timestore_pipeline.landing.backlog import record_backlog
 from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
 from timestore_pipeline.ledger.builds import mark_published
 from timestore_pipeline.ledger.claims import Claim, claim_slices
