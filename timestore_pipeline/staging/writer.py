@@ -13,13 +13,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Self
-
-import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull, WriterWaitsForItself
@@ -31,7 +26,8 @@ from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.load import Answer, Outlook
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
-from timestore_pipeline.staging.together import Incoming, stage_together
+from timestore_pipeline.staging.together import stage_together
+from timestore_pipeline.staging.waiting import Promise, Waiting
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,66 +43,6 @@ _MOST_BYTES_PER_GROUP = 64 << 20
 # is never waited for, and those that do not come back are waited for ever less.
 _LONGEST_GATHERING_SECONDS = 0.02
 _LEAST_TRUST = 1 / 64
-
-
-class _Promise(Future[Receipt]):
-    """A batch's future. Its callbacks run on the writing thread, which they neither kill nor let wait for itself."""
-
-    def __init__(self, writer: Writer) -> None:
-        super().__init__()
-        self._writer = writer
-
-    def result(self, timeout: float | None = None) -> Receipt:
-        self._writer.check_may_wait(self)
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._writer.check_may_wait(self)
-        return super().exception(timeout)
-
-    def add_done_callback(self, fn: Callable[[Future[Receipt]], object]) -> None:
-        super().add_done_callback(lambda _: self._call(fn))
-
-    def _call(self, callback: Callable[[Future[Receipt]], object]) -> None:
-        try:
-            callback(self)
-        except Exception:
-            raise  # which a future logs
-        except BaseException as error:
-            if not self._writer.is_writing_thread():
-                raise
-            self._writer.end(f"was ended by {type(error).__name__} in a callback of one of its futures")
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """A batch that has no answer yet."""
-
-    dataset: str
-    table: pa.Table
-    batch_id: str | None
-    source: str
-    fingerprint: str | None
-    future: Future[Receipt]
-    deadline: float
-    client: Client | None = None
-    retries: int = 0
-    bytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.bytes = self.table.nbytes
-
-    @cached_property
-    def incoming(self) -> Incoming:
-        """The batch with its id, for which its content may have to be hashed.
-
-        Only the writing thread asks: callers that hash at the same time are in each other's way, at the interpreter's
-        lock, for longer than it takes to hash their batches one after the other.
-
-        Raises:
-            BatchRejected: its id or source is one that no ledger can hold.
-        """
-        return Incoming.of(self.dataset, self.table, self.batch_id, self.source, self.fingerprint, self.client)
 
 
 class Writer:
@@ -154,7 +90,7 @@ class Writer:
         self._changed = threading.Condition(lock)
         # The writing thread waits apart from the callers: it is not woken up by every batch of a group.
         self._arrived = threading.Condition(lock)
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._unanswered = 0
         self._waiting_bytes = 0
         self._awaited = 1
@@ -163,7 +99,7 @@ class Writer:
         self._last_seconds = 0.0
         self._closed = ""
         self._ended = False
-        self._in_hand: list[_Waiting] = []
+        self._in_hand: list[Waiting] = []
         warn_of_direct_write(store, dataset)
         # A daemon, so that a program which forgets to close the writer can end; atexit writes what it left.
         self._thread = threading.Thread(target=self._run, name=f"writer-of-{dataset}", daemon=True)
@@ -207,7 +143,7 @@ class Writer:
         source = source or self._source
         table = as_table(self.dataset, data, source, Bounds.of(self._store.settings))
         deadline = time.monotonic() + self._wait_seconds
-        waiting = _Waiting(self.dataset, table, batch_id, source, fingerprint, _Promise(self), deadline, client)
+        waiting = Waiting(self.dataset, table, batch_id, source, fingerprint, Promise(self), deadline, client)
         if self.is_writing_thread():
             timeout = 0.0  # room is made by this very thread
         with self._changed:
@@ -327,14 +263,14 @@ class Writer:
                 time.sleep(max(0.0, min(pause, left)))
         self._count_turned_away()
 
-    def _gather(self) -> list[_Waiting]:
+    def _gather(self) -> list[Waiting]:
         """Take the batches to commit next; none where the writer is closed and done."""
         with self._changed:
             self._arrived.wait_for(lambda: bool(self._queue or self._closed))
             patience = self._trust * min(_LONGEST_GATHERING_SECONDS, self._last_seconds)
             came = self._arrived.wait_for(lambda: bool(self._closed) or len(self._queue) >= self._awaited, patience)
             self._trust = min(1.0, self._trust * 2) if came else max(_LEAST_TRUST, self._trust / 2)
-            taken: list[_Waiting] = []
+            taken: list[Waiting] = []
             size = 0
             while self._queue and len(taken) < _MOST_BATCHES_PER_GROUP and (not taken or size < _MOST_BYTES_PER_GROUP):
                 waiting = self._queue.popleft()
@@ -342,10 +278,10 @@ class Writer:
                 size += waiting.bytes
             return taken
 
-    def _identified(self, taken: list[_Waiting]) -> list[_Waiting]:
+    def _identified(self, taken: list[Waiting]) -> list[Waiting]:
         """Return the batches that have an id, once the others have been answered or dropped."""
-        group: list[_Waiting] = []
-        done: list[_Waiting] = []
+        group: list[Waiting] = []
+        done: list[Waiting] = []
         for waiting in taken:
             if not (waiting.future.running() or waiting.future.set_running_or_notify_cancel()):
                 done.append(waiting)
@@ -360,11 +296,11 @@ class Writer:
         self._forget(done)
         return group
 
-    def _put_back(self, batches: list[_Waiting]) -> None:
+    def _put_back(self, batches: list[Waiting]) -> None:
         with self._changed:
             self._queue.extendleft(reversed(batches))
 
-    def _commit(self, group: list[_Waiting]) -> list[_Waiting]:
+    def _commit(self, group: list[Waiting]) -> list[Waiting]:
         """Stage a group and answer its batches; return those that are to be tried again."""
         if not group:
             return []
@@ -398,10 +334,10 @@ class Writer:
         self._forget(answered)
         return again
 
-    def _refused_for_now(self, group: list[_Waiting], answers: list[Answer]) -> list[_Waiting]:
+    def _refused_for_now(self, group: list[Waiting], answers: list[Answer]) -> list[Waiting]:
         """Count the batches that were refused for want of room, and return those that have time left."""
         now = time.monotonic()
-        again: list[_Waiting] = []
+        again: list[Waiting] = []
         counts: dict[tuple[type[TimestoreError], str], tuple[TimestoreError, int]] = {}
         for waiting, answer in zip(group, answers, strict=True):
             if not isinstance(answer, tuple(REFUSALS)):
@@ -422,7 +358,7 @@ class Writer:
         if batches:
             count_refusals(self._store, self.dataset, self._full(), DROPPED_BATCHES, batches)
 
-    def _forget(self, answered: list[_Waiting]) -> None:
+    def _forget(self, answered: list[Waiting]) -> None:
         if not answered:
             return
         with self._changed:

@@ -83,7 +83,7 @@ def test_what_nobody_foresaw_of_one_batch_is_the_matter_of_that_one(
     def fail_for_one(connection: object, schema: pa.Schema) -> object:
         if schema.metadata:
             raise error
-        return described(connection, schema)
+        return described(connection, schema)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(together, "_described", fail_for_one)
     group = [incoming(strange if number == 1 else hourly(2), f"{number}") for number in range(3)]
