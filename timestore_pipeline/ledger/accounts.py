@@ -19,9 +19,8 @@ from sqlalchemy import Connection, func, insert, select, update
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import batch_slices, losses, past_rows, slices, windows
-
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_WINDOWS_PER_QUERY = 500
+from timestore_pipeline.ledger.slices import IN_SLICE
+from timestore_pipeline.ledger.statements import in_parts
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,8 @@ def window_accounts(
     superseded = _superseded_rows(tx, dataset)
     if window_starts is None:
         return _accounts(tx, dataset, None, recorded, superseded)
-    wanted = sorted(set(window_starts))
     found: dict[int, WindowAccount] = {}
-    for number in range(0, len(wanted), _WINDOWS_PER_QUERY):
-        some = wanted[number : number + _WINDOWS_PER_QUERY]
+    for some in in_parts(sorted(set(window_starts))):
         found.update(
             _accounts(tx, dataset, some, {start: recorded[start] for start in some if start in recorded}, superseded)
         )
@@ -113,10 +110,7 @@ def _accounts(
     lost = lost_rows(tx, dataset, window_starts)
     acknowledged = tx.execute(
         select(batch_slices.c.window_start, func.sum(batch_slices.c.rows))
-        .join(
-            slices,
-            (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
-        )
+        .join(slices, IN_SLICE)
         .where(*here)
         .group_by(batch_slices.c.window_start)
     )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, select
 
 from timestore_pipeline.ledger.counters import SEGMENT_BYTES, observe
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, entries_of_batch
-from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices, windows
-
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_IDS_PER_QUERY = 500
+from timestore_pipeline.ledger.schema import batch_slices, batches, segments, slices
+from timestore_pipeline.ledger.slices import IN_SLICE, OF_BATCH, SliceRow, acknowledge_slices
+from timestore_pipeline.ledger.statements import in_parts
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,6 @@ class SegmentRow:
     rows: int
 
 
-@dataclass(frozen=True)
-class SliceRow:
-    """The rows of a new segment that fall in one window; times in microseconds since the epoch."""
-
-    window_start: int
-    rows: int
-    bytes: int
-    min_time: int
-    max_time: int
-    batch_rows: Mapping[int, int]
-    """Batch ordinal → its rows in this window."""
-
-
 _KNOWN_BATCH = select(
     batches.c.batch_id,
     batches.c.fingerprint,
@@ -81,28 +67,15 @@ _KNOWN_BATCHES = _KNOWN_BATCH.where(
 )
 
 
-_MARK_LATE = (
-    update(slices)
-    .where(
-        slices.c.segment_id == bindparam("in_segment"),
-        slices.c.window_start < bindparam("first_open"),
-        exists().where(windows.c.dataset == bindparam("of_dataset"), windows.c.window_start == slices.c.window_start),
-    )
-    .values(late=True)
-)
-
-
-def batch_is_queued() -> ColumnElement[bool]:
-    """Return the condition for a batch that has a slice in the queue; a partial index has just these words."""
-    return and_(batches.c.published_at.is_(None), batches.c.quarantined_at.is_(None))
+BATCH_IS_QUEUED = and_(batches.c.published_at.is_(None), batches.c.quarantined_at.is_(None))
+"""The condition for a batch that has a slice in the queue; a partial index has just these words."""
 
 
 def known_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, KnownBatch]:
     """Return those of ``batch_ids`` that the dataset already has, by id."""
-    wanted = list(batch_ids)
     found: dict[str, KnownBatch] = {}
-    for start in range(0, len(wanted), _IDS_PER_QUERY):
-        asked = {"dataset": dataset, "batch_ids": wanted[start : start + _IDS_PER_QUERY]}
+    for some in in_parts(batch_ids):
+        asked = {"dataset": dataset, "batch_ids": some}
         found.update({row["batch_id"]: KnownBatch(**row) for row in tx.execute(_KNOWN_BATCHES, asked).mappings()})
     return found
 
@@ -120,16 +93,12 @@ def latest_batch(tx: Connection, dataset: str, prefix: str) -> KnownBatch | None
 
 def windows_of_batches(tx: Connection, dataset: str, batch_ids: Iterable[str]) -> dict[str, list[int]]:
     """Return batch id → the starts of the windows in which it has rows, in time order."""
-    wanted = list(batch_ids)
     found: dict[str, list[int]] = {}
-    for start in range(0, len(wanted), _IDS_PER_QUERY):
+    for some in in_parts(batch_ids):
         query = (
             select(batches.c.batch_id, batch_slices.c.window_start)
-            .join(
-                batch_slices,
-                and_(batch_slices.c.segment_id == batches.c.segment_id, batch_slices.c.ordinal == batches.c.ordinal),
-            )
-            .where(batches.c.dataset == dataset, batches.c.batch_id.in_(wanted[start : start + _IDS_PER_QUERY]))
+            .join(batch_slices, OF_BATCH)
+            .where(batches.c.dataset == dataset, batches.c.batch_id.in_(some))
             .order_by(batch_slices.c.window_start)
         )
         for batch_id, window_start in tx.execute(query):
@@ -202,35 +171,8 @@ def acknowledge(
     ]
     if listed:
         tx.execute(insert(batches), listed)
-    if segment is None or not slice_rows:
-        return
-    tx.execute(
-        insert(slices),
-        [
-            {
-                "segment_id": segment.id,
-                "window_start": piece.window_start,
-                "dataset": dataset,
-                "rows": piece.rows,
-                "bytes": piece.bytes,
-                "min_time": piece.min_time,
-                "max_time": piece.max_time,
-                "staged_at": now,
-                "late": False,
-            }
-            for piece in slice_rows
-        ],
-    )
-    if any(piece.window_start < first_open_window for piece in slice_rows):
-        tx.execute(_MARK_LATE, {"in_segment": segment.id, "of_dataset": dataset, "first_open": first_open_window})
-    tx.execute(
-        insert(batch_slices),
-        [
-            {"segment_id": segment.id, "window_start": piece.window_start, "ordinal": ordinal, "rows": rows}
-            for piece in slice_rows
-            for ordinal, rows in piece.batch_rows.items()
-        ],
-    )
+    if segment is not None and slice_rows:
+        acknowledge_slices(tx, dataset, segment.id, slice_rows, now, first_open_window=first_open_window)
 
 
 @dataclass(frozen=True)
@@ -297,17 +239,8 @@ def _parts(tx: Connection, dataset: str, batch_id: str) -> list[BatchPart]:
             slices.c.build_id,
             slices.c.quarantine_id,
         )
-        .join(
-            batches,
-            and_(batches.c.segment_id == batch_slices.c.segment_id, batches.c.ordinal == batch_slices.c.ordinal),
-        )
-        .join(
-            slices,
-            and_(
-                slices.c.segment_id == batch_slices.c.segment_id,
-                slices.c.window_start == batch_slices.c.window_start,
-            ),
-        )
+        .join(batches, OF_BATCH)
+        .join(slices, IN_SLICE)
         .where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
         .order_by(batch_slices.c.window_start)
     )

@@ -20,8 +20,8 @@ from timestore_pipeline.ledger.counters import (
     observe,
 )
 from timestore_pipeline.ledger.datasets import lock_dataset
-from timestore_pipeline.ledger.schema import builds, datasets, slices
-from timestore_pipeline.ledger.slices import complete
+from timestore_pipeline.ledger.schema import builds, datasets
+from timestore_pipeline.ledger.slices import publish_slices, release_slices
 from timestore_pipeline.ledger.states import BuildKind, BuildState
 from timestore_pipeline.ledger.windows import PublishedWindow, move_windows
 
@@ -103,9 +103,7 @@ def mark_published(
     )
     if changed.rowcount == 0:
         return False
-    tx.execute(update(slices).where(slices.c.build_id == build.id).values(published_at=now))
-    touched = tx.execute(select(slices.c.segment_id).where(slices.c.build_id == build.id).distinct()).scalars().all()
-    complete(tx, touched, now)
+    publish_slices(tx, build.id, now)
     seen, schema = datasets.c.table_version, datasets.c.published_schema
     known = build.schema_version if build.kind in PUBLISHING else 0
     tx.execute(
@@ -140,7 +138,7 @@ def mark_aborted(tx: Connection, build: Build, *, error: str, recovered: bool, n
     )
     if changed.rowcount == 0:
         return False
-    tx.execute(update(slices).where(slices.c.build_id == build.id).values(build_id=None))
+    release_slices(tx, build.id)
     if recovered:
         count(tx, RETRIED_BATCHES, build.dataset, "flush_abort", build.batches)
     _count_end(tx, build, "failure", now)

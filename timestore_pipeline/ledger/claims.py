@@ -21,7 +21,7 @@ from timestore_pipeline.ledger.lanes import (
     staged_windows,
 )
 from timestore_pipeline.ledger.schema import batch_slices, builds, datasets, replaced_windows, schemas, slices
-from timestore_pipeline.ledger.slices import Slice, slices_of_build
+from timestore_pipeline.ledger.slices import IN_SLICE, Slice, assign_slices, slices_of_build
 from timestore_pipeline.ledger.states import BuildKind, BuildState
 
 MOST_APART = 2**31
@@ -199,11 +199,11 @@ def new_build(
         ).one()
     )
     if free:
-        taken = tx.execute(update(slices).where(*free).values(build_id=build.id)).rowcount
-        if taken != len(pieces):
+        assigned = assign_slices(tx, build.id, *free)
+        if assigned != len(pieces):
             raise LedgerError(
-                f"dataset {dataset!r}: {taken:,} slices were there to claim just after {len(pieces):,} were; something "
-                "writes to the ledger without the dataset's lock. Nothing was claimed"
+                f"dataset {dataset!r}: {assigned:,} slices were there to claim just after {len(pieces):,} were; "
+                "something writes to the ledger without the dataset's lock. Nothing was claimed"
             )
     listed = [{"build_id": build.id, "window_start": start} for start in sorted(set(replaced))]
     if listed:
@@ -240,10 +240,7 @@ def _batch_count(of_slices: Iterable[ColumnElement[bool]]) -> Select[int]:
     pairs = (
         select(batch_slices.c.segment_id, batch_slices.c.ordinal)
         .distinct()
-        .join(
-            slices,
-            (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
-        )
+        .join(slices, IN_SLICE)
         .where(*of_slices)
         .subquery()
     )

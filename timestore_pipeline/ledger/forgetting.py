@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, exists, func, or_, select, tuple_, update
+from sqlalchemy import Connection, delete, exists, func, or_, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, note_pruned
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
@@ -25,12 +25,10 @@ from timestore_pipeline.ledger.schema import (
     slices,
     windows,
 )
-from timestore_pipeline.ledger.slices import complete
+from timestore_pipeline.ledger.slices import forget_slices, unpublish_slices
+from timestore_pipeline.ledger.statements import in_parts
 from timestore_pipeline.ledger.states import BuildState, QuarantineState
 from timestore_pipeline.ledger.windows import add_up_windows
-
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_IDS_PER_QUERY = 500
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,7 @@ def prune_batches(
     forgotten = tx.execute(select(func.count()).select_from(batches).where(*empty)).scalar_one()
     if not dry_run:
         tx.execute(delete(batches).where(*empty))
-    for start in range(0, len(old), _IDS_PER_QUERY):
-        some = old[start : start + _IDS_PER_QUERY]
+    for some in in_parts(old):
         forgotten += tx.execute(
             select(func.count()).select_from(batches).where(batches.c.segment_id.in_(some))
         ).scalar_one()
@@ -125,8 +122,7 @@ def prune_builds(tx: Connection, dataset: str, finished_before: int, *, dry_run:
         builds.c.id.not_in(flushes),
     )
     found = list(tx.execute(select(builds.c.id).where(*old)).scalars())
-    for start in range(0, 0 if dry_run else len(found), _IDS_PER_QUERY):
-        some = found[start : start + _IDS_PER_QUERY]
+    for some in in_parts([] if dry_run else found):
         tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(some)))
         tx.execute(delete(builds).where(builds.c.id.in_(some)))
     return Pruned(builds=len(found))
@@ -141,9 +137,8 @@ def _forget_segments(tx: Connection, dataset: str, segment_ids: list[str]) -> No
     ).all()
     for window_start, rows in published:
         note_pruned(tx, dataset, window_start, int(rows))
-    tx.execute(delete(batch_slices).where(batch_slices.c.segment_id.in_(segment_ids)))
+    forget_slices(tx, here)
     tx.execute(delete(batches).where(batches.c.segment_id.in_(segment_ids)))
-    tx.execute(delete(slices).where(here))
     tx.execute(delete(segments).where(segments.c.id.in_(segment_ids)))
 
 
@@ -175,39 +170,14 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
     published = tx.execute(select(func.sum(windows.c.rows)).where(windows.c.dataset == dataset)).scalar() or 0
     tx.execute(delete(windows).where(windows.c.dataset == dataset))
     add_up_windows(tx, dataset)
-    on_disk = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_(None))
-    lost = (slices.c.segment_id.in_(on_disk), slices.c.published_at.is_not(None))
-    again = tx.execute(select(func.sum(slices.c.rows)).where(*lost)).scalar() or 0
-    touched = tx.execute(select(slices.c.segment_id).where(*lost).distinct()).scalars().all()
-    tx.execute(update(slices).where(*lost).values(published_at=None, build_id=None, late=False))
-    tx.execute(update(segments).where(segments.c.id.in_(touched)).values(published_at=None))
-    tx.execute(
-        update(batches)
-        .where(
-            batches.c.segment_id.in_(touched),
-            exists()
-            .where(batch_slices.c.segment_id == batches.c.segment_id, batch_slices.c.ordinal == batches.c.ordinal)
-            .correlate(batches),
-        )
-        .values(published_at=None)
-    )
-    complete(tx, touched, now)
+    again = unpublish_slices(tx, dataset, now)
     # What nothing is left of is forgotten, so that the rows of a window still add up.
-    gone = (
-        slices.c.dataset == dataset,
-        slices.c.published_at.is_not(None),
-        slices.c.segment_id.in_(
-            select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))
-        ),
+    unlinked = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))
+    forget_slices(
+        tx, slices.c.dataset == dataset, slices.c.published_at.is_not(None), slices.c.segment_id.in_(unlinked)
     )
-    lost_slices = select(slices.c.segment_id, slices.c.window_start).where(*gone)
-    tx.execute(
-        delete(batch_slices).where(tuple_(batch_slices.c.segment_id, batch_slices.c.window_start).in_(lost_slices))
-    )
-    tx.execute(delete(slices).where(*gone))
     # Batches that are nowhere any more are forgotten, so that their files can land again. Those with rows in quarantine
     # stay known: their entries refer to them.
-    unlinked = select(segments.c.id).where(segments.c.dataset == dataset, segments.c.unlinked_at.is_not(None))
     tx.execute(
         delete(batches).where(
             batches.c.segment_id.in_(unlinked),
@@ -216,7 +186,7 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
         )
     )
     end_losses(tx, dataset, by="the table was deleted", now=now)
-    result = LostTable(int(published), int(again))
+    result = LostTable(int(published), again)
     count(tx, LOST_ROWS, dataset, "", result.rows_gone)
     return result
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, and_, func, literal_column, or_, select
 from timestore_pipeline.ledger.builds import Build, build_of_row
 from timestore_pipeline.ledger.lanes import staged_windows
 from timestore_pipeline.ledger.schema import batches, builds, datasets, slices
+from timestore_pipeline.ledger.statements import in_parts
 from timestore_pipeline.ledger.states import BuildKind, BuildState
 
 
@@ -99,9 +100,6 @@ def flushes(tx: Connection, dataset: str, since: int) -> list[FlushRecord]:
     ]
 
 
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_IDS_PER_QUERY = 500
-
 _ENDED_FLUSH = and_(
     builds.c.kind == literal_column(f"'{BuildKind.FLUSH}'"),
     builds.c.state != literal_column(f"'{BuildState.CLAIMED}'"),
@@ -123,8 +121,8 @@ def latest_builds(tx: Connection) -> dict[str, Build]:
     )
     ids = [build_id for build_id in tx.execute(select(last).select_from(datasets)).scalars() if build_id is not None]
     found: dict[str, Build] = {}
-    for start in range(0, len(ids), _IDS_PER_QUERY):
-        query = select(builds).where(builds.c.id.in_(ids[start : start + _IDS_PER_QUERY]))
+    for some in in_parts(ids):
+        query = select(builds).where(builds.c.id.in_(some))
         found.update({row.dataset: build_of_row(row) for row in tx.execute(query)})
     return found
 

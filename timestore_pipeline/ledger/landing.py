@@ -13,10 +13,7 @@ from sqlalchemy import ColumnCollection, ColumnElement, Connection, delete, sele
 
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import landing_backlog, readings, settled_files
-from timestore_pipeline.ledger.statements import upsert, upsert_all
-
-# Each with four values: below the limit of variables in one SQLite statement, however it was compiled.
-_DATASETS_PER_STATEMENT = 200
+from timestore_pipeline.ledger.statements import in_parts, upsert, upsert_all
 
 
 @dataclass(frozen=True)
@@ -39,18 +36,12 @@ def landing_backlogs(tx: Connection) -> dict[str, Backlog]:
 def put_backlogs(tx: Connection, datasets: Iterable[str], found: Mapping[str, Backlog]) -> None:
     """Record what was found for ``datasets``; those that are not in ``found`` have nothing waiting."""
     # Two looks may end at the same moment; the later one counts. In one order, lest they wait for each other.
-    names = sorted(datasets)
-    for start in range(0, len(names), _DATASETS_PER_STATEMENT):
-        some = names[start : start + _DATASETS_PER_STATEMENT]
+    for some in in_parts(sorted(datasets), values_each=4):
         rows = [{"dataset": name, **asdict(found[name])} for name in some if name in found]
         if rows:
             upsert_all(tx, landing_backlog, rows)
         if empty := [name for name in some if name not in found]:
             tx.execute(delete(landing_backlog).where(landing_backlog.c.dataset.in_(empty)))
-
-
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_IDS_PER_STATEMENT = 100
 
 
 # Files that were taken out of landing by hand leave theirs behind.
@@ -87,15 +78,9 @@ def begin_readings(tx: Connection, dataset: str, file_ids: Iterable[str], now: i
     # Two ingests may read the same files in different orders; without the lock they could wait for each other.
     lock_dataset(tx, dataset)
     tx.execute(delete(readings).where(readings.c.dataset == dataset, readings.c.last_at < now - _KEPT_MICROS))
-    wanted = list(file_ids)
-    for start in range(0, len(wanted), _IDS_PER_STATEMENT):
-        part = wanted[start : start + _IDS_PER_STATEMENT]
-        upsert_all(
-            tx,
-            readings,
-            [{"dataset": dataset, "batch_id": file_id, "begun": 1, "last_at": now, "alone": 0} for file_id in part],
-            _begun_again,
-        )
+    rows = ({"dataset": dataset, "batch_id": file_id, "begun": 1, "last_at": now, "alone": 0} for file_id in file_ids)
+    for some in in_parts(rows, values_each=5):
+        upsert_all(tx, readings, some, _begun_again)
 
 
 def _begun_again(new: ColumnCollection[str, Any]) -> Mapping[str, Any]:
@@ -105,10 +90,8 @@ def _begun_again(new: ColumnCollection[str, Any]) -> Mapping[str, Any]:
 def end_readings(tx: Connection, dataset: str, file_ids: Iterable[str]) -> None:
     """Forget the readings of files: they came to an end, good or bad."""
     lock_dataset(tx, dataset)
-    wanted = list(file_ids)
-    for start in range(0, len(wanted), _IDS_PER_STATEMENT):
-        part = wanted[start : start + _IDS_PER_STATEMENT]
-        tx.execute(delete(readings).where(readings.c.dataset == dataset, readings.c.batch_id.in_(part)))
+    for some in in_parts(file_ids):
+        tx.execute(delete(readings).where(readings.c.dataset == dataset, readings.c.batch_id.in_(some)))
 
 
 def begin_alone(tx: Connection, dataset: str, file_id: str, now: int) -> None:

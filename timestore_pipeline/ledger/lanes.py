@@ -16,7 +16,7 @@ from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.builds import PUBLISHING, Build, builds_in_flight
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import datasets, replaced_windows, schemas, slices
-from timestore_pipeline.ledger.slices import Slice, slice_is_queued, slices_where
+from timestore_pipeline.ledger.slices import SLICE_IS_FREE, Slice, slices_where
 from timestore_pipeline.ledger.states import BuildKind
 
 
@@ -81,7 +81,7 @@ def free_slices(
     dataset: str, first_window: int | None, last_window: int | None, others: Collection[int] = ()
 ) -> list[ColumnElement[bool]]:
     """Return the conditions for slices that can be claimed while the builds ``others`` are in flight."""
-    free = [slices.c.dataset == dataset, slice_is_queued(), slices.c.build_id.is_(None)]
+    free = [slices.c.dataset == dataset, SLICE_IS_FREE]
     if first_window is not None:
         free.append(slices.c.window_start >= first_window)
     if last_window is not None:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.builds import Build, get_build
 from timestore_pipeline.ledger.schema import batch_slices, batches, builds, replaced_windows, segments, slices, windows
-from timestore_pipeline.ledger.slices import Slice, slices_where
+from timestore_pipeline.ledger.slices import IN_SLICE, OF_BATCH, Slice, slices_where
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,8 @@ def batches_of_slices(tx: Connection, *conditions: ColumnElement[bool]) -> list[
     """Return which batches gave rows to which window, in the slices that meet all of ``conditions``."""
     query = (
         select(batch_slices.c.window_start, batches.c.batch_id, batches.c.source, batch_slices.c.rows)
-        .join(
-            slices,
-            (slices.c.segment_id == batch_slices.c.segment_id) & (slices.c.window_start == batch_slices.c.window_start),
-        )
-        .join(
-            batches,
-            (batches.c.segment_id == batch_slices.c.segment_id) & (batches.c.ordinal == batch_slices.c.ordinal),
-        )
+        .join(slices, IN_SLICE)
+        .join(batches, OF_BATCH)
         .where(*conditions)
         .order_by(batch_slices.c.window_start, batches.c.staged_at, batch_slices.c.segment_id, batches.c.ordinal)
     )
@@ -100,14 +94,8 @@ def contributions_of_build(tx: Connection, build_id: int) -> list[Contribution]:
             slices.c.min_time,
             slices.c.max_time,
         )
-        .join(
-            batch_slices,
-            (batch_slices.c.segment_id == slices.c.segment_id) & (batch_slices.c.window_start == slices.c.window_start),
-        )
-        .join(
-            batches,
-            (batches.c.segment_id == batch_slices.c.segment_id) & (batches.c.ordinal == batch_slices.c.ordinal),
-        )
+        .join(batch_slices, IN_SLICE)
+        .join(batches, OF_BATCH)
         .where(slices.c.build_id == build_id)
         .order_by(slices.c.segment_id, slices.c.window_start, batches.c.ordinal)
     )
@@ -239,10 +227,7 @@ def batches_of_window(tx: Connection, dataset: str, window_start: int) -> list[B
         select(
             batch_slices.c.segment_id, batches.c.batch_id, batches.c.source, batch_slices.c.rows, batches.c.staged_at
         )
-        .join(
-            batches,
-            (batches.c.segment_id == batch_slices.c.segment_id) & (batches.c.ordinal == batch_slices.c.ordinal),
-        )
+        .join(batches, OF_BATCH)
         .where(batches.c.dataset == dataset, batch_slices.c.window_start == window_start)
         .order_by(batches.c.staged_at, batch_slices.c.segment_id, batches.c.ordinal)
     )

@@ -13,7 +13,14 @@ from sqlalchemy import Connection, RowMapping, bindparam, case, exists, func, se
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import batch_slices, batches, quarantine, segments, slices
-from timestore_pipeline.ledger.slices import complete, slice_is_queued
+from timestore_pipeline.ledger.slices import (
+    OF_BATCH,
+    SLICE_IS_FREE,
+    complete,
+    quarantine_slices,
+    requeue_slices,
+    rows_in,
+)
 from timestore_pipeline.ledger.statements import insert_unless_there
 from timestore_pipeline.ledger.states import BuildKind, QuarantineKind, QuarantineState
 
@@ -318,11 +325,10 @@ def set_slices_aside(
     damaged = (
         slices.c.segment_id == segment_id,
         slices.c.window_start.in_(window_starts),
-        slices.c.build_id.is_(None),
-        slice_is_queued(),
+        SLICE_IS_FREE,
     )
-    rows = tx.execute(select(func.sum(slices.c.rows)).where(*damaged)).scalar()
-    if rows is None:
+    rows = rows_in(tx, *damaged)
+    if not rows:
         return None
     entry = set_aside(
         tx,
@@ -336,11 +342,11 @@ def set_slices_aside(
         size_bytes=size_bytes,
         now=now,
     )
-    tx.execute(update(slices).where(*damaged).values(quarantine_id=entry.id))
+    quarantine_slices(tx, entry.id, *damaged)
     tx.execute(
         update(quarantine)
         .where(quarantine.c.id == entry.id)
-        .values(rows=quarantine.c.rows + int(rows), path=path, reason=reason)
+        .values(rows=quarantine.c.rows + rows, path=path, reason=reason)
     )
     tx.execute(update(segments).where(segments.c.id == segment_id).values(quarantined_at=now, path=path))
     complete(tx, [segment_id], now)
@@ -358,17 +364,13 @@ def give_slices_back(
     current = find_entry(tx, entry.id)
     if current is None or current.state is not QuarantineState.OPEN:
         return False
-    tx.execute(
-        update(slices)
-        .where(slices.c.quarantine_id == entry.id, slices.c.window_start.in_(list(window_starts)))
-        .values(quarantine_id=None)
-    )
-    left = tx.execute(select(func.sum(slices.c.rows)).where(slices.c.quarantine_id == entry.id)).scalar()
-    if left is None:
+    requeue_slices(tx, entry.id, window_starts)
+    left = rows_in(tx, slices.c.quarantine_id == entry.id)
+    if not left:
         resolve_entry(tx, entry.id, QuarantineState.RETRIED, by, now)
         tx.execute(update(segments).where(segments.c.id == entry.batch_id).values(quarantined_at=None, path=path))
     else:
-        tx.execute(update(quarantine).where(quarantine.c.id == entry.id).values(rows=int(left)))
+        tx.execute(update(quarantine).where(quarantine.c.id == entry.id).values(rows=left))
     complete(tx, [entry.batch_id], now)
     return True
 
@@ -394,10 +396,7 @@ def _sources(tx: Connection, segment_id: str, window_starts: Sequence[int]) -> s
     names = list(
         tx.execute(
             select(batches.c.source)
-            .join(
-                batch_slices,
-                (batch_slices.c.segment_id == batches.c.segment_id) & (batch_slices.c.ordinal == batches.c.ordinal),
-            )
+            .join(batch_slices, OF_BATCH)
             .where(batches.c.segment_id == segment_id, batch_slices.c.window_start.in_(window_starts))
             .distinct()
             .order_by(batches.c.source)

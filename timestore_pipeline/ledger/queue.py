@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, case, func, select
 
-from timestore_pipeline.ledger.batches import batch_is_queued
+from timestore_pipeline.ledger.batches import BATCH_IS_QUEUED
 from timestore_pipeline.ledger.schema import batches, slices
-from timestore_pipeline.ledger.slices import slice_is_queued
+from timestore_pipeline.ledger.slices import SLICE_IS_QUEUED
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def queue_of(tx: Connection, dataset: str) -> QueueState:
 
 def queue_states(tx: Connection, dataset: str | None = None) -> dict[str, QueueState]:
     """Return the queue of every dataset (or of one) with anything unpublished: one indexed aggregate query."""
-    of_slices, of_batches = [slice_is_queued()], [batch_is_queued()]
+    of_slices, of_batches = [SLICE_IS_QUEUED], [BATCH_IS_QUEUED]
     if dataset is not None:
         of_slices.append(slices.c.dataset == dataset)
         of_batches.append(batches.c.dataset == dataset)
@@ -135,14 +135,14 @@ def queue_states(tx: Connection, dataset: str | None = None) -> dict[str, QueueS
 
 def pending_batches(tx: Connection, dataset: str) -> int:
     """Return how many batches of the dataset are staged and neither published nor in quarantine."""
-    return tx.execute(select(func.count()).where(batches.c.dataset == dataset, batch_is_queued())).scalar_one()
+    return tx.execute(select(func.count()).where(batches.c.dataset == dataset, BATCH_IS_QUEUED)).scalar_one()
 
 
 def pending_of_sources(tx: Connection, dataset: str, sources: Iterable[str]) -> dict[str, int]:
     """Return how many of the batches that :func:`pending_batches` counts came from each of ``sources``, if any did."""
     query = (
         select(batches.c.source, func.count().label("batches"))
-        .where(batches.c.dataset == dataset, batch_is_queued(), batches.c.source.in_(list(sources)))
+        .where(batches.c.dataset == dataset, BATCH_IS_QUEUED, batches.c.source.in_(list(sources)))
         .group_by(batches.c.source)
     )
     return {row.source: row.batches for row in tx.execute(query)}
@@ -150,7 +150,7 @@ def pending_of_sources(tx: Connection, dataset: str, sources: Iterable[str]) -> 
 
 def staged_bytes(tx: Connection, dataset: str | None = None) -> dict[str, int]:
     """Return per dataset, of all or of one, the bytes of its slices in the queue."""
-    query = select(slices.c.dataset, func.sum(slices.c.bytes)).where(slice_is_queued()).group_by(slices.c.dataset)
+    query = select(slices.c.dataset, func.sum(slices.c.bytes)).where(SLICE_IS_QUEUED).group_by(slices.c.dataset)
     if dataset is not None:
         query = query.where(slices.c.dataset == dataset)
     return {dataset: int(size) for dataset, size in tx.execute(query)}

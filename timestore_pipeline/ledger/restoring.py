@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
 from timestore_pipeline.ledger.datasets import take_positions
 from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
-from timestore_pipeline.ledger.slices import complete
+from timestore_pipeline.ledger.slices import SliceRow, complete, quarantine_slices, restore_slices
 from timestore_pipeline.ledger.states import BuildKind, BuildState, QuarantineKind, QuarantineState
 from timestore_pipeline.ledger.windows import PublishedWindow, add_up_windows
 from timestore_pipeline.model.columns import Column
@@ -196,13 +196,7 @@ def restore_segment(
         position=take_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None,
         schema_version=len(versions) if restored.columns is None else versions.index(restored.columns) + 1,
     )
-    here = slices.c.segment_id == restored.row.id
-    for window_start, published_at in restored.published.items():
-        tx.execute(
-            update(slices)
-            .where(here, slices.c.window_start == window_start)
-            .values(build_id=build_id, published_at=published_at)
-        )
+    restore_slices(tx, restored.row.id, build_id, restored.published)
     if not restored.on_disk:
         tx.execute(update(segments).where(segments.c.id == restored.row.id).values(unlinked_at=now))
 
@@ -237,8 +231,9 @@ def restore_entries(
             )
         )
         if entry.windows:
-            here = (slices.c.segment_id == entry.batch_id, slices.c.window_start.in_(entry.windows))
-            tx.execute(update(slices).where(*here).values(quarantine_id=entry_id))
+            quarantine_slices(
+                tx, entry_id, slices.c.segment_id == entry.batch_id, slices.c.window_start.in_(entry.windows)
+            )
             tx.execute(update(segments).where(segments.c.id == entry.batch_id).values(quarantined_at=now))
         entry_id += 1
     return entry_id

@@ -10,9 +10,7 @@ from sqlalchemy import Connection, func, select, update
 from timestore_pipeline.ledger.counters import RETENTION_BYTES, RETENTION_SEGMENTS, count
 from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.schema import segments
-
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_IDS_PER_QUERY = 500
+from timestore_pipeline.ledger.statements import in_parts
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ def segment_bytes(tx: Connection, segment_id: str) -> int:
 
 def mark_unlinked(tx: Connection, segment_ids: Iterable[str], now: int) -> None:
     """Record that segment files are gone, and count them; those that are recorded as gone already stay as they are."""
-    wanted = sorted(set(segment_ids))
-    parts = [wanted[start : start + _IDS_PER_QUERY] for start in range(0, len(wanted), _IDS_PER_QUERY)]
+    parts = list(in_parts(sorted(set(segment_ids))))
     found: set[str] = set()
     for some in parts:
         query = select(segments.c.dataset).where(segments.c.id.in_(some), segments.c.unlinked_at.is_(None)).distinct()

@@ -1,10 +1,14 @@
-"""Insert or update in one statement: two writers at one moment neither collide nor lose what the other wrote."""
+"""What statements of several nouns are made with: upserts, and lists in parts that one statement can hold.
+
+An upsert inserts or updates at once, so that two writers at one moment neither collide nor lose what the other wrote.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnCollection, Connection, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
@@ -12,8 +16,20 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+T = TypeVar("T")
+
+# Below the limit of variables in one SQLite statement, however it was compiled.
+_VALUES_PER_STATEMENT = 500
+
 Changes = Callable[[ColumnCollection[str, Any]], Mapping[str, Any]]
 """Given the row that was to be inserted, returns what becomes of the one that is there."""
+
+
+def in_parts(items: Iterable[T], values_each: int = 1) -> Iterator[list[T]]:
+    """Divide ``items`` into lists of which one statement can hold all; each item has ``values_each`` values in it."""
+    left = iter(items)
+    while part := list(islice(left, _VALUES_PER_STATEMENT // values_each)):
+        yield part
 
 
 def upsert(tx: Connection, table: Table, row: Mapping[str, Any], changes: Changes | None = None) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, or_, select, update
 from timestore_pipeline.ledger.builds import Build, build_in_flight, build_of_row
 from timestore_pipeline.ledger.installation import read_identity
 from timestore_pipeline.ledger.schema import builds, datasets
+from timestore_pipeline.ledger.statements import in_parts
 from timestore_pipeline.ledger.states import BuildState
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
@@ -49,10 +50,6 @@ def advance_table_version(tx: Connection, dataset: str, version: int) -> None:
 def last_claimed_sequence(tx: Connection, dataset: str) -> int:
     """Return the sequence of the last build that claimed slices of the dataset, 0 for none."""
     return tx.execute(select(datasets.c.next_sequence).where(datasets.c.name == dataset)).scalar_one() - 1
-
-
-# Below the limit of variables in one SQLite statement, however it was compiled.
-_SEQUENCES_PER_QUERY = 500
 
 
 @dataclass(frozen=True)
@@ -112,9 +109,8 @@ def known_table(tx: Connection, dataset: str) -> KnownTable:
 
 def builds_of_sequences(tx: Connection, dataset: str, sequences: Collection[int]) -> dict[int, Build]:
     """Return those of the sequences that the ledger has given to a build of the dataset, with the build."""
-    wanted, found = sorted(sequences), {}
-    for start in range(0, len(wanted), _SEQUENCES_PER_QUERY):
-        some = wanted[start : start + _SEQUENCES_PER_QUERY]
+    found: dict[int, Build] = {}
+    for some in in_parts(sorted(sequences)):
         query = select(builds).where(builds.c.dataset == dataset, builds.c.sequence.in_(some))
         found.update({row.sequence: build_of_row(row) for row in tx.execute(query)})
     return found

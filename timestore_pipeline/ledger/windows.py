@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, forget_expired, note_expired
 from timestore_pipeline.ledger.schema import builds, datasets, replaced_windows, slices, windows
-from timestore_pipeline.ledger.statements import upsert_all
+from timestore_pipeline.ledger.statements import in_parts, upsert_all
 from timestore_pipeline.ledger.states import BuildKind
-
-T = TypeVar("T")
-
-
-# Each with eight values: below the limit of variables in one SQLite statement, however it was compiled.
-_WINDOWS_PER_STATEMENT = 100
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,9 @@ def move_windows(
                 "published_at": old.published_at if old and not publishes else now,
             }
         )
-    for some in _in_parts(gone):
+    for some in in_parts(gone):
         tx.execute(delete(windows).where(windows.c.dataset == dataset, windows.c.window_start.in_(some)))
-    for some in _in_parts(totals):
+    for some in in_parts(totals, values_each=8):
         upsert_all(tx, windows, some)
     _move_totals(tx, dataset, had.values(), totals, now if publishes else None)
     return taken
@@ -138,9 +131,9 @@ def put_windows(tx: Connection, dataset: str, found: Mapping[int, PublishedWindo
                     "published_at": old.published_at if old else now,
                 }
             )
-    for some in _in_parts(gone):
+    for some in in_parts(gone):
         tx.execute(delete(windows).where(windows.c.dataset == dataset, windows.c.window_start.in_(some)))
-    for some in _in_parts(totals):
+    for some in in_parts(totals, values_each=8):
         upsert_all(tx, windows, some)
     _move_totals(tx, dataset, had.values(), totals, None)
 
@@ -161,7 +154,7 @@ def add_up_windows(tx: Connection, dataset: str) -> None:
 
 def _recorded(tx: Connection, dataset: str, starts: list[int]) -> dict[int, Row]:
     found: dict[int, Row] = {}
-    for some in _in_parts(starts):
+    for some in in_parts(starts):
         query = select(windows).where(windows.c.dataset == dataset, windows.c.window_start.in_(some))
         found.update({row.window_start: row for row in tx.execute(query)})
     return found
@@ -187,11 +180,6 @@ def _move_totals(
             **time,
         )
     )
-
-
-def _in_parts(items: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(items), _WINDOWS_PER_STATEMENT):
-        yield items[start : start + _WINDOWS_PER_STATEMENT]
 
 
 def _rows(tx: Connection, dataset: str, window_start: int, which: ColumnElement[bool]) -> int:

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.errors import LedgerError, TimestoreError
-from timestore_pipeline.ledger.batches import SliceRow
 from timestore_pipeline.ledger.datasets import declared
 from timestore_pipeline.ledger.restoring import (
     RestoredEntry,
@@ -27,7 +26,7 @@ from timestore_pipeline.ledger.restoring import (
     restore_publication,
     restore_segment,
 )
-from timestore_pipeline.ledger.slices import Slice
+from timestore_pipeline.ledger.slices import Slice, SliceRow
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros

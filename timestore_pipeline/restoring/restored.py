@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow
 from timestore_pipeline.ledger.restoring import RestoredSegment
+from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.windows import Granularity, Window, from_micros
 from timestore_pipeline.operating.kept_rows import origins_of_retry
 from timestore_pipeline.restoring.evidence import Evidence, FoundSegment

@@ -18,8 +18,9 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import column_definitions, column_list, literal
 from timestore_pipeline.errors import StorageError
-from timestore_pipeline.ledger.batches import SegmentRow, SliceRow
+from timestore_pipeline.ledger.batches import SegmentRow
 from timestore_pipeline.ledger.datasets import next_position
+from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.rows.readers import RowSource

@@ -17,10 +17,11 @@ import pytest
 
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage

@@ -6,7 +6,8 @@ import statistics
 from pathlib import Path
 
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
+from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store

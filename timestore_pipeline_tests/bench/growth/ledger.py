@@ -12,11 +12,12 @@ from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.cli.status import collect_status
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, SliceRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import mark_published
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.history import latest_builds
+from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.metrics.projection import exposition
 from timestore_pipeline.model.clock import now_micros
