@@ -21,7 +21,7 @@ from timestore_pipeline.duck.sql import EVERY_VALUE, literal, time_range_sql, ut
 from timestore_pipeline.errors import ObjectMissing, PlaceError, StorageError
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.history import failures_in_a_row
-from timestore_pipeline.ledger.quarantine import QuarantineEntry, set_slices_aside
+from timestore_pipeline.ledger.quarantine import DamagedSegment, QuarantineEntry, set_slices_aside
 from timestore_pipeline.ledger.slices import Slice, unclaimed_slices
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
@@ -218,16 +218,8 @@ def _set_segment_aside(
         # Looked at in here, because a sweep removes a name that the ledger does not know.
         size = staging.size(new)
         path, size = (new, size) if size is not None else (old, staging.size(old))
-        return set_slices_aside(
-            tx,
-            spec.name,
-            segment_id,
-            [piece.window_start for piece in damaged],
-            path=path,
-            reason=_reason(spec, damaged),
-            size_bytes=size or 0,
-            now=now_micros(),
-        )
+        segment = DamagedSegment(spec.name, segment_id, path, size or 0, _reason(spec, damaged))
+        return set_slices_aside(tx, segment, [piece.window_start for piece in damaged], now_micros())
 
     entry = store.ledger.transact(record, repeatable=False)
     if entry is None:

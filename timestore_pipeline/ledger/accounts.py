@@ -12,7 +12,7 @@ was deleted).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -178,43 +178,40 @@ def forget_expired(tx: Connection, dataset: str, window_start: int) -> None:
     tx.execute(update(past_rows).where(*here).values(expired_rows=0, expired_at=None))
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What was given up of one window, by whom, when (microseconds since the epoch) and why.
+@dataclass(frozen=True, kw_only=True)
+class NewLoss:
+    """What is given up of one window, by whom, when (microseconds since the epoch) and why.
 
-    ``rows`` below zero are rows of unknown origin that were taken for good. It holds until ``ended_at``.
+    ``rows`` below zero are rows of unknown origin that are taken for good.
     """
 
-    id: int
     dataset: str
     window_start: int
     rows: int
     reason: str
     accepted_by: str
     accepted_at: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(NewLoss):
+    """What was given up; it holds until ``ended_at``."""
+
+    id: int
     ended_at: int | None = None
     ended_by: str | None = None
 
 
-def accept_loss(
-    tx: Connection, dataset: str, window_start: int, rows: int, *, reason: str, by: str, now: int
-) -> Loss | None:
-    """Give up rows of a window; None where the same was entered at the same ``now``, as a transaction is done again."""
-    lock_dataset(tx, dataset)
-    row = {
-        "dataset": dataset,
-        "window_start": window_start,
-        "rows": rows,
-        "reason": reason,
-        "accepted_by": by,
-        "accepted_at": now,
-    }
+def accept_loss(tx: Connection, loss: NewLoss) -> Loss | None:
+    """Give up rows of a window; None where the very same was entered before, as a transaction is done again."""
+    lock_dataset(tx, loss.dataset)
+    row = asdict(loss)
     entered = tx.execute(select(losses.c.id).where(*(losses.c[name] == value for name, value in row.items()))).first()
     if entered is not None:
         return None
     loss_id = tx.execute(insert(losses).values(row).returning(losses.c.id)).scalar_one()
-    count(tx, LOST_ROWS, dataset, "", max(0, rows))
-    return Loss(loss_id, **row)
+    count(tx, LOST_ROWS, loss.dataset, "", max(0, loss.rows))
+    return Loss(id=loss_id, **row)
 
 
 def withdraw_loss(tx: Connection, loss_id: int, *, by: str, now: int) -> bool:

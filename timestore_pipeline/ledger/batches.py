@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, and_, bindparam, insert, select
 
@@ -49,6 +49,21 @@ class SegmentRow:
     path: str
     bytes: int
     rows: int
+
+
+@dataclass(frozen=True)
+class NewSegment:
+    """What is acknowledged together: a segment with its batches and slices; no ``row`` where none has a row to stage.
+
+    ``schema_version`` is that of the columns that the rows have, ``position`` that of the segment's row number 0, of a
+    dataset with a key.
+    """
+
+    row: SegmentRow | None
+    batches: Sequence[BatchRow]
+    slices: Sequence[SliceRow] = ()
+    schema_version: int = 0
+    position: int | None = None
 
 
 _KNOWN_BATCH = select(
@@ -120,59 +135,34 @@ def position_of_batch(tx: Connection, dataset: str, batch_id: str) -> int | None
     ).scalar_one()
 
 
-def acknowledge(
-    tx: Connection,
-    dataset: str,
-    segment: SegmentRow | None,
-    batch_rows: Sequence[BatchRow],
-    slice_rows: Sequence[SliceRow],
-    now: int,
-    *,
-    schema_version: int,
-    first_open_window: int = 0,
-    position: int | None = None,
-) -> None:
-    """Record a segment with its batches and slices; ``segment`` is None where no batch has a row to stage.
+def acknowledge(tx: Connection, dataset: str, new: NewSegment, now: int, *, first_open_window: int = 0) -> None:
+    """Record a segment with its batches and slices.
 
-    Slices of windows before ``first_open_window`` (a start) that the table has already are late. ``position`` is that
-    of the segment's row number 0, of a dataset with a key.
+    Slices of windows before ``first_open_window`` (a start) that the table has already are late.
     """
+    segment = new.row
     if segment is not None:
         tx.execute(
             insert(segments).values(
-                id=segment.id,
+                **asdict(segment),
                 dataset=dataset,
-                path=segment.path,
-                bytes=segment.bytes,
-                rows=segment.rows,
-                schema_version=schema_version,
-                position=position,
+                schema_version=new.schema_version,
+                position=new.position,
                 staged_at=now,
             )
         )
         observe(tx, SEGMENT_BYTES, dataset, "", segment.bytes)
-    listed = [
-        {
-            "dataset": dataset,
-            "batch_id": batch.batch_id,
-            "fingerprint": batch.fingerprint,
-            "source": batch.source,
-            "source_bytes": batch.source_bytes,
-            "rows": batch.rows,
-            "quarantined_rows": batch.quarantined_rows,
-            "dropped_rows": batch.dropped_rows,
-            "segment_id": segment.id if segment else None,
-            "ordinal": batch.ordinal,
-            "position": position,
-            "staged_at": now,
-            "published_at": None if batch.rows else now,
-        }
-        for batch in batch_rows
-    ]
-    if listed:
-        tx.execute(insert(batches), listed)
-    if segment is not None and slice_rows:
-        acknowledge_slices(tx, dataset, segment.id, slice_rows, now, first_open_window=first_open_window)
+    common = {
+        "dataset": dataset,
+        "segment_id": segment.id if segment else None,
+        "position": new.position,
+        "staged_at": now,
+    }
+    rows = [{**asdict(batch), **common, "published_at": None if batch.rows else now} for batch in new.batches]
+    if rows:
+        tx.execute(insert(batches), rows)
+    if segment is not None and new.slices:
+        acknowledge_slices(tx, dataset, segment.id, new.slices, now, first_open_window=first_open_window)
 
 
 @dataclass(frozen=True)

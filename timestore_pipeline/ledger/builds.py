@@ -23,7 +23,7 @@ from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import builds, datasets
 from timestore_pipeline.ledger.slices import publish_slices, release_slices
 from timestore_pipeline.ledger.states import BuildKind, BuildState
-from timestore_pipeline.ledger.windows import PublishedWindow, move_windows
+from timestore_pipeline.ledger.windows import CommittedWindows, PublishedWindow, move_windows
 
 # In words that partial indexes have too: a planner cannot tell that a parameter has the value that it takes.
 _IN_FLIGHT = builds.c.state == literal_column(f"'{BuildState.CLAIMED}'")
@@ -114,7 +114,7 @@ def mark_published(
             published_schema=case((schema < known, known), else_=schema),
         )
     )
-    taken = move_windows(tx, build.dataset, build.id, build.kind, published, kept or {}, now)
+    taken = move_windows(tx, build.dataset, build.id, build.kind, CommittedWindows(published, kept or {}), now)
     if build.kind is BuildKind.COMPACTION:
         count(tx, COMPACTED_FILES, build.dataset, "", taken.files)
     elif build.kind is BuildKind.EXPIRY:

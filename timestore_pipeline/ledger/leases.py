@@ -32,26 +32,26 @@ def release_lease(tx: Connection, name: str, owner: str) -> None:
     tx.execute(delete(leases).where(leases.c.name == name, leases.c.owner == owner))
 
 
-def take_slot(
-    tx: Connection, resource: str, slots: int, owner: str, *, now: int, expires_at: int, longest: int
-) -> str | None:
+def take_slot(tx: Connection, resource: str, slots: int, owner: str, *, now: int, lease_micros: int) -> str | None:
     """Take one of ``slots`` slots of ``resource``; return the name of its lease, or None where all are held.
 
     An owner that has one gets the same again.
 
     The caller serializes takers of one resource (see ``lock_dataset``): slots are counted, then taken, so their number
-    may change at any time. Times are microseconds since the epoch. No lease lasts for more than ``longest``; one that
-    claims to is of a clock that has been set back since, and counts as expired.
+    may change at any time. Times are microseconds since the epoch. A lease that claims to last for more than twice as
+    long is of a clock that has been set back since, and counts as expired.
     """
     mine = leases.c.name.startswith(f"{resource}/", autoescape=True)
-    tx.execute(delete(leases).where(mine, (leases.c.expires_at <= now) | (leases.c.expires_at > now + longest)))
+    tx.execute(
+        delete(leases).where(mine, (leases.c.expires_at <= now) | (leases.c.expires_at > now + 2 * lease_micros))
+    )
     had = tx.execute(select(leases.c.name).where(mine, leases.c.owner == owner)).scalar()
     if had is not None:
         return had
     if slots_held(tx, resource, now) >= slots:
         return None
     name = f"{resource}/{secrets.token_hex(8)}"
-    take_lease(tx, name, owner, now=now, expires_at=expires_at)
+    take_lease(tx, name, owner, now=now, expires_at=now + lease_micros)
     return name
 
 

@@ -6,7 +6,7 @@ Slices whose segment cannot be read are set aside under an entry, and given back
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, RowMapping, bindparam, case, exists, func, select, text, update
 
@@ -35,14 +35,14 @@ _SMALLEST_FILE = 4_096
 _TRIED_AFTER_SECONDS = (600, 3_600, 21_600)
 
 
-@dataclass(frozen=True)
-class QuarantineEntry:
-    """What was set aside: a file, rows of a batch, or rows of a segment that cannot be read.
+@dataclass(frozen=True, kw_only=True)
+class NewEntry:
+    """What is set aside: a file, rows of a batch, or rows of a segment that cannot be read.
 
     ``path`` is relative to the staging directory. ``batch_id`` is the segment's id where the kind is ``segment``.
+    ``try_again_at`` is when it is tried again by itself, where it may have been blamed for what it has not done.
     """
 
-    id: int
     dataset: str
     kind: QuarantineKind
     batch_id: str
@@ -52,11 +52,29 @@ class QuarantineEntry:
     rows: int | None
     bytes: int
     created_at: int
+    try_again_at: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineEntry(NewEntry):
+    """What was set aside, and what became of it."""
+
+    id: int
     state: QuarantineState
     resolved_at: int | None = None
     resolved_by: str | None = None
     tries: int = 0
-    try_again_at: int | None = None
+
+
+@dataclass(frozen=True)
+class DamagedSegment:
+    """A segment of which slices cannot be read, and why; ``path`` is where its file is from now on."""
+
+    dataset: str
+    id: str
+    path: str
+    bytes: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -68,44 +86,17 @@ class QuarantineTotals:
     segments: int = 0
 
 
-def set_aside(
-    tx: Connection,
-    *,
-    dataset: str,
-    kind: QuarantineKind,
-    batch_id: str,
-    source: str,
-    path: str,
-    reason: str,
-    rows: int | None,
-    size_bytes: int,
-    now: int,
-    try_again_at: int | None = None,
-) -> QuarantineEntry:
-    """Record that something was set aside; if it already is (same dataset, kind and batch), return that entry.
-
-    ``try_again_at`` is when it is tried again by itself, where it may have been blamed for what it has not done.
-    """
+def set_aside(tx: Connection, entry: NewEntry) -> QuarantineEntry:
+    """Record that something was set aside; if it already is (same dataset, kind and batch), return that entry."""
+    insert_unless_there(
+        tx, quarantine, {**asdict(entry), "kind": entry.kind.value, "state": QuarantineState.OPEN.value}
+    )
     same = (
-        quarantine.c.dataset == dataset,
-        quarantine.c.kind == kind.value,
-        quarantine.c.batch_id == batch_id,
+        quarantine.c.dataset == entry.dataset,
+        quarantine.c.kind == entry.kind.value,
+        quarantine.c.batch_id == entry.batch_id,
         quarantine.c.state == QuarantineState.OPEN.value,
     )
-    new = {
-        "dataset": dataset,
-        "kind": kind.value,
-        "batch_id": batch_id,
-        "source": source,
-        "path": path,
-        "reason": reason,
-        "rows": rows,
-        "bytes": size_bytes,
-        "created_at": now,
-        "state": QuarantineState.OPEN.value,
-        "try_again_at": try_again_at,
-    }
-    insert_unless_there(tx, quarantine, new)
     return _entry(tx.execute(select(quarantine).where(*same)).mappings().one())
 
 
@@ -274,82 +265,56 @@ def quarantined_bytes(tx: Connection) -> dict[str, int]:
 
 
 def _entry(row: RowMapping) -> QuarantineEntry:
-    return QuarantineEntry(
-        id=row["id"],
-        dataset=row["dataset"],
-        kind=QuarantineKind(row["kind"]),
-        batch_id=row["batch_id"],
-        source=row["source"],
-        path=row["path"],
-        reason=row["reason"],
-        rows=row["rows"],
-        bytes=row["bytes"],
-        created_at=row["created_at"],
-        state=QuarantineState(row["state"]),
-        resolved_at=row["resolved_at"],
-        resolved_by=row["resolved_by"],
-        tries=row["tries"],
-        try_again_at=row["try_again_at"],
-    )
+    return QuarantineEntry(**{**row, "kind": QuarantineKind(row["kind"]), "state": QuarantineState(row["state"])})
 
 
 _NAMED_SOURCES = 3
 
 
 def set_slices_aside(
-    tx: Connection,
-    dataset: str,
-    segment_id: str,
-    window_starts: Sequence[int],
-    *,
-    path: str,
-    reason: str,
-    size_bytes: int,
-    now: int,
+    tx: Connection, damaged: DamagedSegment, window_starts: Sequence[int], now: int
 ) -> QuarantineEntry | None:
-    """Take slices of a segment out of the queue under one entry; ``path`` is where the segment's file is from now on.
+    """Take slices of a segment out of the queue under one entry.
 
     Returns:
         The entry, or None where nothing was set aside: another process did it, or a build that reads the segment is in
         flight.
     """
-    lock_dataset(tx, dataset)
-    in_flight = builds_in_flight(tx, dataset)
-    reading = slices.c.segment_id == segment_id, slices.c.build_id.in_([build.id for build in in_flight])
+    lock_dataset(tx, damaged.dataset)
+    in_flight = builds_in_flight(tx, damaged.dataset)
+    reading = slices.c.segment_id == damaged.id, slices.c.build_id.in_([build.id for build in in_flight])
     # A rebuild reads segments of which it has claimed nothing.
     if (
         any(build.kind is BuildKind.REBUILD for build in in_flight)
         or tx.execute(select(exists().where(*reading))).scalar()
     ):
         return None
-    damaged = (
-        slices.c.segment_id == segment_id,
-        slices.c.window_start.in_(window_starts),
-        SLICE_IS_FREE,
-    )
-    rows = rows_in(tx, *damaged)
+    unread = (slices.c.segment_id == damaged.id, slices.c.window_start.in_(window_starts), SLICE_IS_FREE)
+    rows = rows_in(tx, *unread)
     if not rows:
         return None
     entry = set_aside(
         tx,
-        dataset=dataset,
-        kind=QuarantineKind.SEGMENT,
-        batch_id=segment_id,
-        source=_sources(tx, segment_id, window_starts),
-        path=path,
-        reason=reason,
-        rows=0,
-        size_bytes=size_bytes,
-        now=now,
+        NewEntry(
+            dataset=damaged.dataset,
+            kind=QuarantineKind.SEGMENT,
+            batch_id=damaged.id,
+            source=_sources(tx, damaged.id, window_starts),
+            path=damaged.path,
+            reason=damaged.reason,
+            rows=0,
+            bytes=damaged.bytes,
+            created_at=now,
+        ),
     )
-    quarantine_slices(tx, entry.id, *damaged)
+    quarantine_slices(tx, entry.id, *unread)
     tx.execute(
         update(quarantine)
         .where(quarantine.c.id == entry.id)
-        .values(rows=quarantine.c.rows + rows, path=path, reason=reason)
+        .values(rows=quarantine.c.rows + rows, path=damaged.path, reason=damaged.reason)
     )
-    tx.execute(update(segments).where(segments.c.id == segment_id).values(quarantined_at=now, path=path))
-    complete(tx, [segment_id], now)
+    tx.execute(update(segments).where(segments.c.id == damaged.id).values(quarantined_at=now, path=damaged.path))
+    complete(tx, [damaged.id], now)
     return find_entry(tx, entry.id)
 
 

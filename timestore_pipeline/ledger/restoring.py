@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.datasets import take_positions
 from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
@@ -186,16 +186,10 @@ def restore_segment(
     """Enter a segment with its batches and slices, each slice published or staged as it was."""
     given = sum(batch.rows + batch.quarantined_rows + batch.dropped_rows for batch in restored.batches)
     numbers = max(given, restored.numbers)
-    acknowledge(
-        tx,
-        dataset,
-        restored.row,
-        restored.batches,
-        restored.slices,
-        restored.staged_at,
-        position=take_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None,
-        schema_version=len(versions) if restored.columns is None else versions.index(restored.columns) + 1,
-    )
+    position = take_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None
+    version = len(versions) if restored.columns is None else versions.index(restored.columns) + 1
+    new = NewSegment(restored.row, restored.batches, restored.slices, version, position)
+    acknowledge(tx, dataset, new, restored.staged_at)
     restore_slices(tx, restored.row.id, build_id, restored.published)
     if not restored.on_disk:
         tx.execute(update(segments).where(segments.c.id == restored.row.id).values(unlinked_at=now))
@@ -203,7 +197,7 @@ def restore_segment(
 
 def restore_batches_without_rows(tx: Connection, dataset: str, rows: Sequence[BatchRow], staged_at: int) -> None:
     """Enter batches of which every row was refused."""
-    acknowledge(tx, dataset, None, rows, (), staged_at, schema_version=0)
+    acknowledge(tx, dataset, NewSegment(None, rows), staged_at)
 
 
 def restore_entries(

@@ -5,6 +5,8 @@ Times are microseconds since the Unix epoch (UTC), so that SQLite and PostgreSQL
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -40,6 +42,11 @@ metadata = MetaData(
 _RowId = BigInteger().with_variant(Integer, "sqlite")
 
 
+def _of_rows(condition: str) -> dict[str, Any]:
+    """Make an index a partial one: of the rows for which the condition holds."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 installation = Table(
     "installation",
     metadata,
@@ -47,7 +54,6 @@ installation = Table(
     Column("identity", String(32), nullable=False, comment="hexadecimal; drawn when the ledger was first opened"),
     comment="whose ledger this is",
 )
-
 
 places = Table(
     "places",
@@ -57,7 +63,6 @@ places = Table(
     Column("marked_at", BigInteger, nullable=False),
     comment="places that were given the mark of this installation, so that one without it is not the same place",
 )
-
 
 datasets = Table(
     "datasets",
@@ -84,7 +89,6 @@ datasets = Table(
     Column("refused_at", BigInteger, comment="since when"),
 )  # fmt: skip
 
-
 schemas = Table(
     "schemas",
     metadata,
@@ -96,7 +100,6 @@ schemas = Table(
     Column("source", Text, nullable=False, comment="where that batch came from"),
     PrimaryKeyConstraint("dataset", "version"),
 )  # fmt: skip
-
 
 segments = Table(
     "segments",
@@ -114,11 +117,9 @@ segments = Table(
     Column("unlinked_at", BigInteger),
     # With all that disk usage is made from, so that it never touches the table itself.
     Index("ix_segments_on_disk", "dataset", "published_at", "quarantined_at", "unlinked_at", "bytes",
-          sqlite_where=text("unlinked_at IS NULL"), postgresql_where=text("unlinked_at IS NULL")),
-    Index("ix_segments_unlinked", "dataset", "unlinked_at", sqlite_where=text("unlinked_at IS NOT NULL"),
-          postgresql_where=text("unlinked_at IS NOT NULL")),
+          **_of_rows("unlinked_at IS NULL")),
+    Index("ix_segments_unlinked", "dataset", "unlinked_at", **_of_rows("unlinked_at IS NOT NULL")),
 )  # fmt: skip
-
 
 batches = Table(
     "batches",
@@ -139,11 +140,8 @@ batches = Table(
     Column("quarantined_at", BigInteger, comment="when all of its slices had left the queue, one of them unread"),
     PrimaryKeyConstraint("dataset", "batch_id"),
     UniqueConstraint("segment_id", "ordinal"),
-    Index("ix_batches_queued", "dataset",
-          sqlite_where=text("published_at IS NULL AND quarantined_at IS NULL"),
-          postgresql_where=text("published_at IS NULL AND quarantined_at IS NULL")),
+    Index("ix_batches_queued", "dataset", **_of_rows("published_at IS NULL AND quarantined_at IS NULL")),
 )  # fmt: skip
-
 
 builds = Table(
     "builds",
@@ -172,13 +170,10 @@ builds = Table(
     Column("error", Text),
     UniqueConstraint("dataset", "sequence"),
     # At most one build of a lane in flight: its commits must reach the table in the order of their sequences.
-    Index("uq_builds_in_flight", "dataset", "lane", unique=True, sqlite_where=text("state = 'claimed'"),
-          postgresql_where=text("state = 'claimed'")),
+    Index("uq_builds_in_flight", "dataset", "lane", unique=True, **_of_rows("state = 'claimed'")),
     # The last flush of a dataset is one look at the end of its part.
-    Index("ix_builds_ended_flushes", "dataset", "id", sqlite_where=text("kind = 'flush' AND state <> 'claimed'"),
-          postgresql_where=text("kind = 'flush' AND state <> 'claimed'")),
+    Index("ix_builds_ended_flushes", "dataset", "id", **_of_rows("kind = 'flush' AND state <> 'claimed'")),
 )  # fmt: skip
-
 
 replaced_windows = Table(
     "replaced_windows",
@@ -188,7 +183,6 @@ replaced_windows = Table(
     PrimaryKeyConstraint("build_id", "window_start"),
     comment="windows whose files a build replaces, all others it adds to",
 )
-
 
 slices = Table(
     "slices",
@@ -208,15 +202,12 @@ slices = Table(
     PrimaryKeyConstraint("segment_id", "window_start"),
     # Covers the backlog query of all datasets, which so never touches the table itself.
     Index("ix_slices_queued", "dataset", "build_id", "window_start", "staged_at", "rows", "bytes", "late",
-          sqlite_where=text("published_at IS NULL AND quarantine_id IS NULL"),
-          postgresql_where=text("published_at IS NULL AND quarantine_id IS NULL")),
-    Index("ix_slices_quarantine_id", "quarantine_id", sqlite_where=text("quarantine_id IS NOT NULL"),
-          postgresql_where=text("quarantine_id IS NOT NULL")),
+          **_of_rows("published_at IS NULL AND quarantine_id IS NULL")),
+    Index("ix_slices_quarantine_id", "quarantine_id", **_of_rows("quarantine_id IS NOT NULL")),
     Index("ix_slices_build_id", "build_id"),
     # Where the rows of a window are, wherever they are.
     Index("ix_slices_window", "dataset", "window_start"),
 )  # fmt: skip
-
 
 batch_slices = Table(
     "batch_slices",
@@ -229,7 +220,6 @@ batch_slices = Table(
     # Which batches a slice has: a segment of a year of hours has 8,760 of them.
     Index("ix_batch_slices_window", "segment_id", "window_start", "ordinal"),
 )
-
 
 windows = Table(
     "windows",
@@ -246,7 +236,6 @@ windows = Table(
     PrimaryKeyConstraint("dataset", "window_start"),
 )  # fmt: skip
 
-
 past_rows = Table(
     "past_rows",
     metadata,
@@ -260,7 +249,6 @@ past_rows = Table(
     PrimaryKeyConstraint("dataset", "window_start"),
     comment="what became of published rows that can no longer be counted in the ledger or in the table",
 )  # fmt: skip
-
 
 losses = Table(
     "losses",
@@ -276,7 +264,6 @@ losses = Table(
     Column("ended_by", String(255)),
     Index("ix_losses_window", "dataset", "window_start"),
 )  # fmt: skip
-
 
 quarantine = Table(
     "quarantine",
@@ -297,10 +284,8 @@ quarantine = Table(
     Column("tries", Integer, nullable=False, server_default=text("0"),
            comment="how often it was tried again by itself"),
     Column("try_again_at", BigInteger, comment="when it is tried again by itself; null: only by a person"),
-    Index("uq_quarantine_open", "dataset", "kind", "batch_id", unique=True,
-          sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'")),
+    Index("uq_quarantine_open", "dataset", "kind", "batch_id", unique=True, **_of_rows("state = 'open'")),
 )  # fmt: skip
-
 
 settled_files = Table(
     "settled_files",
@@ -314,7 +299,6 @@ settled_files = Table(
     comment="files that stay in the landing folder although their batch is in the ledger",
 )
 
-
 readings = Table(
     "readings",
     metadata,
@@ -322,17 +306,11 @@ readings = Table(
     Column("batch_id", String(255), nullable=False),
     Column("begun", Integer, nullable=False, comment="how often, without an end"),
     Column("last_at", BigInteger, nullable=False),
-    Column(
-        "alone",
-        Integer,
-        nullable=False,
-        server_default=text("0"),
-        comment="how many processes ended while they read it and nothing else",
-    ),
+    Column("alone", Integer, nullable=False, server_default=text("0"),
+           comment="how many processes ended while they read it and nothing else"),
     PrimaryKeyConstraint("dataset", "batch_id"),
     comment="landing files that are being read, or whose reading ended a process",
-)
-
+)  # fmt: skip
 
 counters = Table(
     "counters",
@@ -343,7 +321,6 @@ counters = Table(
     Column("value", Double, nullable=False),
     PrimaryKeyConstraint("metric", "dataset", "label"),
 )
-
 
 histograms = Table(
     "histograms",
@@ -357,7 +334,6 @@ histograms = Table(
     PrimaryKeyConstraint("metric", "dataset", "label", "bucket"),
 )
 
-
 landing_backlog = Table(
     "landing_backlog",
     metadata,
@@ -367,7 +343,6 @@ landing_backlog = Table(
     Column("oldest_modified_at", BigInteger, nullable=False),
     comment="files that wait in landing folders, as the last look found them; datasets without any have no row",
 )
-
 
 disk_use = Table(
     "disk_use",
@@ -381,7 +356,6 @@ disk_use = Table(
     comment="what lies on the disk besides staging and tables, as maintenance last saw it",
 )
 
-
 limit_overrides = Table(
     "limit_overrides",
     metadata,
@@ -394,7 +368,6 @@ limit_overrides = Table(
     comment="limits that an operator changed at run time; they go before datasets.yaml and the environment",
 )
 
-
 intake_pauses = Table(
     "intake_pauses",
     metadata,
@@ -404,7 +377,6 @@ intake_pauses = Table(
     Column("reason", Text, nullable=False),
     comment="datasets that take nothing in until an operator lets them",
 )
-
 
 leases = Table(
     "leases",

@@ -24,6 +24,14 @@ class PublishedWindow:
 
 
 @dataclass(frozen=True)
+class CommittedWindows:
+    """What a commit has ``written`` in each window (by its start), and ``kept`` of those whose files it replaced."""
+
+    written: Mapping[int, PublishedWindow]
+    kept: Mapping[int, PublishedWindow]
+
+
+@dataclass(frozen=True)
 class Taken:
     """What a commit took out of the table, from how many windows."""
 
@@ -44,8 +52,7 @@ def move_windows(
     dataset: str,
     build_id: int,
     kind: BuildKind,
-    written: Mapping[int, PublishedWindow],
-    kept: Mapping[int, PublishedWindow],
+    commit: CommittedWindows,
     now: int,
 ) -> Taken:
     """Bring the totals of all windows of a build in line with its commit; return what it took out of the table.
@@ -55,7 +62,7 @@ def move_windows(
     """
     replaced = windows_replaced_by(tx, build_id)
     keyed = tx.execute(select(datasets.c.key).where(datasets.c.name == dataset)).scalar_one() is not None
-    touched = sorted(replaced | written.keys())
+    touched = sorted(replaced | commit.written.keys())
     had = _recorded(tx, dataset, touched)
     # A compaction or a repair publishes nothing: neither freshness nor "last published" may move with it.
     publishes = kind not in (BuildKind.COMPACTION, BuildKind.REPAIR)
@@ -64,8 +71,8 @@ def move_windows(
         old = had.get(start)
         before = PublishedWindow(start, old.rows, old.bytes, old.files) if old else PublishedWindow(start, 0, 0, 0)
         superseded = old.superseded if old else 0
-        rest = kept.get(start, PublishedWindow(start, 0, 0, 0)) if start in replaced else before
-        new = written.get(start, PublishedWindow(start, 0, 0, 0))
+        rest = commit.kept.get(start, PublishedWindow(start, 0, 0, 0)) if start in replaced else before
+        new = commit.written.get(start, PublishedWindow(start, 0, 0, 0))
         taken = Taken(
             taken.windows + (start in replaced),
             taken.rows + before.rows - rest.rows,

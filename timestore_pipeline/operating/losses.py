@@ -19,7 +19,7 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import LossRefused, TableError
-from timestore_pipeline.ledger.accounts import Loss, WindowAccount, accept_loss, window_accounts
+from timestore_pipeline.ledger.accounts import Loss, NewLoss, WindowAccount, accept_loss, window_accounts
 from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.states import BuildKind
@@ -104,7 +104,12 @@ def accept_losses(
         for start in starts:
             account = accounts.get(start, WindowAccount(start))
             gone = account.unaccounted(account.recorded)
-            loss = accept_loss(tx, dataset, start, gone, reason=reason, by=by, now=now) if gone else None
+            if not gone:
+                continue
+            given_up = NewLoss(
+                dataset=dataset, window_start=start, rows=gone, reason=reason, accepted_by=by, accepted_at=now
+            )
+            loss = accept_loss(tx, given_up)
             entered += [loss] if loss else []
         return entered
 

@@ -12,7 +12,7 @@ from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.landing import end_readings
-from timestore_pipeline.ledger.quarantine import QuarantineEntry, next_try_at, set_aside
+from timestore_pipeline.ledger.quarantine import NewEntry, QuarantineEntry, next_try_at, set_aside
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.segments.description import IncomingBatch
@@ -51,8 +51,7 @@ def record_bad_file(
         if known is not None and known.fingerprint == batch.fingerprint:
             return None
         now = now_micros()
-        entry = set_aside(
-            tx,
+        aside = NewEntry(
             dataset=spec.name,
             kind=QuarantineKind.BATCH,
             batch_id=batch.batch_id,
@@ -60,10 +59,11 @@ def record_bad_file(
             path=relative,
             reason=bad.reason,
             rows=None,
-            size_bytes=batch.source_bytes,
-            now=now,
+            bytes=batch.source_bytes,
+            created_at=now,
             try_again_at=next_try_at(0, now) if bad.try_again else None,
         )
+        entry = set_aside(tx, aside)
         end_readings(tx, spec.name, [file_id])
         return entry
 

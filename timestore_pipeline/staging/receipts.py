@@ -10,10 +10,23 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected, CommitUnknown, GuardrailExceeded
-from timestore_pipeline.ledger.batches import BatchRow, KnownBatch, acknowledge, known_batches, windows_of_batches
+from timestore_pipeline.ledger.batches import (
+    BatchRow,
+    KnownBatch,
+    NewSegment,
+    acknowledge,
+    known_batches,
+    windows_of_batches,
+)
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.datasets import dataset_schema, fix_declaration, lock_dataset, take_positions
-from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, resolve_staged_files, set_aside
+from timestore_pipeline.ledger.quarantine import (
+    NewEntry,
+    QuarantineEntry,
+    open_entries,
+    resolve_staged_files,
+    set_aside,
+)
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
@@ -187,17 +200,8 @@ def acknowledge_segment(
         position = premises.position
         if spec.key and position is None:
             position = take_positions(tx, spec.name, written.numbers)
-        acknowledge(
-            tx,
-            spec.name,
-            written.row,
-            rows,
-            written.slices,
-            now,
-            schema_version=version,
-            first_open_window=first_open,
-            position=position,
-        )
+        segment = NewSegment(written.row, rows, written.slices, version, position)
+        acknowledge(tx, spec.name, segment, now, first_open_window=first_open)
         count_late_rows(tx, spec, written)
         resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
         together(tx)
@@ -310,8 +314,7 @@ def _set_rows_aside(
     now: int,
 ) -> QuarantineEntry:
     rows = written.refused_rows[ordinal]
-    return set_aside(
-        tx,
+    entry = NewEntry(
         dataset=spec.name,
         kind=QuarantineKind.ROWS,
         batch_id=batch.batch_id,
@@ -319,6 +322,7 @@ def _set_rows_aside(
         path=written.refused_path or "",
         reason=reason_in_words(written.refused[ordinal]),
         rows=rows,
-        size_bytes=written.refused_bytes * rows // sum(written.refused_rows.values()),
-        now=now,
+        bytes=written.refused_bytes * rows // sum(written.refused_rows.values()),
+        created_at=now,
     )
+    return set_aside(tx, entry)

@@ -97,7 +97,7 @@ def _take_turn(dataset: str, limit: int, owner: str, now: int, tx: Connection) -
     """Return the lease that was taken, or None and how many are held."""
     lock_dataset(tx, dataset)
     name = turns_of(dataset)
-    lease = take_slot(tx, name, limit, owner, now=now, expires_at=now + _LEASE_MICROS, longest=2 * _LEASE_MICROS)
+    lease = take_slot(tx, name, limit, owner, now=now, lease_micros=_LEASE_MICROS)
     return lease, 0 if lease else slots_held(tx, name, now)
 
 

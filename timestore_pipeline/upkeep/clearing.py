@@ -16,7 +16,13 @@ from timestore_pipeline.errors import BuildInFlight, StagingNotEmpty, UnknownDat
 from timestore_pipeline.ledger.builds import build_in_flight
 from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
 from timestore_pipeline.ledger.limits import all_pauses, pause_of
-from timestore_pipeline.ledger.quarantine import discard_slices, open_entries, resolve_entry, set_slices_aside
+from timestore_pipeline.ledger.quarantine import (
+    DamagedSegment,
+    discard_slices,
+    open_entries,
+    resolve_entry,
+    set_slices_aside,
+)
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.segments import published_before
 from timestore_pipeline.ledger.slices import unclaimed_slices
@@ -161,16 +167,8 @@ def _give_up(tx: Connection, dataset: str, by: str, now: int) -> list[str]:
     """Take everything unpublished out of the ledger's queue and quarantine; return the paths nobody needs any more."""
     unneeded = []
     for segment_id, pieces in by_segment(unclaimed_slices(tx, dataset)).items():
-        set_slices_aside(
-            tx,
-            dataset,
-            segment_id,
-            [piece.window_start for piece in pieces],
-            path=pieces[0].path,
-            reason=_REASON,
-            size_bytes=sum(piece.bytes for piece in pieces),
-            now=now,
-        )
+        segment = DamagedSegment(dataset, segment_id, pieces[0].path, sum(piece.bytes for piece in pieces), _REASON)
+        set_slices_aside(tx, segment, [piece.window_start for piece in pieces], now)
     for entry in open_entries(tx, dataset):
         if entry.kind is QuarantineKind.SEGMENT:
             discard_slices(tx, entry, by=by, now=now)

@@ -17,7 +17,7 @@ import pytest
 
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
@@ -155,6 +155,6 @@ def _acknowledge(store: Store, dataset: str, unique: str, slices: int = 1) -> No
         lock_dataset(tx, dataset)
         segment = SegmentRow(unique[-32:], f"{dataset}/{unique}.duckdb", 45_056, 100 * slices)
         batch = BatchRow(unique, "0" * 64, f"{unique}.csv", 30_000, 100 * slices, 0, 0)
-        acknowledge(tx, dataset, segment, [batch], pieces, now_micros(), schema_version=1)
+        acknowledge(tx, dataset, NewSegment(segment, [batch], pieces, schema_version=1), now_micros())
 
     store.ledger.transact(record)

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from timestore_pipeline.building.plan import plan_flushes
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
@@ -50,13 +50,11 @@ def filled_store(folder: Path, *, due: bool) -> Store:
             for number in range(BATCHES_PER_DATASET):
                 segment = f"{name}-{number}"
                 start = START_MICROS + number % 24 * _HOUR_MICROS
-                acknowledge(
-                    tx,
-                    name,
+                new = NewSegment(
                     SegmentRow(segment, f"{name}/{segment}.duckdb", 45_056, ROWS_PER_BATCH),
                     [BatchRow(segment, "0" * 64, f"{segment}.csv", 30_000, ROWS_PER_BATCH, 0, 0)],
                     [SliceRow(start, ROWS_PER_BATCH, 45_056, start, start + 1, {0: ROWS_PER_BATCH})],
-                    now,
                     schema_version=1,
                 )
+                acknowledge(tx, name, new, now)
     return store

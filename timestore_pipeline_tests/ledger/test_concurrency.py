@@ -23,7 +23,7 @@ from timestore_pipeline.ledger.datasets import lock_dataset, lock_datasets
 from timestore_pipeline.ledger.landing import SettledFile, all_settled, remember_settled
 from timestore_pipeline.ledger.leases import take_lease, take_slot
 from timestore_pipeline.ledger.limits import EVERY_DATASET, Pause, pause_intake
-from timestore_pipeline.ledger.quarantine import open_entries, set_aside
+from timestore_pipeline.ledger.quarantine import NewEntry, open_entries, set_aside
 from timestore_pipeline.ledger.queue import pending_batches
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.settings import Settings
@@ -96,13 +96,11 @@ def test_the_same_files_may_be_settled_by_many_in_any_order(ledgers: list[Ledger
 
 def test_what_many_set_aside_has_one_entry(ledgers: list[Ledger]):
     def work(_: int, ledger: Ledger) -> int:
-        def record(tx):
-            return set_aside(
-                tx, dataset="weather", kind=QuarantineKind.BATCH, batch_id="b", source="b.csv", path="b", reason="bad",
-                rows=None, size_bytes=1, now=1,
-            ).id  # fmt: skip
-
-        return ledger.transact(record)
+        bad = NewEntry(
+            dataset="weather", kind=QuarantineKind.BATCH, batch_id="b", source="b.csv", path="b", reason="bad",
+            rows=None, bytes=1, created_at=1,
+        )  # fmt: skip
+        return ledger.transact(lambda tx: set_aside(tx, bad).id)
 
     ids = together(ledgers, work)
 
@@ -117,7 +115,7 @@ def test_a_lease_goes_to_one_and_slots_to_as_many_as_there_are(ledgers: list[Led
         def take(number: int, ledger: Ledger, turn: int = turn) -> tuple[bool, str | None]:
             def work(tx):
                 lock_dataset(tx, "weather")
-                return take_slot(tx, f"{turn}", 2, str(number), now=0, expires_at=10, longest=20)
+                return take_slot(tx, f"{turn}", 2, str(number), now=0, lease_micros=10)
 
             name = f"lease {turn}"
             taken = ledger.transact(lambda tx: take_lease(tx, name, str(number), now=turn, expires_at=turn + 1))

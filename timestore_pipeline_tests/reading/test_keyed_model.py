@@ -22,7 +22,7 @@ from timestore_pipeline.building.compaction import compact_dataset
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.ledger.builds import builds_in_flight
-from timestore_pipeline.ledger.quarantine import open_entries, set_slices_aside
+from timestore_pipeline.ledger.quarantine import DamagedSegment, open_entries, set_slices_aside
 from timestore_pipeline.ledger.slices import unclaimed_slices
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.audit import audit_rows
@@ -175,10 +175,8 @@ class OneRowPerKey(RuleBasedStateMachine):
             return
         piece = data.draw(st.sampled_from(pieces))
         with self.store.ledger.write() as tx:
-            set_slices_aside(
-                tx, "orders", piece.segment_id, [piece.window_start], path=piece.path, reason="lost", size_bytes=1,
-                now=now_micros(),
-            )  # fmt: skip
+            damaged = DamagedSegment("orders", piece.segment_id, piece.path, 1, "lost")
+            set_slices_aside(tx, damaged, [piece.window_start], now_micros())
         day = (piece.window_start // 1_000_000 - int(NEW_YEAR.timestamp())) // 86_400
         self.away.add((piece.segment_id, day))
 

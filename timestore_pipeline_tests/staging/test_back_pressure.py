@@ -130,7 +130,7 @@ class TestSlots:
         ) -> str | None:
             owner = owner or next(owners)
             with store.ledger.write() as tx:
-                return take_slot(tx, resource, slots, owner, now=now, expires_at=now + MINUTE, longest=2 * MINUTE)
+                return take_slot(tx, resource, slots, owner, now=now, lease_micros=MINUTE)
 
         return take_one
 

@@ -101,7 +101,7 @@ def test_turns_that_are_limited_since_are_waited_for(make_store: MakeStore):
         override(store, LimitName.CONCURRENT_INGESTS, 1)
         now = now_micros()
         with store.ledger.write() as tx:
-            assert take_slot(tx, turns_of("weather"), 1, "other", now=now, expires_at=now + 60_000_000, longest=10**9)
+            assert take_slot(tx, turns_of("weather"), 1, "other", now=now, lease_micros=60_000_000)
         with pytest.raises(TooManyIngests):
             writer.write(batch(1))
 

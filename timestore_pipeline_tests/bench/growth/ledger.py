@@ -12,7 +12,7 @@ from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.cli.status import collect_status
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
-from timestore_pipeline.ledger.batches import BatchRow, SegmentRow, acknowledge
+from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import mark_published
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
@@ -126,7 +126,7 @@ def operations(store: Store, past: Past) -> dict[str, Callable[[int], object]]:
             batch = BatchRow(f"new-{number}", "0" * 64, "new.csv", 30_000, 100, 0, 0)
             start = spec.first_open_window(now_micros()).start_micros
             piece = SliceRow(start, 100, 1_000, start, start + 1, {0: 100})
-            acknowledge(tx, name, segment, [batch], [piece], now_micros(), schema_version=1)
+            acknowledge(tx, name, NewSegment(segment, [batch], [piece], schema_version=1), now_micros())
 
         store.ledger.transact(record)
 
