@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from sqlalchemy import Connection, and_, bindparam, insert, select
 
@@ -30,15 +30,18 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class KnownBatch:
-    """A batch that the ledger has: what it was, and what became of its rows."""
+    """A batch that the ledger has: what it was, and what became of its rows; times in microseconds since the epoch."""
 
     batch_id: str
     fingerprint: str
     source: str
     rows: int
     quarantined_rows: int
-    segment_id: str | None
     dropped_rows: int
+    segment_id: str | None
+    staged_at: int
+    published_at: int | None
+    quarantined_at: int | None
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,7 @@ class NewSegment:
     position: int | None = None
 
 
-_KNOWN_BATCH = select(
-    batches.c.batch_id,
-    batches.c.fingerprint,
-    batches.c.source,
-    batches.c.rows,
-    batches.c.quarantined_rows,
-    batches.c.segment_id,
-    batches.c.dropped_rows,
-)
-
-
+_KNOWN_BATCH = select(*(batches.c[each.name] for each in fields(KnownBatch)))
 _KNOWN_BATCHES = _KNOWN_BATCH.where(
     batches.c.dataset == bindparam("dataset"), batches.c.batch_id.in_(bindparam("batch_ids", expanding=True))
 )
@@ -166,21 +159,6 @@ def acknowledge(tx: Connection, dataset: str, new: NewSegment, now: int, *, firs
 
 
 @dataclass(frozen=True)
-class BatchRecord:
-    """A batch as the ledger has it; times in microseconds since the epoch."""
-
-    batch_id: str
-    source: str
-    rows: int
-    quarantined_rows: int
-    dropped_rows: int
-    segment_id: str | None
-    staged_at: int
-    published_at: int | None
-    quarantined_at: int | None
-
-
-@dataclass(frozen=True)
 class BatchPart:
     """The rows of a batch in one window; neither published nor under a quarantine entry they are staged."""
 
@@ -195,29 +173,18 @@ class BatchPart:
 class BatchState:
     """A batch, its windows in time order, and what of it is in quarantine; no ``record`` where all of it is."""
 
-    record: BatchRecord | None
+    record: KnownBatch | None
     parts: tuple[BatchPart, ...]
     quarantined: tuple[QuarantineEntry, ...]
 
 
 def batch_state(tx: Connection, dataset: str, batch_id: str) -> BatchState | None:
     """Return what became of a batch; None where the ledger knows nothing of it (any more)."""
-    query = select(
-        batches.c.batch_id,
-        batches.c.source,
-        batches.c.rows,
-        batches.c.quarantined_rows,
-        batches.c.dropped_rows,
-        batches.c.segment_id,
-        batches.c.staged_at,
-        batches.c.published_at,
-        batches.c.quarantined_at,
-    ).where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
-    row = tx.execute(query).mappings().first()
+    record = known_batches(tx, dataset, [batch_id]).get(batch_id)
     entries = tuple(entries_of_batch(tx, dataset, batch_id))
-    if row is None:
+    if record is None:
         return BatchState(None, (), entries) if entries else None
-    return BatchState(BatchRecord(**row), tuple(_parts(tx, dataset, batch_id)), entries)
+    return BatchState(record, tuple(_parts(tx, dataset, batch_id)), entries)
 
 
 def _parts(tx: Connection, dataset: str, batch_id: str) -> list[BatchPart]:

@@ -17,12 +17,14 @@ from timestore_pipeline.ledger.slices import IN_SLICE, OF_BATCH, Slice, slices_w
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """A batch with rows in a window: its id, the file or caller it came from, and how many rows of it."""
+    """A batch with rows in a window: its id, the file or caller it came from, how many rows, and when it was staged."""
 
     window_start: int
+    segment_id: str
     batch_id: str
     source: str
     rows: int
+    staged_at: int
 
 
 def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:
@@ -38,7 +40,14 @@ def batches_of_slice(tx: Connection, piece: Slice) -> list[WindowBatch]:
 def batches_of_slices(tx: Connection, *conditions: ColumnElement[bool]) -> list[WindowBatch]:
     """Return which batches gave rows to which window, in the slices that meet all of ``conditions``."""
     query = (
-        select(batch_slices.c.window_start, batches.c.batch_id, batches.c.source, batch_slices.c.rows)
+        select(
+            batch_slices.c.window_start,
+            batch_slices.c.segment_id,
+            batches.c.batch_id,
+            batches.c.source,
+            batch_slices.c.rows,
+            batches.c.staged_at,
+        )
         .join(slices, IN_SLICE)
         .join(batches, OF_BATCH)
         .where(*conditions)
@@ -184,17 +193,6 @@ class SegmentShare:
     quarantine_id: int | None
 
 
-@dataclass(frozen=True)
-class BatchShare:
-    """The rows of a batch in a window: where it came from, and when it was staged (microseconds)."""
-
-    segment_id: str
-    batch_id: str
-    source: str
-    rows: int
-    staged_at: int
-
-
 def published_rows_of_window(tx: Connection, dataset: str, window_start: int) -> int:
     """Return how many rows the table has in a window, by the ledger."""
     query = select(windows.c.rows).where(windows.c.dataset == dataset, windows.c.window_start == window_start)
@@ -221,17 +219,9 @@ def segments_of_window(tx: Connection, dataset: str, window_start: int) -> list[
     return [SegmentShare(**{**row, "on_disk": bool(row["on_disk"])}) for row in tx.execute(query).mappings()]
 
 
-def batches_of_window(tx: Connection, dataset: str, window_start: int) -> list[BatchShare]:
+def batches_of_window(tx: Connection, dataset: str, window_start: int) -> list[WindowBatch]:
     """Return the batches with rows in a window, in the order in which they lie in their segments."""
-    query = (
-        select(
-            batch_slices.c.segment_id, batches.c.batch_id, batches.c.source, batch_slices.c.rows, batches.c.staged_at
-        )
-        .join(batches, OF_BATCH)
-        .where(batches.c.dataset == dataset, batch_slices.c.window_start == window_start)
-        .order_by(batches.c.staged_at, batch_slices.c.segment_id, batches.c.ordinal)
-    )
-    return [BatchShare(**row) for row in tx.execute(query).mappings()]
+    return batches_of_slices(tx, slices.c.dataset == dataset, slices.c.window_start == window_start)
 
 
 def builds_of_window(tx: Connection, dataset: str, window_start: int) -> list[Build]:

@@ -9,8 +9,8 @@ from itertools import groupby
 from timestore_pipeline.ledger.accounts import Loss, recorded_losses
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.lineage import (
-    BatchShare,
     SegmentShare,
+    WindowBatch,
     batches_of_window,
     builds_of_window,
     published_rows_of_window,
@@ -28,7 +28,7 @@ class SegmentOrigin:
     """A segment with rows in the window, and the batches that they came in."""
 
     share: SegmentShare
-    batches: tuple[BatchShare, ...]
+    batches: tuple[WindowBatch, ...]
 
 
 @dataclass(frozen=True)
