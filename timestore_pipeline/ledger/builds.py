@@ -114,12 +114,12 @@ def mark_published(
             published_schema=case((schema < known, known), else_=schema),
         )
     )
-    taken = move_windows(tx, build.dataset, build.id, build.kind, CommittedWindows(published, kept or {}), now)
+    removed = move_windows(tx, build.dataset, build.id, build.kind, CommittedWindows(published, kept or {}), now)
     if build.kind is BuildKind.COMPACTION:
-        count(tx, COMPACTED_FILES, build.dataset, "", taken.files)
+        count(tx, COMPACTED_FILES, build.dataset, "", removed.files)
     elif build.kind is BuildKind.EXPIRY:
-        count(tx, EXPIRED_ROWS, build.dataset, "", taken.rows)
-        count(tx, EXPIRED_WINDOWS, build.dataset, "", taken.windows)
+        count(tx, EXPIRED_ROWS, build.dataset, "", removed.rows)
+        count(tx, EXPIRED_WINDOWS, build.dataset, "", removed.windows)
     _count_end(tx, build, "success", now)
     return True
 

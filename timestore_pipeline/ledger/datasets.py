@@ -42,26 +42,26 @@ def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> dict[str
             said = declared(spec)
             row = {"name": spec.name, "granularity": said.granularity, "key": said.key, "time": said.time}
             insert_unless_there(tx, datasets, row)
-    look = _look(tx, specs)
-    if look.waiting:
-        lock_datasets(tx, look.waiting)
-        look = _look(tx, specs)  # again, now that nobody else can be first
-    for spec in look.to_declare:
+    to_do = _judge(tx, specs)
+    if to_do.waiting:
+        lock_datasets(tx, to_do.waiting)
+        to_do = _judge(tx, specs)  # again, now that nobody else can be first
+    for spec in to_do.to_declare:
         fix_declaration(tx, spec)
-    for name, (version, step) in look.steps.items():
+    for name, (version, step) in to_do.steps.items():
         take_up(tx, name, version, [step], now)
-    return look.refused
+    return to_do.refused
 
 
 def refused_datasets(tx: Connection, specs: Iterable[DatasetSpec]) -> dict[str, DeclarationChanged] | None:
     """Return what :func:`register` would, or None where it has something to do."""
     specs = list(specs)
-    look = _look(tx, specs)
-    return None if look.waiting or look.unknown else look.refused
+    to_do = _judge(tx, specs)
+    return None if to_do.waiting or to_do.unknown else to_do.refused
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ToDo:
     """What is to be done about declarations: those unknown yet, those to be kept, columns to be taken up, refusals."""
 
     unknown: tuple[str, ...]
@@ -74,7 +74,7 @@ class _Look:
         return [*(spec.name for spec in self.to_declare), *self.steps]
 
 
-def _look(tx: Connection, specs: Iterable[DatasetSpec]) -> _Look:
+def _judge(tx: Connection, specs: Iterable[DatasetSpec]) -> _ToDo:
     kept, histories, starts = kept_declarations(tx), column_histories(tx), first_windows(tx)
     unknown: list[str] = []
     to_declare: list[DatasetSpec] = []
@@ -100,7 +100,7 @@ def _look(tx: Connection, specs: Iterable[DatasetSpec]) -> _Look:
         step = declared_step(spec, history)
         if step is not None:
             steps[name] = len(history), step
-    return _Look(tuple(unknown), tuple(to_declare), steps, refused)
+    return _ToDo(tuple(unknown), tuple(to_declare), steps, refused)
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def arrivals(tx: Connection, dataset: str, since: int) -> list[Arrival]:
         .order_by(slices.c.staged_at, slices.c.segment_id, slices.c.late, slices.c.window_start)
     )
     found = []
-    for (segment_id, late), pieces in groupby(tx.execute(query), key=lambda row: (row.segment_id, bool(row.late))):
-        shares = list(pieces)
+    for (segment_id, late), group in groupby(tx.execute(query), key=lambda row: (row.segment_id, bool(row.late))):
+        shares = list(group)
         published = [share.published_at for share in shares]
         found.append(
             Arrival(

@@ -32,9 +32,9 @@ def batches_of_build(tx: Connection, build_id: int) -> list[WindowBatch]:
     return batches_of_slices(tx, slices.c.build_id == build_id)
 
 
-def batches_of_slice(tx: Connection, piece: Slice) -> list[WindowBatch]:
+def batches_of_slice(tx: Connection, slice_: Slice) -> list[WindowBatch]:
     """Return which batches the rows of one slice came from."""
-    return batches_of_slices(tx, slices.c.segment_id == piece.segment_id, slices.c.window_start == piece.window_start)
+    return batches_of_slices(tx, slices.c.segment_id == slice_.segment_id, slices.c.window_start == slice_.window_start)
 
 
 def batches_of_slices(tx: Connection, *conditions: ColumnElement[bool]) -> list[WindowBatch]:

@@ -122,9 +122,9 @@ def unpublished_slices(tx: Connection, datasets: Iterable[str] | None = None) ->
     """Return every slice in the queue, claimed or not, of some datasets or of all: the staged side of a read."""
     queued = _SLICE.where(SLICE_IS_QUEUED)
     queries = [queued] if datasets is None else [queued.where(slices.c.dataset == name) for name in set(datasets)]
-    found = [piece for query in queries for piece in _slices(tx, query)]
+    found = [each for query in queries for each in _slices(tx, query)]
     # Sorted here: asked for this order, SQLite walks through all slices that there ever were.
-    return sorted(found, key=lambda piece: (piece.dataset, piece.window_start))
+    return sorted(found, key=lambda each: (each.dataset, each.window_start))
 
 
 def unclaimed_slices(tx: Connection, dataset: str) -> list[Slice]:
@@ -181,26 +181,26 @@ def acknowledge_slices(
         [
             {
                 "segment_id": segment_id,
-                "window_start": piece.window_start,
+                "window_start": each.window_start,
                 "dataset": dataset,
-                "rows": piece.rows,
-                "bytes": piece.bytes,
-                "min_time": piece.min_time,
-                "max_time": piece.max_time,
+                "rows": each.rows,
+                "bytes": each.bytes,
+                "min_time": each.min_time,
+                "max_time": each.max_time,
                 "staged_at": now,
                 "late": False,
             }
-            for piece in slice_rows
+            for each in slice_rows
         ],
     )
-    if any(piece.window_start < first_open_window for piece in slice_rows):
+    if any(each.window_start < first_open_window for each in slice_rows):
         tx.execute(_MARK_LATE, {"in_segment": segment_id, "of_dataset": dataset, "first_open": first_open_window})
     tx.execute(
         insert(batch_slices),
         [
-            {"segment_id": segment_id, "window_start": piece.window_start, "ordinal": ordinal, "rows": rows}
-            for piece in slice_rows
-            for ordinal, rows in piece.batch_rows.items()
+            {"segment_id": segment_id, "window_start": each.window_start, "ordinal": ordinal, "rows": rows}
+            for each in slice_rows
+            for ordinal, rows in each.batch_rows.items()
         ],
     )
 

@@ -32,7 +32,7 @@ class CommittedWindows:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Removed:
     """What a commit took out of the table, from how many windows."""
 
     windows: int = 0
@@ -54,7 +54,7 @@ def move_windows(
     kind: BuildKind,
     commit: CommittedWindows,
     now: int,
-) -> Taken:
+) -> Removed:
     """Bring the totals of all windows of a build in line with its commit; return what it took out of the table.
 
     What it wrote is added to a window, or makes up the window together with what it ``kept`` there, where the build
@@ -66,18 +66,18 @@ def move_windows(
     had = _recorded(tx, dataset, touched)
     # A compaction or a repair publishes nothing: neither freshness nor "last published" may move with it.
     publishes = kind not in (BuildKind.COMPACTION, BuildKind.REPAIR)
-    taken, gone, totals = Taken(), [], []
+    removed, gone, totals = Removed(), [], []
     for start in touched:
         old = had.get(start)
         before = PublishedWindow(start, old.rows, old.bytes, old.files) if old else PublishedWindow(start, 0, 0, 0)
         superseded = old.superseded if old else 0
         rest = commit.kept.get(start, PublishedWindow(start, 0, 0, 0)) if start in replaced else before
         new = commit.written.get(start, PublishedWindow(start, 0, 0, 0))
-        taken = Taken(
-            taken.windows + (start in replaced),
-            taken.rows + before.rows - rest.rows,
-            taken.bytes + before.bytes - rest.bytes,
-            taken.files + before.files - rest.files,
+        removed = Removed(
+            removed.windows + (start in replaced),
+            removed.rows + before.rows - rest.rows,
+            removed.bytes + before.bytes - rest.bytes,
+            removed.files + before.files - rest.files,
         )
         if kind is BuildKind.EXPIRY:
             note_expired(tx, dataset, start, before.rows - rest.rows + (0 if rest.files else superseded), now)
@@ -108,7 +108,7 @@ def move_windows(
     for some in in_parts(totals, values_each=8):
         upsert_all(tx, windows, some)
     _move_totals(tx, dataset, had.values(), totals, now if publishes else None)
-    return taken
+    return removed
 
 
 def put_windows(tx: Connection, dataset: str, found: Mapping[int, PublishedWindow], now: int) -> None:
