@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
-from timestore_pipeline.ledger.datasets import take_positions
+from timestore_pipeline.ledger.datasets import Fixed, take_positions
 from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
 from timestore_pipeline.ledger.slices import SliceRow, complete, quarantine_slices, restore_slices
@@ -57,6 +57,27 @@ class RestoredEntry:
     windows: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class RestoredTable:
+    """What the ledger is to keep of a table: its version and Delta id, and what its next build and row are given."""
+
+    table_version: int | None
+    table_id: str | None
+    next_sequence: int
+    next_position: int
+
+
+@dataclass(frozen=True)
+class RestoredPublication:
+    """All that is in a table: totals by window, and when each window was published last (where a manifest says so)."""
+
+    sequence: int
+    table_version: int
+    totals: Mapping[int, PublishedWindow]
+    published_at: Mapping[int, int]
+    batches: int
+
+
 def lock_ledger(tx: Connection) -> int:
     """Let one process at a time rebuild; return how many batches and segments there are already."""
     if tx.dialect.name == "postgresql":
@@ -67,54 +88,30 @@ def lock_ledger(tx: Connection) -> int:
 def restore_dataset(
     tx: Connection,
     dataset: str,
-    granularity: str,
+    fixed: Fixed,
+    table: RestoredTable,
     versions: Sequence[tuple[Column, ...]],
-    *,
-    next_sequence: int,
-    table_version: int | None,
-    table_id: str | None,
-    key: str | None,
-    time: str | None,
-    next_position: int,
     now: int,
 ) -> None:
     """Enter a dataset with the columns that it has had, oldest first; none where they are still to be inferred."""
-    values = {
-        "granularity": granularity,
-        "next_sequence": next_sequence,
-        "table_version": table_version,
-        "table_id": table_id,
-        "key": key,
-        "time": time,
-        "next_position": next_position,
-    }
+    values = {**asdict(fixed), **asdict(table)}
     if tx.execute(update(datasets).where(datasets.c.name == dataset).values(**values)).rowcount == 0:
         tx.execute(insert(datasets).values(name=dataset, **values))
     take_up(tx, dataset, 0, [SchemaStep(columns, source=REBUILD_TRIGGER) for columns in versions], now)
 
 
-def restore_publication(
-    tx: Connection,
-    dataset: str,
-    sequence: int,
-    table_version: int,
-    totals: Mapping[int, PublishedWindow],
-    published_at: Mapping[int, int],
-    *,
-    owner: str,
-    batch_count: int,
-    now: int,
-) -> int:
+def restore_publication(tx: Connection, dataset: str, publication: RestoredPublication, *, owner: str, now: int) -> int:
     """Enter one build for all that is in the table, and the totals of its windows; return it.
 
     It has the sequence of the fence: the last commit that the ledger knows.
     """
+    totals, published_at = publication.totals, publication.published_at
     starts = set(totals) | set(published_at)
     build_id = tx.execute(
         insert(builds)
         .values(
             dataset=dataset,
-            sequence=sequence,
+            sequence=publication.sequence,
             owner=owner,
             kind=(BuildKind.FLUSH if starts else BuildKind.REBUILD).value,
             trigger=REBUILD_TRIGGER,
@@ -124,11 +121,11 @@ def restore_publication(
             finished_at=now,
             first_window=min(starts, default=0),
             last_window=max(starts, default=0),
-            batches=batch_count,
+            batches=publication.batches,
             rows=sum(window.rows for window in totals.values()),
             bytes=sum(window.bytes for window in totals.values()),
             files=sum(window.files for window in totals.values()),
-            table_version=table_version,
+            table_version=publication.table_version,
         )
         .returning(builds.c.id)
     ).scalar_one()

@@ -13,10 +13,12 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.errors import LedgerError, TimestoreError
-from timestore_pipeline.ledger.datasets import declared
+from timestore_pipeline.ledger.datasets import Fixed, declared
 from timestore_pipeline.ledger.restoring import (
     RestoredEntry,
+    RestoredPublication,
     RestoredSegment,
+    RestoredTable,
     finish_restoring,
     restore_batches_without_rows,
     restore_dataset,
@@ -99,19 +101,14 @@ class Restoring:
         table = self.evidence.table
         spec = self.store.datasets.get(name)
         said = None if spec is None else declared(spec)
-        restore_dataset(
-            self.tx,
-            name,
-            granularity.value,
-            versions,
-            next_sequence=table.fenced + 1 if table else 1,
+        restored_table = RestoredTable(
             table_version=table.version if table else None,
             table_id=table.table_id if table else None,
-            key=None if said is None else said.key,
-            time=None if said is None else said.time,
+            next_sequence=table.fenced + 1 if table else 1,
             next_position=self._first_position(now),
-            now=now,
         )
+        fixed = Fixed(granularity.value, said.key if said else None, said.time if said else None)
+        restore_dataset(self.tx, name, fixed, restored_table, versions, now)
         totals = self._totals(table.files if table else (), granularity)
         published_at: dict[int, int] = {}
         for segment in segments:
@@ -120,21 +117,11 @@ class Restoring:
         owner = f"ledger rebuild by {self.by}"
         if table:
             restore_dead_builds(self.tx, name, table.dead, owner=owner, now=now)
-        build_id = (
-            restore_publication(
-                self.tx,
-                name,
-                table.fenced,
-                table.version,
-                totals,
-                published_at,
-                owner=owner,
-                batch_count=sum(len(segment.batches) for segment in segments if segment.published),
-                now=now,
-            )
-            if table
-            else None
-        )
+        build_id = None
+        if table:
+            batch_count = sum(len(segment.batches) for segment in segments if segment.published)
+            publication = RestoredPublication(table.fenced, table.version, totals, published_at, batch_count)
+            build_id = restore_publication(self.tx, name, publication, owner=owner, now=now)
         for segment in segments:
             restore_segment(self.tx, name, segment, build_id, versions, now)
         known = {batch.batch_id for segment in segments for batch in segment.batches}
