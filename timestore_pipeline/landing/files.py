@@ -175,6 +175,9 @@ def _scan_dataset(
         if stat.S_ISLNK(status.st_mode):
             problems.append(f"{dataset}: {entry.path} is a symbolic link, which is never followed; copy the file")
             continue
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            problems.append(f"{dataset}: {entry.path} is a pipe, a socket or a device, which are never read; remove it")
+            continue
         stamp = SettledFile(dataset, entry.name, status.st_size, status.st_mtime_ns)
         if not stat.S_ISREG(status.st_mode) or stamp in settled:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,8 +71,12 @@ def test_folders_and_pipes_in_a_landing_folder_are_passed_over(store: Store, dro
     landed = drop(store, "weather", "a.csv", WEATHER_CSV)
     (landed.parent / "folder.csv").mkdir()
     os.mkfifo(landed.parent / "pipe.csv")
+    os.mknod(landed.parent / "socket.csv", stat.S_IFSOCK)
 
     assert names(store) == ["a.csv"]
+    assert [problem.partition(" is a pipe, ")[0] for problem in scan_landing(store).problems] == [
+        f"weather: {landed.parent / name}" for name in ("pipe.csv", "socket.csv")
+    ]
 
 
 def test_a_landing_folder_that_does_not_exist_is_named_with_its_variable(store: Store):
