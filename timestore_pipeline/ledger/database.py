@@ -258,6 +258,21 @@ class Ledger:
             ) from error
 
 
+def identity_at(url: str) -> str | None:
+    """Return the identity of the ledger on a server; None where there is none yet, or where it cannot be asked.
+
+    Nothing is made there.
+    """
+    engine = ledger_engine(parse_ledger_url(url), busy_timeout_seconds=_OPENING_SECONDS, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            return read_identity(connection)
+    except DBAPIError:
+        return None
+    finally:
+        engine.dispose()
+
+
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None

@@ -30,6 +30,7 @@ from timestore_pipeline.errors import (
     TimestoreError,
 )
 from timestore_pipeline.ledger import Ledger
+from timestore_pipeline.ledger.database import identity_at
 from timestore_pipeline.ledger.datasets import register
 from timestore_pipeline.ledger.installation import new_identity, set_identity
 from timestore_pipeline.ledger.restoring import lock_ledger
@@ -165,7 +166,7 @@ def _make_again(
 def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> str:
     """Return the identity that staging and tables carry; with ``adopt`` those without a mark are passed over.
 
-    Where neither has a mark, it is the one that all tables say they belong to.
+    Where neither has a mark, it is the one that all tables say they belong to, or that of the ledger.
 
     Raises:
         PlaceError: one of them is not there or has no mark, or they are of different installations; or
@@ -174,7 +175,8 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
     names = (PlaceName.STAGING, PlaceName.TABLES)
     places = {name: storage_at(settings, location_of(settings, name)) for name in names}
     marks = {name: read_mark(place, name) for name, place in places.items()}
-    owner = marks[PlaceName.STAGING] or marks[PlaceName.TABLES] or _owner_of_all(settings, datasets) or new_identity()
+    marked = marks[PlaceName.STAGING] or marks[PlaceName.TABLES] or _owner_of_all(settings, datasets)
+    owner = marked or _identity_of_ledger(settings) or new_identity()
     for name, mark in marks.items():
         place = places[name]
         if mark is not None and (mark != owner or mark == UNREADABLE):
@@ -191,8 +193,7 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
 
 def _may_be_of(settings: Settings, staging: Storage, owner: str) -> bool:
     """Whether the ledger says that this installation is ``owner``, or there are segments, so that it is no new one."""
-    file = ledger_file(settings)
-    if file is not None and _identity_in(file) == owner:
+    if _identity_of_ledger(settings) == owner:
         return True
     return any(entry.key.endswith(SEGMENT_SUFFIX) for entry in staging.entries())
 
@@ -221,8 +222,7 @@ def _take_tables(settings: Settings) -> str:
     )
     identity = read_mark(staging, PlaceName.STAGING)
     if identity in (None, UNREADABLE):
-        file = ledger_file(settings)
-        identity = (_identity_in(file) if file is not None else None) or new_identity()
+        identity = _identity_of_ledger(settings) or new_identity()
     if read_mark(tables, PlaceName.TABLES) != identity:
         replace_mark(tables, PlaceName.TABLES, identity)
     return identity
@@ -311,6 +311,12 @@ def _refuse_ledger_of_others(file: Path, identity: str) -> None:
             f"the ledger {file} is of the installation {found}, and staging and tables are of {identity}. Nothing "
             "was done. Correct TIMESTORE_LEDGER_URL, TIMESTORE_STAGING_DIRECTORY or TIMESTORE_TABLES_URL."
         )
+
+
+def _identity_of_ledger(settings: Settings) -> str | None:
+    """Return the identity of the ledger that is there, whatever else it knows; None where nobody can say."""
+    file = ledger_file(settings)
+    return identity_at(settings.resolved_ledger_url) if file is None else _identity_in(file)
 
 
 def _identity_in(file: Path) -> str | None:

@@ -651,3 +651,19 @@ def test_what_a_place_is_follows_from_its_mark_and_the_ledger():
     assert state_of(None, ours, marked=False, known_files=False) is PlaceState.MISSING
     assert state_of(None, ours, marked=False, known_files=True) is PlaceState.NEW
     assert state_of(None, ours, marked=False, known_files=None) is PlaceState.NEW
+
+
+class TestTheIdentityOfAnEmptyLedger:
+    @pytest.mark.parametrize("tables_are_marked", [True, False])
+    def test_it_is_that_of_the_places_that_are_adopted(
+        self, store: Store, make_store: MakeStore, tables_are_marked: bool
+    ):
+        identity, tables = store.ledger.identity, store.tables.root
+        for path in store.settings.home.rglob(".timestore-*"):
+            if not (tables_are_marked and path.parent == tables):
+                path.unlink()
+        store.close()
+
+        assert rebuild_ledger(store.settings, by="ann@host", adopt=True).complete
+
+        assert make_store().ledger.identity == identity
