@@ -39,7 +39,7 @@ from timestore_pipeline.segments.slices import (
 )
 from timestore_pipeline.storage.table_folder import file_name, parquet_files
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.own_table import open_to_read
+from timestore_pipeline.table.own_table import OwnTable, open_to_read
 from timestore_pipeline.table.parquet import parquet_relation
 from timestore_pipeline.table.table import file_bounds, sequence_of_file
 
@@ -95,6 +95,19 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
         ]
 
 
+def current_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[Snapshot]:
+    """Return snapshots as :func:`take_snapshots` does, of tables of which the ledger knows all that is published.
+
+    Raises:
+        UnknownDataset, LedgerError: as they say.
+        TableError: a table has builds that the ledger does not know, or lacks one: rows would be missing.
+    """
+    snapshots = take_snapshots(store, datasets)
+    for snapshot in snapshots:
+        OwnTable(store, snapshot.spec.name).refuse_to_read_old(snapshot.table_version)
+    return snapshots
+
+
 @contextmanager
 def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """Give a DuckDB connection with one view per dataset, over published and staged rows at one consistent moment.
@@ -110,7 +123,7 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
     names = list(store.datasets if datasets is None else datasets)
     bounds = query_bounds(store.settings)
     with store.connect(store.settings.temp_path, *reader_folders(store, names), bounds=bounds) as connection:
-        snapshots = create_views(store, connection, lambda: take_snapshots(store, names))
+        snapshots = create_views(store, connection, lambda: current_snapshots(store, names))
         with damage_named(store, snapshots):
             yield connection
 
@@ -148,6 +161,9 @@ def create_views(
             # Another program may have cleaned up what this version has; then its own later one has the rows.
             moved = [follow_others(store, each.spec.name) for each in snapshots if each.table_version is not None]
             if attempt == _ATTEMPTS - 1 or not any(moved):
+                for each in snapshots:
+                    if each.table_version is not None:
+                        OwnTable(store, each.spec.name).refuse_to_read()
                 raise
             _detach_all(connection)
         except SegmentUnreadable as error:

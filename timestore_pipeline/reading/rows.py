@@ -25,6 +25,7 @@ from timestore_pipeline.reading.queries import query_bounds, select, unfinished
 from timestore_pipeline.reading.relations import (
     Snapshot,
     create_views,
+    current_snapshots,
     damage_named,
     datasets_named,
     reader_folders,
@@ -209,7 +210,7 @@ def _past(store: Store, now: Snapshot, version: int | None, time: Moment | None)
 
 
 def _now(store: Store) -> Callable[[list[str]], list[Snapshot]]:
-    return lambda names: take_snapshots(store, names)
+    return lambda names: current_snapshots(store, names)
 
 
 def _moment(value: Moment | None, default: datetime, name: str) -> datetime:

@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from timestore_pipeline.errors import AnotherTable, LedgerError, TableError, TableNotOurs
+from timestore_pipeline.errors import AnotherTable, LedgerError, StorageError, TableError, TableNotOurs
 from timestore_pipeline.ledger.datasets import known_datasets
 from timestore_pipeline.ledger.tables import KnownTable, builds_of_sequences, known_table, note_own, note_refusal
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import storage_at
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import has_table, remove_from_table
+from timestore_pipeline.storage.table_folder import has_table, log_key, remove_from_table
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.table import (
     Commit,
@@ -215,12 +215,13 @@ class OwnTable:
             known = None
         raise self._overtaken()
 
-    def look(self, known: KnownTable | None = None, *, as_owner: bool = False) -> Look:
+    def look(self, known: KnownTable | None = None, *, as_owner: bool = False, fences: bool = True) -> Look:
         """Open its latest version, and see what speaks against writing to it, if anything; changes nothing.
 
         The ledger is asked first (or was, and said ``known``): whatever it knows to be in the table is in the version
         that is opened after that. What others have committed since is looked up in the ledger once it was seen, and a
-        build is in the ledger before it is in the table. With ``as_owner`` nobody minds whose it says that it is.
+        build is in the ledger before it is in the table. With ``as_owner`` nobody minds whose it says that it is;
+        without ``fences`` nobody minds those that the ledger does not know, as they have no rows.
 
         Raises:
             TableError: it is missing or damaged, or its log cannot be read.
@@ -228,6 +229,8 @@ class OwnTable:
         known = known or self.known()
         table = open_table(self.place, self.dataset)
         title = read_title(self.place, table, self.dataset, known, as_owner=as_owner)
+        if not fences:
+            title = replace(title, commits=tuple(commit for commit in title.commits if not commit.is_fence))
         builds = {known.last.sequence: known.last} if known.last else {}
         others = {commit.sequence for commit in title.commits} - builds.keys()
         if others:
@@ -252,6 +255,39 @@ class OwnTable:
         if look.known.table_id is None or look.known.refusal is not None:
             self.store.ledger.transact(lambda tx: note_own(tx, self.dataset, str(table_id)))
         return look.table
+
+    def refuse_to_read(self) -> None:
+        """Refuse to read what the ledger gives readers where its log has more, or less: rows would be missing.
+
+        Nothing is said of a table that cannot be looked at.
+
+        Raises:
+            TableError: it has commits of builds that the ledger does not know, or lacks one that it knows.
+        """
+        try:
+            found = self.look(fences=False).objection
+        except TableError:
+            return
+        if found is not None and found[0] in (Objection.AHEAD, Objection.BEHIND):
+            objection, words = found
+            raise TableError(
+                f"dataset {self.dataset!r}: the table at {self.place.location} is not read, as rows would be missing: "
+                f"{words}. {way_out(objection)}"
+            )
+
+    def refuse_to_read_old(self, version: int | None) -> None:
+        """Do the same where ``version``, which readers are given, is not the latest one; else it is one look at a name.
+
+        Raises:
+            TableError: as it says.
+            PlaceError, StorageError: nobody can say whether there is a later one.
+        """
+        if version is None:
+            with suppress(StorageError):  # then there are staged rows alone, whether it is there or not
+                if has_table(self.place):
+                    self.refuse_to_read()
+        elif self.place.size(log_key(version + 1)) is not None:
+            self.refuse_to_read()
 
     def remove(self, keys: Iterable[str]) -> Iterator[Sequence[str]]:
         """Remove what builds have written and the table's log does not name; yield the keys that are gone, as they go.

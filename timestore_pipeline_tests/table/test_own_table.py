@@ -164,6 +164,41 @@ class TestAnOlderLedger:
         assert state_of_folder(store.table("weather").root) == before
         assert published(store) == expected
 
+    @pytest.mark.parametrize("builds_before", [0, 1])
+    def test_rows_that_it_does_not_know_are_not_missing_without_a_word(self, store: Store, builds_before: int):
+        tables = [FIRST][:builds_before]
+        for table in tables:
+            stage(store, "weather", table)
+            build(store)
+        night = copy_of_ledger(store)
+        stage(store, "weather", LOST)
+        build(store)
+        put_back(store, night)
+        stage(store, "weather", NEW)
+
+        for attempt in (
+            lambda: readable(store),
+            lambda: query_rows(store, "SELECT * FROM weather").to_arrow(),
+            lambda: Timestore(store).read("weather").to_arrow(),
+        ):
+            with pytest.raises(TableError, match=r"is not read, as rows would be missing: .*ledger rebuild --replace"):
+                attempt()
+
+        if tables:  # the past is what it was
+            assert rows_of(Timestore(store).as_of(version=1).read("weather").to_arrow()) == rows_of(FIRST)
+
+    def test_nor_where_the_log_was_cleaned_up_since(self, store: Store):
+        stage(store, "weather", FIRST)
+        build(store)
+        night = copy_of_ledger(store)
+        stage(store, "weather", LOST)
+        build(store)
+        another_program_compacts_and_cleans_up(store)
+        put_back(store, night)
+
+        with pytest.raises(TableError, match=r"is not read, as rows would be missing: .*ledger rebuild --replace"):
+            readable(store)
+
     def test_nothing_is_removed_or_merged_either(self, store: Store):
         for number in range(3):
             stage(store, "weather", hourly(2, station=f"S{number}"))
@@ -421,6 +456,8 @@ class TestATableThatWasRestored:
         shutil.rmtree(place)
         place.with_name("backup").rename(place)
         stage(store, "weather", NEW)
+        with pytest.raises(TableError, match=r"is not read, .*it is at version 1, and was at 2.*entries of its log"):
+            readable(store)
         with pytest.raises(TableNotOurs) as raised:
             flush(store)
         assert raised.value.reason == Objection.BEHIND
