@@ -63,7 +63,8 @@ _SETTINGS_INTRO = """\
 # Configuration
 
 Everything that differs between installations is said in two places: environment variables, and one file,
-`datasets.yaml`. Both are checked at the start; what is wrong is told by variable or key, with what is allowed.
+`datasets.yaml`. Both are checked at the start. An error names the variable or key, and lists the allowed values. A
+change counts from the next start: the command reads both each time, a service is restarted, a code location reloaded.
 
 ## Environment variables
 
@@ -256,7 +257,9 @@ def _configuration_page() -> str:
     parts += [
         "### `columns`\n",
         f"Types are {types}. Names have up to 255 characters, none of them a space, a control character or one of "
-        f'`, ; {{ }} ( ) = "`; {reserved} are reserved, and two names may not differ only in case.\n',
+        f'`, ; {{ }} ( ) = "`; {reserved} are reserved, and two names may not differ only in case. '
+        "Mend a file with other names before it lands ([CSV that is not clean](csv.md)). Times without an offset are "
+        "taken as UTC; inferred, such a column is a `timestamp`.\n",
     ]
     return _page(parts)
 

@@ -17,11 +17,13 @@ from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.openapi import ENDPOINTS
 from timestore_pipeline.http.tokens import Tokens
 from timestore_pipeline.settings import Settings, load_settings
+from timestore_pipeline_tests.docs.pages import DOCS, ROOT
 from timestore_pipeline_tests.http.server import Server, serving
 
 pytestmark = pytest.mark.process
 
-PAGE = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "http.md").read_text(encoding="utf-8")
+DATASETS = (ROOT / "datasets.yaml").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -30,7 +32,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def server(store_environment: Callable[..., dict[str, str]]) -> Iterator[Server]:
-    store_environment()
+    store_environment(DATASETS)
     with serving(load_settings()) as server:
         yield server
 
@@ -49,7 +51,7 @@ def test_the_commands_do_what_the_page_says(server: Server, program: Callable[[s
 
 
 def test_the_problem_is_as_the_page_shows_it(server: Server):
-    rows = [{"ts": "2026-01-01", "station": "JFK", "temp": temp} for temp in (1, "warm")]
+    rows = [{"origin": "JFK", "temp": temp, "time_hour": "2026-01-01"} for temp in (1, "warm")]
     with server.client() as client:
         found = client.post("/datasets/weather/batches", json=rows).json()
 

@@ -1,4 +1,4 @@
-"""The runbook cannot rot: its commands exist, and do what it says on a small installation."""
+"""The runbook cannot rot: its commands exist, and do what it says on the shipped datasets."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import typer
 from docs.build.reference import DOCS
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.cli.app import app
+from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.limits import all_pauses
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import lose_ledger, weather_csv
+from timestore_pipeline_tests.builders import lose_ledger
 from timestore_pipeline_tests.cli.conftest import Finished, installation, timestore  # noqa: F401
-from timestore_pipeline_tests.conftest import WEATHER_CSV
-from timestore_pipeline_tests.docs.pages import sections
+from timestore_pipeline_tests.docs.pages import ROOT, sections
 
 PAGES = [
     DOCS / "runbooks" / "timestore-staging-operations.md",
@@ -31,7 +31,18 @@ PAGES = [
 ]
 RUNBOOK = PAGES[0].read_text(encoding="utf-8")
 UPGRADE = PAGES[2].read_text(encoding="utf-8")
-REPAIRED_CSV = weather_csv("2026-01-03T00:30:00Z,EWR,4.5")
+DATASETS = (ROOT / "datasets.yaml").read_text(encoding="utf-8")
+
+
+def shipped_csv(**times: str) -> str:
+    """Return a file of the shipped ``weather``: a row for each airport, with its time."""
+    columns = parse_datasets(DATASETS)["weather"].columns
+    rows = [{**dict.fromkeys(columns, "NA"), "origin": origin, "time_hour": time} for origin, time in times.items()]
+    return "\n".join([",".join(columns), *(",".join(row.values()) for row in rows)]) + "\n"
+
+
+WEATHER_CSV = shipped_csv(JFK="2026-01-01T00:00:00Z", LGA="2026-01-01T01:00:00Z", EWR="2026-02-02T00:00:00Z")
+REPAIRED_CSV = shipped_csv(EWR="2026-01-03T00:00:00Z")
 
 # Typer brings its own copy of click, whose errors have no public name but this.
 USAGE_ERROR = typer.BadParameter.__bases__[0]
@@ -93,7 +104,7 @@ def with_poison(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -
 
 def with_damage(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
     """Two segments are in quarantine; the first one comes back from a backup before it is retried."""
-    Path("second.csv").write_text(weather_csv("2026-01-04T00:30:00Z,EWR,4.5"), encoding="utf-8")
+    Path("second.csv").write_text(shipped_csv(EWR="2026-01-04T00:00:00Z"), encoding="utf-8")
     assert timestore("stage", "weather", "second.csv").code is ExitCode.DONE
     backups = {path: path.read_bytes() for path in store.settings.staging_path.rglob("weather/*.duckdb")}
     assert len(backups) == 2
@@ -162,7 +173,7 @@ def test_the_commands_of_a_section_work_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ):
-    store = installation(staging_flush_max_rows=3)
+    store = installation(DATASETS, staging_flush_max_rows=3)
     (store.settings.landing_path / "weather").mkdir(parents=True)
     for name, text in (("first.csv", WEATHER_CSV), ("repaired.csv", REPAIRED_CSV)):
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -184,7 +195,7 @@ def test_the_commands_of_a_section_work_one_after_the_other(
 
 
 def test_flushing_by_hand_publishes_what_is_staged(timestore: Run, installation: Install, tmp_path: Path):  # noqa: F811
-    store = installation()
+    store = installation(DATASETS)
     (tmp_path / "first.csv").write_text(WEATHER_CSV, encoding="utf-8")
     timestore("stage", "weather", "first.csv")
 

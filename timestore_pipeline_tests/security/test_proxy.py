@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import ssl
 import subprocess
 import threading
@@ -19,7 +20,10 @@ from timestore_pipeline_tests.ports import unused_port
 
 pytestmark = pytest.mark.server
 
-CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx/timestore.conf"
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "deploy/nginx/timestore.conf"
+# What docs/security.md adds to it for `timestore serve`.
+(SERVE,) = re.findall(r"^```nginx\n(.*?)^```", (ROOT / "docs/security.md").read_text(), re.MULTILINE | re.DOTALL)
 NAME = "timestore.example.org"
 LOGIN = {"Authorization": "Basic YW5uOnNlY3JldA=="}  # ann:secret
 PASSWORD_FILE = "ann:{PLAIN}secret\n"
@@ -107,8 +111,9 @@ def proxy(program: Callable[[str], str], webserver: Webserver, tmp_path: Path) -
         check=True, capture_output=True,
     )  # fmt: skip
     (tmp_path / "passwords").write_text(PASSWORD_FILE)
-    text = CONFIGURATION.read_text()
+    text = CONFIGURATION.read_text().replace("    location / {", f"{SERVE}\n    location / {{")
     for ours, theirs in (
+        ("http://127.0.0.1:8640;", f"http://127.0.0.1:{webserver.port};"),
         ("server 127.0.0.1:3000;", f"server 127.0.0.1:{webserver.port};"),
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
         ("/etc/nginx/timestore.crt", str(certificate)),
@@ -167,6 +172,18 @@ def test_logs_and_runs_arrive_over_a_websocket(proxy: Proxy, webserver: Webserve
         assert sock.recv(16) == b"hello"
 
     assert webserver.arrived == [("GET", "/graphql", proxy.host)]
+
+
+def test_batches_pass_with_a_token_in_place_of_the_login(proxy: Proxy, webserver: Webserver):
+    token = {"Authorization": "Bearer something"}
+    assert proxy.ask("POST", "/datasets/weather/batches", **token) == 200
+    assert proxy.ask("GET", "/healthz", Authorization="") == 200
+    assert proxy.ask("GET", "/assets", **token) == 401
+
+    assert webserver.arrived == [
+        ("POST", "/datasets/weather/batches", proxy.host),
+        ("GET", "/healthz", proxy.host),
+    ]
 
 
 def test_nothing_arrives_of_what_another_site_makes_a_browser_ask(proxy: Proxy, webserver: Webserver):
