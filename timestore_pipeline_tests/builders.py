@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from timestore_pipeline.building.build import BuildReport, build_windows
+from timestore_pipeline.building.flush import BuildReport, flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files
@@ -76,8 +78,11 @@ def ingest(store: Store) -> dict[str, IngestReport]:
 def build(store: Store, dataset: str = "weather", first: str | None = None, last: str | None = None) -> BuildReport:
     """Publish what is staged for the windows ``first … last`` (partition keys); something must be."""
     window = store.datasets[dataset].window_from_key
-    report = build_windows(
-        store, dataset, window(first) if first else None, window(last) if last else None, owner="the test"
+    report = flush_windows(
+        store,
+        BuildOrder(
+            dataset, WindowRange(window(first) if first else None, window(last) if last else None), owner="the test"
+        ),
     )
     assert report is not None
     return report

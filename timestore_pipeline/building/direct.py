@@ -8,7 +8,8 @@ import random
 import socket
 import time
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight
@@ -27,11 +28,12 @@ def publish_at_once(store: Store, dataset: str) -> None:
     that they failed.
     """
     owner = f"direct:{socket.gethostname()}:{os.getpid()}"
+    order = BuildOrder(dataset, owner=owner, trigger=Trigger.DIRECT)
     deadline = time.monotonic() + store.settings.build_lease_seconds
     while True:
         try:
             if not _waits_for_another(store, dataset):
-                build_windows(store, dataset, owner=owner, trigger=Trigger.DIRECT)
+                flush_windows(store, order)
                 return
         except BuildInFlight:
             pass  # another process was faster

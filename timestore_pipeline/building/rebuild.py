@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.build import BuildReport, build_report, columns_now, write_claim
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.building.lost_table import prepare_table
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.building.report import BuildReport, build_report
+from timestore_pipeline.building.writing import columns_now, write_claim
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreError
 from timestore_pipeline.ledger.claims import Claim, new_build
@@ -33,7 +34,6 @@ from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.ledger.windows import windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.windows import Window
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 
@@ -56,19 +56,8 @@ class _RebuildClaim:
         return Claim(self.staged.build, tuple(in_order))
 
 
-def rebuild_windows(
-    store: Store,
-    dataset: str,
-    first: Window | None = None,
-    last: Window | None = None,
-    *,
-    owner: str,
-    trigger: Trigger = Trigger.MANUAL,
-    target_file_bytes: int | None = None,
-) -> BuildReport | None:
-    """Derive the windows ``first … last`` (by default all) again from segments, and replace them in one commit.
-
-    Args are those of :func:`timestore_pipeline.building.build.build_windows`.
+def rebuild_windows(store: Store, order: BuildOrder) -> BuildReport | None:
+    """Derive the windows of an order again from segments, and replace them in one commit.
 
     Returns:
         What was published, or None where nothing was ever published or staged there.
@@ -79,6 +68,7 @@ def rebuild_windows(
         PlaceError: staging or tables are not there, or another installation's; nothing was changed.
     """
     started = time.perf_counter()
+    dataset = order.dataset
     spec = store.datasets[dataset]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec)
@@ -87,11 +77,11 @@ def rebuild_windows(
     store.places.require_segments(dataset)
     prepare_table(store, spec, columns)
     check_disk(store, store.table(dataset).root)
-    from_start, to_start = first.start_micros if first else None, last.start_micros if last else None
+    from_start, to_start = order.windows.starts
     now = now_micros()
 
     def claim_them(tx: Connection) -> _RebuildClaim | None:
-        mine, in_flight = claimed_already(tx, dataset, owner, now)
+        mine, in_flight = claimed_already(tx, dataset, order.owner, now)
         coverage = published_coverage(tx, dataset, from_start, to_start)
         # What was staged since an earlier attempt is for the next build: this one does not replace its window.
         if mine is not None:
@@ -115,8 +105,8 @@ def rebuild_windows(
                 BuildKind.REBUILD,
                 starts,
                 starts,
-                owner=owner,
-                trigger=trigger,
+                owner=order.owner,
+                trigger=order.trigger,
                 lease_micros=lease_micros(store),
                 now=now,
                 rows=sum(piece.rows for piece in coverage.slices),
@@ -133,7 +123,8 @@ def rebuild_windows(
     windows = [spec.window_at(start) for start in claimed.starts]
 
     def write() -> WrittenFiles:
-        return write_claim(store, spec, stored, claim, target_file_bytes, evolved=claimed.evolved, rebuilt=windows)
+        target = order.file_bytes(store.settings)
+        return write_claim(store, spec, stored, claim, target, evolved=claimed.evolved, rebuilt=windows)
 
     try:
         publication = publish(store, claim.build, stored, write)
@@ -146,7 +137,7 @@ def rebuild_windows(
         raise RebuildRefused(dataset, _named(spec, claimed.starts), damaged) from error
     with store.ledger.read() as tx:
         contributing = published_batches(tx, dataset, from_start, to_start)
-    return build_report(spec, columns, claim, trigger, publication, contributing, time.perf_counter() - started)
+    return build_report(spec, columns, claim, order.trigger, publication, contributing, time.perf_counter() - started)
 
 
 def _missing(spec: DatasetSpec, coverage: Coverage) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.build import BuildReport
-from timestore_pipeline.building.compaction import CompactionReport
+from timestore_pipeline.building.compact import CompactionReport
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.building.report import BuildReport
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
@@ -16,6 +17,7 @@ from timestore_pipeline.cli.operator import command_has_died, this_command
 from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.cli.work import refusals
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.backfill import materialize_windows
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import in_words, maintain
@@ -31,16 +33,15 @@ def build_datasets(
         ValueError: a key names no window of a dataset.
     """
     specs = [store.datasets[name] for name in datasets or store.datasets]
-    ranges = [(spec, window_of(spec, first), window_of(spec, last)) for spec in specs]
+    ranges = [(spec.name, WindowRange(window_of(spec, first), window_of(spec, last))) for spec in specs]
     settle_dead_builds(store, command_has_died)
     codes = refusals(store, datasets)
-    for spec, first_window, last_window in ranges:
+    for name, windows in ranges:
         try:
-            with alone(spec.name):
-                report, merged = materialize_windows(
-                    store, spec.name, first_window, last_window, owner=this_command(), rebuild=rebuild
-                )
-            say(_in_words(spec.name, report, merged, rebuild=rebuild))
+            with alone(name):
+                order = BuildOrder(name, windows, owner=this_command())
+                report, merged = materialize_windows(store, order, rebuild=rebuild)
+            say(_in_words(name, report, merged, rebuild=rebuild))
         except TimestoreError as error:
             warn(str(error))
             codes.append(exit_code_of(error))

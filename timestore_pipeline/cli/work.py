@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.build import BuildReport
+from timestore_pipeline.building.flush import flush_in_shares
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.sharing import build_in_shares
-from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.building.report import BuildReport
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
@@ -24,6 +24,7 @@ from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
 from timestore_pipeline.landing.found import record_backlog
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.settings import load_settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files
 from timestore_pipeline.staging.receipts import Receipt
@@ -100,20 +101,18 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
         ValueError: a key names no window of a dataset.
     """
     specs = [store.datasets[name] for name in datasets or store.datasets]
-    ranges = [(spec, window_of(spec, first), window_of(spec, last)) for spec in specs]
+    ranges = [(spec.name, WindowRange(window_of(spec, first), window_of(spec, last))) for spec in specs]
     for settled in settle_dead_builds(store, command_has_died):
         outcome = "it had been published" if settled.published else "its rows are staged again"
         build = settled.build
         warn(f"dataset {build.dataset!r}: build {build.id} of {build.owner} had died; {outcome}")
     owner = this_command()
     codes = refusals(store, datasets)
-    for spec, first_window, last_window in ranges:
+    for name, windows in ranges:
         try:
-            with alone(spec.name):
-                report = build_in_shares(
-                    store, spec.name, first_window, last_window, owner=owner, trigger=Trigger.MANUAL
-                )
-            say(_build_in_words(spec.name, report))
+            with alone(name):
+                report = flush_in_shares(store, BuildOrder(name, windows, owner=owner))
+            say(_build_in_words(name, report))
         except TimestoreError as error:
             warn(str(error))
             codes.append(exit_code_of(error))

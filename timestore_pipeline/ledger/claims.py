@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,13 @@ class Claim:
     build: Build
     slices: tuple[Slice, ...]
     left_some: bool = False
+
+    def by_window(self) -> dict[int, list[Slice]]:
+        """Return the slices by the starts of their windows, in the order of the claim."""
+        found: dict[int, list[Slice]] = defaultdict(list)
+        for piece in self.slices:
+            found[piece.window_start].append(piece)
+        return found
 
 
 def claim_slices(

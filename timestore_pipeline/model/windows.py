@@ -139,3 +139,26 @@ def windows_between(first: Window, last: Window) -> Iterator[Window]:
     while window <= last:
         yield window
         window = window.next()
+
+
+@dataclass(frozen=True)
+class WindowRange:
+    """The windows ``first … last``, both included; None is unbounded."""
+
+    first: Window | None = None
+    last: Window | None = None
+
+    def __contains__(self, window: Window) -> bool:
+        """Whether a window is one of them."""
+        return (self.first is None or self.first <= window) and (self.last is None or window <= self.last)
+
+    @property
+    def starts(self) -> tuple[int | None, int | None]:
+        """When the first and the last one start, in microseconds since the Unix epoch."""
+        return (
+            None if self.first is None else self.first.start_micros,
+            None if self.last is None else self.last.start_micros,
+        )
+
+
+EVERY_WINDOW = WindowRange()

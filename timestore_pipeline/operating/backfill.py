@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from timestore_pipeline.building.build import BuildReport
-from timestore_pipeline.building.compaction import CompactionReport, compact_dataset
+from timestore_pipeline.building.compact import CompactionReport, compact_windows
+from timestore_pipeline.building.flush import flush_in_shares
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.sharing import build_in_shares
-from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.building.report import BuildReport
 from timestore_pipeline.errors import BuildInFlight
-from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store
 
 
 def materialize_windows(
-    store: Store,
-    dataset: str,
-    first: Window | None = None,
-    last: Window | None = None,
-    *,
-    owner: str,
-    trigger: Trigger = Trigger.MANUAL,
-    target_file_bytes: int | None = None,
-    rebuild: bool = False,
+    store: Store, order: BuildOrder, *, rebuild: bool = False
 ) -> tuple[BuildReport | None, CompactionReport]:
-    """Publish what is staged for the windows ``first … last`` (by default all), or ``rebuild`` them, and compact them.
-
-    Other args are those of :func:`timestore_pipeline.building.sharing.build_in_shares`.
+    """Publish what is staged for the windows of an order, or ``rebuild`` them, and compact them.
 
     Returns:
         What was published, None for nothing, and what was merged then. Where another build came in between nothing is
@@ -35,19 +24,9 @@ def materialize_windows(
         RebuildRefused: a window cannot be rebuilt.
         TimestoreError: as builds and compactions say.
     """
-    act = rebuild_windows if rebuild else build_in_shares
-    report = act(store, dataset, first, last, owner=owner, trigger=trigger, target_file_bytes=target_file_bytes)
+    report = rebuild_windows(store, order) if rebuild else flush_in_shares(store, order)
     try:
-        merged = compact_dataset(
-            store,
-            dataset,
-            first,
-            last,
-            owner=owner,
-            trigger=trigger,
-            thorough=True,
-            target_file_bytes=target_file_bytes,
-        )
+        merged = compact_windows(store, order, thorough=True)
     except BuildInFlight as error:
-        merged = CompactionReport(dataset, stopped=str(error))
+        merged = CompactionReport(order.dataset, stopped=str(error))
     return report, merged

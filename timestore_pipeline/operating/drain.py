@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError, UnknownDataset
@@ -133,7 +134,7 @@ def drain(
     Args:
         store: the installation.
         datasets: those to drain; none: all, also those that are not declared any more.
-        owner: who builds, see :func:`build_windows`.
+        owner: who builds, see :class:`BuildOrder`.
         by: who stopped intake, for people.
         reason: why, for people.
         timeout_seconds: how long to go on.
@@ -166,7 +167,7 @@ def drain(
         for name in open_:
             try:
                 with alone(name):
-                    report = build_windows(store, name, owner=owner, trigger=Trigger.DRAIN)
+                    report = flush_windows(store, BuildOrder(name, owner=owner, trigger=Trigger.DRAIN))
             except (BuildInFlight, BuildAborted) as error:
                 if waiting_for.get(name) != str(error):
                     waiting_for[name] = str(error)

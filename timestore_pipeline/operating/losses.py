@@ -14,8 +14,8 @@ import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.rewriting import published_columns
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import LossRefused, TableError

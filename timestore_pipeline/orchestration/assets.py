@@ -8,10 +8,11 @@ loads whatever state the installation is in. A step is one dataset's; its failur
 import warnings
 from collections.abc import Generator, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
@@ -23,8 +24,8 @@ from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.model.locations import uri_of
-from timestore_pipeline.model.windows import Granularity, Window, windows_between
-from timestore_pipeline.orchestration.config import BuildConfig, BuildOrder, checked
+from timestore_pipeline.model.windows import EVERY_WINDOW, Granularity, Window, WindowRange, windows_between
+from timestore_pipeline.orchestration.config import BuildConfig, CheckedConfig, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import (
@@ -46,7 +47,7 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:
-    from timestore_pipeline.building.build import BuildReport
+    from timestore_pipeline.building.report import BuildReport
 
 DATASET_TAG = "timestore/dataset"
 _BACKFILL_TAG = "dagster/backfill"
@@ -239,34 +240,35 @@ def publish_staged(
     One without (from a sensor) marks only the windows in which it published something: what is staged may be a day
     now and a day of last year, and thousands of empty windows between them are neither built nor to be marked.
     """
-    order = checked(config, spec, Policy.of(store.settings, spec).flush)
-    requested = _requested_windows(context, spec, order)
-    trigger = order.trigger
+    wanted = checked(config, spec, Policy.of(store.settings, spec).flush)
+    requested = _requested_windows(context, spec, wanted)
+    trigger = wanted.trigger
     if trigger is Trigger.MANUAL and _BACKFILL_TAG in context.run.tags:
         trigger = Trigger.BACKFILL
     datasets = _datasets_of_run(context, store)
     tag_run_of_a_person(context, datasets, trigger.value, requested)
-    if order.only_if_due and not _still_due(context, store, spec, order):
+    if wanted.only_if_due and not _still_due(context, store, spec, wanted):
         return []
-    first, last = (requested[0], requested[-1]) if requested else (order.first, order.last)
     # Brings deltalake: code locations that only load definitions do without.
-    from timestore_pipeline.building.build import build_windows
+    from timestore_pipeline.building.flush import flush_windows
     from timestore_pipeline.operating.backfill import materialize_windows
 
-    options: dict[str, Any] = {
-        "owner": context.run.run_id,
-        "trigger": trigger,
-        "target_file_bytes": order.target_file_bytes,
-    }
+    order = BuildOrder(
+        spec.name,
+        WindowRange(requested[0], requested[-1]) if requested else wanted.windows,
+        owner=context.run.run_id,
+        trigger=trigger,
+        target_file_bytes=wanted.target_file_bytes,
+    )
     try:
-        if order.only_if_due:
-            report, merged = build_windows(store, spec.name, first, last, **options), None
+        if wanted.only_if_due:
+            report, merged = flush_windows(store, order), None
         else:
-            report, merged = materialize_windows(store, spec.name, first, last, rebuild=order.rebuild, **options)
+            report, merged = materialize_windows(store, order, rebuild=wanted.rebuild)
     except RebuildRefused as error:
         raise failure(str(error)) from error
     except BuildInFlight as error:
-        if order.only_if_due:
+        if wanted.only_if_due:
             log_of(context).info("%s flush_sensor asks again if anything is left.", error)
             return []
         wait = min(_IN_FLIGHT_FIRST_WAIT * 2**context.retry_number, _IN_FLIGHT_LONGEST_WAIT)
@@ -313,10 +315,10 @@ def _mark_published_since(context: dg.AssetExecutionContext, store: Store, spec:
         )
 
 
-def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, order: BuildOrder) -> list[Window]:
+def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, wanted: CheckedConfig) -> list[Window]:
     if not (context.has_partition_key or context.has_partition_key_range):
         return []
-    if order.first or order.last:
+    if wanted.windows != EVERY_WINDOW:
         raise failure(
             f"partitions/{spec.name}: the run has partitions, so first_window and last_window must not be set"
         )
@@ -324,14 +326,14 @@ def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, ord
     return list(windows_between(spec.window_from_key(keys.start), spec.window_from_key(keys.end)))
 
 
-def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, order: BuildOrder) -> bool:
+def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, wanted: CheckedConfig) -> bool:
     with store.ledger.read() as tx:
         state = queue_of(tx, spec.name)
         limit = store.policy(tx, spec).limits.max_pending
     now = now_micros()
-    if due_trigger(state, order.thresholds, limit, now) is not None:
+    if due_trigger(state, wanted.thresholds, limit, now) is not None:
         return True
-    log_of(context).info("not due (any more): %s", distance(state, order.thresholds, limit, now))
+    log_of(context).info("not due (any more): %s", distance(state, wanted.thresholds, limit, now))
     return False
 
 

@@ -23,7 +23,7 @@ from timestore_pipeline.settings import load_settings
 
 _USED_BY_RUNS = (
     "timestore_pipeline.staging.ingest",
-    "timestore_pipeline.building.build",
+    "timestore_pipeline.building.flush",
     "timestore_pipeline.upkeep.maintenance",
     "timestore_pipeline.metrics.pushgateway",
     "dagster_postgres",

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.model.windows import Window
+from timestore_pipeline.model.windows import Window, WindowRange
 from timestore_pipeline.orchestration.logs import failure
 from timestore_pipeline.policy import FlushThresholds
 
@@ -78,19 +78,18 @@ class BuildConfig(dg.Config):
 
 
 @dataclass(frozen=True)
-class BuildOrder:
+class CheckedConfig:
     """A checked :class:`BuildConfig` for one dataset."""
 
     only_if_due: bool
-    first: Window | None
-    last: Window | None
+    windows: WindowRange
     thresholds: FlushThresholds
     target_file_bytes: int | None
     trigger: Trigger
     rebuild: bool = False
 
 
-def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -> BuildOrder:
+def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -> CheckedConfig:
     """Return ``config`` with its defaults filled in.
 
     Raises:
@@ -111,10 +110,9 @@ def checked(config: BuildConfig, spec: DatasetSpec, defaults: FlushThresholds) -
         problems.append("rebuild is set and when is 'due': a rebuild is not a matter of thresholds")
     if problems:
         raise failure(f"run config of partitions/{spec.name}: {'; '.join(problems)}")
-    return BuildOrder(
+    return CheckedConfig(
         only_if_due=config.when == "due",
-        first=first,
-        last=last,
+        windows=WindowRange(first, last),
         thresholds=FlushThresholds(
             max_rows=defaults.max_rows if config.flush_max_rows is None else config.flush_max_rows,
             max_bytes=defaults.max_bytes if config.flush_max_bytes is None else config.flush_max_bytes,

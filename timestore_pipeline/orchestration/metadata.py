@@ -16,7 +16,7 @@ from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
 
 if TYPE_CHECKING:
-    from timestore_pipeline.building.build import BuildReport, BuiltWindow
+    from timestore_pipeline.building.report import BuildReport, BuiltWindow
     from timestore_pipeline.ledger.windows import WindowTotals
     from timestore_pipeline.staging.ingest import IngestReport
 

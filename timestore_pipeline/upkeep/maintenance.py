@@ -14,15 +14,16 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.compaction import (
+from timestore_pipeline.building.compact import (
     CompactionReport,
-    compact_dataset,
+    compact_windows,
     effective_rules,
     merged_count,
     plan_compaction,
 )
 from timestore_pipeline.building.completion import follow_others
-from timestore_pipeline.building.expiry import ExpiredWindows, expire_windows, expired_windows
+from timestore_pipeline.building.expire import ExpiredWindows, expire_windows, expired_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -90,6 +91,9 @@ class _Pass:
     now: int
     dry_run: bool
     problems: list[str] = field(default_factory=list)
+
+    def order(self, spec: DatasetSpec) -> BuildOrder:
+        return BuildOrder(spec.name, owner=self.owner, trigger=Trigger.MAINTENANCE)
 
     def attempt(self, what: str, act: Callable[[], T], otherwise: T) -> T:
         try:
@@ -173,7 +177,7 @@ def maintain(
 def _expire(work: _Pass, spec: DatasetSpec) -> ExpiredWindows:
     def act() -> ExpiredWindows:
         if not work.dry_run:
-            return expire_windows(work.store, spec.name, owner=work.owner, trigger=Trigger.MAINTENANCE, now=work.now)
+            return expire_windows(work.store, work.order(spec), now=work.now)
         old = expired_windows(work.store, spec, work.now)
         return ExpiredWindows(
             spec.name,
@@ -201,14 +205,7 @@ def _clean_log(work: _Pass, dataset: str) -> Freed:
 def _compact(work: _Pass, spec: DatasetSpec, left: int) -> CompactionReport:
     def act() -> CompactionReport:
         if not work.dry_run:
-            return compact_dataset(
-                work.store,
-                spec.name,
-                owner=work.owner,
-                trigger=Trigger.MAINTENANCE,
-                max_bytes=max(0, left),
-                now=work.now,
-            )
+            return compact_windows(work.store, work.order(spec), max_bytes=max(0, left), now=work.now)
         rules = effective_rules(work.store, spec)
         plan = plan_compaction(work.store, spec, rules, now=work.now)
         files = [file for some in plan.values() for file in some]

@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pc
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, TimestoreError
@@ -238,7 +239,7 @@ class _Run:
 
     def _build(self, trigger: Trigger) -> None:
         try:
-            build_windows(self._store, self._name, owner=self._owner, trigger=trigger)
+            flush_windows(self._store, BuildOrder(self._name, owner=self._owner, trigger=trigger))
         except BuildInFlight:
             pass
         except Exception as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.duck.connections import connection_config
 from timestore_pipeline.ledger.slices import Slice, unpublished_slices
 from timestore_pipeline.segments.description import SEGMENT_TABLE
@@ -64,7 +65,7 @@ def fill(folder: Path, rows: int) -> None:
 def build_in_copy(staged: Path, folder: Path) -> None:
     """Publish all that ``staged`` has, leaving it as it is: ledger and tables are a copy's."""
     with _copied_store(staged, folder) as store:
-        report = build_windows(store, "ticks", owner="bench")
+        report = flush_windows(store, BuildOrder("ticks", owner="bench"))
         assert report is not None
         assert len(report.windows) == WINDOWS
 
@@ -89,7 +90,7 @@ def _copied_store(staged: Path, folder: Path) -> Store:
 def _build_action(staged: Path) -> Callable[[], float]:
     def build() -> float:
         with tempfile.TemporaryDirectory(dir=staged.parent) as folder, _copied_store(staged, Path(folder)) as store:
-            return timed(lambda: build_windows(store, "ticks", owner="bench"))
+            return timed(lambda: flush_windows(store, BuildOrder("ticks", owner="bench")))
 
     return build
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from timestore_pipeline.building.sharing import build_in_shares
+from timestore_pipeline.building.flush import flush_in_shares
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -80,7 +81,7 @@ def _worker(folder: Path, lanes: int, begin, used) -> None:
 
 def _publish(store: Store) -> None:
     try:
-        build_in_shares(store, "ticks", owner=f"bench {os.getpid()}")
+        flush_in_shares(store, BuildOrder("ticks", owner=f"bench {os.getpid()}"))
     except BuildInFlight:
         return  # the others have it all
 

@@ -14,8 +14,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.duck.connections import connection_config
 from timestore_pipeline.duck.sql import file_literal
@@ -47,7 +48,7 @@ def run(repeats: int, workspace: Path) -> list[str]:
             batch = ticks(ROWS_PER_BATCH, seed=minute, start_micros=start, step_micros=_MINUTE_MICROS // ROWS_PER_BATCH)
             _write_directly(batch, direct / f"{minute:04d}.parquet")
             stage(store, "ticks", batch)
-            build_windows(store, "ticks", owner="bench", trigger=Trigger.AGE)
+            flush_windows(store, BuildOrder("ticks", owner="bench", trigger=Trigger.AGE))
             if minute % MAINTENANCE_EVERY == MAINTENANCE_EVERY - 1:
                 written += _maintain(store, start)
         lines = ["| the day as | files | bytes | a file has | query, median | one file per batch, median | ratio |"]
@@ -73,7 +74,7 @@ def _query_directly(store: Store, folder: Path) -> None:
 
 
 def _maintain(store: Store, now: int) -> int:
-    return compact_dataset(store, "ticks", owner="bench", trigger=Trigger.MAINTENANCE, now=now).merged_bytes
+    return compact_windows(store, BuildOrder("ticks", owner="bench", trigger=Trigger.MAINTENANCE), now=now).merged_bytes
 
 
 def _live(store: Store) -> list[TableFile]:

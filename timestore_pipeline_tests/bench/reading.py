@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.bench.measure import HEADER, Pair, in_turn, timed
@@ -50,7 +51,7 @@ def _fill(store: Store, staged_share: float) -> None:
     table = ticks(ROWS_PER_HOUR * HOURS, step_micros=step)
     staged = round(ROWS_PER_HOUR * staged_share)
     timestore.stage("ticks", table.slice(0, table.num_rows - staged))
-    build_windows(store, "ticks", owner="the benchmark")
+    flush_windows(store, BuildOrder("ticks", owner="the benchmark"))
     for number in range(STAGED_BATCHES if staged else 0):
         size = staged // STAGED_BATCHES
         timestore.stage("ticks", table.slice(table.num_rows - staged + number * size, size))

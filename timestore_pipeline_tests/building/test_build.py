@@ -18,7 +18,8 @@ from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import build_in_flight
@@ -27,6 +28,7 @@ from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.ledger.windows import window_totals
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import table as table_module
@@ -62,7 +64,7 @@ def test_a_build_publishes_everything_that_is_staged(store: Store):
     assert report.windows[0].min_time == NEW_YEAR
     assert report.windows[1].max_time == NEW_YEAR + timedelta(hours=29)
     assert published(store) == readable(store) == rows_of(*tables)
-    assert build_windows(store, "weather", owner="the test") is None
+    assert flush_windows(store, BuildOrder("weather", owner="the test")) is None
     with store.ledger.read() as tx:
         assert [(total.rows, total.files) for total in window_totals(tx, "weather")] == [(48, 1), (12, 1)]
     assert counted(store, FLUSH_ROWS) == {"success": 60}
@@ -90,7 +92,7 @@ def test_a_range_without_staged_rows_builds_nothing(store: Store):
     stage(store, "weather", hourly(3))
     window = store.datasets["weather"].window_from_key("2026-02-01")
 
-    assert build_windows(store, "weather", window, window, owner="the test") is None
+    assert flush_windows(store, BuildOrder("weather", WindowRange(window, window), owner="the test")) is None
     with store.ledger.read() as tx:
         assert build_in_flight(tx, "weather") is None
 
@@ -132,7 +134,7 @@ def test_a_report_says_why_and_how_old(store: Store):
 
         oldest = queue_states(tx)["weather"].oldest_staged_at
 
-    report = build_windows(store, "weather", owner="run-1", trigger=Trigger.AGE)
+    report = flush_windows(store, BuildOrder("weather", owner="run-1", trigger=Trigger.AGE))
 
     assert report is not None
     assert (report.trigger, report.oldest_staged_at) == (Trigger.AGE, oldest)
@@ -186,7 +188,7 @@ def test_a_window_larger_than_the_target_becomes_several_files_in_time_order(sto
     stage(store, "weather", table.slice(0, 350_000))
     stage(store, "weather", table.slice(350_000))
 
-    report = build_windows(store, "weather", owner="the test", target_file_bytes=1 << 20)
+    report = flush_windows(store, BuildOrder("weather", owner="the test", target_file_bytes=1 << 20))
 
     assert report is not None
     assert report.files >= 4

@@ -14,23 +14,23 @@ from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.compaction import (
+from timestore_pipeline.building.compact import (
     CompactionReport,
     CompactionRules,
-    compact_dataset,
+    compact_windows,
     files_to_merge,
     merged_count,
 )
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, TableError
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import COMPACTED_FILES, FLUSH_ROWS
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.windows import to_micros
+from timestore_pipeline.model.windows import WindowRange, to_micros
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -44,7 +44,7 @@ TARGET = 1 << 20
 
 
 def compact(store: Store, **options) -> CompactionReport:
-    return compact_dataset(store, "weather", owner="the test", trigger=Trigger.MANUAL, **options)
+    return compact_windows(store, BuildOrder("weather", owner="the test"), **options)
 
 
 def flushed(store: Store, flushes: int, hours: int = 24, number_from: int = 0) -> list[pa.Table]:
@@ -152,7 +152,8 @@ def test_an_operator_compacts_open_windows_too_and_only_those_asked_for(store: S
     flushed(store, 2, hours=72)
     window = store.datasets["weather"].window_from_key("2026-01-02")
 
-    report = compact(store, first=window, last=window, thorough=True, now=IN_THE_WINDOW)
+    order = BuildOrder("weather", WindowRange(window, window), owner="the test")
+    report = compact_windows(store, order, thorough=True, now=IN_THE_WINDOW)
 
     assert (report.windows, report.files, report.merged_files) == (1, 2, 1)
     assert [count for _, _, count in totals(store)] == [2, 1, 2]
@@ -258,8 +259,12 @@ def test_readers_see_every_row_once_while_builds_and_compactions_go_on(make_stor
             build(store, first=key, last=key)
             for number in range(4):
                 stage(store, "weather", hourly(48, station="S0"), batch_id="b0")  # known, so it changes nothing
-                compact(store, thorough=True, target_file_bytes=1 << (21 - number % 2))
-                rebuild_windows(store, "weather", window(key), window(key), owner="the test")
+                compact_windows(
+                    store,
+                    BuildOrder("weather", owner="the test", target_file_bytes=1 << (21 - number % 2)),
+                    thorough=True,
+                )
+                rebuild_windows(store, BuildOrder("weather", WindowRange(window(key), window(key)), owner="the test"))
 
     with ThreadPoolExecutor(1) as pool:
         worker = pool.submit(work)

@@ -11,7 +11,8 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, open_totals
@@ -85,7 +86,7 @@ Damage = Callable[[Path], None]
 def attempt(store: Store, times: int, dataset: str = "weather") -> None:
     for _ in range(times):
         with pytest.raises(TimestoreError):
-            build_windows(store, dataset, owner="the test")
+            flush_windows(store, BuildOrder(dataset, owner="the test"))
 
 
 def entries(store: Store) -> list[QuarantineEntry]:
@@ -172,7 +173,7 @@ def test_rows_in_quarantine_leave_the_queue_and_are_counted_where_they_are(make_
     store = make_store(build_max_attempts=1, staging_max_pending=2)
     path = segment_file(store, stage(store, "weather", BAD).segment_id)
     truncate(path)
-    assert build_windows(store, "weather", owner="the test") is None
+    assert flush_windows(store, BuildOrder("weather", owner="the test")) is None
 
     with store.ledger.read() as tx:
         assert queue_states(tx) == {}
@@ -201,7 +202,7 @@ def test_rows_in_quarantine_leave_the_queue_and_are_counted_where_they_are(make_
 def test_neither_retention_nor_sweeping_touches_what_is_in_quarantine(make_store: MakeStore):
     store = make_store(build_max_attempts=1, staging_retention_seconds=0)
     truncate(segment_file(store, stage(store, "weather", BAD).segment_id))
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
 
     unlink_published_segments(store, now=1 << 62)
     sweep_orphans(store, older_than_seconds=-60)
@@ -215,7 +216,7 @@ def test_neither_retention_nor_sweeping_touches_what_is_in_quarantine(make_store
 def test_a_failure_that_is_not_of_the_segments_sets_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", GOOD)
     with monkeypatch.context() as patched:
-        patched.setattr("timestore_pipeline.building.build.write_window", full_disk)
+        patched.setattr("timestore_pipeline.building.writing.write_window", full_disk)
         attempt(store, 5)
 
     assert entries(store) == []
@@ -255,9 +256,9 @@ def test_a_build_that_died_of_a_segment_is_followed_by_one_that_looks_first(
     truncate(segment_file(store, stage(store, "weather", BAD).segment_id))
     for _ in range(2):
         with monkeypatch.context() as patched:
-            patched.setattr("timestore_pipeline.building.build.write_claim", die)
+            patched.setattr("timestore_pipeline.building.flush.write_claim", die)
             with pytest.raises(Killed):
-                build_windows(store, "weather", owner="the test")
+                flush_windows(store, BuildOrder("weather", owner="the test"))
         settle_dead_builds(store, lambda owner: True)
 
     assert build(store).rows == 5

@@ -13,11 +13,11 @@ import pytest
 from deltalake import DeltaTable
 
 from timestore_pipeline.building import publication
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchRejected, DatasetsFileError, DeclarationChanged, SegmentUnreadable
 from timestore_pipeline.ledger.accounts import window_accounts
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -159,7 +159,7 @@ def test_what_comes_back_late_does_not_take_the_place_of_newer_rows(make_store: 
     path.write_bytes(b"rubbish")
     for _ in range(store.settings.build_max_attempts):
         with suppress(SegmentUnreadable):
-            build_windows(store, "orders", owner="the test")
+            flush_windows(store, BuildOrder("orders", owner="the test"))
     with store.ledger.read() as tx:
         assert unpublished_slices(tx) == []
     stage(store, "orders", orders((1, "a", 2.0)))
@@ -224,11 +224,11 @@ def test_compaction_keeps_the_positions(make_store: MakeStore):
     store = make_store(LATEST)
     rows = [(number, "a", 0.0) for number in range(20_000)]
     stage(store, "orders", orders(*rows))
-    build_windows(store, "orders", owner="the test", target_file_bytes=50_000)
+    flush_windows(store, BuildOrder("orders", owner="the test", target_file_bytes=50_000))
     files = len(DeltaTable(str(store.table("orders").root)).file_uris())
     assert files > 1
 
-    report = compact_dataset(store, "orders", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+    report = compact_windows(store, BuildOrder("orders", owner="the test"), thorough=True)
     stage(store, "orders", orders((7, "a", 7.0)))
     flush(store)
 
@@ -257,7 +257,7 @@ def test_a_build_that_failed_after_its_commit_counts_what_it_superseded_once(
         patched.setattr(publication, "record_commit", die)
         patched.setattr(publication, "settle_build", die)
         with pytest.raises(Killed):
-            build_windows(store, "orders", owner="the test")
+            flush_windows(store, BuildOrder("orders", owner="the test"))
     assert values(store) == [(1, "a", 3.0), (2, "a", 1.0)]
     settle_dead_builds(store, lambda owner: True)
 
@@ -343,7 +343,7 @@ def test_a_rebuild_gives_the_same_rows_and_accounts(make_store: MakeStore):
     stage(store, "orders", orders((1, "a", 9.0)))
     before = values(store)
 
-    rebuild_windows(store, "orders", owner="the test")
+    rebuild_windows(store, BuildOrder("orders", owner="the test"))
 
     assert values(store) == in_table(store) == before == [(1, "a", 9.0), (2, "a", 0.0), (3, "a", 0.0), (4, "a", 0.0)]
     assert audit_rows(store, "orders").wrong == ()

@@ -26,14 +26,13 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.build import build_windows, write_claim
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
 from timestore_pipeline.building.completion import Committed, record_commit
+from timestore_pipeline.building.flush import flush_in_shares, flush_windows, write_claim
 from timestore_pipeline.building.lost_table import prepare_table
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
-from timestore_pipeline.building.sharing import build_in_shares
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, BuildInFlight
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
@@ -45,6 +44,7 @@ from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.tables import KnownTable, known_table, table_versions
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
@@ -130,7 +130,7 @@ def columns_of(store: Store, dataset: str) -> Any:
 
 def write(store: Store, flight: Flight) -> Flight:
     spec = store.datasets[flight.build.dataset]
-    flight.written = write_claim(store, spec, columns_of(store, spec.name), flight.claim, None, evolved=False)
+    flight.written = write_claim(store, spec, columns_of(store, spec.name), flight.claim, 1 << 30, evolved=False)
     with store.ledger.read() as tx:
         contributions = contributions_of_build(tx, flight.build.id)
     write_manifest(
@@ -169,7 +169,7 @@ def lanes(make_store: MakeStore) -> Store:
     """A table with one published day, and four days staged, for up to three builds at once."""
     store = make_store(DATASETS_YAML, build_concurrent_builds=LANES, build_least_shared_rows=1)
     stage(store, "weather", hourly(24, start=NEW_YEAR - timedelta(days=1)))
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
     stage(store, "weather", hourly(24 * DAYS))
     return store
 
@@ -315,11 +315,11 @@ class TestClaims:
         assert held is not None
 
         with pytest.raises(BuildInFlight):
-            build_windows(lanes, "weather", owner="another")
+            flush_windows(lanes, BuildOrder("weather", owner="another"))
         with lanes.ledger.write() as tx:
             set_override(tx, Override("weather", LimitName.CONCURRENT_BUILDS, 2, "the test", 1))
 
-        report = build_windows(lanes, "weather", owner="another")
+        report = flush_windows(lanes, BuildOrder("weather", owner="another"))
         assert report is not None
         assert [built.window.key for built in report.windows] == ["2026-01-02", "2026-01-03", "2026-01-04"]
 
@@ -333,23 +333,23 @@ class TestClaims:
             )
 
         arrive(0)
-        build_windows(store, "events", owner="the test")
+        flush_windows(store, BuildOrder("events", owner="the test"))
         arrive(1)
         without = claim(store, "events")
         arrive(2, b="new")
         assert without is not None
 
         with pytest.raises(BuildInFlight, match=f"build {without.build.id} "):
-            build_windows(store, "events", owner="another")
+            flush_windows(store, BuildOrder("events", owner="another"))
 
         settle_build(store, without.build, error="dead", recovered=True)
         alone = claim(store, "events")
         arrive(3, b="new")
         assert alone is not None
         with pytest.raises(BuildInFlight, match=f"build {alone.build.id} "):
-            build_windows(store, "events", owner="another")
+            flush_windows(store, BuildOrder("events", owner="another"))
         settle_build(store, alone.build, error="dead", recovered=True)
-        build_windows(store, "events", owner="another")
+        flush_windows(store, BuildOrder("events", owner="another"))
         arrive(4, b="new")
         arrive(5)
         assert claim(store, "events", leave_some=True) is not None
@@ -367,14 +367,14 @@ class TestClaims:
 
         with lanes.ledger.read() as tx:
             assert failures_in_a_row(tx, "weather") == 2
-        build_windows(lanes, "weather", owner="the test")
+        flush_windows(lanes, BuildOrder("weather", owner="the test"))
         with lanes.ledger.read() as tx:
             assert failures_in_a_row(tx, "weather") == 0
 
 
 def test_the_vacuum_spares_what_a_build_with_a_lower_sequence_publishes_later(lanes: Store):
     slow = write(lanes, claim(lanes, first=0, last=0))  # type: ignore[arg-type]
-    build_windows(lanes, "weather", owner="another")
+    flush_windows(lanes, BuildOrder("weather", owner="another"))
     later = now_micros() + 10**13
 
     assert vacuum_table(lanes, "weather", now=later).files == 0
@@ -391,7 +391,7 @@ def test_builds_that_replace_windows_wait_for_nobody_and_fail_for_nobody(make_st
 
         def flush(day: int) -> None:
             window = store.datasets["keyed"].window_from_key(f"2026-01-0{day}")
-            build_windows(store, "keyed", window, window, owner=f"worker {day}")
+            flush_windows(store, BuildOrder("keyed", WindowRange(window, window), owner=f"worker {day}"))
 
         with ThreadPoolExecutor(LANES) as pool:
             list(pool.map(flush, range(1, LANES + 1)))
@@ -410,7 +410,7 @@ def test_workers_share_a_month(make_store: MakeStore, limit: int):
 
     def work(number: int) -> int:
         with Store.open(store.settings) as mine, suppress(BuildInFlight):
-            report = build_in_shares(mine, "weather", owner=f"worker {number}")
+            report = flush_in_shares(mine, BuildOrder("weather", owner=f"worker {number}"))
             return report.rows if report else 0
         return 0
 
@@ -461,7 +461,7 @@ class Lanes(RuleBasedStateMachine):
     def begin(self, keyed: bool) -> None:
         self.dataset = "keyed" if keyed else "weather"
         self.stage_rows(0, DAYS)
-        build_windows(self.store, self.dataset, owner="the test")
+        flush_windows(self.store, BuildOrder(self.dataset, owner="the test"))
         self.stage_rows(0, DAYS)
 
     @rule(first=st.integers(0, DAYS - 1), days=st.integers(1, DAYS))
@@ -515,7 +515,7 @@ class Lanes(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         with suppress(BuildInFlight):
-            compact_dataset(self.store, self.dataset, owner="the test", trigger=Trigger.MANUAL, thorough=True)
+            compact_windows(self.store, BuildOrder(self.dataset, owner="the test"), thorough=True)
 
     @rule()
     def vacuum(self) -> None:
@@ -531,7 +531,7 @@ class Lanes(RuleBasedStateMachine):
     def teardown(self) -> None:
         settle_dead_builds(self.store, lambda owner: True)
         with suppress(BuildAborted):
-            build_windows(self.store, self.dataset, owner="the test")
+            flush_windows(self.store, BuildOrder(self.dataset, owner="the test"))
         assert readable(self.store, self.dataset) == rows_of(*self.acked)
         in_table = [row[:3] for row in published(self.store, self.dataset)]  # behind them is the position of keyed rows
         assert in_order(in_table) == in_order(rows_of(*self.acked))

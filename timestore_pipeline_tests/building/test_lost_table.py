@@ -8,8 +8,9 @@ import shutil
 import pytest
 
 from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.lost_table import give_up_table
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import BuildAborted, TableError, TableGone
 from timestore_pipeline.ledger.builds import builds_in_flight
@@ -39,7 +40,7 @@ def die_in_a_build(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         patched.setattr(publication_module, "commit_build", die)
         patched.setattr(publication_module, "settle_build", die)  # a dead process does not tidy up
         with pytest.raises(Killed):
-            build_windows(store, "weather", owner="the dead")
+            flush_windows(store, BuildOrder("weather", owner="the dead"))
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_what_is_still_retained_is_published_again(store: Store, caplog: pytest.
 
     stage(store, "weather", NEWER)
     with pytest.raises(TableGone, match="adopt tables/weather"):
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
     lost = give_up_table(store, "weather")
     report = build(store)
 
@@ -144,7 +145,7 @@ def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, mon
     with monkeypatch.context() as patched:
         patched.setattr(publication_module, "commit_build", sleep_then_commit)
         with pytest.raises(BuildAborted):
-            build_windows(store, "weather", owner="the sleeper")
+            flush_windows(store, BuildOrder("weather", owner="the sleeper"))
 
     assert readable(store) == rows_of(OLD, NEW)
     assert build(store).rows == 8
@@ -173,7 +174,7 @@ def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkey
     with monkeypatch.context() as patched:
         patched.setattr(publication_module, "commit_build", another_makes_the_table)
         with pytest.raises(BuildAborted):
-            build_windows(store, "weather", owner="the sleeper")
+            flush_windows(store, BuildOrder("weather", owner="the sleeper"))
     settle_dead_builds(store, lambda owner: True)
 
     assert build(store).rows == 8
@@ -194,7 +195,7 @@ def test_a_crash_between_giving_up_the_table_and_making_the_new_one_changes_noth
     with monkeypatch.context() as patched:
         patched.setattr("timestore_pipeline.building.lost_table.ensure_table", die)
         with pytest.raises(Killed):
-            build_windows(store, "weather", owner="the test")
+            flush_windows(store, BuildOrder("weather", owner="the test"))
     assert readable(store) == rows_of(OLD)
 
     assert build(store).rows == 5
@@ -209,7 +210,7 @@ def test_a_table_that_lost_only_its_log_is_not_taken_for_deleted(store: Store):
     stage(store, "weather", NEW)
 
     with pytest.raises(TableGone, match="restore it"):
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
     away.rename(log)
 
     assert build(store).rows == 3
@@ -246,7 +247,7 @@ def test_a_table_that_comes_back_goes_on_as_if_nothing_had_been(store: Store):
     stage(store, "weather", NEW)
     away = store.table("weather").root.rename(store.tables.root / "away")
     with pytest.raises(TableGone):
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
     assert not store.table("weather").root.exists()
 
     away.rename(store.table("weather").root)

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.duck.remote_files import duckdb_path
 from timestore_pipeline.errors import (
     BuildAborted,
@@ -73,7 +73,7 @@ def assert_everything_is_there_once(store: Store, rows: Any) -> None:
     assert readable(store) == rows
     settle_dead_builds(store, owner_is_gone=lambda owner: True)
     assert readable(store) == rows
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
     assert readable(store) == published(store) == rows
     assert audit_rows(store, "weather").wrong == ()
     sweep_orphans(store, 0)
@@ -295,7 +295,7 @@ def test_maintenance_of_a_table_in_an_object_store(store: Store, s3_bucket: Buck
     before = len(live_files(open_table(store.table("weather"), "weather")))
     early = rows_of(*rows[:2])
 
-    merged = compact_dataset(store, "weather", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+    merged = compact_windows(store, BuildOrder("weather", owner="the test"), thorough=True)
 
     assert (before, merged.merged_files) == (6, 2)
     assert readable(store) == published(store) == rows_of(*rows)

@@ -6,15 +6,16 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from timestore_pipeline.building.build import BuildReport
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import BuildReport
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import build_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -29,7 +30,10 @@ LATER = now_micros() + 10**13
 def rebuild(store: Store, first: str | None = None, last: str | None = None) -> BuildReport | None:
     window = store.datasets["weather"].window_from_key
     return rebuild_windows(
-        store, "weather", window(first) if first else None, window(last) if last else None, owner="the test"
+        store,
+        BuildOrder(
+            "weather", WindowRange(window(first) if first else None, window(last) if last else None), owner="the test"
+        ),
     )
 
 
@@ -179,7 +183,7 @@ def test_files_with_fewer_columns_are_compacted_before_and_after_the_table_has_t
     stage(store, "weather", hourly(24, station="NEW").append_column("gust", pa.array([1.5] * 24)))
 
     def compact() -> int:
-        return compact_dataset(store, "weather", owner="the test", trigger=Trigger.MANUAL, thorough=True).files
+        return compact_windows(store, BuildOrder("weather", owner="the test"), thorough=True).files
 
     before = readable(store)
     assert compact() == 2

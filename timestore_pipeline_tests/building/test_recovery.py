@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
+from timestore_pipeline.building import writing as writing_module
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
@@ -73,8 +73,8 @@ def interrupted_build(store: Store, name: str, *, after: bool = False, module: A
 
 
 BEFORE_THE_COMMIT = [
-    pytest.param("write_window", False, build_module, id="slices claimed"),
-    pytest.param("write_window", True, build_module, id="a window written"),
+    pytest.param("write_window", False, writing_module, id="slices claimed"),
+    pytest.param("write_window", True, writing_module, id="a window written"),
     pytest.param("commit_build", False, publication_module, id="all windows written"),
 ]
 AFTER_THE_COMMIT = [
@@ -183,7 +183,7 @@ def test_a_build_lives_while_its_lease_does(make_store: MakeStore):
 def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     store, other = make_store(build_lease_seconds=0.3), make_store(build_lease_seconds=0.3)
     stage(store, "weather", hourly(3))
-    write = build_module.write_window
+    write = writing_module.write_window
     leases: set[int] = set()
 
     def slow(*args: Any) -> Any:
@@ -193,7 +193,7 @@ def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore, monkeypa
                 leases.update(claimed.lease_expires_at for claimed in builds_in_flight(tx))
         return write(*args)
 
-    monkeypatch.setattr(build_module, "write_window", slow)
+    monkeypatch.setattr(writing_module, "write_window", slow)
     build(store)
 
     assert len(leases) == 4
@@ -240,7 +240,7 @@ def test_a_fence_behind_earlier_publications_is_not_taken_for_one_of_them(store:
 
 def zombie(store: Store, wake_at: str, meanwhile: Callable[[], object]) -> pytest.ExceptionInfo[TimestoreError]:
     """Run a build that sleeps before ``wake_at`` until ``meanwhile`` is done; return how it ended."""
-    module = build_module if wake_at == "write_window" else publication_module
+    module = writing_module if wake_at == "write_window" else publication_module
     real = getattr(module, wake_at)
 
     def sleep_then(*args: Any, **kwargs: Any) -> Any:
@@ -261,10 +261,10 @@ def test_a_builder_that_wakes_up_after_it_was_fenced_publishes_nothing(
 ):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
-    real_build = build_module.write_window, publication_module.commit_build
+    real_build = writing_module.write_window, publication_module.commit_build
 
     def meanwhile() -> None:
-        build_module.write_window, publication_module.commit_build = real_build
+        writing_module.write_window, publication_module.commit_build = real_build
         assert [settled.published for settled in settle_dead_builds(other, everyone)] == [False]
         if others_build:
             stage(other, "weather", hourly(3, station="MORE"))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.plan import FlushRequest, group_requests, plan_flushes
 from timestore_pipeline.building.thresholds import (
     Due,
@@ -355,8 +356,8 @@ def test_nothing_staged_plans_nothing(store: Store):
 
     assert plan_flushes(store) == plan_flushes(store, now=now_micros() + 10**12)
     assert plan_flushes(store).groups == ()
-    assert build_windows(store, "weather", owner="the test") is None
-    assert build_windows(store, "events", owner="the test") is None
+    assert flush_windows(store, BuildOrder("weather", owner="the test")) is None
+    assert flush_windows(store, BuildOrder("events", owner="the test")) is None
 
 
 def test_months_are_grouped_by_their_own_length():

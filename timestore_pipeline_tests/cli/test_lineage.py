@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import delete, update
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.claims import claim_slices
@@ -28,9 +29,9 @@ def traced(installation: Install) -> tuple[Store, str]:
     store, run_id = installation(), str(uuid.uuid4())
     stage(store, "weather", hourly(30, station="JFK"), batch_id="first")
     stage(store, "weather", hourly(2, station="LGA"), batch_id="second [bold]\x1b")
-    build_windows(store, "weather", owner=run_id)
+    flush_windows(store, BuildOrder("weather", owner=run_id))
     stage(store, "weather", hourly(5, station="EWR"), batch_id="third")
-    build_windows(store, "weather", owner="cli:host:1")
+    flush_windows(store, BuildOrder("weather", owner="cli:host:1"))
     stage(store, "weather", hourly(1, station="BOS"), batch_id="waiting")
     return store, run_id
 

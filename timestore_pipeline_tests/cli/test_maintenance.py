@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import live_files, open_table
@@ -22,7 +23,7 @@ Install = Callable[..., Store]
 def flushed(store: Store) -> None:
     for number in range(3):
         stage(store, "weather", hourly(24, station=f"S{number}"), batch_id=f"b{number}")
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
 
 
 def files(store: Store) -> int:

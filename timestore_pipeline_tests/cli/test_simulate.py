@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -25,7 +26,7 @@ def busy(installation: Callable[..., Store]) -> Store:
     store = installation()
     for number in range(3):
         stage(store, "weather", hourly(50), batch_id=str(number))
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
     stage(store, "weather", hourly(5), batch_id="left")
     return store
 

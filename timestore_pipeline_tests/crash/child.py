@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building import build
-from timestore_pipeline.building.compaction import compact_dataset
-from timestore_pipeline.building.expiry import expire_windows
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.expire import expire_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.datasets import Datasets
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.installation import change_identity
 from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
@@ -42,13 +43,13 @@ from timestore_pipeline_tests.processes import allow_tracing
 
 def _build_day(store: Store, key: str) -> None:
     window = store.datasets["readings"].window_from_key(key)
-    build.build_windows(store, "readings", window, window, owner="the child")
+    flush_windows(store, BuildOrder("readings", WindowRange(window, window), owner="the child"))
 
 
 def _build_and_merge(store: Store) -> None:
     """Build, and find that there are manifests enough to be merged."""
     manifests.MERGE_FROM = 2
-    build.build_windows(store, "readings", owner="the child")
+    flush_windows(store, BuildOrder("readings", owner="the child"))
 
 
 def _ingest_a_bomb(store: Store, go_off: Callable[[], object]) -> None:
@@ -78,17 +79,15 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, lambda: os.kill(os.getpid(), signal.SIGSEGV)),
     "ingest and spin on a bomb": _ingest_an_endless_file,
-    "build": lambda store: build.build_windows(store, "readings", owner="the child"),
+    "build": lambda store: flush_windows(store, BuildOrder("readings", owner="the child")),
     "build the first day": lambda store: _build_day(store, "2026-01-01"),
     "build the second day": lambda store: _build_day(store, "2026-01-02"),
     "build and merge": _build_and_merge,
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),
     "retire": unlink_published_segments,
-    "rebuild": lambda store: rebuild_windows(store, "readings", owner="the child"),
-    "compact": lambda store: compact_dataset(
-        store, "readings", owner="the child", trigger=Trigger.MANUAL, thorough=True
-    ),
-    "expire": lambda store: expire_windows(store, "readings", owner="the child", trigger=Trigger.MANUAL),
+    "rebuild": lambda store: rebuild_windows(store, BuildOrder("readings", owner="the child")),
+    "compact": lambda store: compact_windows(store, BuildOrder("readings", owner="the child"), thorough=True),
+    "expire": lambda store: expire_windows(store, BuildOrder("readings", owner="the child")),
     "vacuum": lambda store: vacuum_table(store, "readings", now=rows.far_in_the_future()),
     "maintain": lambda store: maintain(store, owner="the child", now=rows.far_in_the_future()),
     "sweep": lambda store: sweep_orphans(store, 0),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -38,10 +39,10 @@ def at_work(arrange: Arrange, drop: Drop) -> Callable[..., Store]:
             drop(store, "readings", rows.BAD_FILE, "id,at\n1,never\n")
             stage(store, "readings", rows.batch("a"), batch_id="a")
             if published:
-                build_windows(store, "readings", owner="the test")
+                flush_windows(store, BuildOrder("readings", owner="the test"))
             stage(store, "readings", rows.batch("b"), batch_id="b")
             if flushed:
-                build_windows(store, "readings", owner="the test")
+                flush_windows(store, BuildOrder("readings", owner="the test"))
 
         name = f"at work {published=} {flushed=}"
         return arrange(name, rows.DATASETS_YAML, prepare, staging_retention_seconds=0, **settings)
@@ -61,7 +62,7 @@ def recover() -> Recover:
         rows.assert_acknowledged_rows_are_readable_once(store)
         stage(store, "readings", rows.batch("e"), batch_id="e")
         rows.assert_acknowledged_rows_are_readable_once(store)
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
         rows.assert_acknowledged_rows_are_readable_once(store)
         unlink_published_segments(store)
         rows.assert_acknowledged_rows_are_readable_once(store)

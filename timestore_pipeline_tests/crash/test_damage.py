@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import LedgerError, SegmentUnreadable, TableError, TimestoreError
@@ -52,7 +53,7 @@ def others_go_on(store: Store) -> None:
     before = len(readable(store, "others"))
     stage(store, "others", rows.readings([1_000 + before]))
     assert len(readable(store, "others")) == before + 1
-    build_windows(store, "others", owner="the test")
+    flush_windows(store, BuildOrder("others", owner="the test"))
     assert len(published(store, "others")) == before + 1
 
 
@@ -66,7 +67,7 @@ def test_a_damaged_segment_is_a_clear_error_and_others_go_on(damage: Damage, mak
     with pytest.raises(SegmentUnreadable, match=f"'readings'.*{receipt.segment_id}"):
         readable(store, "readings")
     with pytest.raises(TimestoreError, match="readings"):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
 
     assert settle_dead_builds(store, owner_is_gone=lambda owner: True) == []  # it let go of its claim by itself
     others_go_on(store)
@@ -88,7 +89,7 @@ def test_a_damaged_log_entry_is_a_clear_error_until_it_is_restored(
     with pytest.raises(TableError, match="'readings'"):
         readable(store, "readings")
     with pytest.raises(TimestoreError, match="'readings'"):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
     others_go_on(store)
     settle_dead_builds(store, owner_is_gone=lambda owner: True)
 
@@ -113,11 +114,11 @@ def test_a_table_whose_log_is_gone_is_not_made_anew(at_work: Callable[..., Store
     log.rename(log.with_name("elsewhere"))
 
     with pytest.raises(TableError, match=r"'readings'.*restore"):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
 
     assert not log.exists()
     log.with_name("elsewhere").rename(log)
-    assert build_windows(store, "readings", owner="the test")
+    assert flush_windows(store, BuildOrder("readings", owner="the test"))
     rows.assert_acknowledged_rows_are_readable_once(store)
 
 
@@ -126,7 +127,7 @@ def test_a_log_folder_that_was_made_and_not_filled_is_no_table(make_store: MakeS
     stage(store, "readings", rows.batch("a"))
     (store.table("readings").root / LOG_FOLDER).mkdir(parents=True)
 
-    assert build_windows(store, "readings", owner="the test")
+    assert flush_windows(store, BuildOrder("readings", owner="the test"))
 
     assert len(published(store, "readings")) == len(rows.IDS["a"])
 
@@ -167,7 +168,7 @@ def test_a_ledger_that_is_locked_for_a_while_is_waited_for(
     done: list[object] = []
     threads = [
         threading.Thread(target=lambda: done.append(stage(store, "readings", rows.batch("e"), batch_id="e"))),
-        threading.Thread(target=lambda: done.append(build_windows(store, "readings", owner="a thread"))),
+        threading.Thread(target=lambda: done.append(flush_windows(store, BuildOrder("readings", owner="a thread")))),
     ]
     for thread in threads:
         thread.start()
@@ -195,7 +196,7 @@ def test_a_ledger_that_stays_locked_is_a_clear_error_and_loses_nothing(
     with pytest.raises(LedgerError, match="locked"):
         stage(store, "readings", rows.batch("e"), batch_id="e")
     with pytest.raises(LedgerError, match="locked"):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
 
     holder.rollback()
     assert not list(store.settings.staging_path.rglob("*.tmp"))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.retention import unlink_published_segments
 from timestore_pipeline_tests.crash import rows
@@ -251,7 +252,7 @@ def test_a_failing_disk_is_a_clear_error_and_loses_nothing(
 ):
     store = at_work()
     if job == "retire":
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
 
     reached, ending = broken_disk(store, job, injection)
 

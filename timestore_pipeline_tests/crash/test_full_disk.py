@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import DiskFull, TimestoreError
 from timestore_pipeline.reading.relations import open_reader
@@ -75,7 +76,7 @@ def goes_on(store: Store, expected: int) -> None:
     """Nothing is lost or doubled, and all that failed works now."""
     settle_dead_builds(store, owner_is_gone=lambda owner: True)
     stage(store, "readings", many(MANY), batch_id="more")
-    build_windows(store, "readings", owner="the test")
+    flush_windows(store, BuildOrder("readings", owner="the test"))
     found = ids(store)
     assert len(found) == len(set(found)) == expected
     unlink_published_segments(store)
@@ -104,7 +105,7 @@ def test_a_full_disk_while_building(leave: int, small_disk: Path, make_store: Ma
     filler = fill(small_disk, leave)
 
     with pytest.raises(TimestoreError):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
 
     assert sorted(ids(store)) == list(range(MANY))
     filler.unlink()
@@ -131,7 +132,7 @@ def test_a_full_disk_in_the_ledger(small_disk: Path, make_store: MakeStore):
                 break
     assert refused == 3
     with pytest.raises(TimestoreError):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
     assert sorted(ids(store)) == list(range(MANY))
 
     filler.unlink()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.store import Store
@@ -94,11 +95,11 @@ def test_an_interrupted_build_gives_its_slices_back_at_once(
     store = at_work()
 
     with pytest.raises(KeyboardInterrupt), at(point, terminate):
-        build_windows(store, "readings", owner="the interrupted one")
+        flush_windows(store, BuildOrder("readings", owner="the interrupted one"))
 
     with store.ledger.read() as tx:
         assert builds_in_flight(tx) == []
     rows.assert_acknowledged_rows_are_readable_once(store)
-    again = build_windows(store, "readings", owner="the test")
+    again = flush_windows(store, BuildOrder("readings", owner="the test"))
     assert (again is None) == (point is CrashPoint.TABLE_COMMITTED)
     rows.assert_acknowledged_rows_are_readable_once(store)

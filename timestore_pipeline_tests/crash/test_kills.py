@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import timestore_pipeline
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
@@ -173,7 +174,7 @@ def test_a_killed_build_holds_its_slices_until_it_is_settled_and_counts_as_a_ret
     store = at_work()
     killed_at(store, "build", CrashPoint.TABLE_CHECKED)
     with pytest.raises(BuildInFlight, match="the child"):
-        build_windows(store, "readings", owner="the test")
+        flush_windows(store, BuildOrder("readings", owner="the test"))
 
     settled = recover(store)
 

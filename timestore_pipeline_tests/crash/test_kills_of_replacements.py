@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.expiry import expire_windows
+from timestore_pipeline.building.expire import expire_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.operating.audit import audit_rows
@@ -219,7 +219,7 @@ def _settle(store: Store) -> None:
 
 
 def _build(store: Store) -> None:
-    build_windows(store, _TABLE, owner="the test")
+    flush_windows(store, BuildOrder(_TABLE, owner="the test"))
 
 
 RECOVERY: list[Callable[[Store], object]] = [
@@ -310,7 +310,7 @@ def test_a_killed_expiry_drops_all_windows_or_none(point: CrashPoint, reached_th
     _settle(store)
     assert readable(store) == (staged if reached_the_table else everything)
     assert audit_rows(store, _TABLE).wrong == ()
-    expire_windows(store, _TABLE, owner="the test", trigger=Trigger.MANUAL)
+    expire_windows(store, BuildOrder(_TABLE, owner="the test"))
     for step in (_build, lambda store: vacuum_table(store, _TABLE, now=rows.far_in_the_future())):
         step(store)
         assert readable(store) == published(store) == staged

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import published
 from timestore_pipeline_tests.crash import rows
@@ -56,7 +58,7 @@ def somebody_reads(store: Store) -> Iterator[None]:
 
 def build_second_day(store: Store) -> None:
     window = store.datasets["readings"].window_from_key("2026-01-02")
-    assert build_windows(store, "readings", window, window, owner="the test")
+    assert flush_windows(store, BuildOrder("readings", WindowRange(window, window), owner="the test"))
 
 
 def in_flight(store: Store) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import CopyInPlace
 from timestore_pipeline.operating.installation import change_identity
@@ -44,7 +45,7 @@ def original(at_work: Callable[..., Store]) -> Store:
     """An installation with two tables, files in its archive, and rows staged."""
     store = at_work()
     stage(store, "others", rows.batch("a"), batch_id="a")
-    build_windows(store, "others", owner="the test")
+    flush_windows(store, BuildOrder("others", owner="the test"))
     ingest(store)
     return store
 
@@ -62,7 +63,7 @@ def assert_own(store: Store, identity: str) -> None:
     assert store.ledger.identity == identity
     assert {each.state for each in observe_places(store)} == {PlaceState.OURS}
     for dataset in DATASETS:
-        build_windows(store, dataset, owner="the test")
+        flush_windows(store, BuildOrder(dataset, owner="the test"))
         assert owner_of(open_table(store.table(dataset), dataset)) == identity
 
 

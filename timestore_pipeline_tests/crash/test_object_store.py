@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import StorageUnavailable
 from timestore_pipeline.staging.stage import stage
@@ -140,12 +141,12 @@ def test_hosts_that_share_ledger_and_object_store_alone_stage_build_and_retire_a
     with ThreadPoolExecutor(2) as pool:
         producing = [pool.submit(produce, number) for number in range(2)]
         while not all(each.done() for each in producing):
-            build_windows(hosts[0], "readings", owner="one")
+            flush_windows(hosts[0], BuildOrder("readings", owner="one"))
             unlink_published_segments(hosts[1])
             assert max(Counter(row[0] for row in readable(hosts[1], "readings")).values(), default=1) == 1
         for each in producing:
             each.result()
-    build_windows(hosts[1], "readings", owner="two")
+    flush_windows(hosts[1], BuildOrder("readings", owner="two"))
     unlink_published_segments(hosts[0])
 
     expected = [1_000 * number + row for number in range(2) for row in range(60)]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import DeltaPanic, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.ledger.builds import builds_in_flight
@@ -30,7 +31,7 @@ STEPS: dict[str, Callable[[Store], object]] = {
     "ingest": ingest,
     "read": readable,
     "query": lambda store: query_rows(store, "SELECT count(*) FROM weather").to_arrow(),
-    "build": lambda store: build_windows(store, "weather", owner="the test"),
+    "build": lambda store: flush_windows(store, BuildOrder("weather", owner="the test")),
 }
 
 
@@ -78,7 +79,7 @@ def test_a_process_without_files_says_so_and_blames_nothing(make_store: MakeStor
         assert all_entries(tx) == []
         assert builds_in_flight(tx) == []
     ingest(store)
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
     assert set(rows_of(hourly(30))) <= set(readable(store))
     assert len([row for row in readable(store) if row[1] == "LANDED"]) == 3
     assert published(store) == readable(store)
@@ -97,11 +98,11 @@ def test_a_panic_of_rust_is_an_error_of_the_table(store: Store, monkeypatch: pyt
         raise PanicException("called `Option::unwrap()` on a `None` value")
 
     stage(store, "weather", hourly(3))
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
     stage(store, "weather", hourly(4))
 
     def build_and_read() -> None:
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
         readable(store)
 
     with monkeypatch.context() as patched:
@@ -110,5 +111,5 @@ def test_a_panic_of_rust_is_an_error_of_the_table(store: Store, monkeypatch: pyt
             build_and_read()
 
     settle_dead_builds(store, owner_is_gone=lambda owner: True)
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
     assert published(store) == readable(store) == rows_of(hourly(3), hourly(4))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.staging import ingest as ingesting
 from timestore_pipeline.staging.suspects import LAST_READER_SECONDS
@@ -57,5 +58,5 @@ def test_a_file_that_kills_its_readers_is_quarantined_alone(
     assert f"{attempts} processes have ended while they read it alone" in entry.reason
     assert entry.try_again_at is not None
     assert store.staging.fetch(entry.path).read_text().startswith("id,at\n77")
-    build_windows(store, "readings", owner="the test")
+    flush_windows(store, BuildOrder("readings", owner="the test"))
     assert sorted(row[0] for row in published(store, "readings")) == list(range(30))

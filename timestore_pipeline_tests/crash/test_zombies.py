@@ -13,10 +13,10 @@ from collections.abc import Callable
 import pytest
 
 import timestore_pipeline.staging.load as staging
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
@@ -79,7 +79,7 @@ def claims(store: Store) -> None:
 
 def builds_once(store: Store) -> None:
     """Another builder has published what was the zombie's."""
-    assert build_windows(store, "readings", owner="another")
+    assert flush_windows(store, BuildOrder("readings", owner="another"))
 
 
 def builds_twice(store: Store) -> None:
@@ -249,7 +249,7 @@ def test_a_lease_that_ran_out_lets_others_settle_the_build(at_work: Callable[...
     zombie.wait_until_stopped()
     (build,) = in_flight(store)
     with pytest.raises(BuildInFlight):
-        build_windows(store, "readings", owner="another")
+        flush_windows(store, BuildOrder("readings", owner="another"))
     assert settle_dead_builds(store, now=build.lease_expires_at - 1) == []
 
     assert [settled.published for settled in settle_dead_builds(store, now=build.lease_expires_at)] == [False]
@@ -322,7 +322,7 @@ def builds_landed_files(store: Store) -> None:
 
 def compacts(store: Store) -> None:
     """Another compaction has merged the files that were the zombie's to merge."""
-    assert compact_dataset(store, "readings", owner="another", trigger=Trigger.MANUAL, thorough=True).merged_files
+    assert compact_windows(store, BuildOrder("readings", owner="another"), thorough=True).merged_files
 
 
 @pytest.mark.matrix

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from examples.demo.accounting import differences, sums_of_reader, sums_of_source, sums_of_table, table_files
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline_tests.conftest import MakeStore
@@ -40,7 +41,7 @@ def compare(make_store: MakeStore, tmp_path: Path, landed: str) -> tuple[list[st
     folder.mkdir(parents=True)
     (folder / "trips.csv").write_text(landed)
     ingest_files(store, "trips", scan_landing(store).of("trips"))
-    build_windows(store, "trips", owner="test")
+    flush_windows(store, BuildOrder("trips", owner="test"))
     expected = sums_of_source(spec, source, days=365)
     return (
         differences(spec, "the table", expected, sums_of_table(spec, table_files(store, "trips"))),

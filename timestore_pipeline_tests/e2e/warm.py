@@ -5,7 +5,7 @@ The threads that pyarrow and deltalake start when they are imported only give me
 
 import pyarrow as pa
 
-import timestore_pipeline.building.build
+import timestore_pipeline.building.flush
 import timestore_pipeline.definitions
 import timestore_pipeline.metrics.pushgateway
 import timestore_pipeline.staging.ingest

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.damage import damaged_slices, set_unreadable_aside
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.errors import DatasetRemoved, DeclarationChanged, LedgerLost
@@ -119,7 +120,7 @@ def test_a_contradiction_is_refused_for_that_dataset_alone_and_harms_no_row(
     for attempt in (
         lambda: store.datasets["w"],
         lambda: stage(store, "w", rows(6)),
-        lambda: build_windows(store, "w", owner="the test"),
+        lambda: flush_windows(store, BuildOrder("w", owner="the test")),
         lambda: query_rows(store, "SELECT * FROM w").to_arrow(),
         lambda: Timestore(store).read("w"),
         lambda: audit_rows(store, "w"),
@@ -173,7 +174,7 @@ def test_the_first_batch_decides_between_processes_with_different_files(make_sto
 
     for _ in range(2 * second.settings.build_max_attempts):
         with pytest.raises(DeclarationChanged, match="time was"):
-            build_windows(second, "w", owner="the test")
+            flush_windows(second, BuildOrder("w", owner="the test"))
         with pytest.raises(DeclarationChanged, match="time was"):
             stage(second, "w", rows(3))
     assert_works(second)
@@ -300,7 +301,7 @@ def test_what_is_accepted_reads_back_the_same_rows_and_what_is_refused_concerns_
                     batches += 1
                     staged += range(3 * number, 3 * number + receipt.rows)
                     if flush:
-                        build_windows(store, "w", owner="the test")
+                        flush_windows(store, BuildOrder("w", owner="the test"))
                     found = query_rows(store, "SELECT CAST(v AS int) AS v FROM w ORDER BY v").to_arrow().to_pylist()
                     assert [row["v"] for row in found] == staged
                     assert audit_rows(store, "w").wrong == ()

@@ -16,13 +16,13 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
-from timestore_pipeline.building import compaction, expiry, rebuild
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
-from timestore_pipeline.building.expiry import expire_windows
+from timestore_pipeline.building import compact, expire, rebuild
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.expire import expire_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import CommitUnknown, LedgerError, LedgerInterrupted
 from timestore_pipeline.ledger import Ledger
@@ -138,14 +138,14 @@ def test_a_build_whose_commits_break_publishes_once(store: Store, over: Callable
         expected.append(table)
         line.commits, line.cut_at = 0, commit
         try:
-            build_windows(remote, "weather", owner="over the line")
+            flush_windows(remote, BuildOrder("weather", owner="over the line"))
         except LedgerError:
             assert line.commits >= commit
         done = line.commits < commit
         line.cut_at = None
         settle_dead_builds(store, owner_is_gone=lambda owner: True)
         assert readable(store) == rows_of(*expected)
-        build_windows(store, "weather", owner="here")
+        flush_windows(store, BuildOrder("weather", owner="here"))
         assert published(store) == rows_of(*expected)
         if done:
             break
@@ -155,23 +155,23 @@ def test_a_build_whose_commits_break_publishes_once(store: Store, over: Callable
 
 
 def _expire(store: Store) -> object:
-    return expire_windows(store, "weather", owner="over the line", trigger=Trigger.MANUAL)
+    return expire_windows(store, BuildOrder("weather", owner="over the line"))
 
 
 def _compact(store: Store) -> object:
-    return compact_dataset(store, "weather", owner="over the line", trigger=Trigger.MANUAL, thorough=True)
+    return compact_windows(store, BuildOrder("weather", owner="over the line"), thorough=True)
 
 
 def _rebuild(store: Store) -> object:
-    return rebuild_windows(store, "weather", owner="over the line")
+    return rebuild_windows(store, BuildOrder("weather", owner="over the line"))
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["answer lost", "commit lost"])
 @pytest.mark.parametrize(
     ("module", "entering", "job", "retention"),
     [
-        (expiry, "claim_windows", _expire, 1),
-        (compaction, "claim_windows", _compact, 0),
+        (expire, "claim_windows", _expire, 1),
+        (compact, "claim_windows", _compact, 0),
         (rebuild, "claimed_already", _rebuild, 0),
     ],
     ids=["expiry", "compaction", "rebuild"],
@@ -189,7 +189,7 @@ def test_a_claim_whose_commit_breaks_is_made_once(
 ):
     for station in ("JFK", "LGA"):
         stage(store, "weather", hourly(3, station=station))
-        build_windows(store, "weather", owner="here")
+        flush_windows(store, BuildOrder("weather", owner="here"))
     stage(store, "weather", hourly(3, station="EWR"))
     database = make_url(store.settings.resolved_ledger_url).database
     url = f"postgresql+psycopg://timestore@127.0.0.1:{line.port}/{database}"
@@ -270,7 +270,7 @@ def test_a_store_goes_on_after_its_server_was_restarted(server: PostgresqlServer
     server.start()
 
     stage(on_server, "weather", hourly(4))
-    build_windows(on_server, "weather", owner="the test")
+    flush_windows(on_server, BuildOrder("weather", owner="the test"))
     assert published(on_server) == readable(on_server) == rows_of(hourly(3), hourly(4))
 
 
@@ -333,7 +333,7 @@ def test_a_build_outlives_a_restart_between_its_claim_and_its_end(server: Postgr
     stage(on_server, "weather", hourly(3))
 
     with at(CrashPoint.TABLE_CHECKED, restart):
-        report = build_windows(on_server, "weather", owner="the test")
+        report = flush_windows(on_server, BuildOrder("weather", owner="the test"))
 
     assert report is not None
     assert published(on_server) == rows_of(hourly(3))

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.metrics import collect_metrics
 from timestore_pipeline.staging.stage import stage
@@ -49,7 +50,7 @@ def observe(store: Store, monkeypatch: pytest.MonkeyPatch, steps: int, *, flushi
         if flushing:
             for group in plan_flushes(store).groups:
                 for request in group.requests:
-                    build_windows(store, request.dataset, owner="sensor", trigger=request.trigger)
+                    flush_windows(store, BuildOrder(request.dataset, owner="sensor", trigger=request.trigger))
             unlink_published_segments(store)
         for family in collect_metrics(store):
             for sample in family.samples:

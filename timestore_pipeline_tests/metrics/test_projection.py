@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
@@ -92,7 +93,7 @@ def test_what_is_staged_is_in_the_queue_until_it_is_published(store: Store):
     assert value(store, names.QUEUE_DEPTH, metric="rows") == 7
     assert value(store, names.PUBLISHED_ROWS) == 0
 
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
 
     assert value(store, names.QUEUE_DEPTH, metric="batches") == 0
     assert value(store, names.QUEUE_DEPTH, metric="rows") == 0
@@ -195,7 +196,7 @@ def test_segments_are_counted_and_their_unpublished_bytes_summed(store: Store):
     assert value(store, names.SEGMENTS, component="staged") == 2
     assert value(store, names.QUEUE_BYTES) == value(store, names.DISK_USAGE, component="staged") > 0
 
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
 
     assert value(store, names.SEGMENTS, component="staged") == 0
     assert value(store, names.SEGMENTS, component="retained") == 2
@@ -214,7 +215,7 @@ def test_segments_are_counted_by_size_when_they_are_staged_and_again_when_retent
     assert value(store, SEGMENT_BYTES + "_bucket", le="16384.0") == sum(size <= 16_384 for size in sizes)
     assert value(store, SEGMENT_BYTES + "_bucket", le="1.073741824e+09") == 2
 
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
     assert value(store, RETENTION_SEGMENTS) == 0
     unlink_published_segments(store)
     unlink_published_segments(store)
@@ -257,7 +258,7 @@ def test_disk_usage_is_what_the_file_system_says(store: Store, drop: Callable[[S
     assert usage() == {"staged": size, "retained": 0, "quarantine": refused}
     assert value(store, names.QUARANTINED_BATCHES) == 1
 
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
 
     assert usage() == {"staged": 0, "retained": size, "quarantine": refused}
 
@@ -276,7 +277,7 @@ def test_a_flush_is_counted_by_its_result(store: Store):
     stage(store, "weather", weather(3))
     before = now_micros() / SECOND
 
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
 
     assert value(store, FLUSH_BATCHES, result="success") == 1
     assert value(store, FLUSH_ROWS, result="success") == 3
@@ -347,7 +348,7 @@ def test_a_dataset_that_is_no_longer_declared_stays_visible_while_something_of_i
 def test_a_dataset_that_was_removed_is_gone_with_all_its_series(make_store: MakeStore):
     store = make_store()
     stage(store, "weather", weather())
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
     assert b'dataset="weather"' in exposition(store)
 
     picture = exposition(make_store(ONLY_EVENTS))
@@ -397,7 +398,7 @@ def test_the_exposition_can_be_parsed_back(store: Store):
 @pytest.mark.server
 def test_prometheus_finds_nothing_wrong_with_the_exposition(store: Store, program: Callable[[str], str]):
     stage(store, "weather", weather())
-    build_windows(store, "weather", owner="test")
+    flush_windows(store, BuildOrder("weather", owner="test"))
 
     checked = subprocess.run(
         [program("promtool"), "check", "metrics"], input=exposition(store), capture_output=True, check=False

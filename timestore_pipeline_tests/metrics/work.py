@@ -9,7 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 from sqlalchemy import func, select
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BuildInFlight, StagingQueueFull
 from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.counters import (
@@ -58,7 +59,7 @@ def _work(number: int) -> Counter[str]:
                 told["dropped"] += 1
         if number % 4 == 3:  # the queue is full by then
             with contextlib.suppress(BuildInFlight):
-                build_windows(store, "weather", owner=f"process {number}")
+                flush_windows(store, BuildOrder("weather", owner=f"process {number}"))
         push_metrics(store)
     return told
 

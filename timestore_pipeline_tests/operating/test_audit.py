@@ -17,15 +17,17 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
 from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.damage import set_unreadable_aside
+from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.lost_table import give_up_table
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
 from timestore_pipeline.ledger.windows import add_up_windows
 from timestore_pipeline.model.columns import WINDOW_COLUMN
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.quarantine import discard_entry
 from timestore_pipeline.settings import Settings
@@ -224,7 +226,7 @@ def test_a_build_that_died_after_its_commit_adds_up_before_and_after_it_is_settl
     with monkeypatch.context() as patched:
         patched.setattr(publication_module, "record_commit", _die)
         with pytest.raises(_Killed):
-            build_windows(store, "weather", owner="the dead")
+            flush_windows(store, BuildOrder("weather", owner="the dead"))
 
     assert len(table_files(store)) == 2
     assert wrong(store) == {}
@@ -249,7 +251,7 @@ def test_an_audit_while_others_stage_and_build_finds_nothing(store: Store):
         while not stop.is_set():
             stage(store, "weather", hourly(30, station=station), batch_id=f"{station}{len(done)}")
             try:
-                build_windows(store, "weather", owner=station)
+                flush_windows(store, BuildOrder("weather", owner=station))
                 done.append(1)
             except BuildInFlight:
                 continue
@@ -298,4 +300,6 @@ def _do(store: Store, step: str, number: int) -> None:
         unlink_published_segments(store)
     else:
         window = store.datasets["weather"].window_from_key(NEW_YEAR)
-        build_windows(store, "weather", None, window if step == "build first" else None, owner="the test")
+        flush_windows(
+            store, BuildOrder("weather", WindowRange(None, window if step == "build first" else None), owner="the test")
+        )

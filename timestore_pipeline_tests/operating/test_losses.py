@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.errors import LossRefused
 from timestore_pipeline.ledger.accounts import recorded_losses, withdraw_loss
@@ -113,7 +114,7 @@ def test_a_rebuild_brings_the_rows_back_and_ends_the_loss(store: Store):
     table_files(store)[0].unlink()
     accept(store, 24)
 
-    rebuild_windows(store, "weather", owner="the test")
+    rebuild_windows(store, BuildOrder("weather", owner="the test"))
 
     assert wrong(store) == {}
     assert published(store) == rows_of(hourly(30))

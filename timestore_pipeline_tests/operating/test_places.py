@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import (
     CopyInPlace,
     LedgerError,
@@ -270,7 +271,7 @@ class TestStaging:
 
         with pytest.raises(Exception, match="no such file"):
             readable(store)
-        assert build_windows(store, "weather", owner="the test") is None
+        assert flush_windows(store, BuildOrder("weather", owner="the test")) is None
         with store.ledger.read() as tx:
             assert [entry.rows for entry in open_entries(tx)] == [3]
 
@@ -297,7 +298,7 @@ class TestSegmentsOfOneDataset:
                 ingest(store)
             assert dropped.exists()
             stage(store, "events", pa.table({"at": [1767225600000], "n": [1]}))
-            assert build_windows(store, "events", owner="the test") is not None
+            assert flush_windows(store, BuildOrder("events", owner="the test")) is not None
             sweep_orphans(store, older_than_seconds=0)
             with store.ledger.read() as tx:
                 assert latest_builds(tx)["weather"] == before
@@ -629,7 +630,7 @@ class TestACopy:
         stage(original, "weather", NEWER)
         mixed = settings.model_copy(update={"tables_url": original.tables.location})
         with Store.open(mixed) as copy, pytest.raises(PlaceForeign):
-            build_windows(copy, "weather", owner="the test")
+            flush_windows(copy, BuildOrder("weather", owner="the test"))
         assert build(original).rows == 5
 
     def test_of_which_a_place_is_still_the_originals_changes_nothing(self, store: Store, tmp_path: Path):

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import LedgerError, LedgerLost, PlaceError
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -147,7 +148,7 @@ class ComingAndGoing(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        if self.work(("staging", "tables"), lambda: build_windows(self.store, "weather", owner="the test")):
+        if self.work(("staging", "tables"), lambda: flush_windows(self.store, BuildOrder("weather", owner="the test"))):
             assert published(self.store) == rows_of(*self.acked)
 
     @rule()

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchRejected,
@@ -86,8 +87,8 @@ def set_segment_aside(store: Store) -> Path:
     flip_byte(path, path.stat().st_size - 8_000)
     for _ in range(store.settings.build_max_attempts - 1):
         with pytest.raises(TimestoreError):
-            build_windows(store, "weather", owner="the test")
-    assert build_windows(store, "weather", owner="the test") is None
+            flush_windows(store, BuildOrder("weather", owner="the test"))
+    assert flush_windows(store, BuildOrder("weather", owner="the test")) is None
     return path
 
 
@@ -292,7 +293,7 @@ def test_a_segment_whose_file_is_gone_can_be_restored(make_store: MakeStore):
     store = make_store(build_max_attempts=1)
     path = segment_file(store, stage(store, "weather", hourly(24)).segment_id)
     backup = path.rename(path.with_name("backup"))
-    assert build_windows(store, "weather", owner="the test") is None
+    assert flush_windows(store, BuildOrder("weather", owner="the test")) is None
     entry = the_entry(store)
 
     with pytest.raises(EntryUnusable, match=path.name):
@@ -518,7 +519,7 @@ def test_every_row_is_readable_once_or_in_quarantine_once(make_store: MakeStore,
 
 
 def try_to_build(store: Store) -> None:
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
 
 
 def lost_rows(store: Store, backups: dict[str, bytes]) -> Rows:

@@ -24,10 +24,10 @@ from pydantic import SecretStr
 
 from timestore_pipeline import crash_points
 from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.model.clock import now_micros
@@ -124,7 +124,7 @@ class TwoInstallations(RuleBasedStateMachine):
     def flush(self, who: str) -> None:
         store = self.all[who].store
         self.act(who, lambda: settle_dead_builds(store, lambda owner: True))
-        self.act(who, lambda: build_windows(store, "weather", owner="the test"))
+        self.act(who, lambda: flush_windows(store, BuildOrder("weather", owner="the test")))
 
     @rule(who=which, point=st.sampled_from(CRASHES))
     def die_in_a_flush(self, who: str, point: CrashPoint) -> None:
@@ -136,7 +136,7 @@ class TwoInstallations(RuleBasedStateMachine):
             crash_points.arm(f"{point}=SIGKILL")
             try:
                 with suppress(Killed, TimestoreError):
-                    build_windows(store, "weather", owner="the test")
+                    flush_windows(store, BuildOrder("weather", owner="the test"))
             finally:
                 crash_points.arm(None)
         self.look()
@@ -144,7 +144,7 @@ class TwoInstallations(RuleBasedStateMachine):
     @rule(who=which)
     def compact(self, who: str) -> None:
         store = self.all[who].store
-        self.act(who, lambda: compact_dataset(store, "weather", owner="the test", trigger=Trigger.MANUAL))
+        self.act(who, lambda: compact_windows(store, BuildOrder("weather", owner="the test")))
 
     @rule(who=which)
     def maintain(self, who: str) -> None:

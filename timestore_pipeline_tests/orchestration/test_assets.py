@@ -10,7 +10,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.queue import queue_states
@@ -371,7 +372,7 @@ def claim(store: Store, dataset: str) -> None:
 
 @pytest.mark.long
 def test_a_build_by_the_library_and_one_by_dagster_do_the_same(weather: Location):
-    build_windows(weather.store, "weather", owner="cli:here:1")
+    flush_windows(weather.store, BuildOrder("weather", owner="cli:here:1"))
 
     weather.materialize("partitions/weather", partition="2026-01-01")
 

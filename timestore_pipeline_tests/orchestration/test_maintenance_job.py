@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 from dagster._core.instance.ref import InstanceRef
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.location import build_definitions
@@ -32,7 +33,7 @@ def flushed(store: Store, flushes: int, hours: int = 24) -> list:
     tables = [hourly(hours, station=f"S{number}") for number in range(flushes)]
     for number, table in enumerate(tables):
         stage(store, "weather", table, batch_id=f"b{number}")
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
     return tables
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
@@ -336,7 +337,7 @@ class TestFlushSensor:
         stage(here, drop)
         (request,) = requests_of(here.tick("flush_sensor"))
         launch(here, request, "flush_sensor", dg.DagsterRunStatus.FAILURE)
-        build_windows(here.store, "weather", owner="cli:here:1")
+        flush_windows(here.store, BuildOrder("weather", owner="cli:here:1"))
         stage(here, drop, content=WEATHER_CSV.replace("1.5", "9.5"))
 
         assert requests_of(here.tick("flush_sensor"))
@@ -345,7 +346,7 @@ class TestFlushSensor:
     def test_a_build_whose_run_has_ended_is_settled_and_asked_for_again(self, here: Location, drop: Drop):
         stage(here, drop)
         (request,) = requests_of(here.tick("flush_sensor"))
-        build_windows(here.store, "weather", owner="cli:here:1")
+        flush_windows(here.store, BuildOrder("weather", owner="cli:here:1"))
         stage(here, drop, content=WEATHER_CSV.replace("1.5", "9.5"))
         run = launch(here, request, "nobody", dg.DagsterRunStatus.FAILURE)
         claim(here.store, owner=run.run_id)

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline import Settings, Timestore
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
-from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.upkeep.retention import unlink_published_segments
 
 DATASETS = """
@@ -104,11 +105,13 @@ class Load:
             # One window alone, every other time: half of each batch is published then, and half is staged.
             only = window(first + (turn % 3) * 3_600_000_000) if turn % 2 else None
             with suppress(BuildInFlight):
-                self.done["builds"] += build_windows(store, "ticks", only, only, owner="the test") is not None
+                self.done["builds"] += (
+                    flush_windows(store, BuildOrder("ticks", WindowRange(only, only), owner="the test")) is not None
+                )
             yield
             self.done["unlinked"] += unlink_published_segments(store).files
             if turn % 4 == 0:
-                report = compact_dataset(store, "ticks", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+                report = compact_windows(store, BuildOrder("ticks", owner="the test"), thorough=True)
                 self.done["compactions"] += report.builds
             yield
 
@@ -145,7 +148,7 @@ def test_what_is_held_all_the_while_stays_as_it_was(timestore: Timestore):
     for number in range(10):
         timestore.stage("ticks", batch(number), f"b{number}")
         if number == 5:
-            build_windows(timestore.store, "ticks", owner="the test")
+            flush_windows(timestore.store, BuildOrder("ticks", owner="the test"))
     expected = {number: whole(number) for number in range(10)}
     held, rows = timestore.sql(PER_BATCH), timestore.read("ticks", start="2026-01-01T00:20Z")
     first = rows.to_arrow().sort_by([("batch", "ascending"), ("x", "ascending")])

@@ -17,20 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building import writing as writing_module
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchConflict, BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.windows import Window
+from timestore_pipeline.model.windows import Window, WindowRange
 from timestore_pipeline.reading import relations
 from timestore_pipeline.segments import slices as slices_module
 from timestore_pipeline.settings import Settings
@@ -98,9 +98,14 @@ def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
                 acked += tables
             assert readable(store) == rows_of(*acked)
             if flush is not None:
-                build_windows(store, "weather", window(store, flush[0]), window(store, flush[1]), owner="the test")
+                flush_windows(
+                    store,
+                    BuildOrder(
+                        "weather", WindowRange(window(store, flush[0]), window(store, flush[1])), owner="the test"
+                    ),
+                )
                 assert readable(store) == rows_of(*acked)
-        build_windows(store, "weather", owner="the test")
+        flush_windows(store, BuildOrder("weather", owner="the test"))
         assert readable(store) == published(store) == rows_of(*acked)
 
 
@@ -113,8 +118,8 @@ def die(*_: Any, **__: Any) -> None:
 
 
 STEPS = [
-    (build_module, "write_window", False),
-    (build_module, "write_window", True),
+    (writing_module, "write_window", False),
+    (writing_module, "write_window", True),
     (publication_module, "commit_build", False),
     (table_module, "_sync_commit", False),
     (publication_module, "commit_build", True),
@@ -143,12 +148,12 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.acked: dict[str, pa.Table] = {}
         self.patched = pytest.MonkeyPatch()
         # So small that most builds and reads gather segments first, and some do not.
-        for module in (build_module, relations, slices_module):
+        for module in (writing_module, relations, slices_module):
             self.patched.setattr(module, "MOST_ATTACHED", 2)
 
     def teardown(self) -> None:
         settle_dead_builds(self.store, lambda owner: True)
-        build_windows(self.store, "weather", owner="the test")
+        flush_windows(self.store, BuildOrder("weather", owner="the test"))
         unlink_published_segments(self.store)
         expected = rows_of(*self.acked.values())
         assert readable(self.store) == published(self.store) == expected
@@ -199,9 +204,9 @@ class ExactlyOnce(RuleBasedStateMachine):
         first, last = (window(self.store, day) for day in days)
         if self.building():
             with pytest.raises(BuildInFlight):
-                build_windows(self.store, "weather", owner="the test")
+                flush_windows(self.store, BuildOrder("weather", owner="the test"))
         else:
-            build_windows(self.store, "weather", first, last, owner="the test")
+            flush_windows(self.store, BuildOrder("weather", WindowRange(first, last), owner="the test"))
 
     @rule(step=st.sampled_from(STEPS), days=ranges, killed=st.booleans())
     def flush_and_end(self, step: tuple[Any, str, bool], days: tuple[int | None, int | None], killed: bool) -> None:
@@ -212,7 +217,10 @@ class ExactlyOnce(RuleBasedStateMachine):
         with pytest.MonkeyPatch.context() as patched:
             if killed:
                 patched.setattr(publication_module, "settle_build", die)
-            self.dying(step, lambda: build_windows(self.store, "weather", first, last, owner="the test"))
+            self.dying(
+                step,
+                lambda: flush_windows(self.store, BuildOrder("weather", WindowRange(first, last), owner="the test")),
+            )
 
     @rule(step=st.sampled_from(RECOVERY_STEPS))
     def recover_and_die(self, step: tuple[Any, str, bool]) -> None:
@@ -240,7 +248,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         if not self.building():
-            compact_dataset(self.store, "weather", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+            compact_windows(self.store, BuildOrder("weather", owner="the test"), thorough=True)
 
     @rule(step=st.sampled_from(STEPS[2:]))
     def compact_and_die(self, step: tuple[Any, str, bool]) -> None:
@@ -255,7 +263,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         first, last = (window(self.store, day) for day in days)
         if not self.building():
             with suppress(RebuildRefused):  # its segments may be gone
-                rebuild_windows(self.store, "weather", first, last, owner="the test")
+                rebuild_windows(self.store, BuildOrder("weather", WindowRange(first, last), owner="the test"))
 
     @rule()
     def clean_up(self) -> None:

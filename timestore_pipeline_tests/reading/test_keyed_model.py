@@ -15,16 +15,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from timestore_pipeline.building import build as build_module
 from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building import writing as writing_module
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.quarantine import DamagedSegment, open_entries, set_slices_aside
 from timestore_pipeline.ledger.slices import unclaimed_slices
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.reading import relations
@@ -66,7 +67,7 @@ class OneRowPerKey(RuleBasedStateMachine):
         self.columns = 0
         self.open_store()
         self.patched = pytest.MonkeyPatch()
-        for module in (build_module, relations, slices_module):
+        for module in (writing_module, relations, slices_module):
             self.patched.setattr(module, "MOST_ATTACHED", 2)
 
     def open_store(self) -> None:
@@ -78,7 +79,7 @@ class OneRowPerKey(RuleBasedStateMachine):
             return
         settle_dead_builds(self.store, lambda owner: True)
         self.retry_all()
-        build_windows(self.store, "orders", owner="the test")
+        flush_windows(self.store, BuildOrder("orders", owner="the test"))
         assert self.readable() == self.expected()
         assert in_order(row[1:4] for row in published(self.store, "orders")) == in_order(
             row[1:4] for row in self.expected()
@@ -133,12 +134,12 @@ class OneRowPerKey(RuleBasedStateMachine):
         spec = self.store.datasets["orders"]
         start = NEW_YEAR + timedelta(days=day or 0)
         window = None if day is None else spec.window_from_key(f"{start:%Y-%m-%d}")
-        build_windows(self.store, "orders", window, window, owner="the test")
+        flush_windows(self.store, BuildOrder("orders", WindowRange(window, window), owner="the test"))
 
     @precondition(lambda self: not self.building())
     @rule(
         step=st.sampled_from(
-            [("write_window", True, build_module), ("commit_build", False, publication_module),
+            [("write_window", True, writing_module), ("commit_build", False, publication_module),
              ("commit_build", True, publication_module), ("record_commit", True, publication_module)]
         )
     )  # fmt: skip
@@ -160,7 +161,7 @@ class OneRowPerKey(RuleBasedStateMachine):
         with pytest.MonkeyPatch.context() as patched, suppress(Killed):
             patched.setattr(module, name, end)
             patched.setattr(publication_module, "settle_build", die)
-            build_windows(self.store, "orders", owner="the test")
+            flush_windows(self.store, BuildOrder("orders", owner="the test"))
 
     @rule()
     def recover(self) -> None:
@@ -191,7 +192,7 @@ class OneRowPerKey(RuleBasedStateMachine):
     @precondition(lambda self: not self.building())
     @rule()
     def compact(self) -> None:
-        compact_dataset(self.store, "orders", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+        compact_windows(self.store, BuildOrder("orders", owner="the test"), thorough=True)
 
     @rule()
     def clean_up(self) -> None:

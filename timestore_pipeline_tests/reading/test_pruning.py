@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline import Settings, Timestore
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.reading.pruning import prune
 from timestore_pipeline_tests.sampling import examples
@@ -69,8 +70,8 @@ def filled() -> Iterator[tuple[Timestore, duckdb.DuckDBPyConnection]]:
             for number, table in enumerate(tables):
                 timestore.stage("ticks", table)
                 if number in (1, 3, 5):
-                    build_windows(timestore.store, "ticks", owner="the test")
-                    build_windows(timestore.store, "days", owner="the test")
+                    flush_windows(timestore.store, BuildOrder("ticks", owner="the test"))
+                    flush_windows(timestore.store, BuildOrder("days", owner="the test"))
             with duckdb.connect() as plain:
                 plain.execute("SET TimeZone = 'UTC'")
                 for name, rows in (("ticks", pa.concat_tables(tables)), ("days", days)):

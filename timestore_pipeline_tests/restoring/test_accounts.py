@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from timestore_pipeline.building.expiry import expire_windows
+from timestore_pipeline.building.expire import expire_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import RebuildRefused
 from timestore_pipeline.ledger.accounts import WindowAccount, window_accounts
 from timestore_pipeline.ledger.forgetting import prune_batches
@@ -83,9 +83,9 @@ def test_the_row_that_wins_is_the_same_and_the_next_one_wins_over_it(
     assert keyed_rows(again) == case.expected(case.batches)
     if retired:
         with pytest.raises(RebuildRefused):
-            rebuild_windows(again, "readings", owner="the test")
+            rebuild_windows(again, BuildOrder("readings", owner="the test"))
     else:
-        rebuild_windows(again, "readings", owner="the test")
+        rebuild_windows(again, BuildOrder("readings", owner="the test"))
     assert_all_adds_up(again, case)
     assert keyed_rows(again) == case.expected(case.batches)
 
@@ -96,7 +96,7 @@ def expired(store: Store, make_store: MakeStore, **settings: Any) -> Store:
     build(store)
     short = make_store(table_retention_seconds=86_400, **settings)
     now = (NEW_YEAR + timedelta(days=2, hours=1)).timestamp()
-    dropped = expire_windows(short, "weather", owner="the test", trigger=Trigger.MANUAL, now=int(now * 1e6))
+    dropped = expire_windows(short, BuildOrder("weather", owner="the test"), now=int(now * 1e6))
     assert dropped.rows == 24
     return short
 

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchConflict,
@@ -36,6 +37,7 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.ledger.windows import window_totals
+from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.installation import adopt
 from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
@@ -287,7 +289,7 @@ class TestWhatIsRestored:
 
         assert readable(again) == before
         stage(again, "weather", hourly(3, station="from before the column came"))
-        build_windows(again, "weather", owner="the test")
+        flush_windows(again, BuildOrder("weather", owner="the test"))
         assert len(published(again)) == 10
 
     def test_a_dataset_that_is_not_declared_any_more(self, store: Store, make_store: MakeStore):
@@ -366,7 +368,7 @@ class TestWhatIsRestored:
         flip_byte(path, path.stat().st_size - 8_000)
         for _ in range(store.settings.build_max_attempts):
             try:
-                build_windows(store, "weather", owner="the test")
+                flush_windows(store, BuildOrder("weather", owner="the test"))
             except TimestoreError:
                 continue
         (before,) = entries(store)
@@ -831,9 +833,10 @@ def test_whatever_happened_before_every_row_is_there_once(steps: list[str], make
             refused = weather((None, "X", 1.0)) if step == "refuse" else hourly(0)
             assert stage(store, "weather", pa.concat_tables([batch, refused]), batch_id=f"b{number}").rows == 30
         elif step == "build one":
-            build_windows(store, "weather", *[store.datasets["weather"].window_from_key("2026-01-02")] * 2, owner="x")
+            day = store.datasets["weather"].window_from_key("2026-01-02")
+            flush_windows(store, BuildOrder("weather", WindowRange(day, day), owner="x"))
         elif step == "build":
-            build_windows(store, "weather", owner="x")
+            flush_windows(store, BuildOrder("weather", owner="x"))
         elif step == "retire":
             unlink_published_segments(store)
         elif step == "sweep":
@@ -843,6 +846,6 @@ def test_whatever_happened_before_every_row_is_there_once(steps: list[str], make
             store = lost_and_rebuilt(store, make_store, staging_retention_seconds=0)
             assert len(entries(store)) == waiting
         assert readable(store) == in_order(expected)
-    build_windows(store, "weather", owner="x")
+    flush_windows(store, BuildOrder("weather", owner="x"))
     assert published(store) == in_order(expected)
     store.close()

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
 from timestore_pipeline.building.damage import set_unreadable_aside, unreadable_slices
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.errors import BatchRejected
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -190,13 +190,13 @@ def tell(home: Path, columns: Sequence[str], time: str, key: str | None = None, 
     story.audit()
     assert len(published(store, "w")) == story.rows
     assert trace_window(store, "w", DAY).published_rows > 0
-    compact_dataset(store, "w", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+    compact_windows(store, BuildOrder("w", owner="the test"), thorough=True)
     story.look()
     with store.ledger.read() as tx:
         entry = open_entries(tx, "w")[0]
     assert preview(store, entry).problem is None
     retry_entry(store, entry.id, "the test")
-    rebuild_windows(store, "w", owner="the test")
+    rebuild_windows(store, BuildOrder("w", owner="the test"))
     story.audit()
     # A damaged segment is told from healthy ones.
     stage(store, "w", story.table(2))

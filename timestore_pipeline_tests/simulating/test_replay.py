@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import TimestoreError, UnknownDataset
@@ -151,7 +152,7 @@ def test_a_replay_does_what_the_sensor_did(
             stage(store, "weather", hourly(5 + step % 7), batch_id=f"batch {step}")
         clock.now = start + step * TICK
         for group in plan_flushes(store).groups:
-            report = build_windows(store, "weather", owner="sensor", trigger=group.requests[0].trigger)
+            report = flush_windows(store, BuildOrder("weather", owner="sensor", trigger=group.requests[0].trigger))
             assert report is not None
             done.append((group.requests[0].trigger, clock.now, report.batches, report.rows))
     with store.ledger.read() as tx:
@@ -171,7 +172,7 @@ def test_a_simulation_measures_the_installation_and_changes_nothing(make_store: 
     for number in range(6):
         stage(store, "weather", hourly(1_000 + 100 * number), batch_id=str(number))
         if number % 2:
-            build_windows(store, "weather", owner="test")
+            flush_windows(store, BuildOrder("weather", owner="test"))
     stage(store, "weather", hourly(3), batch_id="left")
 
     found = simulate(store, "weather", max_rows=1, last_seconds=3_600, run_start_seconds=0)

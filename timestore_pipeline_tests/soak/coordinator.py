@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
@@ -164,7 +165,7 @@ def _settle_and_count(soak: Soak) -> dict[str, int]:
         # A worker killed between dropping a file and noting it has dropped it all the same.
         dropped |= {int(name.partition(".")[0]) for name in files_under(store.settings.archive_path)}
         for dataset in DATASETS:
-            build_windows(store, dataset, owner="the audit")
+            flush_windows(store, BuildOrder(dataset, owner="the audit"))
         expected = Counter(
             row_id
             for number in meant | dropped

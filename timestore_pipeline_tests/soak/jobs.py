@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -71,9 +71,9 @@ def _retire(store: Store, job: Job, note: Note) -> None:
 WORK: dict[str, Callable[[Store, Job, Note], object]] = {
     "stage": _stage,
     "ingest": lambda store, job, note: ingest(store),
-    "flush": lambda store, job, note: build_windows(store, job.dataset, owner="the soak"),
-    "compact": lambda store, job, note: compact_dataset(
-        store, job.dataset, owner="the soak", trigger=Trigger.MANUAL, thorough=True
+    "flush": lambda store, job, note: flush_windows(store, BuildOrder(job.dataset, owner="the soak")),
+    "compact": lambda store, job, note: compact_windows(
+        store, BuildOrder(job.dataset, owner="the soak"), thorough=True
     ),
     "maintain": _maintain,
     "settle": lambda store, job, note: settle_dead_builds(store, owner_is_gone=lambda owner: True),

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import CopyInPlace, TableNotOurs, TimestoreError
 from timestore_pipeline.operating.backup import back_up_ledger
 from timestore_pipeline.operating.installation import change_identity
@@ -130,7 +131,7 @@ def copied(site: Site, kind: Kind) -> None:
         change_identity(copy)
         stage(copy, PLAIN, batch.table())
         for dataset in DATASETS:
-            build_windows(copy, dataset, owner="the copy")
+            flush_windows(copy, BuildOrder(dataset, owner="the copy"))
         if problems := books.problems(published(copy)):
             raise Wrong(f"in a copy with an identity of its own: {problems}")
         if site.state() != before:
@@ -152,7 +153,7 @@ def copied_with_shared_tables(site: Site, kind: Kind) -> None:
         (batch,) = site.batches(1, PLAIN)
         stage(copy, PLAIN, batch.table())
         with refused("a copy on the tables of the original", TableNotOurs):
-            build_windows(copy, PLAIN, owner="the copy")
+            flush_windows(copy, BuildOrder(PLAIN, owner="the copy"))
         if site.state() != before:
             raise Wrong("a copy on the tables of the original was refused, and changed something")
     site.told(kind, Seen.REFUSED)
@@ -171,7 +172,7 @@ def second_installation(site: Site, kind: Kind) -> None:
     (batch,) = site.batches(1, PLAIN)
     with refused("a second installation on our tables", TimestoreError), Store.open(stranger) as store:
         stage(store, PLAIN, batch.table())
-        build_windows(store, PLAIN, owner="a stranger")
+        flush_windows(store, BuildOrder(PLAIN, owner="a stranger"))
     site.told(kind, Seen.REFUSED)
     shutil.rmtree(home)
     if site.facts() != before:

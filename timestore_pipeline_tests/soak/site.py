@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from timestore_pipeline.building.build import build_windows
 from timestore_pipeline.building.completion import follow_others
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import at
 from timestore_pipeline.errors import TimestoreError
@@ -257,7 +258,7 @@ class Site:
         segment = self.at["staging"] / PLAIN / f"{receipt.segment_id}.duckdb"
         hidden = segment.rename(self.folder / "hidden")
         with suppress(TimestoreError):
-            build_windows(self.store, PLAIN, owner="the soak")
+            flush_windows(self.store, BuildOrder(PLAIN, owner="the soak"))
         hidden.rename(segment)
 
     def rebuild(self) -> None:
@@ -361,7 +362,7 @@ class Site:
         self.recover()
         self.look("at the end")
         for dataset in DATASETS:
-            while build_windows(self.store, dataset, owner="the soak") is not None:
+            while flush_windows(self.store, BuildOrder(dataset, owner="the soak")) is not None:
                 pass
         if self.to_follow:
             follow_others(self.store, PLAIN)

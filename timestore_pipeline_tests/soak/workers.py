@@ -16,7 +16,8 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
@@ -147,7 +148,7 @@ def drop(store: Store, batch: Batch) -> None:
 
 def build_one(work: Work) -> None:
     """Publish what is staged in one dataset."""
-    build_windows(work.store, work.dice.choice(list(DATASETS)), owner=work.owner)
+    flush_windows(work.store, BuildOrder(work.dice.choice(list(DATASETS)), owner=work.owner))
 
 
 def recover_all(work: Work) -> None:

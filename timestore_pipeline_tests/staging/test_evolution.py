@@ -16,9 +16,9 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from timestore_pipeline.building import publication
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchRejected, ColumnsChanged
 from timestore_pipeline.ledger.datasets import dataset_columns
@@ -419,7 +419,7 @@ def test_a_compaction_between_staging_and_flush_keeps_what_the_table_has(make_st
         build(store)
     stage(store, "weather", batch(1 << 40, pa.int64(), gust=0.5))
 
-    report = compact_dataset(store, "weather", owner="the test", trigger=Trigger.MANUAL, thorough=True)
+    report = compact_windows(store, BuildOrder("weather", owner="the test"), thorough=True)
 
     assert (report.files, report.merged_files) == (3, 1)
     assert types_in_files(store, "n") == {"int32"}

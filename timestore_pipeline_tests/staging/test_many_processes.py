@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BatchConflict, BatchRejected, BuildInFlight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.settings import Settings
@@ -63,7 +64,7 @@ def build_until(home: Path, stop: Path) -> int:
         while True:
             last = stop.exists()
             try:
-                report = build_windows(store, "weather", owner="builder")
+                report = flush_windows(store, BuildOrder("weather", owner="builder"))
                 rows += report.rows if report else 0
             except BuildInFlight:
                 pass

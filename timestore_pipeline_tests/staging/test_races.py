@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BatchConflict
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
@@ -55,7 +56,7 @@ def _build_until_all_are_done(home: Path) -> int:
     with _open(home) as store:
         while time.monotonic() < deadline:
             last = len(list(home.glob("done-*"))) == STAGERS
-            built += build_windows(store, "weather", owner="the builder") is not None
+            built += flush_windows(store, BuildOrder("weather", owner="the builder")) is not None
             if last:
                 return built
     raise AssertionError("the stagers did not end")
@@ -134,5 +135,5 @@ def test_batches_of_many_processes_are_all_staged_once_while_builds_run(make_sto
     assert len(set(said)) == 2 * ROUNDS * STAGERS, "ids are unique"
     expected = rows_of(*(hourly(5, station=f"{turn}-{number}") for turn in range(ROUNDS) for number in range(STAGERS)))
     assert readable(store) == expected
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
     assert published(store) == expected

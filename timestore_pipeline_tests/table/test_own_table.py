@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 
 from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building.build import build_windows
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TableError, TableNotOurs, TimestoreError
 from timestore_pipeline.ledger.schema import builds
@@ -71,7 +71,7 @@ def another_program_compacts_and_cleans_up(store: Store) -> None:
 
 
 def flush(store: Store) -> None:
-    build_windows(store, "weather", owner="the test")
+    flush_windows(store, BuildOrder("weather", owner="the test"))
 
 
 def table_of(store: Store) -> DeltaTable:
@@ -83,7 +83,7 @@ class TestWhatATableSays:
         for rows in (2, 3):
             stage(store, "weather", hourly(rows, station=str(rows)))
             build(store)
-        compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+        compact_windows(store, BuildOrder("weather", owner="x"))
 
         log = store.table("weather").root / "_delta_log"
         said = []
@@ -204,7 +204,7 @@ class TestAnOlderLedger:
             stage(store, "weather", hourly(2, station=f"S{number}"))
             build(store)
         night = copy_of_ledger(store)
-        compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+        compact_windows(store, BuildOrder("weather", owner="x"))
         put_back(store, night)
         before = state_of_folder(store.table("weather").root)
 
@@ -563,7 +563,7 @@ class TestWaysOut:
         for table in (LOST, MORE):
             stage(store, "weather", table)
             build(store)
-        compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+        compact_windows(store, BuildOrder("weather", owner="x"))
         put_back(store, night)
         stage(store, "weather", NEW)
         with pytest.raises(TableNotOurs):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building import publication
-from timestore_pipeline.building.compaction import compact_dataset
+from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import RebuildRefused, TableError
 from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.counters import EXPIRED_ROWS, EXPIRED_WINDOWS
@@ -87,7 +87,7 @@ def test_one_pass_after_the_other_leaves_only_what_is_needed(store: Store):
 @pytest.mark.long
 def test_a_dry_run_says_the_same_and_changes_nothing(store: Store):
     flushed(store, 3, hours=48)
-    compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+    compact_windows(store, BuildOrder("weather", owner="x"))
     stage(store, "weather", hourly(24, station="NEW"))
     build(store)
     moment = later(2 * HOUR)
@@ -130,7 +130,7 @@ def test_a_window_that_had_expired_can_be_built_again(make_store: MakeStore):
     run(store, now=moment)
     assert published(store) == []
 
-    rebuild_windows(store, "weather", owner="the test")
+    rebuild_windows(store, BuildOrder("weather", owner="the test"))
 
     assert published(store) == rows_of(hourly(24, station="S0"))
     assert not audit_rows(store, "weather").wrong
@@ -156,7 +156,7 @@ def test_a_reader_may_go_on_for_the_grace_period(make_store: MakeStore):
     store = make_store(vacuum_grace_seconds=3_600)
     tables = flushed(store, 3)
     with open_reader(store, ["weather"]) as connection:
-        compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+        compact_windows(store, BuildOrder("weather", owner="x"))
         assert vacuum_table(store, "weather").files == 0
         assert vacuum_table(store, "weather", now=later(HOUR // 2)).files == 0
         assert len(connection.execute("SELECT * FROM weather").fetchall()) == sum(table.num_rows for table in tables)
@@ -177,7 +177,7 @@ def test_grace_counts_from_when_readers_were_moved_on_not_from_the_commit(
     with monkeypatch.context() as patched:
         patched.setattr(publication, "record_commit", die)
         with pytest.raises(KeyboardInterrupt):
-            compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+            compact_windows(store, BuildOrder("weather", owner="x"))
 
     assert vacuum_table(store, "weather", now=later(10 * DAY)).files == 0
     assert readable(store) == rows_of(*tables)
@@ -185,7 +185,7 @@ def test_grace_counts_from_when_readers_were_moved_on_not_from_the_commit(
 
 def test_files_that_are_not_ours_are_left_alone(store: Store):
     flushed(store, 2)
-    compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+    compact_windows(store, BuildOrder("weather", owner="x"))
     foreign = store.table("weather").root / "window_key=2026-01-01" / "part-00000.parquet"
     foreign.write_bytes(b"x")
 
@@ -239,7 +239,7 @@ def test_the_ledger_forgets_old_batches_and_the_rows_still_add_up(store: Store):
     assert not audit_rows(store, "weather").wrong
     assert readable(store) == rows_of(*tables)
     with pytest.raises(RebuildRefused, match="72 rows of window 2026-01-01"):
-        rebuild_windows(store, "weather", owner="the test")
+        rebuild_windows(store, BuildOrder("weather", owner="the test"))
     assert not stage(store, "weather", tables[0], batch_id="b0").duplicate
 
 
@@ -275,5 +275,5 @@ def test_a_damaged_log_entry_is_a_problem_that_is_told(store: Store):
     sorted((store.table("weather").root / "_delta_log").glob("*.json"))[-1].write_text("{")
 
     with pytest.raises(TableError):
-        compact_dataset(store, "weather", owner="x", trigger=Trigger.MANUAL)
+        compact_windows(store, BuildOrder("weather", owner="x"))
     assert run(store).problems

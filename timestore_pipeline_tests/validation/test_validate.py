@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.datasets import SCRATCH_PREFIX, parse_datasets
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
@@ -132,17 +133,17 @@ def test_a_promise_that_is_not_kept_fails(
 def test_rows_that_a_build_loses_are_found(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     from timestore_pipeline.validation import run
 
-    build = run.build_windows
+    build = run.flush_windows
 
-    def forgetful(store: Store, dataset: str, **options: Any) -> Any:
-        report = build(store, dataset, **options)
-        for path in store.table(dataset).root.glob("_delta_log/*.json"):
+    def forgetful(store: Store, order: BuildOrder) -> Any:
+        report = build(store, order)
+        for path in store.table(order.dataset).root.glob("_delta_log/*.json"):
             actions = [json.loads(line) for line in path.read_text().splitlines()]
             kept = [each for each in actions if "add" not in each]
             path.write_text("\n".join(map(json.dumps, kept)))
         return report
 
-    monkeypatch.setattr(run, "build_windows", forgetful)
+    monkeypatch.setattr(run, "flush_windows", forgetful)
 
     found = validate(make_store(**QUICK), Load(4, 10, 1))
 

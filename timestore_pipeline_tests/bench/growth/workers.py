@@ -9,7 +9,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from timestore_pipeline.building.build import build_windows
+from timestore_pipeline.building.flush import flush_windows
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
 
@@ -56,7 +57,7 @@ def _work(home: Path, declared: str, dataset: str, begin: float) -> dict[str, An
     with open_store(home, declared) as store:
         _sleep_until(begin)
         staged = _timed(lambda: [stage(store, dataset, batch) for batch in batches])
-        built = _timed(lambda: build_windows(store, dataset, owner=f"the benchmark, {dataset}"))
+        built = _timed(lambda: flush_windows(store, BuildOrder(dataset, owner=f"the benchmark, {dataset}")))
     status = Path("/proc/self/status").read_text(encoding="ascii")
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1_024
     return {"stage": staged, "build": built, "memory_mib": peak}

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.rewriting import published_columns
-from timestore_pipeline.building.thresholds import Trigger, due_trigger
+from timestore_pipeline.building.thresholds import due_trigger
+from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build
@@ -27,7 +28,7 @@ from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.windows import Window
+from timestore_pipeline.model.windows import EVERY_WINDOW, Window, WindowRange
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.storage.table_folder import has_table
@@ -143,31 +144,21 @@ def _is_worth_it(files: Sequence[TableFile], count: int) -> bool:
     return min(file.rows for file in files) < enough <= rows - (split.files(rows) - 1) * split.rows_per_file
 
 
-def compact_dataset(
+def compact_windows(
     store: Store,
-    dataset: str,
-    first: Window | None = None,
-    last: Window | None = None,
+    order: BuildOrder,
     *,
-    owner: str,
-    trigger: Trigger,
     thorough: bool = False,
-    target_file_bytes: int | None = None,
     max_bytes: int | None = None,
     now: int | None = None,
 ) -> CompactionReport:
-    """Compact the windows ``first … last`` (by default all), oldest first, in builds of bounded size.
+    """Compact the windows of an order, oldest first, in builds of bounded size.
 
     Args:
         store: the installation.
-        dataset: a declared dataset.
-        first: the first window, inclusive.
-        last: the last window, inclusive.
-        owner: as for builds.
-        trigger: as for builds.
+        order: what to compact; the size of files in it is that of merged ones.
         thorough: treat open windows as closed ones; for windows that an operator asks for. Then it also goes on when
             a flush is due.
-        target_file_bytes: by default the settings'.
         max_bytes: stop after about so many bytes; by default the end of what there is.
         now: microseconds since the epoch, by default the clock's.
 
@@ -180,12 +171,12 @@ def compact_dataset(
     """
     started = time.perf_counter()
     now = now_micros() if now is None else now
-    spec = store.datasets[dataset]
-    rules = effective_rules(store, spec, target_file_bytes)
-    report = CompactionReport(dataset)
+    spec = store.datasets[order.dataset]
+    rules = effective_rules(store, spec, order.target_file_bytes)
+    report = CompactionReport(order.dataset)
     left = math.inf if max_bytes is None else max_bytes
     while True:
-        plan = plan_compaction(store, spec, rules, first, last, thorough=thorough, now=now)
+        plan = plan_compaction(store, spec, rules, order.windows, thorough=thorough, now=now)
         stopped = ""
         if plan and left <= 0:
             stopped = "the bound of one run is reached"
@@ -193,9 +184,9 @@ def compact_dataset(
             stopped = "a flush is due and goes first"
         if not plan or stopped:
             duration = time.perf_counter() - started
-            return _plus(report, CompactionReport(dataset, duration_seconds=duration, stopped=stopped))
+            return _plus(report, CompactionReport(order.dataset, duration_seconds=duration, stopped=stopped))
         share = dict(_first_bytes(plan, min(left, store.settings.compaction_max_bytes_per_build)))
-        done = _compact_once(store, spec, rules, share, owner, trigger)
+        done = _compact_once(store, order, rules, share)
         report = _plus(report, done)
         left -= done.bytes
 
@@ -204,8 +195,7 @@ def plan_compaction(
     store: Store,
     spec: DatasetSpec,
     rules: CompactionRules,
-    first: Window | None = None,
-    last: Window | None = None,
+    windows: WindowRange = EVERY_WINDOW,
     *,
     thorough: bool = False,
     now: int,
@@ -219,7 +209,7 @@ def plan_compaction(
     closed = {}
     for total in totals:
         window = spec.window_at(total.window_start)
-        if (first and window < first) or (last and window > last) or total.window_start in taken:
+        if window not in windows or total.window_start in taken:
             continue
         is_closed = thorough or window < open_from
         least = 1 if is_closed else rules.max_small_files
@@ -265,13 +255,9 @@ def _flush_is_due(store: Store, spec: DatasetSpec) -> bool:
 
 
 def _compact_once(
-    store: Store,
-    spec: DatasetSpec,
-    rules: CompactionRules,
-    plan: dict[Window, list[TableFile]],
-    owner: str,
-    trigger: Trigger,
+    store: Store, order: BuildOrder, rules: CompactionRules, plan: dict[Window, list[TableFile]]
 ) -> CompactionReport:
+    spec = store.datasets[order.dataset]
     check_disk(store, store.table(spec.name).root)
     # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
     own = OwnTable(store, spec.name)
@@ -284,8 +270,8 @@ def _compact_once(
         lanes=lanes,
         kind=BuildKind.COMPACTION,
         window_starts=[window.start_micros for window in plan],
-        owner=owner,
-        trigger=trigger,
+        owner=order.owner,
+        trigger=order.trigger,
         rows=sum(file.rows for files in plan.values() for file in files),
         lease_micros=lease_micros(store),
         now=now_micros(),

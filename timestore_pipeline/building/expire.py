@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.datasets import dataset_columns
@@ -47,17 +47,16 @@ def expired_windows(store: Store, spec: DatasetSpec, now: int | None = None) -> 
     return [total for total in totals if spec.window_at(total.window_start).end_micros <= before]
 
 
-def expire_windows(
-    store: Store, dataset: str, *, owner: str, trigger: Trigger, now: int | None = None
-) -> ExpiredWindows:
-    """Drop the windows of a dataset that have had their time.
+def expire_windows(store: Store, order: BuildOrder, *, now: int | None = None) -> ExpiredWindows:
+    """Drop those of the windows of an order that have had their time.
 
     Raises:
         BuildInFlight: another build of the dataset has not ended.
         BuildAborted, TableError, LedgerError: nothing was dropped.
     """
+    dataset = order.dataset
     spec = store.datasets[dataset]
-    expired = expired_windows(store, spec, now)
+    expired = [each for each in expired_windows(store, spec, now) if spec.window_at(each.window_start) in order.windows]
     own = OwnTable(store, dataset)
     if not expired or not has_table(own.place):
         return ExpiredWindows(dataset)
@@ -72,8 +71,8 @@ def expire_windows(
         lanes=lanes,
         kind=BuildKind.EXPIRY,
         window_starts=[total.window_start for total in expired],
-        owner=owner,
-        trigger=trigger,
+        owner=order.owner,
+        trigger=order.trigger,
         rows=sum(total.rows for total in expired),
         lease_micros=lease_micros(store),
         now=now_micros(),

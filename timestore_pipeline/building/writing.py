@@ -1,0 +1,288 @@
+"""The files of a build: written from the slices that it claimed, and from those of the table that its commit replaces.
+
+A build replaces the windows of a dataset with a key, those that are rebuilt, and those whose files have narrower types:
+a reader of Delta tables takes a file without a column for nulls, but not every one takes an INT32 for a BIGINT or a
+DECIMAL(6,2) for a DECIMAL(8,4). So the commit that widens a column replaces all files that have it narrower.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import duckdb
+from sqlalchemy import Connection
+
+from timestore_pipeline.building.publication import WrittenFiles
+from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.remote_files import duckdb_name, duckdb_path
+from timestore_pipeline.duck.sql import column_list, literal, time_range_sql
+from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
+from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.claims import Claim, replace_also
+from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.ledger.slices import Slice
+from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.windows import Window
+from timestore_pipeline.rows.one_per_key import winning_rows
+from timestore_pipeline.segments.description import SEGMENT_TABLE
+from timestore_pipeline.segments.slices import (
+    MOST_ATTACHED,
+    attach_segment,
+    bring_segments,
+    detach_segment,
+    gather_slices,
+    rows_of_segment,
+)
+from timestore_pipeline.staging.room import check_disk
+from timestore_pipeline.store import Store
+from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.parquet import (
+    WindowSource,
+    parquet_relation,
+    slices_as_source,
+    window_folders,
+    write_window,
+)
+from timestore_pipeline.table.table import (
+    ParquetFile,
+    TableFile,
+    declare_types,
+    has_columns,
+    live_files,
+    open_table,
+    read_for_replacement,
+    types_that_differ,
+)
+
+log = logging.getLogger(__name__)
+
+_FILES_PER_LOOK = 500
+
+
+def columns_now(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], bool]:
+    """Return the dataset's columns, and whether they are others than in its beginning."""
+    schema = dataset_schema(tx, spec)
+    return (columns, False) if schema is None else (schema.columns, schema.version > 1)
+
+
+def write_claim(
+    store: Store,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    claim: Claim,
+    target_file_bytes: int,
+    *,
+    evolved: bool,
+    rebuilt: Collection[Window] = (),
+) -> WrittenFiles:
+    """Write the files of all claimed windows, and of those that the commit has to replace besides.
+
+    Args:
+        store: the installation.
+        spec: the dataset.
+        columns: those of its table.
+        claim: the slices that are published.
+        target_file_bytes: size at which the next Parquet file of a window starts.
+        evolved: whether the columns are others than in the dataset's beginning.
+        rebuilt: windows of which all rows are in the claim, so that nothing is taken over from their files.
+
+    Raises:
+        SegmentUnreadable, TableError, DiskFull: as they say.
+        duckdb.Error: the files cannot be written.
+    """
+    place = store.table(spec.name)
+    claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
+    rebuilt = set(rebuilt)
+    replaced = claimed | rebuilt if spec.key else set(rebuilt)
+    files: list[ParquetFile] = []
+    with (
+        store.connect(place, *store.segment_folders(spec.name)) as connection,
+        window_folders(store, claim.build) as folders,
+    ):
+        if evolved:
+            declare_types(OwnTable(store, spec.name), columns)
+            replaced |= _narrow_windows(store, connection, spec, columns, claim)
+        replacement = None
+        live: dict[str | None, list[TableFile]] = defaultdict(list)
+        if replaced:
+            keys = [window.key for window in replaced]
+            replacement = read_for_replacement(OwnTable(store, spec.name), claim.build, keys)
+            for file in replacement.files:
+                live[file.window_key].append(file)
+
+        def write(window: Window, pieces: Sequence[Slice], tables: Sequence[str]) -> None:
+            check_disk(store, place.root)
+            if replacement is not None and window in replaced:
+                kept = () if window in rebuilt else live[window.key]
+                source = rewritten_source(store, connection, spec, columns, window, pieces, tables, kept)
+            else:
+                source = slices_as_source(store, pieces, tables)
+            files.extend(
+                write_window(folders, connection, spec, columns, claim.build, window, source, target_file_bytes)
+            )
+
+        if claim.slices:
+            for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
+                write(window, pieces, tables)
+        for window in sorted(replaced - claimed - rebuilt):
+            write(window, (), ())
+    return WrittenFiles(files, replacement)
+
+
+def _narrow_windows(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], claim: Claim
+) -> set[Window]:
+    """Return the windows whose files must be written anew because a column is wider now; the ledger knows of them."""
+    table = open_table(store.table(spec.name), spec.name)
+    keys = narrow_windows(store, connection, spec, columns, table)
+    found = {window for key in keys if (window := spec.window_of_partition(key)) is not None}
+    if found:
+        log.warning("%s: a column has a wider type now; %d windows are written anew for it", spec.name, len(found))
+        starts = [window.start_micros for window in found]
+        store.ledger.transact(lambda tx: replace_also(tx, claim.build, starts))
+        reach(CrashPoint.WINDOWS_ADDED)
+    return found
+
+
+def _windows_with_tables(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], claim: Claim
+) -> Iterator[tuple[Window, list[Slice], list[str]]]:
+    """Yield each window with its slices and the tables that hold their rows while it is written."""
+    by_window = claim.by_window()
+    if max(len(pieces) for pieces in by_window.values()) > MOST_ATTACHED:
+        with _scratch_file(store, connection, claim.build) as scratch:
+            table = f"{scratch}.{SEGMENT_TABLE}"
+            gather_slices(store, connection, spec, columns, claim.slices, table)
+            for window_start, pieces in by_window.items():
+                yield spec.window_at(window_start), pieces, [table]
+        return
+    last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
+    attached: set[str] = set()
+    for window_start, pieces in by_window.items():
+        bring_segments(store, (piece for piece in pieces if piece.segment_id not in attached))
+        for piece in pieces:
+            if piece.segment_id not in attached:
+                attach_segment(store, connection, piece)
+                attached.add(piece.segment_id)
+        yield spec.window_at(window_start), pieces, [rows_of_segment(columns, piece) for piece in pieces]
+        for segment_id in [name for name in attached if last_use[name] == window_start]:
+            detach_segment(connection, segment_id)
+            attached.remove(segment_id)
+
+
+@contextmanager
+def _scratch_file(store: Store, connection: duckdb.DuckDBPyConnection, build: Build) -> Iterator[str]:
+    """Attach an empty DuckDB file for the time of a build: what is gathered there may be larger than memory."""
+    path = store.settings.temp_path / f"{build.dataset}-{build.sequence}.duckdb{TEMPORARY_SUFFIX}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    connection.execute(f"ATTACH {literal(str(path))} AS scratch")
+    try:
+        yield "scratch"
+    finally:
+        connection.execute("DETACH scratch")
+        path.unlink(missing_ok=True)
+
+
+def published_columns(store: Store, spec: DatasetSpec, table: DeltaTable) -> tuple[Column, ...]:
+    """Return the columns that the files of the table have, as the dataset's latest may not be published yet.
+
+    With a key the position is among them.
+
+    Raises:
+        TableError: the dataset never had such columns: somebody else has changed the table.
+    """
+    with store.ledger.read() as tx:
+        history = schema_history(tx, spec.name)
+    for version in reversed(history):
+        columns = spec.table_columns(version.columns)
+        if has_columns(table, columns):
+            return columns
+    raise TableError(
+        f"dataset {spec.name!r}: its table has columns that the dataset never had; "
+        f"'timestore schema {spec.name}' shows those that it had. Restore the table's log from a backup."
+    )
+
+
+def narrow_windows(
+    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], table: DeltaTable
+) -> set[str]:
+    """Return the keys of the windows with a file in which a column is narrower than in ``columns``.
+
+    The footers are read only where the table itself has a narrower column.
+    """
+    wider = {column.name: column.type for column in columns if column.name in types_that_differ(table, columns)}
+    if not wider:
+        return set()
+    place = store.table(spec.name)
+    live = live_files(table)
+    # DuckDB gives the name back without what escapes it.
+    window_of = {str(duckdb_path(place, file.path)): file.window_key for file in live}
+    found: set[str] = set()
+    for start in range(0, len(live), _FILES_PER_LOOK):
+        some = live[start : start + _FILES_PER_LOOK]
+        files = ", ".join(literal(duckdb_name(place, file.path)) for file in some)
+        rows = connection.execute(f"SELECT file_name, name, duckdb_type FROM parquet_schema([{files}])").fetchall()
+        narrow = {window_of[path] for path, name, type_ in rows if name in wider and type_ != wider[name]}
+        found |= {key for key in narrow if key is not None}
+    return found
+
+
+def rewritten_source(
+    store: Store,
+    connection: duckdb.DuckDBPyConnection,
+    spec: DatasetSpec,
+    columns: Sequence[Column],
+    window: Window,
+    pieces: Sequence[Slice],
+    tables: Sequence[str],
+    files: Iterable[TableFile],
+) -> WindowSource:
+    """Return the rows of a window from its live files and from slices; with a key just those that win.
+
+    Raises:
+        SegmentUnreadable, TableError: with a key, another number of rows was read than there should be.
+    """
+    live = sorted(files, key=lambda file: file.path)
+    published = [parquet_relation(store.table(spec.name), [file.path for file in live], columns)] if live else []
+    staged = slices_as_source(store, pieces, tables) if pieces else None
+
+    def wrong(reason: str) -> TimestoreError:
+        return TableError(
+            f"dataset {spec.name!r}: the files of window {window.key} cannot be read again: {reason}. "
+            f"Restore them from a backup: {', '.join(file.path for file in live[:3])}"
+        )
+
+    if staged and not live and not spec.key:
+        return staged
+    source = WindowSource(
+        relations=[*tables, *published],
+        rows=sum(piece.rows for piece in pieces) + sum(file.rows for file in live),
+        bytes=sum(piece.bytes for piece in pieces) + sum(file.bytes for file in live),
+        one_after_the_other=False,
+        counted_by="the ledger and the table",
+        wrong=staged.wrong if staged and not live else wrong,
+    )
+    if not spec.key:
+        return source
+    condition = time_range_sql(spec.time_column(columns), window.start_micros, window.end_micros)
+    parts = [f"SELECT {column_list(columns)} FROM {relation} WHERE {condition}" for relation in source.relations]
+    rows = " UNION ALL ".join(parts)
+    found = connection.execute(f"SELECT count(*) FROM ({rows})").fetchall()[0][0]
+    if found != source.rows:
+        raise source.wrong(f"{found} rows were read where {source.counted_by} have {source.rows}")
+    return WindowSource(
+        relations=[f"({winning_rows(spec, columns, rows)})"],
+        rows=None,
+        bytes=source.bytes,
+        one_after_the_other=False,
+        counted_by=source.counted_by,
+        wrong=source.wrong,
+    )
