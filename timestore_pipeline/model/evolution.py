@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cmp_to_key
 
 from timestore_pipeline.model.columns import Column, wider_type
 
@@ -69,6 +70,20 @@ def widened(before: Iterable[Column], after: Iterable[Column]) -> frozenset[str]
     """Return the names of the columns that both have and that have another type in ``after``."""
     had = {column.name: column.type for column in before}
     return frozenset(column.name for column in after if had.get(column.name, column.type) != column.type)
+
+
+def oldest_first(versions: Iterable[tuple[Column, ...]]) -> list[tuple[Column, ...]]:
+    """Return versions of the columns of one dataset as they came: each has all that earlier ones have."""
+
+    def compare(one: tuple[Column, ...], other: tuple[Column, ...]) -> int:
+        if len(one) != len(other):
+            return len(one) - len(other)
+        types = types_by_name(one), types_by_name(other)
+        if types[0] == types[1]:
+            return 0
+        return -1 if types_by_name(grown(one, other)) == types[1] else 1
+
+    return sorted(versions, key=cmp_to_key(compare))
 
 
 def declared_growth(history: Sequence[Sequence[Column]], declared: Sequence[Column]) -> tuple[Column, ...] | None:

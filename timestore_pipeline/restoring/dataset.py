@@ -33,6 +33,7 @@ from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.evolution import oldest_first
 from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.restoring.choosing import Choice, choose
@@ -195,10 +196,9 @@ class Restoring:
     def _versions(self, segments: Iterable[RestoredSegment]) -> list[tuple[Column, ...]]:
         """The columns that the dataset has had: those of manifests, then those that segments have beyond them."""
         table = self.evidence.table
-        versions = list(table.versions) if table else []
-        for segment in sorted(segments, key=lambda each: each.row.id):
-            if segment.columns is not None and segment.columns not in versions:
-                versions.append(segment.columns)
+        published = list(table.versions) if table else []
+        staged = {segment.columns for segment in segments if segment.columns is not None}
+        versions = published + oldest_first(staged.difference(published))
         return versions or ([table.columns] if table else [])
 
     def _totals(self, files: Iterable[TableFile], granularity: Granularity) -> dict[int, PublishedWindow]:

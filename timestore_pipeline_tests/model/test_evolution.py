@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.evolution import MAX_COLUMNS, changes, declared_growth, grown, widened
+from timestore_pipeline.model.evolution import MAX_COLUMNS, changes, declared_growth, grown, oldest_first, widened
 
 
 def columns(**types: str) -> tuple[Column, ...]:
@@ -20,6 +22,19 @@ def test_new_columns_stand_at_the_end_and_known_ones_keep_their_place():
     assert later == columns(ts="TIMESTAMP", n="BIGINT", gust="DOUBLE")
     assert changes(had, later) == ("widened n: INTEGER to BIGINT", "added gust DOUBLE")
     assert widened(had, later) == {"n"}
+
+
+def test_versions_say_themselves_in_which_order_they_came():
+    history = [
+        columns(ts="TIMESTAMP", n="SMALLINT"),
+        columns(ts="TIMESTAMP", n="INTEGER"),
+        columns(ts="TIMESTAMP", n="INTEGER", d="DECIMAL(5,2)"),
+        columns(ts="TIMESTAMP", n="BIGINT", d="DECIMAL(5,2)"),
+        columns(ts="TIMESTAMP", n="BIGINT", d="DECIMAL(6,3)"),
+    ]
+
+    for versions in permutations(history):
+        assert oldest_first(versions) == history
 
 
 def test_a_name_that_differs_only_in_case_is_no_new_column():

@@ -166,6 +166,27 @@ class TestTheOrderOfRowsOfOneKey:
             assert readable(lost_and_rebuilt(store, make_store, KEYED)) == expected
 
 
+class TestTheColumnsOfStagedRows:
+    def test_are_in_the_order_in_which_they_came_whatever_the_clocks_said(self, make_store: MakeStore):
+        evolving = (
+            "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
+            "evolve: true}}"
+        )
+        store = make_store(evolving)
+        with clock_ahead(hours=48):
+            stage(store, "weather", hourly(1))
+        wider = hourly(1, station="LGA").append_column("gust", pa.array([9.5]))
+        stage(store, "weather", wider)
+        stage(store, "weather", wider.append_column("humidity", pa.array([80])))
+        expected = readable(store)
+
+        again = lost_and_rebuilt(store, make_store, evolving)
+
+        assert readable(again) == expected
+        build(again)
+        assert published(again) == expected
+
+
 class TestWhatIsRestored:
     def test_the_newest_row_of_a_key_wins_though_the_clock_went_back_between_two_rebuilds(self, make_store: MakeStore):
         keyed = KEYED
