@@ -151,21 +151,21 @@ class Settings(BaseSettings):
     )
     landing_archive_max_dataset_bytes: Count = Field(
         default=107_374_182_400,
-        description="Most bytes of archived landing files of one dataset, as maintenance sees them once an hour: it "
+        description="Maximum bytes of archived landing files of one dataset, as maintenance sees them once an hour: it "
         "removes the oldest until there are no more. 0 switches the limit off.",
     )
     landing_max_files_per_run: PositiveCount = Field(
-        default=10_000, description="Most landing files that one ingest run takes, over all datasets."
+        default=10_000, description="Maximum number of landing files that one ingest run takes, over all datasets."
     )
     landing_max_bytes_per_run: PositiveCount = Field(
         default=1 << 30,
-        description="Most bytes of landing files that one ingest run takes, over all datasets, which take turns; the "
-        "first file of each dataset is taken whatever its size.",
+        description="Maximum bytes of landing files that one ingest run takes, over all datasets, which take turns; "
+        "the first file of each dataset is taken whatever its size.",
     )
     landing_max_file_bytes: PositiveCount = Field(
         default=4_294_967_296,
-        description="Most bytes of one landing file, as they are read and as they lie on the disk (a sparse file has "
-        "less there, a preallocated one more). A larger one is quarantined unread.",
+        description="Maximum bytes of one landing file, as they are read and as they lie on the disk (a sparse file "
+        "has less there, a preallocated one more). A larger one is quarantined unread.",
     )
     landing_max_reading_seconds: PositiveSeconds = Field(
         default=900.0,
@@ -180,21 +180,21 @@ class Settings(BaseSettings):
     )
     landing_max_arrow_bytes: PositiveCount = Field(
         default=536_870_912,
-        description="Most bytes of an Arrow file, as it is and unpacked: such files are read into memory whole. A "
+        description="Maximum bytes of an Arrow file, as it is and unpacked: such files are read into memory whole. A "
         "larger one is quarantined.",
     )
     landing_sensor_interval_seconds: PositiveCount = Field(
-        default=5, description="Least time between two looks of `landing_sensor`."
+        default=5, description="Minimum time between two ticks of `landing_sensor`."
     )
 
     batch_max_columns: PositiveCount = Field(
         default=2_000,
-        description="Most columns of a batch, those that the dataset ignores included: of a file, a body or a frame. "
-        "A dataset takes up 1,000 at most.",
+        description="Maximum number of columns of a batch, those that the dataset ignores included: of a file, a body "
+        "or a frame. A dataset has 1,000 at most.",
     )
     batch_max_metadata_bytes: PositiveCount = Field(
         default=1_048_576,
-        description="Most bytes that a batch says of itself: the footer of a Parquet file, the schema of an Arrow "
+        description="Maximum bytes that a batch says of itself: the footer of a Parquet file, the schema of an Arrow "
         "stream and the description of each of its batches. To read them takes up to 200 times as much memory.",
     )
 
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     )
     object_cache_bytes: Count = Field(
         default=4_294_967_296,
-        description="Most bytes of cached copies of objects in TIMESTORE_WORK_DIRECTORY, over all processes of the "
+        description="Maximum bytes of cached copies of objects in TIMESTORE_WORK_DIRECTORY, over all processes of the "
         "host; the least recently used go first. Those of the last minute stay even beyond it.",
     )
     object_store_timeout_seconds: PositiveSeconds = Field(
@@ -239,7 +239,7 @@ class Settings(BaseSettings):
     )
     quarantine_max_dataset_bytes: Count = Field(
         default=268_435_456,
-        description="Most bytes of rows of one dataset that are set aside, each entry counted as 4 KiB at least. A "
+        description="Maximum bytes of rows of one dataset that are set aside, each entry counted as 4 KiB at least. A "
         "batch with rows for which there is no room is refused whole, and a landing file quarantined whole; other "
         "batches go on. 0 switches the limit off.",
     )
@@ -253,19 +253,19 @@ class Settings(BaseSettings):
     )
     staging_max_pending: Count = Field(
         default=1_000,
-        description="Most staged, unpublished batches of one dataset; 0 switches the limit off. "
+        description="Maximum number of staged, unpublished batches of one dataset; 0 switches the limit off. "
         "At half of it the dataset is flushed.",
     )
     staging_max_windows: Count = Field(
         default=1_000,
-        description="Most windows that one batch may have rows in, as each becomes a file of the table; more is "
-        "refused, and a landing file is quarantined. 0 switches the limit off. For a backfill set it for the dataset: "
-        "`timestore limits set DATASET max_windows N`.",
+        description="Maximum number of windows that one batch may have rows in, as each becomes a file of the table; "
+        "more is refused, and a landing file is quarantined. 0 switches the limit off. For a backfill set it for the "
+        "dataset: `timestore limits set DATASET max_windows N`.",
     )
     staging_concurrent_ingests: Count = Field(
         default=0,
-        description="Most segments of one dataset that are written at the same time, over all processes; each takes "
-        "up to TIMESTORE_DUCKDB_MEMORY_LIMIT. The next one waits its turn. 0 switches the limit off.",
+        description="Maximum number of segments of one dataset that are written at the same time, over all processes; "
+        "each takes up to TIMESTORE_DUCKDB_MEMORY_LIMIT. The next one waits its turn. 0 switches the limit off.",
     )
     staging_turn_timeout_seconds: Seconds = Field(
         default=30.0,
@@ -348,8 +348,8 @@ class Settings(BaseSettings):
     )
     maintenance_max_removals: PositiveCount = Field(
         default=10_000,
-        description="Most files that one maintenance run removes of each kind (segments, Parquet files, orphans, "
-        "Dagster runs), and most segments that it lets the ledger forget of a dataset.",
+        description="Maximum number of files that one maintenance run removes of each kind (segments, Parquet files, "
+        "orphans, Dagster runs), and most segments that it lets the ledger forget of a dataset.",
     )
     dagster_run_retention_seconds: Seconds = Field(
         default=604_800.0,
@@ -357,10 +357,10 @@ class Settings(BaseSettings):
         "number only. The run of the latest materialization of any partition is always kept.",
     )
     dagster_keep_runs: Count = Field(
-        default=1_000, description="Most runs of sensors and schedules that are kept; 0 is no limit."
+        default=1_000, description="Maximum number of runs of sensors and schedules that are kept; 0 is no limit."
     )
     maintenance_max_compacted_bytes: PositiveCount = Field(
-        default=4_294_967_296, description="About as many bytes one maintenance run compacts, over all datasets."
+        default=4_294_967_296, description="About how many bytes one maintenance run compacts, over all datasets."
     )
 
     build_target_file_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
@@ -392,10 +392,10 @@ class Settings(BaseSettings):
     )
     compaction_max_bytes_per_build: PositiveCount = Field(
         default=536_870_912,
-        description="About as many bytes one compaction merges, before a flush of the dataset may go in between.",
+        description="About how many bytes one compaction merges, before a flush of the dataset may go in between.",
     )
     flush_sensor_interval_seconds: PositiveCount = Field(
-        default=5, description="Least time between two looks of `flush_sensor`."
+        default=5, description="Minimum time between two ticks of `flush_sensor`."
     )
 
     slo_flush_seconds: Seconds = Field(
@@ -404,7 +404,7 @@ class Settings(BaseSettings):
     )
     slo_publish_seconds: Seconds = Field(
         default=0.0,
-        description="Service level: rows are in the table so long after they were staged, else an alert fires. "
+        description="Service level: the longest time from staging to the table, else an alert fires. "
         "0: twice the dataset's age threshold, and 60 s at least.",
     )
     runbook_url: str = Field(
@@ -481,7 +481,7 @@ class Settings(BaseSettings):
         "pushed, passwords and tokens included: for tests only.",
     )
     metrics_sensor_interval_seconds: PositiveCount = Field(
-        default=15, description="Least time between two pushes of `metrics_sensor`."
+        default=15, description="Minimum time between two pushes of `metrics_sensor`."
     )
 
     http_tokens_file: Path | None = Field(
@@ -491,33 +491,35 @@ class Settings(BaseSettings):
     )
     http_tokens: SecretStr | None = Field(default=None, description="The same text, instead of the file.")
     http_max_body_bytes: PositiveCount = Field(
-        default=33_554_432, description="Most bytes of a request's body, as they are sent; more is answered with 413."
+        default=33_554_432,
+        description="Maximum bytes of a request's body, as they are sent; more is answered with 413.",
     )
     http_max_decoded_bytes: PositiveCount = Field(
         default=134_217_728,
-        description="Most bytes that a body may become when it is unpacked and read; more is answered with 413.",
+        description="Maximum bytes that a body may become when it is unpacked and read; more is answered with 413.",
     )
     http_max_rows: PositiveCount = Field(
-        default=1_000_000, description="Most rows of one request; more is answered with 413."
+        default=1_000_000, description="Maximum number of rows of one request; more is answered with 413."
     )
     http_max_held_bytes: PositiveCount = Field(
         default=268_435_456,
-        description="Most bytes that are held at the same time of all requests together: bodies, what is unpacked of "
-        "them, and their rows; more is answered with 503. Of one token it is half of that, or one request.",
+        description="Maximum bytes that are held at the same time of all requests together: bodies, what is unpacked "
+        "of them, and their rows; more is answered with 503. Of one token it is half of that, or one request.",
     )
     http_max_requests: PositiveCount = Field(
-        default=256, description="Most requests at the same time; more are answered with 503 at once."
+        default=256, description="Maximum number of requests at the same time; more are answered with 503 at once."
     )
     http_max_requests_per_token: PositiveCount = Field(
-        default=64, description="Most requests of one token at the same time; more are answered with 503 at once."
+        default=64,
+        description="Maximum number of requests of one token at the same time; more are answered with 503 at once.",
     )
     http_max_connections: PositiveCount = Field(
         default=512,
-        description="Most connections at the same time. A further one takes the place of the one that has been waiting "
-        "longest without a request.",
+        description="Maximum number of connections at the same time. A further one takes the place of the one that has "
+        "been waiting longest without a request.",
     )
     http_max_header_bytes: PositiveCount = Field(
-        default=32_768, description="Most bytes of a request's line and headers; more is answered with 431."
+        default=32_768, description="Maximum bytes of a request's line and headers; more is answered with 431."
     )
     http_decode_memory_limit: str = Field(
         default="192MiB",
