@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -13,6 +14,7 @@ from timestore_pipeline.cpu_time import TookTooLong
 from timestore_pipeline.duck.connections import ConnectionPool, connector
 from timestore_pipeline.errors import BatchRejected, TimestoreError
 from timestore_pipeline.staging import together
+from timestore_pipeline.staging.file_rows import FileRows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
@@ -106,6 +108,30 @@ def test_a_fault_of_ours_is_no_fault_of_the_batch(store: Store, monkeypatch: pyt
 
     assert not any(isinstance(answer, BatchRejected) for answer in answers)
     assert all(isinstance(answer, TimestoreError) for answer in answers)
+
+
+def test_a_fault_of_ours_with_one_file_holds_no_other_up(store: Store, drop, monkeypatch: pytest.MonkeyPatch):
+    drop(store, "weather", "strange.csv", "ts,station,temp\n2026-01-01T00:00:00Z,JFK,1\n")
+    drop(store, "weather", "good.arrow", arrow_bytes(hourly(2)))
+    plan = FileRows.plan
+
+    def fail_for_one(self: FileRows, connection: duckdb.DuckDBPyConnection, schema: Any, numbers: Any) -> object:
+        if any(self.paths[number].name == "strange.csv" for number in numbers):
+            raise LookupError("a bug")
+        return plan(self, connection, schema, numbers)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileRows, "plan", fail_for_one)
+        with pytest.raises(TimestoreError, match=r"strange\.csv could not be staged"):
+            ingest(store)
+    assert len(readable(store)) == 2
+
+    report = ingest(store)["weather"]
+
+    assert sorted((receipt.source, receipt.duplicate) for receipt in report.receipts) == [
+        ("good.arrow", True),
+        ("strange.csv", False),
+    ]
 
 
 @pytest.fixture
