@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.datasets import Fixed, take_positions
+from timestore_pipeline.ledger.quarantine import NewEntry
 from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
 from timestore_pipeline.ledger.schemas import SchemaStep, take_up
 from timestore_pipeline.ledger.slices import SliceRow, complete, quarantine_slices, restore_slices
-from timestore_pipeline.ledger.states import BuildKind, BuildState, QuarantineKind, QuarantineState
+from timestore_pipeline.ledger.states import BuildKind, BuildState, QuarantineState
 from timestore_pipeline.ledger.windows import PublishedWindow, add_up_windows
 from timestore_pipeline.model.columns import Column
 
@@ -41,18 +42,10 @@ class RestoredSegment:
     numbers: int = 0
 
 
-@dataclass(frozen=True)
-class RestoredEntry:
+@dataclass(frozen=True, kw_only=True)
+class RestoredEntry(NewEntry):
     """Something in quarantine as its file says; ``windows`` are those of the damaged slices of a segment."""
 
-    kind: QuarantineKind
-    batch_id: str
-    source: str
-    path: str
-    reason: str
-    rows: int | None
-    bytes: int
-    created_at: int
     resolved: bool = False
     windows: tuple[int, ...] = ()
 
@@ -197,25 +190,16 @@ def restore_batches_without_rows(tx: Connection, dataset: str, rows: Sequence[Ba
     acknowledge(tx, dataset, NewSegment(None, rows), staged_at)
 
 
-def restore_entries(
-    tx: Connection, dataset: str, entries: Iterable[RestoredEntry], *, first_id: int, by: str, now: int
-) -> int:
+def restore_entries(tx: Connection, entries: Iterable[RestoredEntry], *, first_id: int, by: str, now: int) -> int:
     """Enter what is in quarantine under ids from ``first_id`` on; return the next free one."""
     entry_id = first_id
     for entry in entries:
         state = QuarantineState.RETRIED if entry.resolved else QuarantineState.OPEN
+        row = {field.name: getattr(entry, field.name) for field in fields(NewEntry)}
         tx.execute(
             insert(quarantine).values(
+                **{**row, "kind": entry.kind.value},
                 id=entry_id,
-                dataset=dataset,
-                kind=entry.kind.value,
-                batch_id=entry.batch_id,
-                source=entry.source,
-                path=entry.path,
-                reason=entry.reason,
-                rows=entry.rows,
-                bytes=entry.bytes,
-                created_at=entry.created_at,
                 state=state.value,
                 resolved_at=now if entry.resolved else None,
                 resolved_by=by if entry.resolved else None,

@@ -132,7 +132,7 @@ class Restoring:
             *self._bad_files(known),
             *self._unreadable_files(),
         ]
-        next_entry = restore_entries(self.tx, name, entries, first_id=next_entry, by=self.by, now=now)
+        next_entry = restore_entries(self.tx, entries, first_id=next_entry, by=self.by, now=now)
         finish_restoring(self.tx, [segment.row.id for segment in segments], now)
         past = restore_past_rows(self.tx, name, now)
         kept = Policy.of(self.store.settings, spec).table_retention_micros
@@ -281,17 +281,10 @@ class Restoring:
             damaged = self._damage(found, staged)
             if damaged:
                 rows = sum(piece.rows for piece in staged if piece.window_start in damaged)
-                entries.append(
-                    self._entry(
-                        QuarantineKind.SEGMENT,
-                        found.id,
-                        ", ".join(sorted({each.batch.source for each in found.description.batches})[:3]),
-                        found.file,
-                        next(iter(damaged.values())),
-                        rows=rows,
-                        windows=tuple(damaged),
-                    )
-                )
+                source = ", ".join(sorted({each.batch.source for each in found.description.batches})[:3])
+                reason = next(iter(damaged.values()))
+                entry = self._entry(found.file, QuarantineKind.SEGMENT, found.id, source, reason, rows)
+                entries.append(replace(entry, windows=tuple(damaged)))
         return entries
 
     def _damage(self, found: FoundSegment, staged: list[SliceRow]) -> dict[int, str]:
@@ -330,17 +323,9 @@ class Restoring:
                 if each.batch.batch_id not in known:
                     alone.append(batch_row(each))
                 if not decided:
-                    entries.append(
-                        self._entry(
-                            QuarantineKind.ROWS,
-                            each.batch.batch_id,
-                            each.batch.source,
-                            file,
-                            each.reason,
-                            rows=each.refused_rows,
-                            size=file.bytes * each.refused_rows // refused(description),
-                        )
-                    )
+                    batch, rows = each.batch, each.refused_rows
+                    entry = self._entry(file, QuarantineKind.ROWS, batch.batch_id, batch.source, each.reason, rows)
+                    entries.append(replace(entry, bytes=file.bytes * rows // refused(description)))
             if alone:
                 restore_batches_without_rows(self.tx, self.evidence.dataset, alone, staged_at_of(_name(file)))
                 known |= {row.batch_id for row in alone}
@@ -356,7 +341,7 @@ class Restoring:
             if batch_id not in seen:
                 seen.add(batch_id)
                 source = _ID_BEFORE_NAME.sub("", _name(file))
-                entry = self._entry(QuarantineKind.BATCH, batch_id, source, file, _UNKNOWN_REASON, rows=None)
+                entry = self._entry(file, QuarantineKind.BATCH, batch_id, source, _UNKNOWN_REASON, None)
                 entries.append(replace(entry, resolved=batch_id in known))
         return entries
 
@@ -369,40 +354,23 @@ class Restoring:
                 f"{found.reason}. Its rows are not in the rebuilt ledger: restore the file from a backup and run "
                 "'timestore ledger rebuild --replace', or discard it"
             )
-            entries.append(
-                self._entry(
-                    QuarantineKind.SEGMENT,
-                    PurePosixPath(found.file.key).stem,
-                    _name(found.file),
-                    found.file,
-                    reason,
-                    rows=None,
-                )
-            )
+            stem = PurePosixPath(found.file.key).stem
+            entries.append(self._entry(found.file, QuarantineKind.SEGMENT, stem, _name(found.file), reason, None))
         return entries
 
     def _entry(
-        self,
-        kind: QuarantineKind,
-        batch_id: str,
-        source: str,
-        file: Entry,
-        reason: str,
-        *,
-        rows: int | None,
-        size: int | None = None,
-        windows: tuple[int, ...] = (),
+        self, file: Entry, kind: QuarantineKind, batch_id: str, source: str, reason: str, rows: int | None
     ) -> RestoredEntry:
         return RestoredEntry(
+            dataset=self.evidence.dataset,
             kind=kind,
             batch_id=batch_id,
             source=source,
             path=file.key,
             reason=reason,
             rows=rows,
-            bytes=file.bytes if size is None else size,
+            bytes=file.bytes,
             created_at=file.modified_at,
-            windows=windows,
         )
 
 
