@@ -17,11 +17,11 @@ from timestore_pipeline.errors import ColumnsChanged, DatasetRemoved, Declaratio
 from timestore_pipeline.ledger.schema import datasets, schemas, slices, windows
 from timestore_pipeline.ledger.schemas import (
     SchemaStep,
+    add_versions,
     column_histories,
     columns_from_text,
     declared_step,
     required_columns,
-    take_up,
 )
 from timestore_pipeline.ledger.statements import insert_unless_there
 from timestore_pipeline.model.columns import TIME_TYPES, Column
@@ -49,7 +49,7 @@ def register(tx: Connection, specs: Iterable[DatasetSpec], now: int) -> dict[str
     for spec in to_do.to_declare:
         fix_declaration(tx, spec)
     for name, (version, step) in to_do.steps.items():
-        take_up(tx, name, version, [step], now)
+        add_versions(tx, name, version, [step], now)
     return to_do.refused
 
 
@@ -258,7 +258,7 @@ def next_position(tx: Connection, dataset: str) -> int:
     return tx.execute(select(datasets.c.next_position).where(datasets.c.name == dataset)).scalar_one()
 
 
-def take_positions(tx: Connection, dataset: str, rows: int) -> int:
+def claim_positions(tx: Connection, dataset: str, rows: int) -> int:
     """Return the position of the first of ``rows`` new rows; the caller holds the dataset's lock.
 
     Positions follow the order in which batches are acknowledged, whatever the clocks say.

@@ -13,8 +13,8 @@ from timestore_pipeline.ledger.schema import leases
 from timestore_pipeline.ledger.statements import insert_unless_there
 
 
-def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: int) -> bool:
-    """Take the lease ``name``; False where another owner holds it and it has not expired.
+def claim_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: int) -> bool:
+    """Claim the lease ``name``; False where another owner holds it and it has not expired.
 
     Times are microseconds since the epoch.
     """
@@ -28,18 +28,18 @@ def take_lease(tx: Connection, name: str, owner: str, *, now: int, expires_at: i
 
 
 def release_lease(tx: Connection, name: str, owner: str) -> None:
-    """Give the lease back; nothing happens where it has expired and another owner took it."""
+    """Give the lease back; nothing happens where it has expired and another owner has it."""
     tx.execute(delete(leases).where(leases.c.name == name, leases.c.owner == owner))
 
 
-def take_slot(tx: Connection, resource: str, slots: int, owner: str, *, now: int, lease_micros: int) -> str | None:
-    """Take one of ``slots`` slots of ``resource``; return the name of its lease, or None where all are held.
+def claim_slot(tx: Connection, resource: str, slots: int, owner: str, *, now: int, lease_micros: int) -> str | None:
+    """Claim one of ``slots`` slots of ``resource``; return the name of its lease, or None where all are held.
 
-    An owner that has one gets the same again.
+    An owner that has one gets the same again. Times are microseconds since the epoch.
 
-    The caller serializes takers of one resource (see ``lock_dataset``): slots are counted, then taken, so their number
-    may change at any time. Times are microseconds since the epoch. A lease that claims to last for more than twice as
-    long is of a clock that has been set back since, and counts as expired.
+    The caller serializes claims of one resource (see ``lock_dataset``): slots are counted and then claimed, so their
+    number may change at any time. A lease that says to last for more than twice as long is of a clock that has been set
+    back since, and counts as expired.
     """
     mine = leases.c.name.startswith(f"{resource}/", autoescape=True)
     tx.execute(
@@ -51,7 +51,7 @@ def take_slot(tx: Connection, resource: str, slots: int, owner: str, *, now: int
     if slots_held(tx, resource, now) >= slots:
         return None
     name = f"{resource}/{secrets.token_hex(8)}"
-    take_lease(tx, name, owner, now=now, expires_at=now + lease_micros)
+    claim_lease(tx, name, owner, now=now, expires_at=now + lease_micros)
     return name
 
 

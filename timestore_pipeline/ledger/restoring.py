@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
-from timestore_pipeline.ledger.datasets import Fixed, take_positions
+from timestore_pipeline.ledger.datasets import Fixed, claim_positions
 from timestore_pipeline.ledger.quarantine import NewEntry
 from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
-from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.ledger.schemas import SchemaStep, add_versions
 from timestore_pipeline.ledger.slices import SliceRow, complete, quarantine_slices, restore_slices
 from timestore_pipeline.ledger.states import BuildKind, BuildState, QuarantineState
 from timestore_pipeline.ledger.windows import PublishedWindow, add_up_windows
@@ -90,7 +90,7 @@ def restore_dataset(
     values = {**asdict(fixed), **asdict(table)}
     if tx.execute(update(datasets).where(datasets.c.name == dataset).values(**values)).rowcount == 0:
         tx.execute(insert(datasets).values(name=dataset, **values))
-    take_up(tx, dataset, 0, [SchemaStep(columns, source=REBUILD_TRIGGER) for columns in versions], now)
+    add_versions(tx, dataset, 0, [SchemaStep(columns, source=REBUILD_TRIGGER) for columns in versions], now)
 
 
 def restore_publication(tx: Connection, dataset: str, publication: RestoredPublication, *, owner: str, now: int) -> int:
@@ -176,7 +176,7 @@ def restore_segment(
     """Enter a segment with its batches and slices, each slice published or staged as it was."""
     given = sum(batch.rows + batch.quarantined_rows + batch.dropped_rows for batch in restored.batches)
     numbers = max(given, restored.numbers)
-    position = take_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None
+    position = claim_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None
     version = len(versions) if restored.columns is None else versions.index(restored.columns) + 1
     new = NewSegment(restored.row, restored.batches, restored.slices, version, position)
     acknowledge(tx, dataset, new, restored.staged_at)

@@ -66,7 +66,7 @@ def required_columns(spec: DatasetSpec, first: Iterable[Column]) -> frozenset[st
     return frozenset(column.name for column in first).union(needed) - set(spec.optional)
 
 
-def take_up(tx: Connection, dataset: str, base: int, steps: Sequence[SchemaStep], now: int) -> int:
+def add_versions(tx: Connection, dataset: str, base: int, steps: Sequence[SchemaStep], now: int) -> int:
     """Add versions after the version ``base``, which must be the latest; return the last one's number.
 
     The caller holds the dataset's lock.

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client import push_to_gateway
 
-from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.metrics.projection import Picture, collect_metrics
 from timestore_pipeline.metrics.transport import gateway_handler, secrets_sent
 from timestore_pipeline.model.clock import now_micros
@@ -87,7 +87,7 @@ def _take_turn(store: Store, owner: str) -> bool:
     # Longer than a push may take: after that its process must have died.
     expires_at = now + int(1e6 * (_COLLECTING_SECONDS + 2 * store.settings.pushgateway_timeout_seconds))
     with store.ledger.write() as tx:
-        return take_lease(tx, _LEASE, owner, now=now, expires_at=expires_at)
+        return claim_lease(tx, _LEASE, owner, now=now, expires_at=expires_at)
 
 
 def _push(store: Store, gateway: SplitResult) -> str | None:

@@ -19,7 +19,7 @@ from timestore_pipeline.ledger.batches import (
     windows_of_batches,
 )
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
-from timestore_pipeline.ledger.datasets import dataset_schema, fix_declaration, lock_dataset, take_positions
+from timestore_pipeline.ledger.datasets import claim_positions, dataset_schema, fix_declaration, lock_dataset
 from timestore_pipeline.ledger.quarantine import (
     NewEntry,
     QuarantineEntry,
@@ -27,7 +27,7 @@ from timestore_pipeline.ledger.quarantine import (
     resolve_staged_files,
     set_aside,
 )
-from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.ledger.schemas import SchemaStep, add_versions
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
@@ -192,14 +192,14 @@ def acknowledge_segment(
             fix_declaration(tx, spec)
         if refused_rows:
             check_quarantine(tx, store, spec, written)
-        version = take_up(tx, spec.name, premises.base, premises.steps, now)
+        version = add_versions(tx, spec.name, premises.base, premises.steps, now)
         check_queue(tx, spec, limits, len(batches))
         check_shares(tx, spec, limits, batches)
         check_guardrails(tx, store, spec, limits)
         first_open = spec.first_open_window(written.judged_at).start_micros
         position = premises.position
         if spec.key and position is None:
-            position = take_positions(tx, spec.name, written.numbers)
+            position = claim_positions(tx, spec.name, written.numbers)
         segment = NewSegment(written.row, rows, written.slices, version, position)
         acknowledge(tx, spec.name, segment, now, first_open_window=first_open)
         count_late_rows(tx, spec, written)

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LedgerError, TooManyIngests
 from timestore_pipeline.ledger.datasets import lock_dataset
-from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
+from timestore_pipeline.ledger.leases import claim_slot, extend_slot, release_lease, slots_held
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.policy import EffectiveLimits
 from timestore_pipeline.store import Store
@@ -97,7 +97,7 @@ def _take_turn(dataset: str, limit: int, owner: str, now: int, tx: Connection) -
     """Return the lease that was taken, or None and how many are held."""
     lock_dataset(tx, dataset)
     name = turns_of(dataset)
-    lease = take_slot(tx, name, limit, owner, now=now, lease_micros=_LEASE_MICROS)
+    lease = claim_slot(tx, name, limit, owner, now=now, lease_micros=_LEASE_MICROS)
     return lease, 0 if lease else slots_held(tx, name, now)
 
 

@@ -27,7 +27,7 @@ from timestore_pipeline.datasets import (
 from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
 from timestore_pipeline.ledger.forgetting import forget_dataset
-from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
@@ -88,7 +88,7 @@ def extend_lease(store: Store, name: str) -> None:
     """Say that the validation is alive; to be called at least once a minute."""
     now = now_micros()
     with store.ledger.write() as tx:
-        take_lease(tx, _lease(name), _owner(), now=now, expires_at=now + _LEASE_MICROS)
+        claim_lease(tx, _lease(name), _owner(), now=now, expires_at=now + _LEASE_MICROS)
 
 
 def remove_leftovers(store: Store) -> list[str]:
@@ -105,7 +105,7 @@ def remove_leftovers(store: Store) -> list[str]:
     for name in leftovers:
         now = now_micros()
         with store.ledger.write() as tx:
-            dead = take_lease(tx, _lease(name), _owner(), now=now, expires_at=now + _LEASE_MICROS)
+            dead = claim_lease(tx, _lease(name), _owner(), now=now, expires_at=now + _LEASE_MICROS)
         if dead:
             log.warning("removing %s, which a validation left that did not end by itself", name)
             _remove(store, name)

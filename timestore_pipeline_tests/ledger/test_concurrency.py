@@ -21,7 +21,7 @@ from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import count, counter_values
 from timestore_pipeline.ledger.datasets import lock_dataset, lock_datasets
 from timestore_pipeline.ledger.landing import SettledFile, all_settled, remember_settled
-from timestore_pipeline.ledger.leases import take_lease, take_slot
+from timestore_pipeline.ledger.leases import claim_lease, claim_slot
 from timestore_pipeline.ledger.limits import EVERY_DATASET, Pause, pause_intake
 from timestore_pipeline.ledger.quarantine import NewEntry, open_entries, set_aside
 from timestore_pipeline.ledger.queue import pending_batches
@@ -115,10 +115,10 @@ def test_a_lease_goes_to_one_and_slots_to_as_many_as_there_are(ledgers: list[Led
         def take(number: int, ledger: Ledger, turn: int = turn) -> tuple[bool, str | None]:
             def work(tx):
                 lock_dataset(tx, "weather")
-                return take_slot(tx, f"{turn}", 2, str(number), now=0, lease_micros=10)
+                return claim_slot(tx, f"{turn}", 2, str(number), now=0, lease_micros=10)
 
             name = f"lease {turn}"
-            taken = ledger.transact(lambda tx: take_lease(tx, name, str(number), now=turn, expires_at=turn + 1))
+            taken = ledger.transact(lambda tx: claim_lease(tx, name, str(number), now=turn, expires_at=turn + 1))
             return taken, ledger.transact(work)
 
         taken = together(ledgers, take)

@@ -19,7 +19,7 @@ from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.counters import FLUSH_DURATION, count, counter_values, histogram_values, observe
 from timestore_pipeline.ledger.database import HEAD_REVISION
 from timestore_pipeline.ledger.datasets import known_datasets
-from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
 from timestore_pipeline.operating.backup import back_up_ledger
 from timestore_pipeline.settings import Settings
@@ -358,14 +358,14 @@ def test_many_processes_may_open_a_new_installation_at_once(home: Path):
 
 def test_a_lease_has_one_owner_until_it_expires(ledger: Ledger):
     with ledger.write() as tx:
-        assert take_lease(tx, "sweep", "a", now=0, expires_at=10)
-        assert not take_lease(tx, "sweep", "b", now=9, expires_at=20)
-        assert take_lease(tx, "sweep", "a", now=9, expires_at=15)
-        assert take_lease(tx, "sweep", "b", now=15, expires_at=30)
+        assert claim_lease(tx, "sweep", "a", now=0, expires_at=10)
+        assert not claim_lease(tx, "sweep", "b", now=9, expires_at=20)
+        assert claim_lease(tx, "sweep", "a", now=9, expires_at=15)
+        assert claim_lease(tx, "sweep", "b", now=15, expires_at=30)
         release_lease(tx, "sweep", "a")
-        assert not take_lease(tx, "sweep", "a", now=16, expires_at=40)
+        assert not claim_lease(tx, "sweep", "a", now=16, expires_at=40)
         release_lease(tx, "sweep", "b")
-        assert take_lease(tx, "sweep", "a", now=16, expires_at=40)
+        assert claim_lease(tx, "sweep", "a", now=16, expires_at=40)
 
 
 def test_a_histogram_counts_each_observation_in_its_bucket(ledger: Ledger):

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
-from timestore_pipeline.ledger.leases import release_lease, take_lease
+from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.metrics import PushResult, push_metrics
 from timestore_pipeline.metrics.series import SERIES
 from timestore_pipeline.model.clock import now_micros
@@ -274,7 +274,7 @@ def test_a_push_waits_its_turn_but_not_longer_than_its_timeout(make_store: MakeS
     store = make_store(pushgateway_url=f"http://127.0.0.1:{free_port}", pushgateway_timeout_seconds=0.3)
     now = now_micros()
     with store.ledger.write() as tx:
-        assert take_lease(tx, "metrics_push", "another", now=now, expires_at=now + 60_000_000)
+        assert claim_lease(tx, "metrics_push", "another", now=now, expires_at=now + 60_000_000)
 
     assert "other processes were pushing" in push_metrics(store).reason
 
@@ -287,20 +287,20 @@ def test_a_process_that_died_while_pushing_holds_nobody_up(make_store: MakeStore
     store = make_store(pushgateway_url=f"http://127.0.0.1:{free_port}")
     now = now_micros()
     with store.ledger.write() as tx:
-        assert take_lease(tx, "metrics_push", "dead", now=now - 10, expires_at=now - 1)
+        assert claim_lease(tx, "metrics_push", "dead", now=now - 10, expires_at=now - 1)
 
     assert "refused" in push_metrics(store).reason
 
 
 def test_a_lease_has_one_holder_at_a_time(store: Store):
     with store.ledger.write() as tx:
-        assert take_lease(tx, "thing", "one", now=0, expires_at=100)
-        assert not take_lease(tx, "thing", "other", now=50, expires_at=150)
-        assert take_lease(tx, "thing", "one", now=60, expires_at=160), "its holder may extend it"
-        assert not take_lease(tx, "thing", "other", now=110, expires_at=210)
-        assert take_lease(tx, "another thing", "other", now=50, expires_at=150)
-        assert take_lease(tx, "thing", "other", now=160, expires_at=260)
+        assert claim_lease(tx, "thing", "one", now=0, expires_at=100)
+        assert not claim_lease(tx, "thing", "other", now=50, expires_at=150)
+        assert claim_lease(tx, "thing", "one", now=60, expires_at=160), "its holder may extend it"
+        assert not claim_lease(tx, "thing", "other", now=110, expires_at=210)
+        assert claim_lease(tx, "another thing", "other", now=50, expires_at=150)
+        assert claim_lease(tx, "thing", "other", now=160, expires_at=260)
         release_lease(tx, "thing", "one")
-        assert not take_lease(tx, "thing", "one", now=200, expires_at=300), "only its holder can release it"
+        assert not claim_lease(tx, "thing", "one", now=200, expires_at=300), "only its holder can release it"
         release_lease(tx, "thing", "other")
-        assert take_lease(tx, "thing", "one", now=200, expires_at=300)
+        assert claim_lease(tx, "thing", "one", now=200, expires_at=300)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.errors import DiskFull, GuardrailExceeded, StagingQueueFull, TooManyIngests
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, GUARDRAIL_BREACHES, RETRIED_BATCHES
-from timestore_pipeline.ledger.leases import extend_slot, release_lease, slots_held, take_slot
+from timestore_pipeline.ledger.leases import claim_slot, extend_slot, release_lease, slots_held
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import Settings
@@ -130,7 +130,7 @@ class TestSlots:
         ) -> str | None:
             owner = owner or next(owners)
             with store.ledger.write() as tx:
-                return take_slot(tx, resource, slots, owner, now=now, lease_micros=MINUTE)
+                return claim_slot(tx, resource, slots, owner, now=now, lease_micros=MINUTE)
 
         return take_one
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.errors import BatchConflict, IntakePaused, StagingQueueFull, TooManyIngests
-from timestore_pipeline.ledger.leases import take_slot
+from timestore_pipeline.ledger.leases import claim_slot
 from timestore_pipeline.ledger.limits import LimitName, Pause, pause_intake, resume_intake
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage
@@ -101,7 +101,7 @@ def test_turns_that_are_limited_since_are_waited_for(make_store: MakeStore):
         override(store, LimitName.CONCURRENT_INGESTS, 1)
         now = now_micros()
         with store.ledger.write() as tx:
-            assert take_slot(tx, turns_of("weather"), 1, "other", now=now, lease_micros=60_000_000)
+            assert claim_slot(tx, turns_of("weather"), 1, "other", now=now, lease_micros=60_000_000)
         with pytest.raises(TooManyIngests):
             writer.write(batch(1))
 

@@ -20,7 +20,7 @@ from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.datasets import SCRATCH_PREFIX, parse_datasets
 from timestore_pipeline.errors import DatasetsFileError, UnknownDataset
 from timestore_pipeline.ledger import schema
-from timestore_pipeline.ledger.leases import take_lease
+from timestore_pipeline.ledger.leases import claim_lease
 from timestore_pipeline.metrics import exposition
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.policy import ServiceLevels
@@ -246,7 +246,7 @@ def test_nothing_else_is_ever_taken_for_a_leftover(make_store: MakeStore):
         held = f"{SCRATCH_PREFIX}0000aaaa"
         tx.execute(insert(schema.datasets).values(name=held, granularity="day"))
         now = now_micros()
-        take_lease(tx, f"validation:{held}", "another", now=now, expires_at=now + 60_000_000)
+        claim_lease(tx, f"validation:{held}", "another", now=now, expires_at=now + 60_000_000)
     before = everything(store)
 
     assert remove_leftovers(store) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import BigInteger, Connection, bindparam, text
 
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_DURATION, FLUSH_ROWS, SEGMENT_BYTES
-from timestore_pipeline.ledger.schemas import SchemaStep, take_up
+from timestore_pipeline.ledger.schemas import SchemaStep, add_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.settings import Settings
@@ -76,7 +76,7 @@ def fill(tx: Connection, past: Past) -> None:
     each = past.batches // past.datasets // BATCHES_PER_BUILD * BATCHES_PER_BUILD
     now = now_micros()
     for name in past.names:
-        take_up(tx, name, 0, [SchemaStep(_COLUMNS, source="the benchmark")], now)
+        add_versions(tx, name, 0, [SchemaStep(_COLUMNS, source="the benchmark")], now)
     values = {
         "datasets": past.datasets,
         "each": each,
