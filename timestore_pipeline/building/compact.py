@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
@@ -20,7 +19,7 @@ from timestore_pipeline.building.thresholds import due_trigger
 from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.builds import Build, NewBuild
 from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.lanes import windows_in_flight
 from timestore_pipeline.ledger.queue import queue_of
@@ -264,19 +263,17 @@ def _compact_once(
     columns = published_columns(store, spec, own.opened())
     with store.ledger.read() as tx:
         lanes = store.policy(tx, spec).limits.concurrent_builds
-    claim = partial(
-        claim_windows,
-        dataset=spec.name,
-        lanes=lanes,
+    new = NewBuild(
+        spec.name,
         kind=BuildKind.COMPACTION,
-        window_starts=[window.start_micros for window in plan],
         owner=order.owner,
         trigger=order.trigger,
-        rows=sum(file.rows for files in plan.values() for file in files),
-        lease_micros=lease_micros(store),
         now=now_micros(),
+        lease_micros=lease_micros(store),
+        lanes=lanes,
     )
-    build = store.ledger.transact(claim)
+    starts, rows = [window.start_micros for window in plan], sum(file.rows for files in plan.values() for file in files)
+    build = store.ledger.transact(lambda tx: claim_windows(tx, new, starts, rows))
     merged: list[TableFile] = []
 
     def write() -> WrittenFiles:

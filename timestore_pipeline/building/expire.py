@@ -7,11 +7,11 @@ the row audit still adds up.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.states import BuildKind
@@ -65,24 +65,22 @@ def expire_windows(store: Store, order: BuildOrder, *, now: int | None = None) -
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec) or ()
         lanes = store.policy(tx, spec).limits.concurrent_builds
-    claim = partial(
-        claim_windows,
-        dataset=dataset,
-        lanes=lanes,
+    new = NewBuild(
+        dataset,
         kind=BuildKind.EXPIRY,
-        window_starts=[total.window_start for total in expired],
         owner=order.owner,
         trigger=order.trigger,
-        rows=sum(total.rows for total in expired),
-        lease_micros=lease_micros(store),
         now=now_micros(),
+        lease_micros=lease_micros(store),
+        lanes=lanes,
     )
-    build = store.ledger.transact(claim)
+    starts, rows = [total.window_start for total in expired], sum(total.rows for total in expired)
+    build = store.ledger.transact(lambda tx: claim_windows(tx, new, starts, rows))
     publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(own, build, keys)))
     return ExpiredWindows(
         dataset,
         windows=len(expired),
-        rows=sum(total.rows for total in expired),
+        rows=rows,
         files=sum(total.files for total in expired),
         bytes=sum(total.bytes for total in expired),
     )

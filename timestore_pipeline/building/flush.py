@@ -20,7 +20,7 @@ from timestore_pipeline.building.report import BuildReport, build_report, report
 from timestore_pipeline.building.writing import columns_now, write_claim
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError
-from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.lanes import staged_windows
@@ -110,19 +110,17 @@ def _flush_once(store: Store, order: BuildOrder, *, leave_some: bool) -> BuildRe
     first, last = order.windows.starts
 
     def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...], bool]:
-        claim = claim_slices(
-            tx,
+        new = NewBuild(
             order.dataset,
             owner=order.owner,
             trigger=order.trigger,
-            first_window=first,
-            last_window=last,
-            lease_micros=lease_micros(store),
             now=now,
-            replaces=spec.key is not None,
+            lease_micros=lease_micros(store),
             lanes=store.policy(tx, spec).limits.concurrent_builds,
-            least_rows=store.settings.build_least_shared_rows if leave_some else None,
+            replaces=spec.key is not None,
         )
+        least_rows = store.settings.build_least_shared_rows if leave_some else None
+        claim = claim_slices(tx, new, first, last, least_rows=least_rows)
         # Only now: what is claimed may have come with new columns since the first look.
         found = columns_now(tx, spec, known)
         reach(CrashPoint.SLICES_RECORDED)

@@ -19,9 +19,10 @@ from timestore_pipeline.building.report import BuildReport, build_report
 from timestore_pipeline.building.writing import columns_now, write_claim
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BuildAborted, RebuildRefused, TimestoreError
-from timestore_pipeline.ledger.claims import Claim, new_build
+from timestore_pipeline.ledger.builds import NewBuild
+from timestore_pipeline.ledger.claims import Claim, claim_build
 from timestore_pipeline.ledger.datasets import dataset_columns
-from timestore_pipeline.ledger.lanes import claimed_already, enter, staged_slices
+from timestore_pipeline.ledger.lanes import claimed_already, find_lane, staged_slices
 from timestore_pipeline.ledger.lineage import (
     Coverage,
     WindowBatch,
@@ -81,7 +82,16 @@ def rebuild_windows(store: Store, order: BuildOrder) -> BuildReport | None:
     now = now_micros()
 
     def claim_them(tx: Connection) -> _RebuildClaim | None:
-        mine, in_flight = claimed_already(tx, dataset, order.owner, now)
+        new = NewBuild(
+            dataset,
+            kind=BuildKind.REBUILD,
+            owner=order.owner,
+            trigger=order.trigger,
+            now=now,
+            lease_micros=lease_micros(store),
+            lanes=store.policy(tx, spec).limits.concurrent_builds,
+        )
+        mine, in_flight = claimed_already(tx, new)
         coverage = published_coverage(tx, dataset, from_start, to_start)
         # What was staged since an earlier attempt is for the next build: this one does not replace its window.
         if mine is not None:
@@ -90,28 +100,15 @@ def rebuild_windows(store: Store, order: BuildOrder) -> BuildReport | None:
         else:
             pieces = staged_slices(tx, dataset, from_start, to_start)
             starts = coverage.windows | {piece.window_start for piece in pieces}
-        lanes = store.policy(tx, spec).limits.concurrent_builds
-        entry = enter(tx, dataset, BuildKind.REBUILD, lanes, in_flight, starts) if mine is None else None
+        lane = find_lane(tx, new, in_flight, starts) if mine is None else None
         missing = _missing(spec, coverage)
         if missing:
             raise RebuildRefused(dataset, _named(spec, starts), missing)
         if not starts:
             return None
         if mine is None:
-            assert entry is not None
-            mine = new_build(
-                tx,
-                entry,
-                BuildKind.REBUILD,
-                starts,
-                starts,
-                owner=order.owner,
-                trigger=order.trigger,
-                lease_micros=lease_micros(store),
-                now=now,
-                rows=sum(piece.rows for piece in coverage.slices),
-                pieces=pieces,
-            )
+            assert lane is not None
+            mine = claim_build(tx, new, lane, starts, pieces, rows=sum(piece.rows for piece in coverage.slices))
         staged = Claim(mine, pieces)
         return _RebuildClaim(staged, coverage.slices, frozenset(starts), *columns_now(tx, spec, columns))
 

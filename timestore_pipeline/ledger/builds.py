@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from sqlalchemy import Connection, Row, case, func, literal_column, select, update
 
@@ -31,6 +31,26 @@ _IN_FLIGHT = builds.c.state == literal_column(f"'{BuildState.CLAIMED}'")
 
 PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 """Builds that publish slices; the others only write published rows anew, or drop them."""
+
+
+@dataclass(frozen=True)
+class NewBuild:
+    """A build that is to be claimed: of which dataset, what it does, for whom and why, and when it is claimed.
+
+    ``lease_micros`` is for how long it is left alone without a heartbeat, ``lanes`` how many builds of the dataset may
+    be in flight at once. ``replaces`` says that a flush will commit the whole content of its windows, not what it adds
+    to them; builds of another kind always do. Times are microseconds since the epoch.
+    """
+
+    dataset: str
+    _: KW_ONLY
+    kind: BuildKind = BuildKind.FLUSH
+    owner: str
+    trigger: str
+    now: int
+    lease_micros: int
+    lanes: int = 1
+    replaces: bool = False
 
 
 @dataclass(frozen=True)

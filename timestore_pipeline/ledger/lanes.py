@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, func, select, union
 
 from timestore_pipeline.errors import BuildInFlight
-from timestore_pipeline.ledger.builds import PUBLISHING, Build, builds_in_flight
+from timestore_pipeline.ledger.builds import PUBLISHING, Build, NewBuild, builds_in_flight
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import datasets, replaced_windows, schemas, slices
 from timestore_pipeline.ledger.slices import SLICE_IS_FREE, Slice, slices_where
@@ -131,36 +131,28 @@ def staged_slices(
     return tuple(slices_where(tx, *free_slices(dataset, first_window, last_window, ids_of(others))))
 
 
-def claimed_already(tx: Connection, dataset: str, owner: str, now: int) -> tuple[Build | None, tuple[Build, ...]]:
+def claimed_already(tx: Connection, new: NewBuild) -> tuple[Build | None, tuple[Build, ...]]:
     """Lock the dataset until the transaction ends; return the build that the caller has claimed before, and all others.
 
-    That is one of the same ``owner`` and the same ``now``: the transaction is done again, as nobody knew whether its
-    commit had arrived. The others are those in flight.
+    That is one of the same owner and the same moment: the transaction is done again, as nobody knew whether its commit
+    had arrived. The others are those in flight.
     """
-    lock_dataset(tx, dataset)
-    in_flight = builds_in_flight(tx, dataset)
-    mine = next((each for each in in_flight if (each.owner, each.claimed_at) == (owner, now)), None)
+    lock_dataset(tx, new.dataset)
+    in_flight = builds_in_flight(tx, new.dataset)
+    mine = next((each for each in in_flight if (each.owner, each.claimed_at) == (new.owner, new.now)), None)
     return mine, tuple(each for each in in_flight if each is not mine)
 
 
 @dataclass(frozen=True)
-class Entry:
+class Lane:
     """A lane for a new build, the builds that are in flight beside it, and how many lanes are free with this one."""
 
-    dataset: str
-    lane: int
+    number: int
     others: tuple[Build, ...]
-    lanes_left: int
+    free: int
 
 
-def enter(
-    tx: Connection,
-    dataset: str,
-    kind: BuildKind,
-    lanes: int,
-    others: tuple[Build, ...],
-    window_starts: Iterable[int] = (),
-) -> Entry:
+def find_lane(tx: Connection, new: NewBuild, others: tuple[Build, ...], window_starts: Iterable[int] = ()) -> Lane:
     """Find a lane for a new build beside ``others``, which :func:`claimed_already` has found under the dataset's lock.
 
     A build that publishes columns which the table does not have yet has no other one beside it: one that was claimed
@@ -169,16 +161,16 @@ def enter(
     Raises:
         BuildInFlight: none is free, another build has one of the windows, or one of the builds has to be alone.
     """
-    lane = free_lane({each.lane for each in others}, lanes)
+    number = free_lane({each.lane for each in others}, new.lanes)
     if others:
-        alone = [each for each in others if _changes_columns(tx, dataset, each.kind, each.schema_version)]
-        if lane is None or alone or _changes_columns(tx, dataset, kind, _schema_version(tx, dataset)):
-            raise BuildInFlight(dataset, (alone or others)[0].id, (alone or others)[0].owner)
+        alone = [each for each in others if _changes_columns(tx, new.dataset, each.kind, each.schema_version)]
+        if number is None or alone or _changes_columns(tx, new.dataset, new.kind, _schema_version(tx, new.dataset)):
+            raise BuildInFlight(new.dataset, (alone or others)[0].id, (alone or others)[0].owner)
         wanted = set(window_starts)
         for each in others if wanted else ():
             if wanted & set(tx.execute(windows_of_builds([each.id])).scalars()):
-                raise BuildInFlight(dataset, each.id, each.owner)
-    return Entry(dataset, lane or 0, others, lanes - len(others))
+                raise BuildInFlight(new.dataset, each.id, each.owner)
+    return Lane(number or 0, others, new.lanes - len(others))
 
 
 def _schema_version(tx: Connection, dataset: str) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import duckdb
 from sqlalchemy import Connection
@@ -20,6 +19,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import LossRefused, TableError
 from timestore_pipeline.ledger.accounts import Loss, NewLoss, WindowAccount, accept_loss, window_accounts
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.states import BuildKind
@@ -144,18 +144,16 @@ def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner
     """
     own, place = OwnTable(store, spec.name), store.table(spec.name)
     columns = published_columns(store, spec, own.opened())
-    claim = partial(
-        claim_windows,
-        dataset=spec.name,
+    new = NewBuild(
+        spec.name,
         kind=BuildKind.REPAIR,
-        window_starts=[each.window.start_micros for each in wrong],
         owner=owner,
         trigger=Trigger.MANUAL,
-        rows=0,
-        lease_micros=lease_micros(store),
         now=now_micros(),
+        lease_micros=lease_micros(store),
     )
-    build = store.ledger.transact(claim)
+    starts = [each.window.start_micros for each in wrong]
+    build = store.ledger.transact(lambda tx: claim_windows(tx, new, starts, rows=0))
 
     def write() -> WrittenFiles:
         found = read_for_replacement(own, build, [each.window.key for each in wrong])

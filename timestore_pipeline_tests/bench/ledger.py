@@ -18,7 +18,7 @@ import pytest
 from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
-from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.slices import SliceRow
@@ -130,14 +130,9 @@ def claim_and_give_back(store: Store, dataset: str, unique: str, window: int | N
     claim = store.ledger.transact(
         lambda tx: claim_slices(
             tx,
-            dataset,
-            owner=unique,
-            trigger=Trigger.MANUAL,
-            first_window=window,
-            last_window=window,
-            lease_micros=10**9,
-            now=now,
-            lanes=lanes,
+            NewBuild(dataset, owner=unique, trigger=Trigger.MANUAL, lease_micros=10**9, now=now, lanes=lanes),
+            window,
+            window,
         )
     )
     assert claim is not None

@@ -20,7 +20,7 @@ from timestore_pipeline.cli.work import flush_datasets, ingest_landing
 from timestore_pipeline.datasets import Datasets, DatasetSpec
 from timestore_pipeline.errors import DatasetFailed, TimestoreError
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.operating.audit import audit_rows
@@ -41,7 +41,7 @@ datasets:
 """
 
 
-CLAIM: Any = {"first_window": None, "last_window": None, "trigger": Trigger.MANUAL, "lease_micros": 0, "now": 1}
+CLAIM: Any = {"trigger": Trigger.MANUAL, "lease_micros": 0, "now": 1}
 
 
 class Broken(DatasetSpec):
@@ -102,7 +102,7 @@ def test_landing_files_of_the_others_are_taken(broken: Store, drop: Drop):
 def test_a_dead_build_of_the_others_is_settled(broken: Store):
     with broken.ledger.write() as tx:
         for name in ("bad", "good"):
-            claim_slices(tx, name, **CLAIM, owner="dead")
+            claim_slices(tx, NewBuild(name, **CLAIM, owner="dead"))
 
     settled = settle_dead_builds(broken)
 

@@ -22,7 +22,7 @@ from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
-from timestore_pipeline.ledger.builds import build_in_flight
+from timestore_pipeline.ledger.builds import NewBuild, build_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
 from timestore_pipeline.ledger.history import latest_builds
@@ -351,10 +351,7 @@ def test_filters_of_other_readers_find_every_row(make_store: MakeStore):
 def test_only_one_build_of_a_dataset_is_in_flight(store: Store):
     stage(store, "weather", hourly(3))
     with store.ledger.write() as tx:
-        claim_slices(
-            tx, "weather", owner="run-1", trigger="rows", first_window=None, last_window=None, lease_micros=10**9,
-            now=0,
-        )  # fmt: skip
+        claim_slices(tx, NewBuild("weather", owner="run-1", trigger="rows", lease_micros=10**9, now=0))
 
     with pytest.raises(BuildInFlight, match="build 1 of run-1 is in flight"):
         build(store)

@@ -25,6 +25,7 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import BuildInFlight, TableError
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import COMPACTED_FILES, FLUSH_ROWS
 from timestore_pipeline.ledger.history import latest_builds
@@ -187,10 +188,7 @@ def test_nothing_is_compacted_while_a_build_is_in_flight(store: Store):
     flushed(store, 2)
     stage(store, "weather", hourly(1, station="NEW"))
     with store.ledger.write() as tx:
-        claim_slices(
-            tx, "weather", owner="x", trigger="rows", first_window=None, last_window=None, lease_micros=10**9,
-            now=now_micros(),
-        )  # fmt: skip
+        claim_slices(tx, NewBuild("weather", owner="x", trigger="rows", lease_micros=10**9, now=now_micros()))
 
     with pytest.raises(BuildInFlight):
         compact(store)

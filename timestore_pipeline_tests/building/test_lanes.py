@@ -35,7 +35,7 @@ from timestore_pipeline.building.publication import WrittenFiles
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, BuildInFlight
-from timestore_pipeline.ledger.builds import Build, builds_in_flight
+from timestore_pipeline.ledger.builds import Build, NewBuild, builds_in_flight
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.history import failures_in_a_row
 from timestore_pipeline.ledger.lanes import free_lane, parts, share
@@ -112,14 +112,12 @@ def claim(
     spec = store.datasets[dataset]
     starts = [None if day is None else spec.window_from_key(f"{NEW_YEAR + timedelta(days=day):%Y-%m-%d}").start_micros
               for day in (first, last)]  # fmt: skip
-    now = now_micros()
-    found = store.ledger.transact(
-        lambda tx: claim_slices(
-            tx, dataset, owner="the test", trigger="manual", first_window=starts[0], last_window=starts[1],
-            lease_micros=10**12, now=now, replaces=spec.key is not None, lanes=LANES,
-            least_rows=1 if leave_some else None,
-        )
+    new = NewBuild(
+        dataset, owner="the test", trigger="manual", lease_micros=10**12, now=now_micros(),
+        replaces=spec.key is not None, lanes=LANES,
     )  # fmt: skip
+    least_rows = 1 if leave_some else None
+    found = store.ledger.transact(lambda tx: claim_slices(tx, new, *starts, least_rows=least_rows))
     return None if found is None else Flight(found)
 
 

@@ -11,7 +11,7 @@ from timestore_pipeline.building.flush import BuildReport
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
-from timestore_pipeline.ledger.builds import build_in_flight
+from timestore_pipeline.ledger.builds import NewBuild, build_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
@@ -149,10 +149,7 @@ def test_it_is_refused_where_a_segment_is_damaged_and_names_its_batches(store: S
 def test_it_waits_for_a_build_in_flight(store: Store):
     stage(store, "weather", hourly(3))
     with store.ledger.write() as tx:
-        claim_slices(
-            tx, "weather", owner="x", trigger="rows", first_window=None, last_window=None, lease_micros=10**9,
-            now=now_micros(),
-        )  # fmt: skip
+        claim_slices(tx, NewBuild("weather", owner="x", trigger="rows", lease_micros=10**9, now=now_micros()))
 
     with pytest.raises(BuildInFlight):
         rebuild(store)

@@ -15,7 +15,7 @@ from timestore_pipeline.building import writing as writing_module
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
-from timestore_pipeline.ledger.builds import builds_in_flight, get_build
+from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight, get_build
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
 from timestore_pipeline.ledger.states import BuildState
@@ -348,9 +348,7 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
     for dataset in ("weather", "other"):
         stage(store, dataset, hourly(3))
         with store.ledger.write() as tx:
-            claim_slices(
-                tx, dataset, owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
-            )
+            claim_slices(tx, NewBuild(dataset, owner="gone", trigger="rows", lease_micros=0, now=0))
         columns = store.datasets[dataset].declared_columns or ()
         table_module.ensure_table(store.table(dataset), dataset, columns, store.ledger.identity)
     broken = store.table("weather").root / "_delta_log" / f"{0:020d}.json"

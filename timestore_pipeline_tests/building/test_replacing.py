@@ -11,7 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import mark_published
+from timestore_pipeline.ledger.builds import NewBuild, mark_published
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
@@ -55,9 +55,8 @@ def replacing_rows():
 def claim_replacement(store: Store) -> Claim:
     with store.ledger.write() as tx:
         claim = claim_slices(
-            tx, "weather", owner="the test", trigger="manual", first_window=None, last_window=None,
-            lease_micros=1, now=now_micros(), replaces=True,
-        )  # fmt: skip
+            tx, NewBuild("weather", owner="the test", trigger="manual", lease_micros=1, now=now_micros(), replaces=True)
+        )
     assert claim is not None
     return claim
 

@@ -21,6 +21,7 @@ from timestore_pipeline.building.thresholds import (
     due_windows,
     oldest_due_from,
 )
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.queue import LateQueue, QueueState
 from timestore_pipeline.model.clock import now_micros
@@ -296,10 +297,7 @@ def test_a_dataset_with_a_build_in_flight_waits_and_holds_no_other(make_store: M
     stage(store, "a", hourly(1))
     stage(store, "b", hourly(1))
     with store.ledger.write() as tx:
-        claim_slices(
-            tx, "a", owner="run-1", trigger="rows", first_window=None, last_window=None, lease_micros=10**9,
-            now=now_micros(),
-        )  # fmt: skip
+        claim_slices(tx, NewBuild("a", owner="run-1", trigger="rows", lease_micros=10**9, now=now_micros()))
     stage(store, "a", hourly(2))
 
     plan = plan_flushes(store)
@@ -326,10 +324,7 @@ def test_a_lane_that_is_free_is_used_for_windows_that_nobody_builds(make_store: 
     store = make_store(THREE, staging_flush_max_rows=20, build_concurrent_builds=2)
     stage(store, "a", hourly(24))
     with store.ledger.write() as tx:
-        claim_slices(
-            tx, "a", owner="run-1", trigger="rows", first_window=None, last_window=None, lease_micros=10**9,
-            now=now_micros(), lanes=2,
-        )  # fmt: skip
+        claim_slices(tx, NewBuild("a", owner="run-1", trigger="rows", lease_micros=10**9, now=now_micros(), lanes=2))
     stage(store, "a", hourly(24, station="LGA"))
     plan = plan_flushes(store)
     assert plan.groups == (), "its window is being built"

@@ -13,6 +13,7 @@ from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.ledger import schema
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -86,8 +87,7 @@ def test_an_installation_without_a_table_has_staged_rows_only(installation: Inst
     table = hourly(3)
     stage(store, "weather", table)
     with store.ledger.write() as tx:
-        claim_slices(tx, "weather", owner="o", trigger="manual", first_window=None, last_window=None,
-                     lease_micros=10**9, now=1)  # fmt: skip
+        claim_slices(tx, NewBuild("weather", owner="o", trigger="manual", lease_micros=10**9, now=1))
 
     document = json.loads(timestore("lineage", "weather", "2026-01-01", "--json").out)
 

@@ -11,6 +11,7 @@ import pytest
 
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.landing.files import scan_landing
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.history import latest_builds
@@ -60,13 +61,7 @@ def claim(store: Store, owner: str, lease_seconds: float = 600) -> None:
     with store.ledger.write() as tx:
         assert claim_slices(
             tx,
-            "weather",
-            owner=owner,
-            trigger="manual",
-            first_window=None,
-            last_window=None,
-            lease_micros=int(lease_seconds * 1e6),
-            now=now_micros(),
+            NewBuild("weather", owner=owner, trigger="manual", lease_micros=int(lease_seconds * 1e6), now=now_micros()),
         )
 
 

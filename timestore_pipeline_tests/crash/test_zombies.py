@@ -19,7 +19,7 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, LedgerError, TimestoreError
-from timestore_pipeline.ledger.builds import Build, builds_in_flight
+from timestore_pipeline.ledger.builds import Build, NewBuild, builds_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.model.clock import now_micros
@@ -72,9 +72,8 @@ def claims(store: Store) -> None:
     """Another builder has claimed the slices and dies."""
     with store.ledger.write() as tx:
         assert claim_slices(
-            tx, "readings", owner="another", trigger="manual", first_window=None, last_window=None,
-            lease_micros=1, now=now_micros(),
-        )  # fmt: skip
+            tx, NewBuild("readings", owner="another", trigger="manual", lease_micros=1, now=now_micros())
+        )
 
 
 def builds_once(store: Store) -> None:

@@ -16,7 +16,7 @@ import pytest
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, IntakePaused, LedgerError, StagingQueueFull
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import count, counter_values
 from timestore_pipeline.ledger.datasets import lock_dataset, lock_datasets
@@ -131,9 +131,7 @@ def test_a_claim_that_is_done_again_is_the_same_claim(store: Store):
     stage(store, "weather", hourly(3))
 
     def claim(tx, owner: str):
-        return claim_slices(
-            tx, "weather", owner=owner, trigger="manual", first_window=None, last_window=None, lease_micros=1, now=7
-        )
+        return claim_slices(tx, NewBuild("weather", owner=owner, trigger="manual", lease_micros=1, now=7))
 
     first = store.ledger.transact(lambda tx: claim(tx, "me"))
     again = store.ledger.transact(lambda tx: claim(tx, "me"))
@@ -156,14 +154,7 @@ def claim_often(home: Path, who: int) -> list[int]:
             try:
                 claim = store.ledger.transact(
                     lambda tx, turn=turn: claim_slices(
-                        tx,
-                        "weather",
-                        owner=f"{who}",
-                        trigger="manual",
-                        first_window=None,
-                        last_window=None,
-                        lease_micros=10**9,
-                        now=turn,
+                        tx, NewBuild("weather", owner=f"{who}", trigger="manual", lease_micros=10**9, now=turn)
                     )
                 )
             except BuildInFlight:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, create_engine
 
 from timestore_pipeline.ledger.accounts import window_accounts
-from timestore_pipeline.ledger.builds import mark_published
+from timestore_pipeline.ledger.builds import NewBuild, mark_published
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.windows import PublishedWindow, published_totals
 from timestore_pipeline.store import Store
@@ -103,9 +103,7 @@ def _walks(connection: Connection, said: Statement) -> Iterator[str]:
 
 def test_a_claim_is_few_round_trips_and_no_table_is_locked(with_past: Store, ledger_kind: str) -> None:
     def claim(tx: Connection) -> Claim | None:
-        return claim_slices(
-            tx, name_of(3), owner="me", trigger="age", first_window=None, last_window=None, lease_micros=1, now=1
-        )
+        return claim_slices(tx, NewBuild(name_of(3), owner="me", trigger="age", lease_micros=1, now=1))
 
     with with_past.ledger.write() as tx:
         with statements() as said:

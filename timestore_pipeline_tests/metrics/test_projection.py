@@ -18,7 +18,7 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
-from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import (
     DROPPED_BATCHES,
@@ -165,16 +165,7 @@ def test_a_build_is_in_flight_from_its_claim_to_its_end(store: Store):
     stage(store, "weather", weather())
     stage(store, "weather", weather(first=3))
     with store.ledger.write() as tx:
-        claim = claim_slices(
-            tx,
-            "weather",
-            owner="slow",
-            trigger="manual",
-            first_window=None,
-            last_window=None,
-            lease_micros=1,
-            now=SECOND,
-        )
+        claim = claim_slices(tx, NewBuild("weather", owner="slow", trigger="manual", lease_micros=1, now=SECOND))
     assert claim is not None
 
     assert value(store, names.BUILDS_IN_FLIGHT) == 1
@@ -289,9 +280,7 @@ def test_a_flush_is_counted_by_its_result(store: Store):
 def test_a_build_that_died_counts_as_failure_and_its_batches_as_retried(store: Store):
     stage(store, "weather", weather(3))
     with store.ledger.write() as tx:
-        claim = claim_slices(
-            tx, "weather", owner="dead", trigger="manual", first_window=None, last_window=None, lease_micros=1, now=0
-        )
+        claim = claim_slices(tx, NewBuild("weather", owner="dead", trigger="manual", lease_micros=1, now=0))
         assert claim is not None
         mark_aborted(tx, claim.build, error="it died", recovered=True, now=7 * SECOND)
 

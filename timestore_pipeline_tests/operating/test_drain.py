@@ -12,6 +12,7 @@ import pytest
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import IntakePaused, TimestoreError, UnknownDataset
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES
 from timestore_pipeline.ledger.history import latest_builds
@@ -47,10 +48,7 @@ def drained(store: Store, *datasets: str, timeout_seconds: float = 60) -> Draine
 def claim(store: Store, owner: str = "somebody") -> None:
     """Leave a build in flight, with a lease of a minute."""
     with store.ledger.write() as tx:
-        claim_slices(
-            tx, "weather", owner=owner, trigger="manual", first_window=None, last_window=None,
-            lease_micros=60_000_000, now=now_micros(),
-        )  # fmt: skip
+        claim_slices(tx, NewBuild("weather", owner=owner, trigger="manual", lease_micros=60_000_000, now=now_micros()))
 
 
 def test_everything_is_published_and_nothing_more_gets_in(store: Store, drop: Drop):

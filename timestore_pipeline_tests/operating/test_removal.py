@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import DatasetRemoved, LedgerLost, RemovalRefused, TableError, UnknownDataset
-from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.schema import metadata
 from timestore_pipeline.operating import removal as removal_module
@@ -26,7 +26,7 @@ from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 
 Drop = Callable[..., Path]
 
-CLAIM: Any = {"first_window": None, "last_window": None, "trigger": Trigger.MANUAL, "lease_micros": 0, "now": 1}
+CLAIM: Any = {"trigger": Trigger.MANUAL, "lease_micros": 0, "now": 1}
 
 WITHOUT = "datasets: {events: {time: {column: at, unit: ms}, window: hour}}"
 
@@ -128,7 +128,7 @@ def test_it_is_refused_while_it_is_declared(taken_out: Store, make_store: MakeSt
 
 def test_it_is_refused_while_a_build_is_in_flight(taken_out: Store):
     with taken_out.ledger.write() as tx:
-        claim_slices(tx, "weather", **CLAIM, owner="somebody")
+        claim_slices(tx, NewBuild("weather", **CLAIM, owner="somebody"))
 
     with pytest.raises(RemovalRefused, match="build 3 of somebody is in flight"):
         remove(taken_out)

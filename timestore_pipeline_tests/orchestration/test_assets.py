@@ -12,6 +12,7 @@ import pytest
 
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.queue import queue_states
@@ -359,14 +360,7 @@ def claim(store: Store, dataset: str) -> None:
     """Claim all that is staged, as a build of another process does, and leave it in flight."""
     with store.ledger.write() as tx:
         assert claim_slices(
-            tx,
-            dataset,
-            owner="cli:elsewhere:1",
-            trigger="manual",
-            first_window=None,
-            last_window=None,
-            lease_micros=60_000_000,
-            now=now_micros(),
+            tx, NewBuild(dataset, owner="cli:elsewhere:1", trigger="manual", lease_micros=60_000_000, now=now_micros())
         )
 
 

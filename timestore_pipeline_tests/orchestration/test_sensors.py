@@ -16,7 +16,7 @@ import pytest
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.landing import begin_readings, landing_backlogs
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
@@ -479,14 +479,7 @@ def with_parent(request: dg.RunRequest, path: os.PathLike[str]) -> dg.RunRequest
 def claim(store: Store, owner: str) -> None:
     with store.ledger.write() as tx:
         assert claim_slices(
-            tx,
-            "weather",
-            owner=owner,
-            trigger="rows",
-            first_window=None,
-            last_window=None,
-            lease_micros=600_000_000,
-            now=now_micros(),
+            tx, NewBuild("weather", owner=owner, trigger="rows", lease_micros=600_000_000, now=now_micros())
         )
 
 

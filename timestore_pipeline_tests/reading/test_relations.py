@@ -10,6 +10,7 @@ import pytest
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.reading import relations
 from timestore_pipeline.reading.relations import open_reader, take_snapshots
@@ -42,9 +43,7 @@ def test_count_and_sum_are_right_at_every_moment(make_store: MakeStore):
         store.table("weather"), "weather", store.datasets["weather"].declared_columns or (), store.ledger.identity
     )
     with store.ledger.write() as tx:
-        claim = claim_slices(
-            tx, "weather", owner="x", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
-        )
+        claim = claim_slices(tx, NewBuild("weather", owner="x", trigger="rows", lease_micros=0, now=0))
     assert claim is not None
     assert count_and_sum(store) == acked
 

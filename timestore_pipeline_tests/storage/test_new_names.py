@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.ledger.builds import mark_aborted
+from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.local import LocalStorage
@@ -45,16 +45,7 @@ def test_two_copies_of_a_ledger_give_their_builds_different_sequences(store: Sto
     given = set()
     for turn in range(20):
         with store.ledger.write() as tx:
-            claim = claim_slices(
-                tx,
-                "weather",
-                owner="x",
-                trigger="manual",
-                first_window=None,
-                last_window=None,
-                lease_micros=1,
-                now=turn,
-            )
+            claim = claim_slices(tx, NewBuild("weather", owner="x", trigger="manual", lease_micros=1, now=turn))
             assert claim is not None
             given.add(claim.build.sequence)
             mark_aborted(tx, claim.build, error="", recovered=False, now=turn)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.errors import BuildInFlight, StagingNotEmpty, UnknownDataset
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import counter_values
 from timestore_pipeline.ledger.quarantine import all_entries, open_entries
@@ -110,9 +111,8 @@ def test_a_build_in_flight_may_be_reading(store: Store):
     stage(store, "weather", hourly(3))
     with store.ledger.write() as tx:
         claim_slices(
-            tx, "weather", owner="somebody", trigger="manual", first_window=None, last_window=None,
-            lease_micros=60_000_000, now=now_micros(),
-        )  # fmt: skip
+            tx, NewBuild("weather", owner="somebody", trigger="manual", lease_micros=60_000_000, now=now_micros())
+        )
 
     with pytest.raises(BuildInFlight):
         clear_staging(store, [], by="ann@host", lose_rows=3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.ledger.builds import NewBuild
 from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.segments import OnDisk, disk_usage
 from timestore_pipeline.model.clock import now_micros
@@ -128,9 +129,7 @@ def test_sweeping_an_installation_without_any_files_does_nothing(store: Store):
 def test_what_a_builder_writes_after_it_was_fenced_is_swept(store: Store):
     stage(store, "weather", hourly(3))
     with store.ledger.write() as tx:
-        claim = claim_slices(
-            tx, "weather", owner="gone", trigger="rows", first_window=None, last_window=None, lease_micros=0, now=0
-        )
+        claim = claim_slices(tx, NewBuild("weather", owner="gone", trigger="rows", lease_micros=0, now=0))
     columns = store.datasets["weather"].declared_columns or ()
     ensure_table(store.table("weather"), "weather", columns, store.ledger.identity)
     assert claim is not None

@@ -13,7 +13,7 @@ from timestore_pipeline.cli.status import collect_status
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
-from timestore_pipeline.ledger.builds import mark_published
+from timestore_pipeline.ledger.builds import NewBuild, mark_published
 from timestore_pipeline.ledger.claims import Claim, claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.history import latest_builds
@@ -90,13 +90,7 @@ def operations(store: Store, past: Past) -> dict[str, Callable[[int], object]]:
         found = store.ledger.transact(
             lambda tx: claim_slices(
                 tx,
-                name_of(number),
-                owner="the benchmark",
-                trigger="age",
-                first_window=None,
-                last_window=None,
-                lease_micros=10**10,
-                now=now_micros(),
+                NewBuild(name_of(number), owner="the benchmark", trigger="age", lease_micros=10**10, now=now_micros()),
             )
         )
         assert found is not None
