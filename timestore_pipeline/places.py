@@ -48,12 +48,10 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.settings import AfterIngest, Settings, variable_name
 from timestore_pipeline.storage import Storage, open_storage
-from timestore_pipeline.storage.marks import SEGMENTS_MARK, mark_key, put_mark, read_mark
+from timestore_pipeline.storage.layout import is_of_segment, segments_mark
+from timestore_pipeline.storage.marks import mark_key, put_mark, read_mark
 from timestore_pipeline.storage.owned import OwnedStorage
 from timestore_pipeline.storage.table_folder import has_table
-
-SEGMENT_SUFFIX = ".duckdb"
-"""Ends the names of segments."""
 
 # A bucket is not unmounted between two requests; a folder is asked each time.
 _BELIEVED_SECONDS = 10.0
@@ -232,7 +230,7 @@ class Place:
                 segments = newest_segments(tx, _LOOKED_FOR)
             if segments:
                 return any(self.raw.size(path) is not None for path in segments)
-            if not self._has_the_ledger() and any(SEGMENT_SUFFIX in entry.key for entry in self.raw.entries()):
+            if not self._has_the_ledger() and any(is_of_segment(entry.key) for entry in self.raw.entries()):
                 return False  # and yet there are some: they are another installation's
         return None
 
@@ -357,13 +355,13 @@ class Places:
             StorageError, OSError: it cannot be written.
         """
         with suppress(FileExistsError):
-            self[PlaceName.STAGING].storage.create(f"{dataset}/{SEGMENTS_MARK}", b"")
+            self[PlaceName.STAGING].storage.create(segments_mark(dataset), b"")
 
     def _has_segments_mark(self, dataset: str) -> bool:
         if time.monotonic() < self._folders_believed_until.get(dataset, 0.0):
             return True
         staging = self[PlaceName.STAGING].storage
-        if staging.size(f"{dataset}/{SEGMENTS_MARK}") is None:
+        if staging.size(segments_mark(dataset)) is None:
             return False
         if staging.local is None:
             self._folders_believed_until[dataset] = time.monotonic() + _BELIEVED_SECONDS

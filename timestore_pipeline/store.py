@@ -24,7 +24,6 @@ from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
 from timestore_pipeline.ledger.limits import limits_set
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.places import (
-    SEGMENT_SUFFIX,
     PlaceName,
     Places,
     location_of,
@@ -35,12 +34,10 @@ from timestore_pipeline.places import (
 from timestore_pipeline.policy import EffectiveLimits, Policy
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.layout import folders_of, is_segment
 from timestore_pipeline.storage.table_folder import has_table
 
 log = logging.getLogger(__name__)
-
-QUARANTINE_FOLDER = "_quarantine"
-"""Folder in the staging directory for what was set aside; no dataset can be called that."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,8 @@ class Store:
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
         """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""
         root = self.staging.root
-        return root / dataset, root / QUARANTINE_FOLDER / dataset
+        home, aside = folders_of(dataset)
+        return root / home, root / aside
 
     @property
     def tables(self) -> Storage:
@@ -254,7 +252,7 @@ def files_of_unknown(settings: Settings, datasets: Iterable[str]) -> list[str]:
     staging = storage_at(settings, settings.staging_location)
     for name in sorted(datasets):
         table = storage_at(settings, settings.table_location(name))
-        if any(entry.key.endswith(SEGMENT_SUFFIX) for entry in staging.entries(f"{name}/")):
+        if any(is_segment(entry.key) for entry in staging.entries(f"{name}/")):
             found.append(f"the segments in {staging.shown(name)}")
         if has_table(table):
             found.append(f"the table {table.location}")

@@ -6,6 +6,7 @@ Read from the source, so a part that is never imported by a test is held to it a
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -211,6 +212,20 @@ def test_only_one_module_quotes_sql():
     }
 
     assert offenders == {f"{PACKAGE}.duck.sql"}
+
+
+def test_only_one_module_spells_a_path_in_staging():
+    """Nobody else knows the names of its folders and the ends of its names."""
+    spelled = re.compile(r"^/?(_quarantine|\.duckdb|\.rows\.parquet|\.resolved|\.timestore-segments)\b")
+    offenders = {
+        module_name(path)
+        for path in modules_under(PACKAGE_ROOT)
+        for node in nodes(path)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and spelled.match(node.value)
+    }
+
+    # What a build gathers its rows in is no segment, though it is a file of DuckDB too.
+    assert offenders - {f"{PACKAGE}.building.build"} == {f"{PACKAGE}.storage.layout"}
 
 
 def _last_name(node: ast.expr) -> str:

@@ -28,7 +28,8 @@ from timestore_pipeline.model.columns import Column
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import SEGMENT_TABLE, NotDescribed, read_segment
 from timestore_pipeline.segments.slices import by_segment
-from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+from timestore_pipeline.storage.layout import key_aside
+from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ def _set_segment_aside(
     """Move a segment to quarantine: it is there under both names until the ledger knows the new one."""
     staging = store.staging
     old = next(iter(damaged)).path
-    new = f"{QUARANTINE_FOLDER}/{spec.name}/{old.rpartition('/')[2]}"
+    new = key_aside(spec.name, old)
     try:
         if new != old and staging.size(old) is not None:
             staging.link(old, new)

@@ -50,14 +50,12 @@ from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import archive_day
 from timestore_pipeline.staging.load import load, receipt_of
 from timestore_pipeline.staging.stage import stage_late_file
-from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+from timestore_pipeline.storage.layout import decided_key, key_aside, segment_key
+from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
 _MAINTENANCE = "maintenance"
-
-DECIDED_SUFFIX = ".resolved"
-"""Ends the names of empty files beside refused rows: the rows of one of their batches were retried or discarded."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +171,12 @@ def _mark_decided(store: Store, entry: QuarantineEntry) -> None:
     with store.ledger.read() as tx:
         ordinal = ordinal_of_batch(tx, entry.dataset, entry.batch_id)
     try:
-        mark = f"{entry.path}.{ordinal}{DECIDED_SUFFIX}"
+        mark = decided_key(entry.path, ordinal)
         scratch = store.staging.scratch(mark)
         scratch.touch()
         store.staging.put(scratch, mark)
     except OSError as error:
         log.warning("%s: that entry %s is decided is known to the ledger alone: %s", entry.dataset, entry.id, error)
-
-
-def marked_file(mark: str) -> str:
-    """Return the file that a sign of decided rows is of."""
-    return mark.removesuffix(DECIDED_SUFFIX).rpartition(".")[0]
 
 
 def kept_file(store: Store, entry: QuarantineEntry) -> Path | None:
@@ -311,10 +304,9 @@ def _retry_segment(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: 
         raise NotRestored(entry.id, store.staging.shown(entry.path))
     staging = store.staging
     kept = entry.path
-    name = f"{entry.batch_id}{SEGMENT_SUFFIX}"
-    home = f"{spec.name}/{name}"
+    home = segment_key(spec.name, entry.batch_id)
     # An operator puts a backup where the file was, or where its damaged copy is now.
-    places = dict.fromkeys((kept, home, f"{QUARANTINE_FOLDER}/{spec.name}/{name}"))
+    places = dict.fromkeys((kept, home, key_aside(spec.name, home)))
     found = {place: _damage_at(store, spec, pieces, place) for place in places if staging.size(place) is not None}
     if not found:
         raise EntryUnusable(entry.id, staging.shown(kept))

@@ -27,19 +27,16 @@ from timestore_pipeline.ledger.segments import segment_paths
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.model.freed import Freed
-from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX, marked_file
 from timestore_pipeline.segments.description import NotDescribed, read_refused_rows, read_segment
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry, Storage
-from timestore_pipeline.storage.marks import SEGMENTS_MARK
+from timestore_pipeline.storage.layout import decided_by, folders_of, is_refused_rows, is_segment, segments_mark
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
 from timestore_pipeline.storage.table_marks import unmark_table
-from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+from timestore_pipeline.store import Store
 from timestore_pipeline.table.manifests import MANIFEST_FOLDER
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.table import is_of_dataset, live_files, open_table, owner_of
-
-_REFUSED_ROWS_SUFFIX = ".rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -118,13 +115,13 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
             _refuse_in_use(tx, dataset)
 
     store.ledger.transact(close)
-    store.staging.delete(*found.staged, _mark(dataset))
+    store.staging.delete(*found.staged, segments_mark(dataset))
     if found.table_keys:
         place = store.table(dataset)
         remove_whole_table(place, found.table_keys)
         _remove_empty_folders(place, "")
         unmark_table(store.tables, dataset)
-    for folder in _folders(dataset):
+    for folder in folders_of(dataset):
         _remove_empty_folders(store.staging, folder)
     for path in store.settings.temp_path.glob(f"{dataset}-*{TEMPORARY_SUFFIX}*"):
         with suppress(OSError):
@@ -151,8 +148,8 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
         queue = queue_states(tx).get(dataset, QueueState(dataset))
         kept = segment_paths(tx, dataset) | {entry.path for entry in all_entries(tx) if entry.dataset == dataset}
         quarantined = open_entries(tx, dataset)
-    entries = [entry for folder in _folders(dataset) for entry in store.staging.entries(f"{folder}/")]
-    entries = [entry for entry in entries if entry.key != _mark(dataset)]
+    entries = [entry for folder in folders_of(dataset) for entry in store.staging.entries(f"{folder}/")]
+    entries = [entry for entry in entries if entry.key != segments_mark(dataset)]
     own = [entry for entry in entries if _is_own(store, dataset, entry.key, kept)]
     others = sorted({entry.key for entry in entries} - {entry.key for entry in own})
     staying = [store.staging.shown(key) for key in others]
@@ -202,24 +199,17 @@ def _refuse_in_use(tx: Connection, dataset: str) -> None:
         raise RemovalRefused(dataset, "a process is staging rows of it", "Stop that process, or wait for a minute.")
 
 
-def _folders(dataset: str) -> tuple[str, str]:
-    return dataset, f"{QUARANTINE_FOLDER}/{dataset}"
-
-
-def _mark(dataset: str) -> str:
-    return f"{dataset}/{SEGMENTS_MARK}"
-
-
 def _is_own(store: Store, dataset: str, key: str, kept: Iterable[str]) -> bool:
     """Whether the ledger has a file of the staging directory as the dataset's, or it says so itself."""
-    if key in kept or (key.endswith(DECIDED_SUFFIX) and marked_file(key) in kept):
+    decided = decided_by(key)
+    if key in kept or (decided is not None and decided[0] in kept):
         return True
-    if not key.endswith((SEGMENT_SUFFIX, _REFUSED_ROWS_SUFFIX)):
+    if not is_segment(key) and not is_refused_rows(key):
         return False
     try:
         path = store.staging.fetch(key)
         with store.connect(*store.segment_folders(dataset)) as connection:
-            if key.endswith(SEGMENT_SUFFIX):
+            if is_segment(key):
                 return read_segment(connection, path)[0].dataset == dataset
             return read_refused_rows(connection, path).dataset == dataset
     except (NotDescribed, FileNotFoundError):

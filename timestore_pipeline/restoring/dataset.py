@@ -53,8 +53,9 @@ from timestore_pipeline.segments.identity import file_batch_id, unread_file_id
 from timestore_pipeline.segments.segment import new_segment_id
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.storage import Entry
+from timestore_pipeline.storage.layout import segment_key
 from timestore_pipeline.storage.table_folder import file_name
-from timestore_pipeline.store import SEGMENT_SUFFIX, Store
+from timestore_pipeline.store import Store
 from timestore_pipeline.table.manifests import Published
 from timestore_pipeline.table.table import TableFile, sequence_of_file
 
@@ -250,7 +251,7 @@ class Restoring:
         whole = choice.segment
         segment_id = new_segment_id()
         staging = self.store.staging
-        key = f"{self.evidence.dataset}/{segment_id}{SEGMENT_SUFFIX}"
+        key = segment_key(self.evidence.dataset, segment_id)
         temporary = staging.scratch(key)
         description = whole.description.only(choice.ordinals)
         try:

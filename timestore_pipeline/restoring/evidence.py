@@ -19,11 +19,9 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import NAME_PATTERN
 from timestore_pipeline.duck.sql import literal
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TableNotOurs, TablesAway, TimestoreError
 from timestore_pipeline.ledger.claims import MOST_APART
 from timestore_pipeline.model.columns import BATCH_COLUMN, Column
-from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.segments.description import (
     SEGMENT_TABLE,
     Description,
@@ -33,9 +31,18 @@ from timestore_pipeline.segments.description import (
     read_segment,
 )
 from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage.layout import (
+    dataset_of,
+    decided_by,
+    folders_of,
+    is_of_segment,
+    is_refused_rows,
+    is_segment,
+    is_unfinished,
+)
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files, scratch_of_windows
 from timestore_pipeline.storage.table_marks import marked_tables, unmark_table
-from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+from timestore_pipeline.store import Store
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.manifests import (
     Published,
@@ -64,8 +71,6 @@ from timestore_pipeline.table.table import (
 )
 
 T = TypeVar("T")
-
-REFUSED_SUFFIX = ".rows.parquet"
 
 # Of builds in flight, the sequences are the next ones, of as many as there are lanes. More costs nothing.
 _SEQUENCES_AHEAD = 1_000 * MOST_APART
@@ -141,15 +146,11 @@ def datasets_with_files(store: Store) -> set[str]:
     """Return the names of all datasets, declared or not, that have segments, quarantined files or a table."""
     found = set()
     for entry in store.staging.entries():
-        match entry.key.split("/"):
-            case [dataset, name] if name.endswith(SEGMENT_SUFFIX):
-                found.add(dataset)
-            case [folder, dataset, _] if folder == QUARANTINE_FOLDER:
-                found.add(dataset)
+        found.add(dataset_of(entry.key))
     found |= {name for name in store.datasets if has_table(store.table(name))}
     # Other tables may lie there too; a manifest says that it is one of timestore's.
     found |= tables_with_manifests(store.tables)
-    return {name for name in found if re.match(NAME_PATTERN, name)}
+    return {name for name in found if name is not None and re.match(NAME_PATTERN, name)}
 
 
 def refuse_tables_away(store: Store, had: Collection[str] = (), lost: Collection[str] = ()) -> None:
@@ -200,26 +201,25 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
     table = _table_evidence(store, dataset, notes, fence, take_over)
     segments: list[FoundSegment] = []
     unreadable: list[UnreadableFile] = []
-    home, aside = _files(store, dataset), _files(store, f"{QUARANTINE_FOLDER}/{dataset}")
+    home, aside = (_files(store, folder) for folder in folders_of(dataset))
     refused: list[tuple[Entry, Description]] = []
     bad_files: list[Entry] = []
     resolved: set[tuple[str, int]] = set()
     with store.connect(*store.segment_folders(dataset)) as connection:
         for file in [*aside, *home]:
-            if PurePosixPath(file.key).suffix == SEGMENT_SUFFIX:
+            if is_segment(file.key):
                 found = _try(store, lambda each: read_segment(connection, each), file, unreadable)
                 if found is not None:
                     segments.append(FoundSegment(PurePosixPath(file.key).stem, file, *found, file in aside))
         for file in aside:
-            name = PurePosixPath(file.key)
-            if name.name.endswith(REFUSED_SUFFIX):
+            decided = decided_by(file_name(file.key))
+            if is_refused_rows(file.key):
                 described = _try(store, lambda each: read_refused_rows(connection, each), file, unreadable)
                 if described is not None:
                     refused.append((file, described))
-            elif name.suffix == DECIDED_SUFFIX:
-                marked, _, ordinal = name.name.removesuffix(DECIDED_SUFFIX).rpartition(".")
-                resolved.add((marked, int(ordinal)))
-            elif name.suffix != TEMPORARY_SUFFIX and SEGMENT_SUFFIX not in name.suffixes:
+            elif decided is not None:
+                resolved.add(decided)
+            elif not is_unfinished(file.key) and not is_of_segment(file.key):
                 bad_files.append(file)
     return Evidence(
         dataset,

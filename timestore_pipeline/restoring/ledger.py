@@ -47,9 +47,10 @@ from timestore_pipeline.restoring.evidence import (
 from timestore_pipeline.restoring.restored import last_retry
 from timestore_pipeline.settings import Settings, load_settings, variable_name
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.layout import is_segment
 from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark, replace_mark
 from timestore_pipeline.storage.table_folder import has_table
-from timestore_pipeline.store import SEGMENT_SUFFIX, Store, ledger_file, writer_pool
+from timestore_pipeline.store import Store, ledger_file, writer_pool
 from timestore_pipeline.table.table import open_table, owner_of
 
 
@@ -195,7 +196,7 @@ def _may_be_of(settings: Settings, staging: Storage, owner: str) -> bool:
     """Whether the ledger says that this installation is ``owner``, or there are segments, so that it is no new one."""
     if _identity_of_ledger(settings) == owner:
         return True
-    return any(entry.key.endswith(SEGMENT_SUFFIX) for entry in staging.entries())
+    return any(is_segment(entry.key) for entry in staging.entries())
 
 
 def _owner_of_all(settings: Settings, datasets: Datasets) -> str | None:

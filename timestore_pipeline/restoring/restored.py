@@ -14,6 +14,7 @@ from timestore_pipeline.restoring.evidence import Evidence, FoundSegment
 from timestore_pipeline.segments.description import DescribedBatch, Description, staged_at_of
 from timestore_pipeline.segments.identity import RETRY_MARK
 from timestore_pipeline.segments.segment import slices_of
+from timestore_pipeline.storage.layout import segment_key
 from timestore_pipeline.table.manifests import Published
 from timestore_pipeline.table.table import TableFile
 
@@ -64,7 +65,7 @@ def unlinked(dataset: str, segment_id: str, parts: Iterable[Published]) -> Resto
         )
     size, rows = (sum(getattr(piece, what) for piece in slices.values()) for what in ("bytes", "rows"))
     return RestoredSegment(
-        row=SegmentRow(segment_id, f"{dataset}/{segment_id}.duckdb", size, rows),
+        row=SegmentRow(segment_id, segment_key(dataset, segment_id), size, rows),
         batches=tuple(batches.values()),
         slices=tuple(slices.values()),
         staged_at=staged_at,

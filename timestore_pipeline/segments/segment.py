@@ -34,7 +34,8 @@ from timestore_pipeline.segments.description import (
     described_batches,
 )
 from timestore_pipeline.segments.judging import BatchTimes, Judge, RefusedRows, reason_in_words
-from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+from timestore_pipeline.storage.layout import refused_rows_key, segment_key
+from timestore_pipeline.store import Store
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
 # for 1,000 rows; large blocks make large segments a third smaller and faster to write.
@@ -136,7 +137,7 @@ def write_segment(
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
     segment_id = new_segment_id()
-    key = f"{spec.name}/{segment_id}{SEGMENT_SUFFIX}"
+    key = segment_key(spec.name, segment_id)
     store.places.claim_segments(spec.name)
     if spec.key and draft.position is None:
         # By this a ledger that is made again from files tells what came first; clocks go back.
@@ -222,7 +223,7 @@ def _fill(
     description = Description(spec.name, spec.window.value, described, judged.groups, draft.position)
     refused_path, refused_bytes = None, 0
     if judged.refused:
-        refused_path = f"{QUARANTINE_FOLDER}/{spec.name}/{segment_id}.rows.parquet"
+        refused_path = refused_rows_key(spec.name, segment_id)
         kept = f"{column_list(columns)}, {BATCH_COLUMN}" + (f", {ROW_COLUMN}" if spec.key else "")
         refused_bytes = _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
     describe_segment(connection, "segment", description)

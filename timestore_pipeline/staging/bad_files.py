@@ -16,8 +16,8 @@ from timestore_pipeline.ledger.quarantine import NewEntry, QuarantineEntry, next
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.segments.description import IncomingBatch
-from timestore_pipeline.segments.segment import QUARANTINE_FOLDER
 from timestore_pipeline.staging.arrivals import unique_name
+from timestore_pipeline.storage.layout import key_aside
 from timestore_pipeline.store import Store
 
 
@@ -42,7 +42,7 @@ def record_bad_file(
     In this order, so that after a crash in between the file is found again. None where the file was not bad: another
     ingest staged it, and cleared it away while it was read here.
     """
-    relative = f"{QUARANTINE_FOLDER}/{spec.name}/{unique_name(batch.fingerprint, batch.source)}"
+    relative = key_aside(spec.name, unique_name(batch.fingerprint, batch.source))
 
     def record(tx: Connection) -> QuarantineEntry | None:
         # Another ingest may stage it just now, and resolves what it finds in quarantine.

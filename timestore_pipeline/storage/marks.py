@@ -11,9 +11,6 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import StorageRefused
 from timestore_pipeline.storage.contract import Storage
 
-SEGMENTS_MARK = ".timestore-segments"
-"""The name of the empty file by which the folder of a dataset's segments is known again."""
-
 _IDENTITY = re.compile(r"[0-9a-f]{32}")
 # Of somebody else's file under the name no more than that is looked at.
 _MOST_BYTES = 64

@@ -28,8 +28,8 @@ from timestore_pipeline.ledger.segments import published_before
 from timestore_pipeline.ledger.slices import unclaimed_slices
 from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX, marked_file
 from timestore_pipeline.segments.slices import by_segment
+from timestore_pipeline.storage.layout import decided_by
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.retention import ORPHAN_AGE_SECONDS, sweep_orphans, unlink_published_segments
 
@@ -194,6 +194,6 @@ def _unlink(store: Store, paths: Iterable[str], problems: list[str]) -> tuple[in
         files, size = files + 1, size + found
         removed.add(path)
     for folder in sorted({path.rpartition("/")[0] for path in removed}):
-        marks = (entry.key for entry in store.staging.entries(f"{folder}/") if entry.key.endswith(DECIDED_SUFFIX))
-        store.staging.delete(*(mark for mark in marks if marked_file(mark) in removed))
+        marks = ((entry.key, decided_by(entry.key)) for entry in store.staging.entries(f"{folder}/"))
+        store.staging.delete(*(key for key, decided in marks if decided is not None and decided[0] in removed))
     return files, size

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
@@ -16,12 +16,19 @@ from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
-from timestore_pipeline.operating.quarantine import DECIDED_SUFFIX
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.segments.segment import SURELY_THERE_SECONDS
 from timestore_pipeline.storage import Entry
+from timestore_pipeline.storage.layout import (
+    decided_by,
+    folders_of,
+    is_aside,
+    is_of_segment,
+    is_refused_rows,
+    is_unfinished,
+)
 from timestore_pipeline.storage.table_folder import has_table
-from timestore_pipeline.store import QUARANTINE_FOLDER, SEGMENT_SUFFIX, Store
+from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.upkeep.table_orphans import local_orphans, sweep_tables
 
@@ -160,11 +167,7 @@ def _sweep_files(
             entry
             for entry in staged
             if entry.key not in known
-            and (
-                not entry.key.startswith(f"{QUARANTINE_FOLDER}/")
-                or entry.key in resolved
-                or _is_of_staging(entry.key, there)
-            )
+            and (not is_aside(entry.key) or entry.key in resolved or _is_of_staging(entry.key, there))
         ][:max_files]
         files, size = len(orphans), sum(entry.bytes for entry in orphans)
         if not dry_run:
@@ -196,8 +199,9 @@ def _delete_orphans(store: Store, keys: Sequence[str]) -> None:
 
 def _possible_orphans_in_staging(store: Store, datasets: Iterable[str]) -> Iterator[Entry]:
     for dataset in datasets:
-        yield from (entry for entry in store.staging.entries(f"{dataset}/") if SEGMENT_SUFFIX in entry.key)
-        yield from store.staging.entries(f"{QUARANTINE_FOLDER}/{dataset}/")
+        home, aside = folders_of(dataset)
+        yield from (entry for entry in store.staging.entries(f"{home}/") if is_of_segment(entry.key))
+        yield from store.staging.entries(f"{aside}/")
 
 
 def _possible_orphans(store: Store, datasets: Sequence[str]) -> Iterator[Path]:
@@ -208,10 +212,10 @@ def _possible_orphans(store: Store, datasets: Sequence[str]) -> Iterator[Path]:
 
 def _is_of_staging(key: str, there: Collection[str]) -> bool:
     """Whether the name is one that staging or building gives; what else lies in quarantine is somebody's file."""
-    path = PurePosixPath(key)
-    if path.suffix == DECIDED_SUFFIX:
-        return str(path.with_suffix("").with_suffix("")) not in there
-    return path.suffix == TEMPORARY_SUFFIX or SEGMENT_SUFFIX in path.suffixes or path.name.endswith(".rows.parquet")
+    decided = decided_by(key)
+    if decided is not None:
+        return decided[0] not in there
+    return is_unfinished(key) or is_of_segment(key) or is_refused_rows(key)
 
 
 def _modified_at(path: Path) -> float:

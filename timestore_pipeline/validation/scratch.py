@@ -33,9 +33,10 @@ from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.layout import ASIDE, folders_of
 from timestore_pipeline.storage.marks import put_mark
 from timestore_pipeline.storage.table_marks import unmark_table
-from timestore_pipeline.store import QUARANTINE_FOLDER, Store
+from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _remove(store: Store, name: str) -> None:
     for folder in (*_folders(store.settings, name), *store.segment_folders(name)):
         shutil.rmtree(folder, ignore_errors=True)
     if store.staging.local is None:
-        _empty(store.staging, f"{name}/", f"{QUARANTINE_FOLDER}/{name}/")
+        _empty(store.staging, *(f"{folder}/" for folder in folders_of(name)))
     for place in (store.landing, store.archive):
         if place.local is None:
             _empty(place, f".{name}/")
@@ -182,7 +183,7 @@ def _empty(place: Storage, *prefixes: str) -> None:
 
 def _in_staging(store: Store) -> set[str]:
     if store.staging.local is not None:
-        return _entries(store.staging.root) | _entries(store.staging.root / QUARANTINE_FOLDER)
+        return _entries(store.staging.root) | _entries(store.staging.root / ASIDE)
     return {part for entry in store.staging.entries() for part in entry.key.split("/") if _NAME.fullmatch(part)}
 
 

@@ -44,7 +44,8 @@ from timestore_pipeline.places import PlaceState, state_of
 from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.storage.marks import SEGMENTS_MARK, mark_key
+from timestore_pipeline.storage.layout import segments_mark
+from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import build, hourly, ingest, lose_ledger, published, readable, rows_of, weather
@@ -314,7 +315,7 @@ class TestSegmentsOfOneDataset:
 
     def test_folders_of_versions_without_marks_are_marked_by_the_next_segment(self, published_and_staged: Store):
         store = published_and_staged
-        mark = store.staging.root / "weather" / SEGMENTS_MARK
+        mark = store.staging.root / segments_mark("weather")
         mark.unlink()
         build(store)
         stage(store, "weather", NEWER)

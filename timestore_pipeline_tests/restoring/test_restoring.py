@@ -44,7 +44,8 @@ from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
 from timestore_pipeline.restoring.ledger import Rebuilt, ledger_file, rebuild_ledger
 from timestore_pipeline.segments.description import Description
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.store import SEGMENT_SUFFIX, Store
+from timestore_pipeline.storage.layout import is_segment
+from timestore_pipeline.store import Store
 from timestore_pipeline.table import manifests
 from timestore_pipeline.table.manifests import MANIFEST_FOLDER, read_manifests
 from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
@@ -709,7 +710,7 @@ class TestWhatIsSaidOrRefused:
             home.mkdir()
         if left == "newer rows":  # as versions did that made the folder anew
             for file in away.iterdir():
-                if file.suffix != SEGMENT_SUFFIX:
+                if not is_segment(file.name):
                     shutil.copy(file, home)
             stage(store, "weather", hourly(1, station="EWR"))
         store.close()
