@@ -53,14 +53,9 @@ from timestore_pipeline.storage.marks import mark_key, put_mark, read_mark
 from timestore_pipeline.storage.owned import OwnedStorage
 from timestore_pipeline.storage.table_folder import has_table
 
-# A bucket is not unmounted between two requests; a folder is asked each time.
-_BELIEVED_SECONDS = 10.0
 _LOOKED_FOR = 5
 # A look is a sensor's, which has a minute in all: what is not answered by then is looked at by the next.
 _LOOK_SECONDS = 10.0
-
-
-_Stamp = tuple[int, int, int]
 
 
 class PlaceName(StrEnum):
@@ -112,9 +107,8 @@ class Place:
         self.name = name
         self.raw = storage_at(places.settings, location_of(places.settings, name))
         self._places = places
-        self._mark = self.raw.local / mark_key(name) if self.raw.local is not None else None
         self._believed_until = 0.0
-        self._seen: _Stamp | None = None
+        self._seen: tuple[int, ...] | None = None
 
     @cached_property
     def storage(self) -> Storage:
@@ -134,7 +128,7 @@ class Place:
             StorageError, OSError: it cannot be looked at.
             LedgerError: the ledger cannot be read.
         """
-        stamp = self._stamp()
+        stamp = self.raw.stamp(mark_key(self.name))
         mark = read_mark(self.raw, self.name)
         identity = self._places.ledger.identity
         if mark is not None:
@@ -143,8 +137,8 @@ class Place:
             marked = self.name in self._places.marked()
             state = state_of(None, identity, marked=marked, known_files=None if marked else self._known_files())
         self._seen = stamp if state is PlaceState.OURS else None
-        if state is PlaceState.OURS and self.raw.local is None:
-            self._believed_until = time.monotonic() + _BELIEVED_SECONDS
+        if state is PlaceState.OURS:
+            self._believed_until = time.monotonic() + self.raw.traits.believed_seconds
         return Finding(self.name, self.raw.location, state, mark)
 
     def require(self) -> None:
@@ -171,7 +165,9 @@ class Place:
             self._places.mark_new()
 
     def _found_usable(self) -> PlaceState:
-        if (self._seen is not None and self._stamp() == self._seen) or time.monotonic() < self._believed_until:
+        if time.monotonic() < self._believed_until:
+            return PlaceState.OURS
+        if self._seen is not None and self.raw.stamp(mark_key(self.name)) == self._seen:
             return PlaceState.OURS
         try:
             found = self.find()
@@ -188,8 +184,7 @@ class Place:
         """Return the error that says what was found; None where the place may be used."""
         variable = variable_name(FIELDS[self.name])
         if found.state is PlaceState.MISSING:
-            there = self.raw.local is None or self.raw.local.is_dir()
-            return PlaceMissing(self.name, found.location, variable, there=there)
+            return PlaceMissing(self.name, found.location, variable, there=self.raw.has_folder())
         if found.state is PlaceState.FOREIGN:
             identity = self._places.ledger.identity
             return PlaceForeign(self.name, found.location, variable, owner=found.mark or "", identity=identity)
@@ -204,16 +199,6 @@ class Place:
         """
         put_mark(self.raw, self.name, self._places.ledger.identity)
         self._found_usable()
-
-    def _stamp(self) -> _Stamp | None:
-        """Return what tells the file of the mark from another one, for much less than it costs to read it."""
-        if self._mark is None:
-            return None
-        try:
-            found = self._mark.stat()
-        except OSError:
-            return None  # whoever reads it says why
-        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def _known_files(self) -> bool | None:
         settings, ledger = self._places.settings, self._places.ledger
@@ -235,8 +220,8 @@ class Place:
         return None
 
     def _has_the_ledger(self) -> bool:
-        file, local = self._places.ledger.file, self.raw.local
-        return file is not None and local is not None and file.is_relative_to(local)
+        file = self._places.ledger.file
+        return file is not None and self.raw.holds(file)
 
 
 FIELDS: Mapping[PlaceName, str] = {
@@ -268,6 +253,10 @@ class Places:
     def __iter__(self) -> Iterator[Place]:
         """Go through those that the installation uses, in the order in which they are marked."""
         return (self[name] for name in used_places(self.settings))
+
+    def near(self) -> list[Place]:
+        """Return those that are on this host."""
+        return [place for place in self if place.raw.local is not None]
 
     def marked(self) -> set[str]:
         """Return the names of the places that the ledger remembers to have marked."""
@@ -333,8 +322,7 @@ class Places:
         with self.ledger.read() as tx:
             known = newest_segments_of(tx, dataset, _LOOKED_FOR)
         if known and all(staging.size(path) is None for path in known):
-            there = staging.local is None or (staging.local / dataset).is_dir()
-            raise SegmentsAway(dataset, staging.shown(dataset), there=there)
+            raise SegmentsAway(dataset, staging.shown(dataset), there=staging.has_folder(dataset))
 
     def claim_segments(self, dataset: str) -> None:
         """Refuse as :meth:`require_segments`, and mark a folder that has no mark, before a segment is written there.
@@ -363,8 +351,7 @@ class Places:
         staging = self[PlaceName.STAGING].storage
         if staging.size(segments_mark(dataset)) is None:
             return False
-        if staging.local is None:
-            self._folders_believed_until[dataset] = time.monotonic() + _BELIEVED_SECONDS
+        self._folders_believed_until[dataset] = time.monotonic() + staging.traits.believed_seconds
         return True
 
     def is_usable(self, name: PlaceName) -> bool:

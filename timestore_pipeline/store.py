@@ -121,10 +121,7 @@ class Store:
         settings = self.settings
         if uses_work(settings):
             self.places[PlaceName.WORK].claim()
-        in_staging = isinstance(settings.staging_location, Path) and settings.temp_path.is_relative_to(
-            settings.staging_location
-        )
-        if not in_staging or self.places.is_usable(PlaceName.STAGING):
+        if not self.staging.holds(settings.temp_path) or self.places.is_usable(PlaceName.STAGING):
             make_folder(settings.temp_path)
 
     def close(self) -> None:

@@ -228,6 +228,41 @@ def test_only_one_module_spells_a_path_in_staging():
     assert offenders - {f"{PACKAGE}.building.build"} == {f"{PACKAGE}.storage.layout"}
 
 
+# Where else something depends on whether files are in a folder of this host, and why.
+ASK_WHETHER_LOCAL = {
+    "duck.connections": 2,  # a connection reaches folders besides places
+    "landing.files": 1,  # files that land are found in two ways
+    "operating.doctor": 1,  # of a folder the permissions and the disk are looked at, of a bucket what it allows
+    "places": 2,  # which places are on this host
+    "settings": 5,  # from what is set to a path or a URL
+    "staging.folder_arrivals": 5,  # a landing file is renamed within its file system, and copied out of it
+    "staging.fetched": 1,  # the same within a bucket
+    "staging.ingest": 1,  # files that landed are taken up in two ways
+}
+
+
+def test_only_storage_asks_whether_something_is_local():
+    found = {
+        module_name(path).removeprefix(f"{PACKAGE}."): sum(map(_asks_whether_local, nodes(path)))
+        for path in modules_under(PACKAGE_ROOT)
+        if part_of(module_name(path)) not in ("storage", "model")
+    }
+
+    assert {module: times for module, times in found.items() if times} == ASK_WHETHER_LOCAL
+
+
+def _asks_whether_local(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(attr="local", value=value):
+            return _last_name(value) != "threading"
+        case ast.Call(func=ast.Name(id="isinstance"), args=[_, kinds]):
+            return {_last_name(kind) for kind in ast.walk(kinds) if isinstance(kind, ast.expr)} & {
+                "Path",
+                "ObjectUrl",
+            } != set()
+    return False
+
+
 def _last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 

@@ -131,11 +131,10 @@ def _remove_files(own: OwnTable, build: Build) -> None:
     """Remove what a fenced build wrote; no commit can refer to it any more. What is missed, the sweep finds."""
     prefix, place = file_prefix(build.sequence), own.place
     files = (entry.key for entry in parquet_files(place) if file_name(entry.key).startswith(prefix))
-    keys = [pending_manifest(build.sequence), *files, *scratch_of_windows(place, prefix)]
+    keys = [pending_manifest(build.sequence), *files, *(left.key for left in scratch_of_windows(place, prefix))]
     try:
         for _ in own.remove(keys):
             pass
     except (TimestoreError, OSError) as error:
         log.warning("%s: what build %s wrote is left for the sweep: %s", build.dataset, build.id, error)
-    if place.local is None:
-        shutil.rmtree(scratch_of_build(own.store.settings, build.dataset, build.sequence), ignore_errors=True)
+    shutil.rmtree(scratch_of_build(own.store.settings, build.dataset, build.sequence), ignore_errors=True)

@@ -8,9 +8,7 @@ reaches the places that it was opened for, and reads only.
 from __future__ import annotations
 
 import errno
-import io
 import re
-import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,15 +19,12 @@ from fsspec import AbstractFileSystem
 
 from timestore_pipeline.duck.sql import exact_name
 from timestore_pipeline.storage.contract import Storage
+from timestore_pipeline.storage.ranges import RangeFile, SmallFiles
 
 SCHEME = "timestore"
 """Of the names that DuckDB is given; nobody else's."""
 
-WHOLE_BYTES = 1 << 20
-"""A file of up to so many bytes is fetched in one request: its footer and columns would be one each."""
-
-KEPT_BYTES = 16 << 20
-"""So much of small files a connection keeps in memory."""
+_URL = f"{SCHEME}://"
 
 # Files never change, and a name is given once; so what DuckDB has read of one stays right.
 _NEVER = datetime(2000, 1, 1, tzinfo=UTC)
@@ -37,19 +32,19 @@ _NEVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 def duckdb_path(place: Storage, key: str = "") -> str:
     """Return the name that DuckDB has for a file; without a key, for the folder of all of them."""
-    if place.local is not None:
-        return str(place.local / key)
-    return f"{SCHEME}://{_name_in_urls(place)}" + (f"/{key}" if key else "")
+    _, is_url, name = place.shown(key).partition("://")
+    return f"{_URL}{name}" if is_url else place.shown(key)
 
 
 def duckdb_name(place: Storage, key: str) -> str:
     """Return the name to give DuckDB for just this file."""
-    return exact_name(Path(duckdb_path(place, key))) if place.local is not None else duckdb_path(place, key)
+    path = duckdb_path(place, key)
+    return path if path.startswith(_URL) else exact_name(Path(path))
 
 
 def register_places(connection: duckdb.DuckDBPyConnection, places: Iterable[Storage]) -> None:
     """Let a connection read the files of places in object stores."""
-    remote = [place for place in places if place.local is None]
+    remote = [place for place in places if duckdb_path(place).startswith(_URL)]
     if remote:
         connection.register_filesystem(_Files(remote))
 
@@ -69,70 +64,6 @@ def _raised_below(error: Exception) -> list[tuple[str, str]]:
     return re.findall(r"^(?:[\w.]+\.)?(Storage\w+|ObjectMissing): (.*)$", str(error), re.MULTILINE)
 
 
-class SmallFiles:
-    """The contents of the small files that were read last: DuckDB opens each several times in one query."""
-
-    def __init__(self) -> None:
-        self._contents: dict[tuple[str, str], bytes] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def content(self, place: Storage, key: str, size: int) -> bytes:
-        """Return the whole content of a file of ``size`` bytes."""
-        name = (place.location, key)
-        content = self._contents.get(name)
-        if content is None:
-            content = place.read(key, 0, size)
-            with self._lock:
-                if self._bytes + size > KEPT_BYTES:
-                    self._contents.clear()
-                    self._bytes = 0
-                self._contents[name] = content
-                self._bytes += size
-        return content
-
-
-class RangeFile(io.RawIOBase):
-    """An object as a file for reading, which asks for what is read and no more."""
-
-    def __init__(self, place: Storage, key: str, size: int, kept: SmallFiles | None = None) -> None:
-        super().__init__()
-        self.size = size
-        self._kept = SmallFiles() if kept is None else kept
-        self._place = place
-        self._key = key
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Return that it is."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return that it is."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place in it, which costs nothing."""
-        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        """Return where it is."""
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Read to the end, or ``size`` bytes: all of them, unless it ends before."""
-        left = max(0, self.size - self._position)
-        length = left if size is None or size < 0 else min(size, left)
-        if not length:
-            return b""
-        start = self._position
-        self._position += length
-        if self.size <= WHOLE_BYTES:
-            return self._kept.content(self._place, self._key, self.size)[start : start + length]
-        return self._place.read(self._key, start, length)
-
-
 class _Files(AbstractFileSystem):
     """What DuckDB asks of a file system, as far as reading named files goes."""
 
@@ -142,7 +73,7 @@ class _Files(AbstractFileSystem):
     def __init__(self, places: Iterable[Storage]) -> None:
         super().__init__()
         # Longest first: one place may lie in another.
-        self._places = sorted(((_name_in_urls(place), place) for place in places), key=lambda each: -len(each[0]))
+        self._places = sorted(((duckdb_path(place), place) for place in places), key=lambda each: -len(each[0]))
         self._sizes: dict[str, int] = {}
         self._kept = SmallFiles()
 
@@ -192,13 +123,9 @@ class _Files(AbstractFileSystem):
         return RangeFile(*found, size, self._kept)
 
     def _find(self, path: str) -> tuple[Storage, str] | None:
-        bare = path.removeprefix(f"{SCHEME}://")
+        path = _URL + path.removeprefix(_URL)
         for name, place in self._places:
-            key = bare.removeprefix(f"{name}/")
-            if key != bare and key and ".." not in key.split("/"):
+            key = path.removeprefix(f"{name}/")
+            if key != path and key and ".." not in key.split("/"):
                 return place, key
         return None
-
-
-def _name_in_urls(place: Storage) -> str:
-    return place.location.partition("://")[2]

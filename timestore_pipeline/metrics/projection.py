@@ -25,18 +25,18 @@ from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
-from timestore_pipeline.ledger.installation import Place, all_disk_use, datasets_with_segments, ledger_bytes
+from timestore_pipeline.ledger.installation import Place, all_disk_use, ledger_bytes
 from timestore_pipeline.ledger.landing import Backlog, landing_backlogs
 from timestore_pipeline.ledger.limits import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
 from timestore_pipeline.ledger.queue import QueueState, queue_states
 from timestore_pipeline.ledger.segments import disk_usage
-from timestore_pipeline.ledger.tables import refused_tables, table_versions
+from timestore_pipeline.ledger.tables import refused_tables
 from timestore_pipeline.ledger.windows import last_published, published_totals
 from timestore_pipeline.metrics import series
 from timestore_pipeline.metrics.series import SERIES, Series, SeriesType
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.operating.observed_places import observe_places
+from timestore_pipeline.operating.observed_places import Expected, observe_near_places
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.store import Store
 
@@ -66,10 +66,8 @@ def collect_metrics(store: Store, now: int | None = None) -> list[Metric]:
             **counter_values(tx),
         }
         histograms = histogram_values(tx)
-        versions, staged = table_versions(tx), datasets_with_segments(tx)
-    values[series.PLACES_UNUSABLE, "", ""] = sum(
-        bool(each.problem) for each in observe_places(store, local_only=True, versions=versions, staged=staged)
-    )
+        expected = Expected.of(tx)
+    values[series.PLACES_UNUSABLE, "", ""] = sum(bool(each.problem) for each in observe_near_places(store, expected))
     labels: dict[str, set[str]] = {}
     for name, _, label in (*values, *histograms):
         labels.setdefault(name, set()).add(label)

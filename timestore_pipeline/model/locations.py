@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 SCHEMES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure"}
 """Beginnings of URLs that are taken, with what they mean."""
@@ -28,6 +27,10 @@ class ObjectUrl:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+    def as_uri(self) -> str:
+        """Return the URL, as a path does."""
+        return str(self)
 
     def __truediv__(self, key: str) -> ObjectUrl:
         return ObjectUrl(self.scheme, self.bucket, "/".join(part for part in (self.prefix, key.strip("/")) if part))
@@ -65,8 +68,3 @@ def parse_url(location: str) -> ObjectUrl:
     if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
         raise ValueError("its prefix has an empty part, '.' or '..' in it; write it as bucket/one/two")
     return ObjectUrl(scheme, bucket, prefix)
-
-
-def uri_of(location: Path | ObjectUrl) -> str:
-    """Return a place as a URL, also one that is a path."""
-    return location.as_uri() if isinstance(location, Path) else str(location)

@@ -7,20 +7,20 @@ from what the log says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.duck.remote_files import RangeFile
 from timestore_pipeline.errors import ObjectMissing, StorageError
 from timestore_pipeline.ledger.accounts import WindowAccount, recorded_rows, window_accounts
 from timestore_pipeline.ledger.tables import TableState, table_state
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import has_table, parquet_files
+from timestore_pipeline.storage.ranges import open_file
+from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.foreign import ForeignCommit, foreign_commits
 from timestore_pipeline.table.table import TableFile, live_files, open_table
@@ -130,8 +130,7 @@ def audit_rows(store: Store, dataset: str, windows: Iterable[Window] | None = No
     found = set(by_window)
     found |= {spec.window_at(start) for start in (*accounts, *recorded)}
     place = store.table(dataset)
-    # One listing tells the sizes of a thousand objects; local files are looked at one by one.
-    sizes = {} if place.local is not None else {entry.key: entry.bytes for entry in parquet_files(place)}
+    sizes = place.sizes()
     audits, opened = [], 0
     for window in sorted(found):
         own = by_window.get(window, [])
@@ -223,15 +222,17 @@ class _Count:
     problem: str | None = None
 
 
-def _count_file(place: Storage, sizes: Mapping[str, int], file: TableFile, *, look: bool) -> _Count:
+def _count_file(place: Storage, sizes: Callable[[str], int | None], file: TableFile, *, look: bool) -> _Count:
     """Count the rows of a live file: by its footer if ``look``, or if it is not as long as when it was committed."""
     shown = place.shown(file.path)
     try:
-        size = sizes[file.path] if place.local is None else (place.local / file.path).stat().st_size
-    except KeyError:
-        return _Count(0, False, f"{shown} cannot be read: there is no such object")
+        size = sizes(file.path)
+    except StorageError:
+        raise  # it may pass, and says nothing of the file
     except OSError as error:
         return _Count(0, False, f"{shown} cannot be read: {error.strerror or error}")
+    if size is None:
+        return _Count(0, False, f"{shown} cannot be read: it is not there")
     if not look and size == file.bytes:
         return _Count(file.rows, False)
     try:
@@ -250,6 +251,5 @@ def _count_file(place: Storage, sizes: Mapping[str, int], file: TableFile, *, lo
 
 
 def _rows_of_footer(place: Storage, key: str, size: int) -> int:
-    if place.local is not None:
-        return pq.read_metadata(place.local / key).num_rows
-    return pq.read_metadata(pa.PythonFile(RangeFile(place, key, size), mode="r")).num_rows
+    with open_file(place, key, size) as file:
+        return pq.read_metadata(pa.PythonFile(file, mode="r")).num_rows

@@ -27,7 +27,7 @@ from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.operating.observed_places import observe_places
-from timestore_pipeline.places import PlaceName, PlaceState, storage_at
+from timestore_pipeline.places import PlaceName, PlaceState, storage_at, uses_work
 from timestore_pipeline.segments.slices import by_segment
 from timestore_pipeline.settings import Settings, load_settings, unknown_variables
 from timestore_pipeline.storage.marks import read_mark, refuse_second_creation
@@ -110,7 +110,7 @@ def look_at_folders(settings: Settings) -> Iterator[Finding]:
         "archive": (settings.archive_location, "TIMESTORE_LANDING_ARCHIVE_DIRECTORY"),
         "tables": (settings.tables_location, "TIMESTORE_TABLES_URL"),
     }
-    if any(not isinstance(location, Path) for location, _ in folders.values()):
+    if uses_work(settings):
         folders["work"] = (settings.work_path, "TIMESTORE_WORK_DIRECTORY")
     for name, (path, variable) in folders.items():
         if not isinstance(path, Path):
@@ -235,9 +235,7 @@ def look_at_segments(store: Store) -> Iterator[Finding]:
     with store.ledger.read() as tx:
         staged = by_segment(unpublished_slices(tx))
     gone: dict[str, list[str]] = {}
-    sizes = store.staging.size
-    if store.staging.local is None:  # many are listed in one request
-        sizes = {entry.key: entry.bytes for entry in store.staging.entries()}.get
+    sizes = store.staging.sizes()
     for pieces in staged.values():
         size = sizes(pieces[0].path)
         if size is None or size < max(piece.bytes for piece in pieces):

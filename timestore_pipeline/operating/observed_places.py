@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from timestore_pipeline.errors import SegmentsAway, StorageError, TableGone
 from timestore_pipeline.ledger.installation import datasets_with_segments
@@ -30,36 +32,45 @@ class ObservedPlace:
     remedy: str = ""
 
 
-def observe_places(
-    store: Store,
-    *,
-    local_only: bool = False,
-    versions: Mapping[str, int | None] | None = None,
-    staged: Iterable[str] | None = None,
-) -> list[ObservedPlace]:
-    """Look at every place, and whether the tables that the ledger knows are there; nothing is changed.
+@dataclass(frozen=True)
+class Expected:
+    """What the ledger says is there: the versions of tables, None before the first, and who has segments."""
 
-    With ``local_only`` at those of this host: no object store is asked, which is too slow for a look every few seconds.
-    ``versions`` are those of the tables, and ``staged`` the datasets that have segments, where they are known from the
-    ledger already.
+    tables: Mapping[str, int | None]
+    segments: Collection[str]
+
+    @classmethod
+    def of(cls, tx: Connection) -> Expected:
+        """Read it."""
+        return cls(table_versions(tx), datasets_with_segments(tx))
+
+
+def observe_places(store: Store) -> list[ObservedPlace]:
+    """Look at every place, and whether the tables that the ledger knows are there; nothing is changed.
 
     Raises:
         LedgerError: the ledger cannot be read.
     """
-    looked_at = [
-        place
-        for place in Places(hurried(store.settings), store.ledger)
-        if place.raw.local is not None or not local_only
-    ]
+    with store.ledger.read() as tx:
+        expected = Expected.of(tx)
+    return _observe(store, list(Places(hurried(store.settings), store.ledger)), expected)
+
+
+def observe_near_places(store: Store, expected: Expected) -> list[ObservedPlace]:
+    """Look as :func:`observe_places` at those of this host: to ask an object store is too slow for every few seconds.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    return _observe(store, Places(hurried(store.settings), store.ledger).near(), expected)
+
+
+def _observe(store: Store, looked_at: Collection[Place], expected: Expected) -> list[ObservedPlace]:
     places = list(_observed(looked_at))
     if not any(each.name == PlaceName.TABLES and not each.problem for each in places):
         return places
-    if versions is None or staged is None:
-        with store.ledger.read() as tx:
-            versions, staged = table_versions(tx), datasets_with_segments(tx)
-    if local_only and store.staging.local is None:
-        staged = ()
-    return [*places, *_gone_tables(store, versions), *_segments_away(store, staged)]
+    staged = expected.segments if any(place.name is PlaceName.STAGING for place in looked_at) else ()
+    return [*places, *_gone_tables(store, expected.tables), *_segments_away(store, staged)]
 
 
 def _observed(places: Iterable[Place]) -> Iterator[ObservedPlace]:

@@ -212,9 +212,10 @@ def _left_in_landing(store: Store, entry: QuarantineEntry) -> Path | None:
     key = _landing_key(entry)
     if key is None or store.staging.size(entry.path) is not None:
         return None
-    if store.landing.local is None and (store.landing.size(key) or 0) > store.settings.landing_max_file_bytes:
+    # An object may have been written again since it was fetched.
+    is_copied = store.landing.forget(key)
+    if is_copied and (store.landing.size(key) or 0) > store.settings.landing_max_file_bytes:
         return None  # it was set aside for that, and is brought here by nobody
-    store.landing.forget(key)  # an object may have been written again since it was fetched
     with suppress(ObjectMissing):
         landed = store.landing.fetch(key)
         return landed if landed.is_file() else None
@@ -241,11 +242,11 @@ def _retry_file(store: Store, spec: DatasetSpec, entry: QuarantineEntry, by: str
             name_resolver(tx, entry.id, by)
 
     store.ledger.transact(resolve)
-    left_in_landing = store.landing.local is None and store.staging.size(entry.path) is None
+    key = _landing_key(entry) if store.staging.size(entry.path) is None else None
     _clear_away(store, spec, path)
-    _remove(store, entry, [entry.path])  # what went to the archive may have been a copy of an object
-    if left_in_landing and (key := _landing_key(entry)):
-        store.landing.delete(key)
+    _remove(store, entry, [entry.path])
+    if key is not None and store.landing.forget(key):
+        store.landing.delete(key)  # what went to the archive was a copy of the object
     return Retried(_now(store, entry), 0 if receipt.duplicate else receipt.rows)
 
 

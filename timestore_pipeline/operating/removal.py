@@ -7,7 +7,7 @@ are the dataset's; others are named and stay. It can be killed anywhere: done ag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.segments.description import NotDescribed, read_refused_rows, read_segment
 from timestore_pipeline.staging.turns import turns_of
-from timestore_pipeline.storage import Entry, Storage
+from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.layout import decided_by, folders_of, is_refused_rows, is_segment, segments_mark
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
 from timestore_pipeline.storage.table_marks import unmark_table
@@ -119,10 +119,10 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
     if found.table_keys:
         place = store.table(dataset)
         remove_whole_table(place, found.table_keys)
-        _remove_empty_folders(place, "")
+        place.prune()
         unmark_table(store.tables, dataset)
     for folder in folders_of(dataset):
-        _remove_empty_folders(store.staging, folder)
+        store.staging.prune(folder)
     for path in store.settings.temp_path.glob(f"{dataset}-*{TEMPORARY_SUFFIX}*"):
         with suppress(OSError):
             path.unlink()
@@ -223,15 +223,3 @@ def _is_of_table(key: str) -> bool:
 def _freed(entries: Iterable[Entry]) -> Freed:
     sizes = [entry.bytes for entry in entries]
     return Freed(len(sizes), sum(sizes))
-
-
-def _remove_empty_folders(place: Storage, folder: str) -> None:
-    """Remove the folders below, and this one, that nothing is in any more."""
-    if place.local is None:
-        return
-    root = place.local / folder
-    below: Iterator = iter(sorted(root.rglob("*"), reverse=True))
-    for path in (*below, root):
-        if path.is_dir() and not path.is_symlink():
-            with suppress(OSError):
-                path.rmdir()

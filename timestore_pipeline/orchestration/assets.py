@@ -23,7 +23,6 @@ from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
-from timestore_pipeline.model.locations import uri_of
 from timestore_pipeline.model.windows import EVERY_WINDOW, Granularity, Window, WindowRange, windows_between
 from timestore_pipeline.orchestration.config import BuildConfig, CheckedConfig, checked
 from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
@@ -75,7 +74,7 @@ def landing_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetSpec:
         kinds={"file" if format_ is FileFormat.AUTO else str(format_)},
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
-        metadata={"dagster/uri": uri_of(settings.landing_location / spec.name), **_links(settings)},
+        metadata={"dagster/uri": (settings.landing_location / spec.name).as_uri(), **_links(settings)},
     )
 
 
@@ -91,7 +90,7 @@ def staging_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefinition:
         owners=list(spec.owners),
         tags={DATASET_TAG: spec.name},
         metadata={
-            "dagster/uri": uri_of(settings.staging_location),
+            "dagster/uri": settings.staging_location.as_uri(),
             "concurrent_ingests": Policy.of(settings, spec).limits.concurrent_ingests or "no limit",
             **_links(settings),
             **_declared_schema(spec),
@@ -130,7 +129,7 @@ def partitions_asset(spec: DatasetSpec, settings: Settings) -> dg.AssetsDefiniti
                 owners=list(spec.owners),
                 tags={DATASET_TAG: spec.name},
                 metadata={
-                    "dagster/uri": uri_of(settings.table_location(spec.name)),
+                    "dagster/uri": settings.table_location(spec.name).as_uri(),
                     "dagster/table_name": spec.name,
                     "table": dg.MetadataValue.path(str(settings.table_location(spec.name))),
                     "concurrent_builds": Policy.of(settings, spec).limits.concurrent_builds,

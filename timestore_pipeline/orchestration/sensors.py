@@ -21,7 +21,7 @@ from timestore_pipeline.landing.files import files_for_one_run, scan_landing, wa
 from timestore_pipeline.landing.found import LandingScan, record_backlog
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.history import latest_builds
-from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
+from timestore_pipeline.operating.observed_places import Expected, observe_near_places, problems_in_words
 from timestore_pipeline.orchestration.assets import partitions_key, partitions_op, staging_key
 from timestore_pipeline.orchestration.checks import report_refused
 from timestore_pipeline.orchestration.config import BuildConfig
@@ -199,7 +199,9 @@ def housekeeping_sensor() -> dg.SensorDefinition:
 
 def _lacking(store: Store, *names: PlaceName) -> list[str]:
     """Say which of these places cannot be used, so that no run is asked for that could do nothing without them."""
-    found = observe_places(store, local_only=True)
+    with store.ledger.read() as tx:
+        expected = Expected.of(tx)
+    found = observe_near_places(store, expected)
     return problems_in_words(each for each in found if each.name in names)
 
 

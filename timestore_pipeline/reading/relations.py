@@ -37,7 +37,7 @@ from timestore_pipeline.segments.slices import (
     scratch_table,
     select_slices,
 )
-from timestore_pipeline.storage.table_folder import file_name, parquet_files
+from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable, open_to_read
 from timestore_pipeline.table.parquet import parquet_relation
@@ -195,9 +195,8 @@ def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception)
         return
     table = open_to_read(place, name, snapshot.table_version, snapshot.table_id)
     files = file_bounds(table)["path"].to_pylist()
-    # One listing tells a thousand objects; local files are looked at one by one.
-    there = None if place.local is not None else {entry.key for entry in parquet_files(place)}
-    gone = [path for path in files if (place.size(path) is None if there is None else path not in there)]
+    sizes = place.sizes()
+    gone = [path for path in files if sizes(path) is None]
     if gone:
         raise TableError(
             f"dataset {name!r}: {len(gone):,} of {len(files):,} files of table version {snapshot.table_version} are "

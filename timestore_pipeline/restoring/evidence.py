@@ -240,8 +240,7 @@ def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[
     try:
         return read(path)
     except NotDescribed as error:
-        if store.staging.local is None:
-            store.staging.forget(file.key)  # it may be the copy that is damaged
+        if store.staging.forget(file.key):  # it may be the copy that is damaged
             with suppress(NotDescribed):
                 return read(store.staging.fetch(file.key))
         unreadable.append(UnreadableFile(file, str(error)))
@@ -329,7 +328,7 @@ def _refuse_others(store: Store, dataset: str, table: DeltaTable, take_over: boo
 def _sequences_of_files(place: Storage) -> set[int]:
     """The sequences in the names of Parquet files, and 0: of builds too that died before their manifests."""
     names = [file_name(entry.key) for entry in parquet_files(place)]
-    names += [file_name(key).lstrip(".") for key in scratch_of_windows(place)]
+    names += [file_name(left.key).lstrip(".") for left in scratch_of_windows(place)]
     return {0, *(sequence for name in names if (sequence := sequence_of_file(name)) is not None)}
 
 

@@ -183,8 +183,7 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
         if mark is not None and (mark != owner or mark == UNREADABLE):
             raise RebuildFromOthers(name, place.location, mark, owner)
         if mark is None and not adopt:
-            there = place.local is None or place.local.is_dir()
-            raise NothingToRebuildFrom(name, place.location, variable_name(FIELDS[name]), there=there)
+            raise NothingToRebuildFrom(name, place.location, variable_name(FIELDS[name]), there=place.has_folder())
     if marks[PlaceName.STAGING] is None and not _may_be_of(settings, places[PlaceName.STAGING], owner):
         tables = places[PlaceName.TABLES]
         if marks[PlaceName.TABLES] is not None or _owner_of_all(settings, datasets) == owner:

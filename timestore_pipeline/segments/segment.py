@@ -43,8 +43,8 @@ _SMALL_BLOCK = 16_384
 _LARGE_BLOCK = 262_144
 _LARGE_FROM_BYTES = 4 << 20
 
-SURELY_THERE_SECONDS = 60
-"""An object younger than this is swept by nobody; see ``upkeep.retention``."""
+# Of the time in which nothing is swept so much is relied on. The rest is for clocks that differ.
+_SURELY_THERE = 0.1
 
 _TABLE = f"segment.{SEGMENT_TABLE}"
 
@@ -88,8 +88,8 @@ class WrittenSegment:
     def is_there(self, store: Store) -> bool:
         """Whether nobody has swept the files as orphans since they were written."""
         age = now_micros() - self.judged_at
-        if store.staging.local is None and 0 <= age < SURELY_THERE_SECONDS * 1_000_000:
-            return True  # an object is not swept before it is older; asking costs, inside of a ledger transaction
+        if 0 <= age < store.staging.traits.unswept_seconds * _SURELY_THERE * 1_000_000:
+            return True  # it is not swept before it is much older; asking costs, inside of a ledger transaction
         return all(store.staging.size(path) is not None for path in self.files)
 
     def discard(self, store: Store) -> None:

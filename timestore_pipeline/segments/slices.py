@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import duckdb
 
@@ -29,7 +27,6 @@ SCRATCH_SCHEMA = "gathered"
 """Schema of scratch tables, so that they have no name that a dataset could have, and no list of tables shows them."""
 
 _ATTEMPTS = 3
-_FETCHED_AT_ONCE = 8
 
 
 def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: Slice) -> None:
@@ -50,9 +47,8 @@ def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: S
             connection.execute(f'ATTACH {literal(str(path))} AS "{piece.segment_id}" (READ_ONLY)')
             return
         except duckdb.Error as error:
-            if store.staging.local is None and attempt < _ATTEMPTS - 1:
-                # The copy was evicted just now, or is damaged. Whoever reads from it keeps what he has open.
-                store.staging.forget(piece.path)
+            # The copy was evicted just now, or is damaged. Whoever reads from it keeps what he has open.
+            if attempt < _ATTEMPTS - 1 and store.staging.forget(piece.path):
                 continue
             if path.exists():
                 reason = readable_reason(error)
@@ -64,16 +60,7 @@ def attach_segment(store: Store, connection: duckdb.DuckDBPyConnection, piece: S
 
 def bring_segments(store: Store, slices: Iterable[Slice]) -> None:
     """Fetch the segments of slices from an object store, several at a time; what fails says so when it is attached."""
-    if store.staging.local is not None:
-        return
-
-    def bring(path: str) -> None:
-        with suppress(OSError):
-            store.staging.fetch(path)
-
-    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
-        for _ in pool.map(bring, dict.fromkeys(piece.path for piece in slices)):
-            pass
+    store.staging.bring({piece.path for piece in slices})
 
 
 def detach_segment(connection: duckdb.DuckDBPyConnection, segment_id: str) -> None:

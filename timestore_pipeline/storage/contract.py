@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,21 @@ class Entry:
     version: str | None = None
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What it costs to ask a kind of place, and so how it is asked.
+
+    Attributes:
+        deleted_at_once: so many files go in one step.
+        believed_seconds: for so long an answer is taken for true.
+        unswept_seconds: what is younger is not swept as an orphan, so that nobody has to ask whether it is there.
+    """
+
+    deleted_at_once: int
+    believed_seconds: float
+    unswept_seconds: float
+
+
 class Storage(Protocol):
     """Immutable files under one place: a local directory, or a prefix of an object store.
 
@@ -35,7 +50,12 @@ class Storage(Protocol):
 
     @property
     def local(self) -> Path | None:
-        """The directory, where it is one."""
+        """The directory, where it is one. Only this folder asks: for the others there is no difference."""
+        ...
+
+    @property
+    def traits(self) -> Traits:
+        """How it is asked."""
         ...
 
     @property
@@ -99,6 +119,19 @@ class Storage(Protocol):
         """
         ...
 
+    def content(self, key: str) -> bytes:
+        """Return all bytes of a small file, past the cache.
+
+        Raises:
+            FileNotFoundError: there is no such key.
+            StorageError, OSError: it cannot be read.
+        """
+        ...
+
+    def bring(self, keys: Collection[str]) -> None:
+        """Fetch files that are going to be asked for, several at a time; what fails says so when it is."""
+        ...
+
     def create(self, key: str, content: bytes) -> None:
         """Write a small file that must not be there yet, durably.
 
@@ -108,12 +141,31 @@ class Storage(Protocol):
         """
         ...
 
-    def forget(self, key: str) -> None:
-        """Drop a local copy, which may be damaged, but never the file itself; :meth:`fetch` brings another."""
+    def forget(self, key: str) -> bool:
+        """Drop a local copy, which may be damaged, but never the file itself.
+
+        Return whether :meth:`fetch` brings another one, as it gives copies.
+        """
         ...
 
     def size(self, key: str) -> int | None:
         """Return the bytes of a file; None where there is none."""
+        ...
+
+    def sizes(self) -> Callable[[str], int | None]:
+        """Return a function that says the same as :meth:`size`, for whoever asks of many: one listing tells all."""
+        ...
+
+    def entry(self, key: str) -> Entry | None:
+        """Return what a file is now; None where there is none."""
+        ...
+
+    def stamp(self, key: str) -> tuple[int, ...] | None:
+        """Return what tells a file from another one in its place, where that costs much less than to read it."""
+        ...
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files and folders in a folder, sorted; none where there is no such folder."""
         ...
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
@@ -125,6 +177,33 @@ class Storage(Protocol):
 
         Removing many files is not one step: after an error some may be gone.
         """
+        ...
+
+    def leftovers(self, pattern: str) -> Iterator[Entry]:
+        """Go through what writers that died left under a temporary name; a folder counts as empty.
+
+        Where files are put whole there is nothing like that.
+        """
+        ...
+
+    def remove_folder(self, key: str) -> None:
+        """Remove a folder with all that is in it, even while somebody writes to it."""
+        ...
+
+    def prune(self, folder: str = "") -> None:
+        """Remove the folders below, and this one, that nothing is in any more."""
+        ...
+
+    def has_folder(self, folder: str = "") -> bool:
+        """Whether a folder is there; in an object store all are."""
+        ...
+
+    def make_root(self) -> None:
+        """Make the folder of the place, durably, where it has to be made."""
+        ...
+
+    def holds(self, path: Path) -> bool:
+        """Whether a local path lies in the place."""
         ...
 
     def adopt(self, source: Path, key: str) -> None:
@@ -143,10 +222,22 @@ class Storage(Protocol):
         """
         ...
 
-    def move(self, key: str, target: str) -> None:
-        """Give a file another key, durably; doing it again after it has been done is fine.
+    def rename(self, key: str, target: str) -> None:
+        """Give a file another key; doing it again after it has been done is fine.
+
+        It is durable once :meth:`sync` of the folder has returned.
 
         Raises:
             FileNotFoundError: there is neither.
+        """
+        ...
+
+    def sync(self, folder: str = "", *patterns: str) -> list[str]:
+        """Make durable what a library wrote: files in a folder, then the folder; return the files' names.
+
+        What was put is durable already, and so is all that an object store has.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
         """
         ...

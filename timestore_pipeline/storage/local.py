@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from timestore_pipeline.durable_files import (
     put_in_place,
     sync_private,
 )
-from timestore_pipeline.storage.contract import Entry
+from timestore_pipeline.storage.contract import Entry, Traits
+
+_TRAITS = Traits(deleted_at_once=1, believed_seconds=0.0, unswept_seconds=0.0)
 
 
 class LocalStorage:
@@ -34,6 +38,11 @@ class LocalStorage:
     def local(self) -> Path:
         """The directory."""
         return self.root
+
+    @property
+    def traits(self) -> Traits:
+        """A look at a file costs microseconds."""
+        return _TRAITS
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -64,6 +73,13 @@ class LocalStorage:
             file.seek(start)
             return file.read(length)
 
+    def content(self, key: str) -> bytes:
+        """Read the file."""
+        return (self.root / key).read_bytes()
+
+    def bring(self, keys: Collection[str]) -> None:
+        """Do nothing: they are here."""
+
     def create(self, key: str, content: bytes) -> None:
         """Write it under another name and sync it, then give it its own, unless there is one; sync the folder."""
         path = self.root / key
@@ -80,8 +96,9 @@ class LocalStorage:
     def require(self) -> None:
         """Do nothing: nobody said whose it is to be."""
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: str) -> bool:
         """Do nothing: there is no copy."""
+        return False
 
     def size(self, key: str) -> int | None:
         """Return the file's size."""
@@ -89,6 +106,29 @@ class LocalStorage:
             return (self.root / key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def sizes(self) -> Callable[[str], int | None]:
+        """Look at each file."""
+        return self.size
+
+    def entry(self, key: str) -> Entry | None:
+        """Look at the file."""
+        return next(self._entries_at(self.root / key), None)
+
+    def stamp(self, key: str) -> tuple[int, ...] | None:
+        """Return what tells its inode from another one."""
+        try:
+            found = (self.root / key).stat()
+        except OSError:
+            return None  # whoever reads it says why
+        return found.st_dev, found.st_ino, found.st_mtime_ns
+
+    def names(self, folder: str = "") -> list[str]:
+        """List the folder."""
+        try:
+            return sorted(path.name for path in (self.root / folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Walk through the folder; a link is no file."""
@@ -112,6 +152,35 @@ class LocalStorage:
         for key in keys:
             (self.root / key).unlink(missing_ok=True)
 
+    def leftovers(self, pattern: str) -> Iterator[Entry]:
+        """Look for names that match, in the order of these."""
+        for path in sorted(self.root.glob(pattern)):
+            yield from self._entries_at(path)
+
+    def remove_folder(self, key: str) -> None:
+        """Remove it as far as that can be done."""
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
+    def prune(self, folder: str = "") -> None:
+        """Remove empty folders, the inner ones first."""
+        top = self.root / folder
+        for path in (*sorted(top.rglob("*"), reverse=True), top):
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):  # something is in it
+                    path.rmdir()
+
+    def has_folder(self, folder: str = "") -> bool:
+        """Look for it."""
+        return (self.root / folder).is_dir()
+
+    def make_root(self) -> None:
+        """Make it with its parents."""
+        make_folder(self.root)
+
+    def holds(self, path: Path) -> bool:
+        """Compare the paths."""
+        return path.is_relative_to(self.root)
+
     def adopt(self, source: Path, key: str) -> None:
         """Rename it, or copy it from another file system; sync the folder."""
         target = self.root / key
@@ -130,15 +199,30 @@ class LocalStorage:
         fsync_path(new)
         fsync_path(new.parent)
 
-    def move(self, key: str, target: str) -> None:
-        """Rename it, and sync both folders."""
-        old, new = self.root / key, self.root / target
+    def rename(self, key: str, target: str) -> None:
+        """Rename it."""
+        new = self.root / target
         make_folder(new.parent)
         try:
-            old.rename(new)
+            (self.root / key).rename(new)
         except FileNotFoundError:
             if not new.is_file():
                 raise
-        fsync_path(new.parent)
-        if old.parent != new.parent and old.parent.is_dir():
-            fsync_path(old.parent)
+
+    def sync(self, folder: str = "", *patterns: str) -> list[str]:
+        """Sync them, and close them to others; an operator may have opened the folder of the place itself."""
+        top = self.root / folder
+        found = [path for pattern in patterns for path in sorted(top.glob(pattern))]
+        for path in found:
+            sync_private(path)
+        if folder:
+            sync_private(top)
+        else:
+            fsync_path(top)
+        return [path.name for path in found]
+
+    def _entries_at(self, path: Path) -> Iterator[Entry]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = path.stat()
+            size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+            yield Entry(path.relative_to(self.root).as_posix(), size, found.st_mtime_ns // 1_000)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import ObjectMissing, StorageRefused, StorageUnavailable, UnlistableKey
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.storage.cache import Cache
-from timestore_pipeline.storage.contract import Entry
+from timestore_pipeline.storage.contract import Entry, Traits
 from timestore_pipeline.storage.retries import insistently, reason_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 _LISTED_AT_ONCE = 1_000
 _MOST_DELETED_AT_ONCE = 1_000
+_FETCHED_AT_ONCE = 8
+
+# A bucket is not unmounted between two requests.
+TRAITS = Traits(deleted_at_once=500, believed_seconds=10.0, unswept_seconds=600.0)
 
 
 class ObjectStorage:
@@ -69,6 +74,11 @@ class ObjectStorage:
     def local(self) -> None:
         """None: it is not of this host."""
         return
+
+    @property
+    def traits(self) -> Traits:
+        """Each question is a request, and one may be about many."""
+        return TRAITS
 
     @property
     def root(self) -> Path:
@@ -144,6 +154,23 @@ class ObjectStorage:
         except FileNotFoundError:
             raise ObjectMissing(self.shown(key)) from None
 
+    def content(self, key: str) -> bytes:
+        """Ask for the whole object."""
+        chunks = self._chunks(key)
+        next(chunks)
+        return b"".join(chunks)
+
+    def bring(self, keys: Collection[str]) -> None:
+        """Fetch them side by side."""
+
+        def bring(key: str) -> None:
+            with suppress(OSError):
+                self.fetch(key)
+
+        with ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+            for _ in pool.map(bring, keys):
+                pass
+
     def create(self, key: str, content: bytes) -> None:
         """Put it with a create-only condition."""
         try:
@@ -154,14 +181,22 @@ class ObjectStorage:
     def require(self) -> None:
         """Do nothing: nobody said whose it is to be."""
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: str) -> bool:
         """Drop the copy."""
         self.cache.forget(key)
+        return True
 
     def size(self, key: str) -> int | None:
         """Return the object's size."""
         found = self.entry(key)
         return None if found is None else found.bytes
+
+    def sizes(self) -> Callable[[str], int | None]:
+        """List all objects."""
+        return {entry.key: entry.bytes for entry in self.entries()}.get
+
+    def stamp(self, key: str) -> None:
+        """Return nothing: to read a mark is one request too."""
 
     def entry(self, key: str) -> Entry | None:
         """Return what an object is now; None where there is none."""
@@ -203,20 +238,32 @@ class ObjectStorage:
                 last = meta["path"]
                 yield _entry(meta["path"], meta)
 
+    def names(self, folder: str = "") -> list[str]:
+        """List what is directly in it, without going into folders.
+
+        Raises:
+            UnlistableKey: one of these keys cannot be listed.
+        """
+        found = self._listed(folder)
+        keys = (*(meta["path"] for meta in found["objects"]), *found["common_prefixes"])
+        return sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
+
     def folder(self, prefix: str) -> list[Entry]:
         """List the objects whose keys have no further '/' behind ``prefix``, a folder, without going into others.
 
         Raises:
             UnlistableKey: one of these keys cannot be listed.
         """
+        return [_entry(meta["path"], meta) for meta in self._listed(prefix)["objects"]]
 
+    def _listed(self, prefix: str) -> Any:
         def ask() -> Any:
             try:
-                return obstore.list_with_delimiter(self._store, prefix.strip("/"))
+                return obstore.list_with_delimiter(self._store, prefix.strip("/") or None)
             except InvalidPathError as error:
                 raise UnlistableKey(self.shown(prefix), reason_of(error)) from None
 
-        return [_entry(meta["path"], meta) for meta in self._ask("LIST", prefix, ask)["objects"]]
+        return self._ask("LIST", prefix, ask)
 
     def copy_to(self, key: str, target: ObjectUrl) -> None:
         """Copy an object on the server to another place of its bucket.
@@ -257,7 +304,7 @@ class ObjectStorage:
             raise ObjectMissing(self.shown(key)) from None
         self.cache.forget(target)
 
-    def move(self, key: str, target: str) -> None:
+    def rename(self, key: str, target: str) -> None:
         """Copy the object on the server, then delete it."""
         try:
             self.link(key, target)
@@ -266,6 +313,31 @@ class ObjectStorage:
                 raise
             return
         self.delete(key)
+
+    def sync(self, folder: str = "", *patterns: str) -> list[str]:
+        """Do nothing: a put that succeeded is durable."""
+        return []
+
+    def leftovers(self, pattern: str) -> Iterator[Entry]:
+        """Give none."""
+        return iter(())
+
+    def remove_folder(self, key: str) -> None:
+        """Do nothing: there are no folders."""
+
+    def prune(self, folder: str = "") -> None:
+        """Do nothing: there are no folders."""
+
+    def has_folder(self, folder: str = "") -> bool:
+        """Return that it is: a key makes its folder."""
+        return True
+
+    def make_root(self) -> None:
+        """Do nothing: a key makes its folder."""
+
+    def holds(self, path: Path) -> bool:
+        """Return that it does not."""
+        return False
 
     @cached_property
     def _bucket(self) -> ObjectStore:

@@ -5,11 +5,13 @@ So a disk that is not mounted never looks like one on which files are missing, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from timestore_pipeline.storage.contract import Entry, Storage
+from timestore_pipeline.storage.contract import Entry, Storage, Traits
+
+T = TypeVar("T")
 
 
 class Ownership(Protocol):
@@ -51,6 +53,11 @@ class OwnedStorage:
     def local(self) -> Path | None:
         """The place's."""
         return self._place.local
+
+    @property
+    def traits(self) -> Traits:
+        """The place's."""
+        return self._place.traits
 
     @property
     def root(self) -> Path:
@@ -99,21 +106,54 @@ class OwnedStorage:
             self.require()
             raise
 
+    def content(self, key: str) -> bytes:
+        """Read it; ask before it is said to be missing."""
+        try:
+            return self._place.content(key)
+        except FileNotFoundError:
+            self.require()
+            raise
+
+    def bring(self, keys: Collection[str]) -> None:
+        """Fetch them."""
+        self._place.bring(keys)
+
     def create(self, key: str, content: bytes) -> None:
         """Ask, then create it."""
         self._ownership.claim()
         self._place.create(key, content)
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: str) -> bool:
         """Drop a local copy."""
-        self._place.forget(key)
+        return self._place.forget(key)
 
     def size(self, key: str) -> int | None:
         """Return its size; ask before it is said to be missing."""
-        size = self._place.size(key)
-        if size is None:
+        return self._unless_missing(self._place.size(key))
+
+    def sizes(self) -> Callable[[str], int | None]:
+        """Ask, then list; ask again before one is said to be missing."""
+        self.require()
+        sizes = self._place.sizes()
+        return lambda key: self._unless_missing(sizes(key))
+
+    def entry(self, key: str) -> Entry | None:
+        """Return what it is; ask before it is said to be missing."""
+        return self._unless_missing(self._place.entry(key))
+
+    def stamp(self, key: str) -> tuple[int, ...] | None:
+        """Return the place's."""
+        return self._place.stamp(key)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Ask, then list."""
+        self.require()
+        return self._place.names(folder)
+
+    def _unless_missing(self, found: T | None) -> T | None:
+        if found is None:
             self.require()
-        return size
+        return found
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """Ask, then list: what a listing lacks may be taken for gone."""
@@ -125,6 +165,34 @@ class OwnedStorage:
         self.require()
         self._place.delete(*keys)
 
+    def leftovers(self, pattern: str) -> Iterator[Entry]:
+        """Ask, then look for them."""
+        self.require()
+        yield from self._place.leftovers(pattern)
+
+    def remove_folder(self, key: str) -> None:
+        """Ask, then remove it."""
+        self.require()
+        self._place.remove_folder(key)
+
+    def prune(self, folder: str = "") -> None:
+        """Ask, then remove what is empty."""
+        self.require()
+        self._place.prune(folder)
+
+    def has_folder(self, folder: str = "") -> bool:
+        """Whether it is there."""
+        return self._place.has_folder(folder)
+
+    def make_root(self) -> None:
+        """Ask, then make it."""
+        self._ownership.claim()
+        self._place.make_root()
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path lies in the place."""
+        return self._place.holds(path)
+
     def adopt(self, source: Path, key: str) -> None:
         """Ask, then move it there."""
         self._ownership.claim()
@@ -135,7 +203,11 @@ class OwnedStorage:
         self._ownership.claim()
         self._place.link(key, target)
 
-    def move(self, key: str, target: str) -> None:
+    def rename(self, key: str, target: str) -> None:
         """Ask, then give it another key."""
         self._ownership.claim()
-        self._place.move(key, target)
+        self._place.rename(key, target)
+
+    def sync(self, folder: str = "", *patterns: str) -> list[str]:
+        """Make it durable."""
+        return self._place.sync(folder, *patterns)

@@ -5,14 +5,22 @@ In a directory whatever delta-rs writes must be synced (invariant 6). In an obje
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX, fsync_path, make_folder, sync_private
+from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.durable_files import (
+    PRIVATE_FOLDER,
+    TEMPORARY_SUFFIX,
+    fsync_path,
+    make_folder,
+    rename_new,
+    sync_private,
+)
 from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.storage.contract import Entry, Storage
 
@@ -30,9 +38,6 @@ _FILE = re.compile(rf"{WINDOW_COLUMN}=[^/]+/[0-9]{{10,19}}-[0-9]{{3,}}{re.escape
 _SCRATCH = re.compile(rf"{WINDOW_COLUMN}=[^/]+/\.[0-9]{{10,19}}-{re.escape(TEMPORARY_SUFFIX)}")
 _MANIFEST = re.compile(rf"{MANIFEST_FOLDER}/[^/]+{re.escape(MANIFEST_SUFFIX)}({re.escape(TEMPORARY_SUFFIX)})?")
 _UNFINISHED_ENTRY = re.compile(rf"{LOG_FOLDER}/[^/]+\.json#[^/]*")
-
-# An object store takes so many deletions in one request.
-_REMOVED_AT_ONCE = 500
 
 
 def may_be_removed(key: str, live: Collection[str]) -> bool:
@@ -54,9 +59,9 @@ def remove_from_table(place: Storage, keys: Iterable[str], live: Collection[str]
         StorageError, OSError: the next ones cannot be removed.
     """
     allowed = (key for key in keys if may_be_removed(key, live))
-    while some := list(islice(allowed, 1 if place.local is not None else _REMOVED_AT_ONCE)):
-        if place.local is not None and _SCRATCH.fullmatch(some[0]):
-            shutil.rmtree(place.local / some[0], ignore_errors=True)  # its builder may be alive and writing
+    while some := list(islice(allowed, place.traits.deleted_at_once)):
+        if _SCRATCH.fullmatch(some[0]):
+            place.remove_folder(some[0])  # its builder may be alive and writing
         else:
             place.delete(*some)
         yield some
@@ -70,9 +75,10 @@ def remove_whole_table(place: Storage, keys: Iterable[str]) -> None:
     Raises:
         StorageError, OSError: some is left; the same again goes on.
     """
-    named = sorted(keys, key=lambda key: key.startswith(f"{LOG_FOLDER}/"))
-    for start in range(0, len(named), _REMOVED_AT_ONCE):
-        place.delete(*named[start : start + _REMOVED_AT_ONCE])
+    named = set(keys)
+    log = {key for key in named if key.startswith(f"{LOG_FOLDER}/")}
+    place.delete(*named - log)
+    place.delete(*log)
 
 
 def has_table(place: Storage) -> bool:
@@ -81,57 +87,36 @@ def has_table(place: Storage) -> bool:
     Raises:
         PlaceError: the place of the tables is not there, so nobody can say.
     """
-    place.require()
-    if place.local is None:
-        return any(entry.key.endswith(".json") for entry in place.entries(f"{LOG_FOLDER}/"))
-    log = place.local / LOG_FOLDER
-    return log.is_dir() and any(log.glob("*.json"))
+    return any(entry.key.endswith(".json") for entry in place.entries(f"{LOG_FOLDER}/"))
 
 
 def parquet_files(place: Storage) -> Iterator[Entry]:
     """Go through the Parquet files of builds, committed or not, in the order of their keys."""
-    if place.local is None:
-        for entry in place.entries():
-            if entry.key.startswith(f"{WINDOW_COLUMN}=") and entry.key.endswith(PARQUET_SUFFIX):
-                yield entry
-        return
-    for path in sorted(place.local.glob(f"{WINDOW_COLUMN}=*/*{PARQUET_SUFFIX}")):
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            continue
-        yield Entry(path.relative_to(place.local).as_posix(), found.st_size, found.st_mtime_ns // 1_000)
+    for entry in place.entries():
+        window, _, name = entry.key.partition("/")
+        # What lies deeper is in the scratch of a build.
+        if window.startswith(f"{WINDOW_COLUMN}=") and name.endswith(PARQUET_SUFFIX) and "/" not in name:
+            yield entry
 
 
-def scratch_of_windows(place: Storage, prefix: str = "") -> list[str]:
-    """Return the folders in which builds write files of windows, of those whose file names begin with ``prefix``.
+def scratch_of_windows(place: Storage, prefix: str = "") -> Iterator[Entry]:
+    """Go through the folders in which builds write files of windows, whose file names begin with ``prefix``.
 
     In an object store there are none: what is written goes to local scratch.
     """
-    if place.local is None:
-        return []
-    found = place.local.glob(f"{WINDOW_COLUMN}=*/.{prefix}*{TEMPORARY_SUFFIX}")
-    return sorted(path.relative_to(place.local).as_posix() for path in found)
+    return place.leftovers(f"{WINDOW_COLUMN}=*/.{prefix}*{TEMPORARY_SUFFIX}")
 
 
-def make_table_folder(place: Storage) -> None:
-    """Make the folder that a new table is going to be in; an object store has none."""
-    if place.local is not None:
-        make_folder(place.local)
-
-
-def sync_table_folder(place: Storage) -> None:
-    """Make the entries of the table's folder durable."""
-    if place.local is not None:
-        fsync_path(place.local)
+def unfinished_entries(place: Storage) -> Iterator[Entry]:
+    """Go through what delta-rs writes entries of the log to, before it names them."""
+    return place.leftovers(f"{LOG_FOLDER}/*.json#*")
 
 
 def entry_is_empty(place: Storage, version: int) -> bool:
     """Whether there is a log entry without content, as a power cut may leave it; an object is whole or not there."""
     if place.local is None:
         return False
-    entry = _log_entry(place.local, version)
-    return entry.exists() and not entry.stat().st_size
+    return place.size(log_key(version)) == 0
 
 
 def log_entry(place: Storage, version: int) -> str:
@@ -140,13 +125,7 @@ def log_entry(place: Storage, version: int) -> str:
     Raises:
         OSError: it is not there, or cannot be read.
     """
-    if place.local is not None:
-        return _log_entry(place.local, version).read_text()
-    key = log_key(version)
-    size = place.size(key)
-    if size is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", place.shown(key))
-    return place.read(key, 0, size).decode()
+    return place.content(log_key(version)).decode()
 
 
 def log_key(version: int) -> str:
@@ -160,21 +139,61 @@ def log_sizes(place: Storage) -> dict[str, int]:
 
 
 def sync_log(place: Storage, version: int) -> None:
-    """Make the log entry ``version`` durable, with a checkpoint that came with it and the folder."""
-    if place.local is None:
+    """Make the log entry ``version`` durable, with a checkpoint that came with it and the folder.
+
+    The entry may be gone: old ones are cleaned up behind a checkpoint.
+    """
+    synced = place.sync(LOG_FOLDER, f"{version:020d}.json", f"{version:020d}.checkpoint*")
+    if any(".checkpoint" in name for name in synced):
+        place.sync(LOG_FOLDER, "_last_checkpoint")
+
+
+@contextmanager
+def folder_for_windows(place: Storage, scratch: Path) -> Iterator[Path]:
+    """Give the local folder that files of windows are written in; when the block ends its entries are durable.
+
+    It is that of the table, or ``scratch`` on the way to an object store, which is gone afterwards.
+    """
+    if place.local is not None:
+        yield place.local
+        # Also where no folder is new: a build that died may have made it.
+        place.sync()
         return
-    log = place.local / LOG_FOLDER
-    entry = _log_entry(place.local, version)
-    if entry.exists():  # old ones are cleaned up behind a checkpoint
-        sync_private(entry)
-    checkpoints = list(log.glob(f"{version:020d}.checkpoint*"))
-    for file in (*checkpoints, *([log / "_last_checkpoint"] if checkpoints else [])):
-        sync_private(file)
-    sync_private(log)
+    scratch.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _log_entry(folder: Path, version: int) -> Path:
-    return folder / log_key(version)
+def write_before_commit(place: Storage, key: str, write: Callable[[Path], None]) -> None:
+    """Let a file be written that a commit is to rest on, durably.
+
+    In a directory under its own name at once: one that is not whole is of a build that cannot have committed.
+    """
+    if place.local is None:
+        scratch = place.scratch(key)
+        write(scratch)
+        place.put(scratch, key, keep=False)
+        return
+    path = place.local / key
+    make_folder(path.parent)
+    write(path)
+    sync_private(path)
+    fsync_path(path.parent)
+
+
+def put_files_of_window(place: Storage, files: Sequence[tuple[Path, str]]) -> None:
+    """Give whole files, written as :func:`folder_for_windows` says, their keys; durable once their folder is synced."""
+    for written, key in files:
+        if place.local is None:
+            reach(CrashPoint.PARQUET_SYNCED)
+            place.put(written, key, keep=False)
+        else:
+            sync_private(written)
+            reach(CrashPoint.PARQUET_SYNCED)
+            rename_new(written, place.local / key)
+        reach(CrashPoint.PARQUET_RENAMED)
 
 
 def file_name(key: str) -> str:

@@ -39,11 +39,7 @@ def marked_tables(tables: Storage) -> set[str]:
     Raises:
         StorageError, OSError: nobody can look.
     """
-    if tables.local is not None:
-        found = [path.name for path in tables.local.glob(f"{_PREFIX}*")]
-    else:
-        found = [entry.key for entry in tables.entries() if entry.key.startswith(_PREFIX)]
-    return {name.removeprefix(_PREFIX) for name in found}
+    return {name.removeprefix(_PREFIX) for name in tables.names() if name.startswith(_PREFIX)}
 
 
 def _key(dataset: str) -> str:

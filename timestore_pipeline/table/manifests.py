@@ -14,17 +14,22 @@ import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.durable_files import fsync_path, make_folder, sync_private
 from timestore_pipeline.ledger.lineage import Contribution
 from timestore_pipeline.ledger.schemas import columns_from_text, columns_to_text
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import MANIFEST_FOLDER, MANIFEST_SUFFIX, remove_from_table
+from timestore_pipeline.storage.table_folder import (
+    MANIFEST_FOLDER,
+    MANIFEST_SUFFIX,
+    remove_from_table,
+    write_before_commit,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,18 +75,7 @@ def write_manifest(
     rows = [{**asdict(each), "sequence": sequence, "published_at": now} for each in contributions]
     columns = json.dumps([columns_to_text(version) for version in versions])
     table = pa.Table.from_pylist(rows, _SCHEMA.with_metadata({_VERSIONS: columns}))
-    key = pending_manifest(sequence)
-    if place.local is None:
-        scratch = place.scratch(key)
-        _write(scratch, table)
-        place.put(scratch, key, keep=False)
-    else:
-        path = place.local / key
-        make_folder(path.parent)
-        _write(path, table)
-        # Under its own name at once: one that is not whole is of a build that cannot have committed.
-        sync_private(path)
-        fsync_path(path.parent)
+    write_before_commit(place, pending_manifest(sequence), partial(_write, table))
     reach(CrashPoint.MANIFEST_WRITTEN)
 
 
@@ -91,7 +85,7 @@ def keep_manifest(place: Storage, sequence: int) -> None:
     Neither synced nor raising anything: of a manifest that stays pending, the table decides again when it is needed.
     """
     try:
-        _rename(place, pending_manifest(sequence), _kept(0, sequence, sequence))
+        place.rename(pending_manifest(sequence), _kept(0, sequence, sequence))
     except FileNotFoundError:
         return  # a build that publishes no slice, or one whose manifest another process has kept
     except OSError as error:
@@ -102,21 +96,17 @@ def keep_manifest(place: Storage, sequence: int) -> None:
 
 def forget_manifests(place: Storage) -> None:
     """Remove all manifests of a table that is gone: they would say of lost rows that they are published."""
-    _remove(place, _names(place))
+    _remove(place, place.names(MANIFEST_FOLDER))
 
 
 def tables_with_manifests(tables: Storage) -> set[str]:
     """Return the names of the tables, of whatever dataset, that have manifests."""
-    if tables.local is not None:
-        folders = tables.local.glob(f"*/{MANIFEST_FOLDER}")
-        return {folder.parent.name for folder in folders if any(folder.iterdir())}
-    parts = (entry.key.split("/") for entry in tables.entries())
-    return {names[0] for names in parts if len(names) > 1 and names[1] == MANIFEST_FOLDER}
+    return {name for name in tables.names() if tables.names(f"{name}/{MANIFEST_FOLDER}")}
 
 
 def pending_manifests(place: Storage) -> list[int]:
     """Return the sequences of builds whose manifests nobody has decided on yet."""
-    names = fnmatch.filter(_names(place), f"[0-9]*{_PENDING}{MANIFEST_SUFFIX}")
+    names = fnmatch.filter(place.names(MANIFEST_FOLDER), f"[0-9]*{_PENDING}{MANIFEST_SUFFIX}")
     return sorted(int(name.partition(".")[0]) for name in names)
 
 
@@ -190,7 +180,7 @@ def _merge(place: Storage, level: int, parts: Sequence[str]) -> None:
     try:
         tables = [_read(place, name) for name in parts]
         newest = max(tables, key=lambda table: len(_versions_in(table.schema)))
-        _write(temporary, pa.concat_tables(tables).replace_schema_metadata(newest.schema.metadata))
+        _write(pa.concat_tables(tables).replace_schema_metadata(newest.schema.metadata), temporary)
         place.put(temporary, final, keep=False)
     finally:
         temporary.unlink(missing_ok=True)
@@ -203,29 +193,17 @@ def _remove(place: Storage, names: Iterable[str]) -> None:
         pass
 
 
-def _rename(place: Storage, key: str, target: str) -> None:
-    if place.local is None:
-        place.move(key, target)
-    else:
-        (place.local / key).rename(place.local / target)
-
-
 def _versions_in(schema: pa.Schema) -> list[str]:
     return json.loads((schema.metadata or {}).get(_VERSIONS, b"[]"))
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _write(table: pa.Table, path: Path) -> None:
     with path.open("xb") as file, pa.ipc.new_file(file, table.schema, options=_OPTIONS) as writer:
         writer.write_table(table)
 
 
 def _read(place: Storage, name: str) -> pa.Table:
-    key = f"{MANIFEST_FOLDER}/{name}"
-    if place.local is None:
-        content = place.read(key, 0, place.size(key) or 0)
-        with pa.ipc.open_file(pa.BufferReader(content)) as reader:
-            return reader.read_all()
-    with (place.local / key).open("rb") as file, pa.ipc.open_file(file) as reader:
+    with pa.ipc.open_file(pa.BufferReader(place.content(f"{MANIFEST_FOLDER}/{name}"))) as reader:
         return reader.read_all()
 
 
@@ -235,16 +213,8 @@ def _kept(level: int, first: int, last: int, mark: str = "") -> str:
 
 def _kept_files(place: Storage) -> list[str]:
     """Return the names of kept manifests, those of one level in the order of their sequences."""
-    kept = fnmatch.filter(_names(place), f"[0-9]-*-*{MANIFEST_SUFFIX}")
+    kept = fnmatch.filter(place.names(MANIFEST_FOLDER), f"[0-9]-*-*{MANIFEST_SUFFIX}")
     return sorted(kept, key=lambda name: (_level(name), _range(name)))
-
-
-def _names(place: Storage) -> list[str]:
-    """Return the names of all files in the folder of manifests, sorted."""
-    if place.local is None:
-        return sorted(entry.key.rpartition("/")[2] for entry in place.entries(f"{MANIFEST_FOLDER}/"))
-    folder = place.local / MANIFEST_FOLDER
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def _level(name: str) -> int:

@@ -20,10 +20,7 @@ from timestore_pipeline.duck.sql import column_list, literal, quote, time_range_
 from timestore_pipeline.durable_files import (
     PRIVATE_FOLDER,
     TEMPORARY_SUFFIX,
-    fsync_path,
-    rename_new,
     side_by_side,
-    sync_private,
 )
 from timestore_pipeline.errors import SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.builds import Build
@@ -32,7 +29,7 @@ from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import PARQUET_SUFFIX
+from timestore_pipeline.storage.table_folder import PARQUET_SUFFIX, folder_for_windows, put_files_of_window
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.statistics import delta_statistics
 from timestore_pipeline.table.table import ParquetFile, file_prefix
@@ -45,8 +42,9 @@ _SORTED_UNSEEN = 10_000
 _ROWS_PER_VECTOR = 2_048
 _ROWS_PER_GROUP = 122_880
 
-# So many windows may be on their way to an object store: all files of a build need not find room on the local disk.
-_UPLOADED_AT_ONCE = 16
+# So many windows may wait for the disk, or be on their way to an object store: all files of a build need not find room
+# on the local disk.
+_WAITING_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -77,25 +75,15 @@ def window_folders(store: Store, build: Build) -> Iterator[WindowFolders]:
         OSError: a file could not be made durable; the build must not commit.
     """
     place = store.table(build.dataset)
-    if place.local is not None:
-        with side_by_side() as later:
-            yield WindowFolders(place, place.local, later)
-        # Also where no folder is new: a build that died may have made it.
-        fsync_path(place.local)
-        return
     scratch = scratch_of_build(store.settings, build.dataset, build.sequence)
-    scratch.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-    room = threading.BoundedSemaphore(_UPLOADED_AT_ONCE)
-    try:
-        with side_by_side() as later:
+    room = threading.BoundedSemaphore(_WAITING_AT_ONCE)
+    with folder_for_windows(place, scratch) as folder, side_by_side() as later:
 
-            def when_there_is_room(upload: Callable[[], object]) -> None:
-                room.acquire()
-                later(lambda: _and_make_room(upload, room))
+        def when_there_is_room(work: Callable[[], object]) -> None:
+            room.acquire()
+            later(lambda: _and_make_room(work, room))
 
-            yield WindowFolders(place, scratch, when_there_is_room)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        yield WindowFolders(place, folder, when_there_is_room)
 
 
 def scratch_of_build(settings: Settings, dataset: str, sequence: int) -> Path:
@@ -258,18 +246,9 @@ def write_window(
 
 def _put_in_place(place: Storage, moves: Sequence[tuple[Path, str]], temporary: Path) -> None:
     """Give whole files their final names, durably, and remove the folder that they were written to."""
-    for written, key in moves:
-        if place.local is None:
-            reach(CrashPoint.PARQUET_SYNCED)
-            place.put(written, key, keep=False)
-        else:
-            sync_private(written)
-            reach(CrashPoint.PARQUET_SYNCED)
-            rename_new(written, place.local / key)
-        reach(CrashPoint.PARQUET_RENAMED)
+    put_files_of_window(place, moves)
     shutil.rmtree(temporary, ignore_errors=True)
-    if place.local is not None:
-        fsync_path(temporary.parent)
+    place.sync(temporary.parent.name)
     reach(CrashPoint.PARQUET_IN_PLACE)
 
 

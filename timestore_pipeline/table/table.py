@@ -42,9 +42,7 @@ from timestore_pipeline.storage.table_folder import (
     has_table,
     log_entry,
     log_key,
-    make_table_folder,
     sync_log,
-    sync_table_folder,
 )
 from timestore_pipeline.table.delta import (
     AddAction,
@@ -188,7 +186,7 @@ def ensure_table(place: Storage, dataset: str, columns: Sequence[Column], instal
     if has_table(place):
         return
     with _translated(place, dataset):
-        make_table_folder(place)
+        place.make_root()
         try:
             table = DeltaTable.create(
                 place.location,
@@ -214,7 +212,7 @@ def ensure_table(place: Storage, dataset: str, columns: Sequence[Column], instal
         version = table.version()
     reach(CrashPoint.TABLE_CREATED)
     sync_log(place, version)
-    sync_table_folder(place)
+    place.sync()
 
 
 def open_table(place: Storage, dataset: str, version: int | None = None) -> DeltaTable:
@@ -499,21 +497,25 @@ def version_of_build(place: Storage, table: DeltaTable, build: Build, limit: int
 def _history(place: Storage, table: DeltaTable, dataset: str, limit: int | None = None) -> Iterator[Mapping[str, Any]]:
     """Go through what commits say of themselves, latest first: so many of them, or as far back as the log has entries.
 
-    From an object store they are read one by one: delta-rs reads all, and holds Python's lock meanwhile, so that not
-    even a heartbeat of a build comes through.
+    They are read one by one: delta-rs reads all, and holds Python's lock meanwhile, so that not even a heartbeat of a
+    build comes through.
     """
     with _translated(place, dataset):
-        if place.local is not None:
-            yield from table.history(limit)
-            return
         first = 0 if limit is None else max(0, table.version() - limit + 1)
         for version in range(table.version(), first - 1, -1):
             try:
                 entry = log_entry(place, version)
             except FileNotFoundError:
                 return  # cleaned up behind a checkpoint
-            for action in map(json.loads, entry.splitlines()):
+            for action in _actions(entry, version):
                 yield from ({**info, "version": version} for name, info in action.items() if name == "commitInfo")
+
+
+def _actions(entry: str, version: int) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in entry.splitlines()]
+    except ValueError as error:
+        raise DeltaError(f"the log entry of version {version} is damaged: {error}") from error
 
 
 def sync_found(place: Storage, table: DeltaTable, seen: int | None) -> None:

@@ -85,10 +85,8 @@ def remove_old_archive(store: Store, *, now: int, dry_run: bool = False, most: i
         rest = replace(known, files=max(0, known.files - gone.files), bytes=max(0, known.bytes - gone.bytes))
         if dataset in used:
             store.ledger.transact(partial(put_disk_use, found=[rest]))
-        if store.archive.local is not None:
-            for folder in {(store.archive.local / entry.key).parent for entry in old}:
-                with suppress(OSError):  # it has other files
-                    folder.rmdir()
+        for folder in {entry.key.rpartition("/")[0] for entry in old}:
+            store.archive.prune(folder)
     return freed
 
 

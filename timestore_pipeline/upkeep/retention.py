@@ -17,7 +17,6 @@ from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, pub
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.policy import Policy
-from timestore_pipeline.segments.segment import SURELY_THERE_SECONDS
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.layout import (
     decided_by,
@@ -37,10 +36,6 @@ log = logging.getLogger(__name__)
 ORPHAN_AGE_SECONDS = 3_600
 """An unknown file younger than this may belong to a process that is about to put it into the ledger."""
 
-# Whoever acknowledges a segment relies on it for a minute without asking the store. The rest is for clocks that differ.
-_LEAST_AGE_OF_OBJECTS = 10 * SURELY_THERE_SECONDS
-
-_DELETED_AT_ONCE = 500
 _NAMED = 3
 
 
@@ -86,7 +81,7 @@ def unlink_published_segments(
     if dry_run:
         return Freed(len(expired), sum(segment.bytes for segment in expired))
     gone = []
-    together = 1 if store.staging.local is not None else _DELETED_AT_ONCE
+    together = store.staging.traits.deleted_at_once
     for start in range(0, len(expired), together):
         chunk = expired[start : start + together]
         try:
@@ -123,9 +118,7 @@ def sweep_orphans(
         place.require()
     names = [name for name in store.datasets if datasets is None or name in datasets]
     before = time.time() - older_than_seconds
-    staged_before = before
-    if store.staging.local is None:
-        staged_before = min(before, time.time() - _LEAST_AGE_OF_OBJECTS)
+    staged_before = min(before, time.time() - store.staging.traits.unswept_seconds)
     # A ledger that is older than a table may be older than segments, too, and know nothing of them.
     refused = _refused(store, names)
     names = [name for name in names if name not in refused]
@@ -188,12 +181,9 @@ def _sweep_files(
 
 
 def _delete_orphans(store: Store, keys: Sequence[str]) -> None:
-    if store.staging.local is None:
-        store.staging.delete(*keys)
-        reach(CrashPoint.ORPHAN_REMOVED)
-        return
-    for key in keys:
-        store.staging.delete(key)
+    together = store.staging.traits.deleted_at_once
+    for start in range(0, len(keys), together):
+        store.staging.delete(*keys[start : start + together])
         reach(CrashPoint.ORPHAN_REMOVED)
 
 

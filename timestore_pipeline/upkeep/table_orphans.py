@@ -13,7 +13,7 @@ from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.history import aborted_sequences
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.storage import Entry, Storage
-from timestore_pipeline.storage.table_folder import LOG_FOLDER, file_name, parquet_files, scratch_of_windows
+from timestore_pipeline.storage.table_folder import file_name, parquet_files, scratch_of_windows, unfinished_entries
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.manifests import pending_manifest, pending_manifests
 from timestore_pipeline.table.own_table import OwnTable
@@ -63,27 +63,13 @@ def sweep_tables(
 
 def _orphans(place: Storage, sequences: Collection[int]) -> Iterator[Entry]:
     """Go through what aborted builds with these sequences left in the folder of a table, and what delta-rs did."""
-    for key in scratch_of_windows(place):
-        yield from _at(place, key)
-    if place.local is not None:
-        for path in (place.local / LOG_FOLDER).glob("*.json#*"):
-            yield from _at(place, path.relative_to(place.local).as_posix())
+    yield from scratch_of_windows(place)
+    yield from unfinished_entries(place)
     if not sequences:
         return
     for sequence in pending_manifests(place):
-        if sequence in sequences:
-            yield from _at(place, pending_manifest(sequence))
+        pending = place.entry(pending_manifest(sequence)) if sequence in sequences else None
+        if pending is not None:
+            yield pending
     prefixes = tuple(file_prefix(sequence) for sequence in sequences)
     yield from (entry for entry in parquet_files(place) if file_name(entry.key).startswith(prefixes))
-
-
-def _at(place: Storage, key: str) -> Iterator[Entry]:
-    """Yield what lies under a key, if it is still there; a folder counts as empty."""
-    if place.local is None:
-        yield from (entry for entry in place.entries(key) if entry.key == key)
-        return
-    try:
-        found = (place.local / key).stat()
-    except FileNotFoundError:
-        return
-    yield Entry(key, 0 if (place.local / key).is_dir() else found.st_size, found.st_mtime_ns // 1_000)

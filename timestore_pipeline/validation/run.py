@@ -188,18 +188,13 @@ class _Run:
             self._tally.fail(error)
 
     def _drop_file(self, number: int, table: pa.Table) -> None:
-        folder = self._store.settings.landing_path / self._name
         name = f"batch-{number}.csv"
         with self._tally.lock:
             self._tally.in_files[name] = number
         landing = self._store.landing
-        if landing.local is None:
-            scratch = landing.scratch(f"{self._name}/{name}")
-            pc.write_csv(table, scratch)
-            landing.put(scratch, f"{self._name}/{name}")
-            return
-        pc.write_csv(table, folder / f"{name}.partial")
-        (folder / f"{name}.partial").rename(folder / name)
+        scratch = landing.scratch(f"{self._name}/{name}")
+        pc.write_csv(table, scratch)
+        landing.put(scratch, f"{self._name}/{name}")
 
     def _work(self, started: float) -> None:
         """Do what is due now of what the daemon does, and look whether all rows are there."""

@@ -10,11 +10,9 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from timestore_pipeline.datasets import (
     SCRATCH_PREFIX,
@@ -31,7 +29,6 @@ from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
-from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.layout import ASIDE, folders_of
 from timestore_pipeline.storage.marks import put_mark
@@ -96,10 +93,15 @@ def remove_leftovers(store: Store) -> list[str]:
     """Remove what validations left whose process was killed; return the names of their datasets."""
     with store.ledger.read() as tx:
         found = known_datasets(tx)
-    settings = store.settings
-    found |= _in_staging(store) | _tables(store)
-    for folder in (settings.landing_path, settings.archive_path):
-        found |= {name.removeprefix(".") for name in _entries(folder)}
+    for place, folder in (
+        (store.staging, ""),
+        (store.staging, ASIDE),
+        (store.tables, ""),
+        (store.landing, ""),
+        (store.archive, ""),
+    ):
+        with suppress(OSError):  # what cannot be listed now is removed another time
+            found |= {name.removeprefix(".") for name in place.names(folder)}
     # Declared datasets cannot be called so; should one be all the same, it is somebody's.
     leftovers = sorted(name for name in found if _NAME.fullmatch(name) and name not in store.datasets)
     removed = []
@@ -153,51 +155,19 @@ def _remove(store: Store, name: str) -> None:
     with store.ledger.write() as tx:
         lock_dataset(tx, name)
         forget_dataset(tx, name)
-    for folder in (*_folders(store.settings, name), *store.segment_folders(name)):
-        shutil.rmtree(folder, ignore_errors=True)
-    if store.staging.local is None:
-        _empty(store.staging, *(f"{folder}/" for folder in folders_of(name)))
+    for folder in folders_of(name):
+        _empty(store.staging, folder)
     for place in (store.landing, store.archive):
-        if place.local is None:
-            _empty(place, f".{name}/")
-    table = store.table(name)
-    if table.local is not None:
-        shutil.rmtree(table.local, ignore_errors=True)
-    else:
-        _empty(table, "")
+        _empty(place, f".{name}")
+    _empty(store.table(name))
     unmark_table(store.tables, name)
     with store.ledger.write() as tx:
         release_lease(tx, _lease(name), _owner())
 
 
-def _folders(settings: Settings, name: str) -> list[Path]:
-    return [
-        settings.landing_path / f".{name}",
-        settings.archive_path / f".{name}",
-    ]
-
-
-def _empty(place: Storage, *prefixes: str) -> None:
-    place.delete(*(entry.key for prefix in prefixes for entry in place.entries(prefix)))
-
-
-def _in_staging(store: Store) -> set[str]:
-    if store.staging.local is not None:
-        return _entries(store.staging.root) | _entries(store.staging.root / ASIDE)
-    return {part for entry in store.staging.entries() for part in entry.key.split("/") if _NAME.fullmatch(part)}
-
-
-def _tables(store: Store) -> set[str]:
-    if store.tables.local is not None:
-        return _entries(store.tables.local)
-    return {name for name in (entry.key.split("/")[0] for entry in store.tables.entries()) if _NAME.fullmatch(name)}
-
-
-def _entries(folder: Path) -> set[str]:
-    try:
-        return {entry.name for entry in os.scandir(folder)}
-    except OSError:
-        return set()
+def _empty(place: Storage, folder: str = "") -> None:
+    place.delete(*(entry.key for entry in place.entries(f"{folder}/")))
+    place.prune(folder)
 
 
 def _lease(name: str) -> str:

@@ -496,7 +496,7 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
     def sync(path: Path) -> None:
         synced.append("/".join(path.parts[-2:]))
 
-    for module in ("storage.table_folder", "table.parquet", "durable_files"):
+    for module in ("storage.table_folder", "storage.local", "durable_files"):
         for name in ("fsync_path", "sync_private"):
             monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
     from timestore_pipeline.building import publication as publication_module

@@ -22,7 +22,7 @@ from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage, stage_file
-from timestore_pipeline.storage import table_folder
+from timestore_pipeline.storage import local
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import table as table_module
 from timestore_pipeline.table.delta import DeltaTable
@@ -134,7 +134,7 @@ def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Sto
     stage(store, "weather", hourly(3))
     interrupted_build(store, "_sync_commit", module=table_module)
     done: list[str] = []
-    monkeypatch.setattr(table_folder, "sync_private", lambda path: done.append(path.name))
+    monkeypatch.setattr(local, "sync_private", lambda path: done.append(path.name))
     mark = recovery_module.record_commit
     monkeypatch.setattr(recovery_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 
@@ -153,7 +153,7 @@ def test_a_build_syncs_a_fence_before_its_commit_that_nobody_has_synced(store: S
             settle_dead_builds(store, everyone)
     settle_dead_builds(store, everyone)
     done: list[str] = []
-    monkeypatch.setattr(table_folder, "sync_private", lambda path: done.append(path.name))
+    monkeypatch.setattr(local, "sync_private", lambda path: done.append(path.name))
     mark = publication_module.record_commit
     monkeypatch.setattr(publication_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import StorageUnavailable
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage import objects
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep import retention
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
 from timestore_pipeline_tests.builders import published, readable
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
@@ -34,7 +35,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.server, pytest.mark.only_on("sqlite
 @pytest.fixture(autouse=True)
 def sweep_young_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tests sweep what they have just written."""
-    monkeypatch.setattr(retention, "_LEAST_AGE_OF_OBJECTS", 0)
+    monkeypatch.setattr(objects, "TRAITS", replace(objects.TRAITS, unswept_seconds=0))
 
 
 KILLS = [
@@ -113,7 +114,7 @@ def test_a_store_that_stays_away_refuses_and_what_is_sent_again_is_there_once(s3
     assert [row[0] for row in readable(store, "readings")] == [*rows.IDS["a"]]
     # The answer to the first one never came, though the store has it: that object is an orphan.
     assert len(s3_bucket.keys("readings/")) == 2
-    retention.sweep_orphans(store, older_than_seconds=0)
+    sweep_orphans(store, older_than_seconds=0)
     assert len(s3_bucket.keys("readings/")) == 1
     assert [row[0] for row in readable(store, "readings")] == [*rows.IDS["a"]]
 
@@ -159,7 +160,7 @@ def test_a_process_that_slept_after_its_put_notices_that_its_object_was_swept(
     s3_bucket: Bucket, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ):
     store = make_store(rows.DATASETS_YAML, staging_directory=s3_bucket.url)
-    monkeypatch.setattr("timestore_pipeline.segments.segment.SURELY_THERE_SECONDS", 0)
+    monkeypatch.setattr(objects, "TRAITS", replace(objects.TRAITS, unswept_seconds=0))
     puts: list[str] = []
 
     def sweep(proxy: FaultProxy) -> None:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.storage import objects
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep import retention
 from timestore_pipeline_tests.builders import lose_ledger
 from timestore_pipeline_tests.installations import LedgerCopy, state_of_folder
 from timestore_pipeline_tests.object_store import Bucket, bucket
@@ -162,7 +163,7 @@ class Site:
             patched = enter(pytest.MonkeyPatch.context())
             for name, value in self.proxied.environment.items():
                 patched.setenv(name, value)
-            patched.setattr(retention, "_LEAST_AGE_OF_OBJECTS", 0)
+            patched.setattr(objects, "TRAITS", replace(objects.TRAITS, unswept_seconds=0))
             places |= {name: f"{self.proxied.url}/{name}" for name in ("staging", "tables")}
         enter(fresh_ledger("postgresql" if self.kind == "postgresql" else "sqlite"))
         on_disk = {} if self.kind == "postgresql" else {"ledger_url": f"sqlite:///{self.home / 'ledger.sqlite'}"}

@@ -75,7 +75,7 @@ def test_files_are_moved_and_removed_and_both_may_be_done_again(storage: Storage
     put(storage, "a/two.bin", b"two")
 
     for _ in range(2):
-        storage.move("a/one.bin", "aside/one.bin")
+        storage.rename("a/one.bin", "aside/one.bin")
         storage.delete("a/two.bin", "a/never.bin")
 
     assert [entry.key for entry in storage.entries()] == ["aside/one.bin"]
@@ -83,7 +83,7 @@ def test_files_are_moved_and_removed_and_both_may_be_done_again(storage: Storage
     storage.delete("aside/one.bin")
     assert list(storage.entries()) == []
     with pytest.raises(FileNotFoundError):
-        storage.move("aside/one.bin", "a/one.bin")
+        storage.rename("aside/one.bin", "a/one.bin")
 
 
 def test_an_object_is_never_replaced(open_objects: OpenObjects, s3_bucket: Bucket):
@@ -150,7 +150,7 @@ def test_what_fails_for_the_moment_is_done_again(open_objects: OpenObjects, s3_b
         put(storage, "a/key", b"content")
         assert open_objects("elsewhere", **impatience).fetch("a/key").read_bytes() == b"content"
         assert storage.size("a/key") == 7
-        storage.move("a/key", "b/key")
+        storage.rename("a/key", "b/key")
         storage.delete("gone")
         assert [entry.key for entry in storage.entries()] == ["b/key"]
 
