@@ -23,14 +23,8 @@ from timestore_pipeline.ledger.datasets import known_datasets, refused_datasets,
 from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
 from timestore_pipeline.ledger.limits import limits_set
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.places import (
-    PlaceName,
-    Places,
-    location_of,
-    marks_found,
-    storage_at,
-    uses_work,
-)
+from timestore_pipeline.placement import PlaceName, location_of, marks_found, storage_at, uses_work
+from timestore_pipeline.places import Places
 from timestore_pipeline.policy import EffectiveLimits, Policy
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage

@@ -31,7 +31,7 @@ LAYERS = [
     {"alone"},
     {"settings"},
     {"datasets", "duck", "storage"},
-    {"ledger"},
+    {"ledger", "placement"},
     {"places", "policy"},
     {"store"},
     {"rows"},
@@ -233,7 +233,8 @@ ASK_WHETHER_LOCAL = {
     "duck.connections": 2,  # a connection reaches folders besides places
     "landing.files": 1,  # files that land are found in two ways
     "operating.doctor": 1,  # of a folder the permissions and the disk are looked at, of a bucket what it allows
-    "places": 2,  # which places are on this host
+    "placement": 1,  # whether any place is an object store
+    "places": 1,  # which places are on this host
     "settings": 5,  # from what is set to a path or a URL
     "staging.folder_arrivals": 5,  # a landing file is renamed within its file system, and copied out of it
     "staging.fetched": 1,  # the same within a bucket

@@ -16,10 +16,10 @@ from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.forgetting import LostTable, forget_table
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.places import PlaceName
+from timestore_pipeline.placement import PlaceName
 from timestore_pipeline.storage import Storage
+from timestore_pipeline.storage.marks import put_empty_mark, table_mark
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
-from timestore_pipeline.storage.table_marks import mark_table, unmark_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.manifests import forget_manifests
 from timestore_pipeline.table.own_table import OwnTable
@@ -51,7 +51,7 @@ def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) ->
         ensure_table(own.place, spec.name, spec.table_columns(columns), own.installation, known.last_sequence)
     # Somebody else may have been quicker.
     version = own.opened(known).version()
-    mark_table(store.tables, spec.name)
+    put_empty_mark(store.tables, table_mark(spec.name))
     if known.version is not None and version > known.version:
         follow_others(store, spec.name)
     return own
@@ -78,7 +78,7 @@ def give_up_table(store: Store, dataset: str) -> LostTable | None:
         )
     # Its manifests say of rows that are gone that they are published.
     forget_manifests(place)
-    unmark_table(store.tables, dataset)
+    store.tables.delete(table_mark(dataset))
     lost = store.ledger.transact(lambda tx: forget_table(tx, dataset, now_micros()))
     if lost is not None:
         log.error(

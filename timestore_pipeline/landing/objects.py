@@ -16,7 +16,7 @@ from timestore_pipeline.errors import StorageError, UnlistableKey
 from timestore_pipeline.landing.found import LandingFile, LandingScan, is_ready_name
 from timestore_pipeline.ledger.landing import SettledFile, all_settled
 from timestore_pipeline.model.locations import ObjectUrl
-from timestore_pipeline.places import hurried, storage_at
+from timestore_pipeline.placement import hurried, storage_at
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.objects import ObjectStorage
 from timestore_pipeline.store import Store

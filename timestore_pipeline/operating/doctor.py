@@ -27,7 +27,8 @@ from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.operating.observed_places import observe_places
-from timestore_pipeline.places import PlaceName, PlaceState, storage_at, uses_work
+from timestore_pipeline.placement import PlaceName, storage_at, uses_work
+from timestore_pipeline.places import PlaceState
 from timestore_pipeline.segments.slices import by_segment
 from timestore_pipeline.settings import Settings, load_settings, unknown_variables
 from timestore_pipeline.storage.marks import read_mark, refuse_second_creation

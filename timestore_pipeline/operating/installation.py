@@ -25,7 +25,8 @@ from timestore_pipeline.ledger.installation import (
     set_identity,
 )
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.places import Place, PlaceName, PlaceState
+from timestore_pipeline.placement import PlaceName
+from timestore_pipeline.places import Place, PlaceState
 from timestore_pipeline.storage.marks import replace_mark
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 from timestore_pipeline.errors import SegmentsAway, StorageError, TableGone
 from timestore_pipeline.ledger.installation import datasets_with_segments
 from timestore_pipeline.ledger.tables import table_versions
-from timestore_pipeline.places import Place, PlaceName, Places, hurried
+from timestore_pipeline.placement import PlaceName, hurried
+from timestore_pipeline.places import Place, Places
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 

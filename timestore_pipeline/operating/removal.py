@@ -31,8 +31,8 @@ from timestore_pipeline.segments.description import NotDescribed, read_refused_r
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.layout import decided_by, folders_of, is_refused_rows, is_segment, segments_mark
+from timestore_pipeline.storage.marks import table_mark
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
-from timestore_pipeline.storage.table_marks import unmark_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.manifests import MANIFEST_FOLDER
 from timestore_pipeline.table.own_table import OwnTable
@@ -120,7 +120,7 @@ def remove_dataset(store: Store, dataset: str, *, with_table: bool, lost_rows: i
         place = store.table(dataset)
         remove_whole_table(place, found.table_keys)
         place.prune()
-        unmark_table(store.tables, dataset)
+        store.tables.delete(table_mark(dataset))
     for folder in folders_of(dataset):
         store.staging.prune(folder)
     for path in store.settings.temp_path.glob(f"{dataset}-*{TEMPORARY_SUFFIX}*"):

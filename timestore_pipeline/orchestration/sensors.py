@@ -39,7 +39,7 @@ from timestore_pipeline.orchestration.runs import (
     runs_of_sensor,
 )
 from timestore_pipeline.orchestration.tags import LANDING, run_tags
-from timestore_pipeline.places import PlaceName
+from timestore_pipeline.placement import PlaceName
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.suspects import suspected_datasets
 from timestore_pipeline.store import Store

@@ -40,8 +40,8 @@ from timestore_pipeline.storage.layout import (
     is_segment,
     is_unfinished,
 )
+from timestore_pipeline.storage.marks import datasets_with_table_marks, table_mark
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files, scratch_of_windows
-from timestore_pipeline.storage.table_marks import marked_tables, unmark_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.manifests import (
@@ -161,7 +161,7 @@ def refuse_tables_away(store: Store, had: Collection[str] = (), lost: Collection
     Raises:
         TablesAway: one is not there; what its segments have is published, and would be staged again.
     """
-    names = {*had, *marked_tables(store.tables), *tables_with_manifests(store.tables)}.difference(lost)
+    names = {*had, *datasets_with_table_marks(store.tables), *tables_with_manifests(store.tables)}.difference(lost)
     places = {name: store.table(name) for name in sorted(names) if re.match(NAME_PATTERN, name)}
     # One with Parquet files and no log is another matter.
     away = [
@@ -184,7 +184,7 @@ def give_up_tables(store: Store, datasets: Iterable[str]) -> None:
         if has_table(place):
             raise TableError(f"dataset {name!r}: the table at {place.location} is there, so it is not given up.")
         forget_manifests(place)
-        unmark_table(store.tables, name)
+        store.tables.delete(table_mark(name))
 
 
 def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = False) -> Evidence:

@@ -35,7 +35,8 @@ from timestore_pipeline.ledger.datasets import register
 from timestore_pipeline.ledger.installation import new_identity, set_identity
 from timestore_pipeline.ledger.restoring import lock_ledger
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.places import FIELDS, PlaceName, Places, location_of, storage_at
+from timestore_pipeline.placement import FIELDS, PlaceName, location_of, storage_at
+from timestore_pipeline.places import Places
 from timestore_pipeline.restoring.dataset import RestoredDataset, Restoring
 from timestore_pipeline.restoring.evidence import (
     Evidence,

@@ -33,7 +33,7 @@ from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
-from timestore_pipeline.places import PlaceName
+from timestore_pipeline.placement import PlaceName
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import Arrivals, too_large_in_words

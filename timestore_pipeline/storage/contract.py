@@ -39,6 +39,8 @@ class Traits:
 class Storage(Protocol):
     """Immutable files under one place: a local directory, or a prefix of an object store.
 
+    What does something here is right for each kind of place that does not do it in its own way.
+
     Keys are relative and '/'-separated. A name is given once, so whoever finds it may keep what it found. Errors of the
     place are :class:`~timestore_pipeline.errors.StorageError`, which are OSErrors too, as those of local files are.
     """
@@ -81,7 +83,6 @@ class Storage(Protocol):
         Raises:
             PlaceError: it is missing, empty, or another one.
         """
-        ...
 
     def scratch(self, key: str) -> Path:
         """Return where to write what :meth:`put` shall publish as ``key``; its folder is there."""
@@ -130,7 +131,6 @@ class Storage(Protocol):
 
     def bring(self, keys: Collection[str]) -> None:
         """Fetch files that are going to be asked for, several at a time; what fails says so when it is."""
-        ...
 
     def create(self, key: str, content: bytes) -> None:
         """Write a small file that must not be there yet, durably.
@@ -162,7 +162,7 @@ class Storage(Protocol):
 
     def stamp(self, key: str) -> tuple[int, ...] | None:
         """Return what tells a file from another one in its place, where that costs much less than to read it."""
-        ...
+        return None
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files and folders in a folder, sorted; none where there is no such folder."""
@@ -184,27 +184,24 @@ class Storage(Protocol):
 
         Where files are put whole there is nothing like that.
         """
-        ...
+        return iter(())
 
     def remove_folder(self, key: str) -> None:
         """Remove a folder with all that is in it, even while somebody writes to it."""
-        ...
 
     def prune(self, folder: str = "") -> None:
         """Remove the folders below, and this one, that nothing is in any more."""
-        ...
 
     def has_folder(self, folder: str = "") -> bool:
         """Whether a folder is there; in an object store all are."""
-        ...
+        return True
 
     def make_root(self) -> None:
         """Make the folder of the place, durably, where it has to be made."""
-        ...
 
     def holds(self, path: Path) -> bool:
         """Whether a local path lies in the place."""
-        ...
+        return False
 
     def adopt(self, source: Path, key: str) -> None:
         """Move a local file, from anywhere on this host, to ``key``; ``source`` goes last.
@@ -240,4 +237,4 @@ class Storage(Protocol):
         Raises:
             FileNotFoundError: there is no such folder.
         """
-        ...
+        return []

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,16 +18,16 @@ from timestore_pipeline.durable_files import (
     put_in_place,
     sync_private,
 )
-from timestore_pipeline.storage.contract import Entry, Traits
+from timestore_pipeline.storage.contract import Entry, Storage, Traits
 
 _TRAITS = Traits(deleted_at_once=1, believed_seconds=0.0, unswept_seconds=0.0)
 
 
-class LocalStorage:
-    """Files under a directory, which need not be there yet; implements :class:`~timestore_pipeline.storage.Storage`."""
+class LocalStorage(Storage):
+    """Files under a directory, which need not be there yet."""
 
     def __init__(self, directory: Path) -> None:
-        self.root = directory
+        self._directory = directory
 
     @property
     def location(self) -> str:
@@ -35,9 +35,14 @@ class LocalStorage:
         return str(self.root)
 
     @property
+    def root(self) -> Path:
+        """The directory."""
+        return self._directory
+
+    @property
     def local(self) -> Path:
         """The directory."""
-        return self.root
+        return self._directory
 
     @property
     def traits(self) -> Traits:
@@ -77,9 +82,6 @@ class LocalStorage:
         """Read the file."""
         return (self.root / key).read_bytes()
 
-    def bring(self, keys: Collection[str]) -> None:
-        """Do nothing: they are here."""
-
     def create(self, key: str, content: bytes) -> None:
         """Write it under another name and sync it, then give it its own, unless there is one; sync the folder."""
         path = self.root / key
@@ -92,9 +94,6 @@ class LocalStorage:
         finally:
             temporary.unlink(missing_ok=True)
         fsync_path(path.parent)
-
-    def require(self) -> None:
-        """Do nothing: nobody said whose it is to be."""
 
     def forget(self, key: str) -> bool:
         """Do nothing: there is no copy."""

@@ -1,11 +1,16 @@
-"""The mark of an installation in a place: a small file by which the place is known again, on a disk or in a bucket.
+"""Marks: small files by which what was there once is known again, on a disk or in a bucket.
 
-Whether a folder is there says nothing: a mount point is there without its disk, and a folder is quickly made anew.
+Whether a folder is there says nothing: a mount point is there without its disk, and a folder is quickly made anew. So a
+place has a mark with the identity of its installation. Two more are empty: beside the tables, one for each dataset that
+has a table, so that one whose folder is away is told from one that never was; and in the folder of a dataset's
+segments (:func:`~timestore_pipeline.storage.layout.segments_mark`), so that another folder is told from one of which
+files are missing. The ledger knows all that too, but may be one that was made again from files.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import StorageRefused
@@ -17,6 +22,8 @@ _MOST_BYTES = 64
 
 UNREADABLE = "unknown"
 """Stands for the owner where there is a mark that nobody can read."""
+
+_TABLE = ".timestore-table-"
 
 
 def mark_key(name: str) -> str:
@@ -88,3 +95,28 @@ def replace_mark(place: Storage, name: str, identity: str) -> None:
     reach(CrashPoint.MARK_REMOVED)
     put_mark(place, name, identity)
     reach(CrashPoint.MARK_REPLACED)
+
+
+def table_mark(dataset: str) -> str:
+    """Return the key, beside the tables, of the mark that a dataset has one."""
+    return f"{_TABLE}{dataset}"
+
+
+def datasets_with_table_marks(tables: Storage) -> set[str]:
+    """Return the names of the datasets that have a table, wherever it is now.
+
+    Raises:
+        StorageError, OSError: nobody can look.
+    """
+    return {name.removeprefix(_TABLE) for name in tables.names() if name.startswith(_TABLE)}
+
+
+def put_empty_mark(place: Storage, key: str) -> None:
+    """Say that something is there from now on, unless that is said already.
+
+    Raises:
+        StorageError, OSError: it cannot be looked at or written.
+    """
+    if place.size(key) is None:
+        with suppress(FileExistsError):
+            place.create(key, b"")

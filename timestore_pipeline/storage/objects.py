@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, InvalidPathError, PreconditionError
-from obstore.store import AzureStore, GCSStore, S3Store
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import ObjectMissing, StorageRefused, StorageUnavailable, UnlistableKey
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.storage.cache import Cache
-from timestore_pipeline.storage.contract import Entry, Traits
-from timestore_pipeline.storage.retries import insistently, reason_of
+from timestore_pipeline.storage.contract import Entry, Storage, Traits
+from timestore_pipeline.storage.retries import client_of, insistently, reason_of, times_of_requests
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -43,8 +42,8 @@ _FETCHED_AT_ONCE = 8
 TRAITS = Traits(deleted_at_once=500, believed_seconds=10.0, unswept_seconds=600.0)
 
 
-class ObjectStorage:
-    """Objects under a prefix; implements :class:`~timestore_pipeline.storage.Storage`.
+class ObjectStorage(Storage):
+    """Objects under a prefix.
 
     Credentials, endpoint and the like come from the environment (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``).
 
@@ -63,7 +62,7 @@ class ObjectStorage:
         self.cache = cache
         self._patience = patience_seconds
         self._timeout = timeout_seconds
-        self._store = _client(url, timeout_seconds)
+        self._store = client_of(url, timeout_seconds)
 
     @property
     def location(self) -> str:
@@ -88,7 +87,8 @@ class ObjectStorage:
     @property
     def options(self) -> Mapping[str, str]:
         """The same times as here."""
-        return {**_times(self._timeout), "retry_timeout": f"{max(1, round(self._patience))}s", "max_retries": "1000"}
+        patience = f"{max(1, round(self._patience))}s"
+        return {**times_of_requests(self._timeout), "retry_timeout": patience, "max_retries": "1000"}
 
     def shown(self, key: str) -> str:
         """Return the object's URL."""
@@ -178,9 +178,6 @@ class ObjectStorage:
         except AlreadyExistsError:
             raise FileExistsError(errno.EEXIST, "there is such an object", self.shown(key)) from None
 
-    def require(self) -> None:
-        """Do nothing: nobody said whose it is to be."""
-
     def forget(self, key: str) -> bool:
         """Drop the copy."""
         self.cache.forget(key)
@@ -194,9 +191,6 @@ class ObjectStorage:
     def sizes(self) -> Callable[[str], int | None]:
         """List all objects."""
         return {entry.key: entry.bytes for entry in self.entries()}.get
-
-    def stamp(self, key: str) -> None:
-        """Return nothing: to read a mark is one request too."""
 
     def entry(self, key: str) -> Entry | None:
         """Return what an object is now; None where there is none."""
@@ -314,34 +308,9 @@ class ObjectStorage:
             return
         self.delete(key)
 
-    def sync(self, folder: str = "", *patterns: str) -> list[str]:
-        """Do nothing: a put that succeeded is durable."""
-        return []
-
-    def leftovers(self, pattern: str) -> Iterator[Entry]:
-        """Give none."""
-        return iter(())
-
-    def remove_folder(self, key: str) -> None:
-        """Do nothing: there are no folders."""
-
-    def prune(self, folder: str = "") -> None:
-        """Do nothing: there are no folders."""
-
-    def has_folder(self, folder: str = "") -> bool:
-        """Return that it is: a key makes its folder."""
-        return True
-
-    def make_root(self) -> None:
-        """Do nothing: a key makes its folder."""
-
-    def holds(self, path: Path) -> bool:
-        """Return that it does not."""
-        return False
-
     @cached_property
     def _bucket(self) -> ObjectStore:
-        return _client(ObjectUrl(self.url.scheme, self.url.bucket), self._timeout)
+        return client_of(ObjectUrl(self.url.scheme, self.url.bucket), self._timeout)
 
     def _ask(self, verb: str, key: str, ask: Callable[[], T]) -> T:
         return insistently(f"{verb} {self.shown(key)}", ask, self._patience)
@@ -413,18 +382,3 @@ def _got(store: ObjectStore, key: str, options: Any) -> tuple[ObjectMeta, bytes]
 
 def _entry(key: str, meta: ObjectMeta) -> Entry:
     return Entry(key, meta["size"], int(meta["last_modified"].timestamp() * 1_000_000), meta["e_tag"])
-
-
-def _times(timeout_seconds: float) -> dict[str, str]:
-    return {"timeout": f"{max(1, round(timeout_seconds * 1_000))}ms", "connect_timeout": "5s"}
-
-
-def _client(url: ObjectUrl, timeout_seconds: float) -> ObjectStore:
-    # Not as client options: those would replace what the environment says of the client, such as AWS_ALLOW_HTTP.
-    config: Any = _times(timeout_seconds)
-    kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
-    try:
-        # Without retries of its own: see retries.py.
-        return kinds[url.scheme](url.bucket, prefix=url.prefix or None, config=config, retry_config={"max_retries": 0})
-    except (BaseError, ValueError) as error:
-        raise StorageRefused(f"opening {url}", reason_of(error)) from None

@@ -34,8 +34,8 @@ class Ownership(Protocol):
         ...
 
 
-class OwnedStorage:
-    """``place``, as far as it belongs to the installation; implements :class:`~timestore_pipeline.storage.Storage`.
+class OwnedStorage(Storage):
+    """``place``, as far as it belongs to the installation.
 
     Whatever it is asked for may raise PlaceError besides.
     """

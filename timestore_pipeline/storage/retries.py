@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -23,8 +23,13 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
+from obstore.store import AzureStore, GCSStore, S3Store
 
 from timestore_pipeline.errors import StorageRefused, StorageUnavailable
+from timestore_pipeline.model.locations import ObjectUrl
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,26 @@ _NO_PLACE = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
 
 Answers = (AlreadyExistsError, PreconditionError, NotModifiedError, NotSupportedError)
 """What a caller asked about, so these are not translated here."""
+
+
+def times_of_requests(timeout_seconds: float) -> dict[str, str]:
+    """Return how long a request may take, as the libraries below are told."""
+    return {"timeout": f"{max(1, round(timeout_seconds * 1_000))}ms", "connect_timeout": "5s"}
+
+
+def client_of(url: ObjectUrl, timeout_seconds: float) -> ObjectStore:
+    """Return a client of a place, which tries nothing again by itself.
+
+    Raises:
+        StorageRefused: the environment does not say enough to reach the store.
+    """
+    # Not as client options: those would replace what the environment says of the client, such as AWS_ALLOW_HTTP.
+    config: Any = times_of_requests(timeout_seconds)
+    kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+    try:
+        return kinds[url.scheme](url.bucket, prefix=url.prefix or None, config=config, retry_config={"max_retries": 0})
+    except (BaseError, ValueError) as error:
+        raise StorageRefused(f"opening {url}", reason_of(error)) from None
 
 
 def insistently(what: str, ask: Callable[[], T], patience_seconds: float) -> T:

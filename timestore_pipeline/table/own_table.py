@@ -19,7 +19,7 @@ from timestore_pipeline.errors import AnotherTable, LedgerError, StorageError, T
 from timestore_pipeline.ledger.datasets import known_datasets
 from timestore_pipeline.ledger.tables import KnownTable, builds_of_sequences, known_table, note_own, note_refusal
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.places import storage_at
+from timestore_pipeline.placement import storage_at
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import has_table, log_key, remove_from_table
 from timestore_pipeline.table.delta import DeltaTable

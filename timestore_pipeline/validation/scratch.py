@@ -28,11 +28,10 @@ from timestore_pipeline.ledger.forgetting import forget_dataset
 from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity
-from timestore_pipeline.places import PlaceName, location_of, storage_at, used_places
+from timestore_pipeline.placement import PlaceName, location_of, storage_at, used_places
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.layout import ASIDE, folders_of
-from timestore_pipeline.storage.marks import put_mark
-from timestore_pipeline.storage.table_marks import unmark_table
+from timestore_pipeline.storage.marks import put_mark, table_mark
 from timestore_pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def _remove(store: Store, name: str) -> None:
     for place in (store.landing, store.archive):
         _empty(place, f".{name}")
     _empty(store.table(name))
-    unmark_table(store.tables, name)
+    store.tables.delete(table_mark(name))
     with store.ledger.write() as tx:
         release_lease(tx, _lease(name), _owner())
 

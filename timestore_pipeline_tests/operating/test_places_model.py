@@ -33,7 +33,7 @@ from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.segments import published_before
 from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.places import PlaceName
+from timestore_pipeline.placement import PlaceName
 from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
