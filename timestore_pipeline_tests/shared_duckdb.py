@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from timestore_pipeline.duck.connections import Bounds, Connect, Reach, connector, interrupts_passed_on
+from timestore_pipeline.duck.connections import AS_SET, Connect, Reach, Share, connector, interrupts_passed_on
 from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store, writer_pool
@@ -40,22 +40,14 @@ class SharedInstances:
         """Return how a store connects that would do ``otherwise`` by itself."""
 
         @contextmanager
-        def connect(
-            folder: Reach,
-            /,
-            *more: Reach,
-            threads: int | None = None,
-            memory_limit: str | None = None,
-            bounds: Bounds | None = None,
-        ) -> Iterator[duckdb.DuckDBPyConnection]:
+        def connect(folder: Reach, /, *more: Reach, share: Share = AS_SET) -> Iterator[duckdb.DuckDBPyConnection]:
             folders = [each if isinstance(each, Path) else each.local for each in (folder, *more)]
-            if memory_limit or not all(each and each.is_relative_to(self._root) for each in folders):
-                own = otherwise(folder, *more, threads=threads, memory_limit=memory_limit, bounds=bounds)
-                with own as connection:
+            if share.memory_limit or not all(each and each.is_relative_to(self._root) for each in folders):
+                with otherwise(folder, *more, share=share) as connection:
                     yield connection
                 return
-            idle = self._idle.setdefault(threads, [])
-            stack, connection = idle.pop() if idle else self._opened(threads)
+            idle = self._idle.setdefault(share.threads, [])
+            stack, connection = idle.pop() if idle else self._opened(share.threads)
             try:
                 with interrupts_passed_on():
                     yield connection
@@ -74,7 +66,7 @@ class SharedInstances:
 
     def _opened(self, threads: int | None) -> tuple[ExitStack, duckdb.DuckDBPyConnection]:
         stack = ExitStack()
-        return stack, stack.enter_context(self._open(self._root, threads=threads))
+        return stack, stack.enter_context(self._open(self._root, share=Share(threads)))
 
     def close(self) -> None:
         for idle in self._idle.values():

@@ -18,6 +18,7 @@ from timestore_pipeline.building.publication import WrittenFiles, lease_micros, 
 from timestore_pipeline.building.thresholds import due_trigger
 from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.connections import AS_SET, Share
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, NewBuild
 from timestore_pipeline.ledger.claims import claim_windows
@@ -288,10 +289,9 @@ def _compact_once(
         merged.extend(file for files in chosen.values() for file in files)
         counts = {window: merged_count(files, rules.target_file_bytes) for window, files in chosen.items() if files}
         written: list[ParquetFile] = []
+        share = Share(threads=1) if any(n > 1 for n in counts.values()) else AS_SET
         with (
-            store.connect(
-                store.table(spec.name), threads=1 if any(n > 1 for n in counts.values()) else None
-            ) as connection,
+            store.connect(store.table(spec.name), share=share) as connection,
             window_folders(store, build) as folders,
         ):
             for window, count in counts.items():

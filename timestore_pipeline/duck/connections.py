@@ -35,9 +35,6 @@ _INTERRUPTED = "Query interrupted"
 # After one of these DuckDB refuses whatever the instance is asked.
 _DEADLY = (duckdb.InternalException, duckdb.FatalException)
 
-_Kind = tuple[tuple[Path, ...], int | None, str | None]
-"""What one pooled connection may have and another not: more folders that it reaches, a number of threads, a limit."""
-
 
 @dataclass(frozen=True)
 class Bounds:
@@ -47,24 +44,38 @@ class Bounds:
     spill_bytes: int
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a connection gets of this host, where it is not what the settings say.
+
+    Attributes:
+        threads: with one, a COPY to several files fills one after the other.
+        memory_limit: as DuckDB writes it, such as ``64MiB``.
+        bounds: for SQL of others.
+    """
+
+    threads: int | None = None
+    memory_limit: str | None = None
+    bounds: Bounds | None = None
+
+
+AS_SET = Share()
+"""What the settings say."""
+
+_Kind = tuple[tuple[Path, ...], Share]
+"""What one pooled connection has and another not: more folders that it reaches, and a share."""
+
+
 class Connect(Protocol):
     """Opens connections that are ready for work."""
 
     def __call__(
-        self,
-        folder: Reach,
-        /,
-        *more: Reach,
-        threads: int | None = None,
-        memory_limit: str | None = None,
-        bounds: Bounds | None = None,
+        self, folder: Reach, /, *more: Reach, share: Share = AS_SET
     ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Give a connection that reaches the files under these folders and no others, closed after the block.
 
         It reaches DuckDB's temporary folder besides. A link out of the folders is not followed. Of a place in an object
-        store it reads the files, and reaches the local folder in which they are prepared. ``threads`` and
-        ``memory_limit`` go before the settings': with one thread, a COPY to several files fills one after the other.
-        ``bounds`` are for SQL of others.
+        store it reads the files, and reaches the local folder in which they are prepared.
         """
         ...
 
@@ -100,20 +111,13 @@ def confined(open_connection: Open) -> Connect:
     """
 
     @contextmanager
-    def connect(
-        folder: Reach,
-        /,
-        *more: Reach,
-        threads: int | None = None,
-        memory_limit: str | None = None,
-        bounds: Bounds | None = None,
-    ) -> Iterator[duckdb.DuckDBPyConnection]:
+    def connect(folder: Reach, /, *more: Reach, share: Share = AS_SET) -> Iterator[duckdb.DuckDBPyConnection]:
         with open_connection() as connection, interrupts_passed_on():
-            if threads:
-                connection.execute(f"SET threads = {threads}")
-            if memory_limit:
-                connection.execute(f"SET memory_limit = {literal(memory_limit)}")
-            _confine(connection, (folder, *more), bounds)
+            if share.threads:
+                connection.execute(f"SET threads = {share.threads}")
+            if share.memory_limit:
+                connection.execute(f"SET memory_limit = {literal(share.memory_limit)}")
+            _confine(connection, (folder, *more), share.bounds)
             yield connection
 
     return connect
@@ -254,7 +258,7 @@ class ConnectionPool:
         Raises:
             TookTooLong: in the block, by the statement that was interrupted.
         """
-        kind = (also, threads, memory_limit)
+        kind = (also, Share(threads, memory_limit))
         lent = _Lent(lambda: self._take(kind))
         try:
             with interrupts_passed_on(), self._watch.over(lent.interrupt_overdue, cpu_seconds):
@@ -282,6 +286,5 @@ class ConnectionPool:
                     return self._idle.pop(index)[1:]
             except IndexError:
                 break  # another thread was quicker
-        stack, (also, threads, memory_limit) = ExitStack(), kind
-        opened = self._connect(*self._folders, *also, threads=threads, memory_limit=memory_limit)
-        return stack, stack.enter_context(opened)
+        stack, (also, share) = ExitStack(), kind
+        return stack, stack.enter_context(self._connect(*self._folders, *also, share=share))

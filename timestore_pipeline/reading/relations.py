@@ -14,7 +14,7 @@ import pyarrow as pa
 from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.duck.connections import Reach
+from timestore_pipeline.duck.connections import Reach, Share
 from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.duck.sql import column_list, quote, typed_nulls
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
@@ -121,8 +121,8 @@ def open_reader(store: Store, datasets: Iterable[str] | None = None) -> Iterator
         SegmentUnreadable: staged rows are damaged; also where a query in the ``with`` block comes upon them.
     """
     names = list(store.datasets if datasets is None else datasets)
-    bounds = query_bounds(store.settings)
-    with store.connect(store.settings.temp_path, *reader_folders(store, names), bounds=bounds) as connection:
+    share = Share(bounds=query_bounds(store.settings))
+    with store.connect(store.settings.temp_path, *reader_folders(store, names), share=share) as connection:
         snapshots = create_views(store, connection, lambda: current_snapshots(store, names))
         with damage_named(store, snapshots):
             yield connection
