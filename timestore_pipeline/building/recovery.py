@@ -130,9 +130,9 @@ def settle_build(store: Store, build: Build, *, error: str, recovered: bool) -> 
 def _remove_files(own: OwnTable, build: Build) -> None:
     """Remove what a fenced build wrote; no commit can refer to it any more. What is missed, the sweep finds."""
     prefix, place = file_prefix(build.sequence), own.place
-    files = (entry.key for entry in parquet_files(place) if file_name(entry.key).startswith(prefix))
-    keys = [pending_manifest(build.sequence), *files, *(left.key for left in scratch_of_windows(place, prefix))]
     try:
+        files = (entry.key for entry in parquet_files(place) if file_name(entry.key).startswith(prefix))
+        keys = [pending_manifest(build.sequence), *files, *(left.key for left in scratch_of_windows(place, prefix))]
         for _ in own.remove(keys):
             pass
     except (TimestoreError, OSError) as error:
