@@ -70,6 +70,55 @@ def test_what_was_put_is_there_whole_under_its_key(storage: Storage):
     assert storage.shown("a/one.bin").startswith(storage.location)
 
 
+def test_what_is_asked_of_a_place_has_one_answer(storage: Storage):
+    put(storage, "a/one.bin", b"one")
+    put(storage, "a/b/two.bin", b"")
+    put(storage, "c.bin", b"three")
+
+    assert storage.names() == ["a", "c.bin"]
+    assert storage.names("a") == ["b", "one.bin"]
+    assert storage.names("nothing") == []
+    assert [storage.sizes()(key) for key in ("a/one.bin", "a/b/two.bin", "d.bin")] == [3, 0, None]
+    assert [storage.content(key) for key in ("a/one.bin", "a/b/two.bin")] == [b"one", b""]
+    found = storage.entry("c.bin")
+    assert found is not None
+    assert (found.key, found.bytes) == ("c.bin", 5)
+    assert storage.entry("d.bin") is None
+    with pytest.raises(FileNotFoundError):
+        storage.content("d.bin")
+
+
+def test_nothing_is_left_of_files_that_were_removed(storage: Storage):
+    put(storage, "a/b/one.bin", b"one")
+    put(storage, "a/two.bin", b"two")
+    storage.delete("a/b/one.bin")
+
+    storage.sync("a", "*.bin")
+    storage.prune("a")
+    assert storage.names() == ["a"]
+    assert storage.names("a") == ["two.bin"]
+    storage.delete("a/two.bin")
+    storage.prune("a")
+    assert storage.names() == []
+
+
+def test_what_a_dead_writer_left_in_a_directory_is_found_and_removed(tmp_path: Path):
+    storage = open_storage(tmp_path, cache=tmp_path / "cache", cache_bytes=0)
+    (tmp_path / "a" / ".1.tmp").mkdir(parents=True)
+    (tmp_path / "a" / ".1.tmp" / "part").write_bytes(b"1")
+    (tmp_path / "a" / "0.json#2").write_bytes(b"12")
+
+    assert [(entry.key, entry.bytes) for entry in storage.leftovers("a/.*.tmp")] == [("a/.1.tmp", 0)]
+    assert [(entry.key, entry.bytes) for entry in storage.leftovers("a/*.json#*")] == [("a/0.json#2", 2)]
+    storage.remove_folder("a/.1.tmp")
+    assert storage.names("a") == ["0.json#2"]
+
+
+def test_a_folder_that_is_not_there_cannot_be_made_durable(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        open_storage(tmp_path, cache=tmp_path, cache_bytes=0).sync("gone", "*.json")
+
+
 def test_files_are_moved_and_removed_and_both_may_be_done_again(storage: Storage):
     put(storage, "a/one.bin", b"one")
     put(storage, "a/two.bin", b"two")
