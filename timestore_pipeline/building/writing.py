@@ -20,7 +20,6 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import duckdb_name, duckdb_path
 from timestore_pipeline.duck.sql import column_list, literal, time_range_sql
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.claims import Claim, replace_also
@@ -40,6 +39,7 @@ from timestore_pipeline.segments.slices import (
     rows_of_segment,
 )
 from timestore_pipeline.staging.room import check_disk
+from timestore_pipeline.storage.layout import gathering_file
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.own_table import OwnTable
@@ -180,7 +180,7 @@ def _windows_with_tables(
 @contextmanager
 def _scratch_file(store: Store, connection: duckdb.DuckDBPyConnection, build: Build) -> Iterator[str]:
     """Attach an empty DuckDB file for the time of a build: what is gathered there may be larger than memory."""
-    path = store.settings.temp_path / f"{build.dataset}-{build.sequence}.duckdb{TEMPORARY_SUFFIX}"
+    path = store.settings.temp_path / gathering_file(build.dataset, build.sequence)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     connection.execute(f"ATTACH {literal(str(path))} AS scratch")

@@ -56,6 +56,16 @@ def segments_mark(dataset: str) -> str:
     return f"{dataset}/{_SEGMENTS_MARK}"
 
 
+def gathering_file(dataset: str, sequence: int) -> str:
+    """Return the name, in DuckDB's folder for temporary files, of what a build gathers rows in."""
+    return f"{dataset}-{sequence}{_SEGMENT}{TEMPORARY_SUFFIX}"
+
+
+def gathering_files(dataset: str) -> str:
+    """Return the pattern of such names, and of what DuckDB writes beside these files."""
+    return f"{dataset}-*{_SEGMENT}{TEMPORARY_SUFFIX}*"
+
+
 def folders_of(dataset: str) -> tuple[str, str]:
     """Return the folder of a dataset's segments, and that of what was set aside."""
     return dataset, f"{ASIDE}/{dataset}"

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
@@ -21,6 +20,7 @@ from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.layout import (
     decided_by,
     folders_of,
+    gathering_files,
     is_aside,
     is_of_segment,
     is_refused_rows,
@@ -196,7 +196,7 @@ def _possible_orphans_in_staging(store: Store, datasets: Iterable[str]) -> Itera
 
 def _possible_orphans(store: Store, datasets: Sequence[str]) -> Iterator[Path]:
     for dataset in datasets:
-        yield from store.settings.temp_path.glob(f"{dataset}-*.duckdb{TEMPORARY_SUFFIX}*")
+        yield from store.settings.temp_path.glob(gathering_files(dataset))
     yield from local_orphans(store, datasets)
 
 
