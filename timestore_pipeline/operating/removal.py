@@ -161,6 +161,8 @@ def _look(store: Store, dataset: str, *, with_table: bool) -> _Found:
     rows = 0
     if there:
         ours = OwnTable(store, dataset)
+        if known:
+            ours.refuse_to_read()  # an older ledger does not know what is staged either
         table = ours.accept(ours.look()) if known and with_table else open_table(place, dataset)
         rows = sum(file.rows for file in live_files(table))
         if with_table:

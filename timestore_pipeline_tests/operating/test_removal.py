@@ -23,6 +23,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline_tests.builders import build, files_under, hourly, ingest, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.installations import copy_of_ledger, put_back
 
 Drop = Callable[..., Path]
 
@@ -99,6 +100,28 @@ def test_all_of_it_goes_and_nothing_else(taken_out: Store, with_table: bool):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("with_table", [False, True])
+def test_nothing_goes_by_a_ledger_that_is_older_than_what_it_does_not_know_to_be_staged(
+    store: Store, make_store: MakeStore, with_table: bool
+):
+    stage(store, "weather", hourly(1))
+    build(store)
+    night = copy_of_ledger(store)
+    stage(store, "weather", hourly(1, station="LGA"))
+    build(store)
+    stage(store, "weather", hourly(1, station="EWR"))
+    put_back(store, night)
+    taken_out = make_store(WITHOUT)
+    before = files_of(taken_out, "weather")
+
+    with pytest.raises(TableError, match="ledger rebuild"):
+        plan_removal(taken_out, "weather", with_table=with_table)
+    with pytest.raises(TableError, match="ledger rebuild"):
+        remove_dataset(taken_out, "weather", with_table=with_table, lost_rows=0, by="ann")
+
+    assert files_of(taken_out, "weather") == before
+
+
 def test_the_name_can_be_used_again(taken_out: Store, make_store: MakeStore):
     remove(taken_out, with_table=True)
 
