@@ -490,7 +490,7 @@ class StorageRefused(StorageError):
         self.reason = reason
         super().__init__(
             f"{what} was refused: {reason}. Correct the URL, the bucket, its permissions or what the environment says "
-            "of it (AWS_*, GOOGLE_*, AZURE_*; docs/scaling.md, Object store)."
+            "of it (AWS_*, GOOGLE_*, AZURE_*; docs/object-store.md)."
         )
 
 

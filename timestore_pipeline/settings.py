@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     landing_directory: Place = Field(
         default="data/landing",
         description="Files for a dataset are dropped in `<landing>/<dataset>/`; a folder, or a place in an object "
-        "store ([scaling.md](scaling.md#object-store)).",
+        "store ([object-store.md](object-store.md)).",
     )
     landing_after_ingest: AfterIngest = Field(
         default=AfterIngest.ARCHIVE,
@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         default="data/staging",
         description="Holds the segments, the quarantine and, by default, the ledger; or a place for segments and "
         "quarantine in an object store: `s3://bucket/prefix`, `gs://…` or `az://…` "
-        "([scaling.md](scaling.md#object-store)).",
+        "([object-store.md](object-store.md)).",
     )
     staging_max_dataset_bytes: Count = Field(
         default=536_870_912, description="Size guardrail: staged, unpublished bytes of one dataset; 0 switches it off."
@@ -304,7 +304,7 @@ class Settings(BaseSettings):
     tables_url: str = Field(
         default="data/tables",
         description="Folder of the Delta tables, one per dataset; or a place for them in an object store: "
-        "`s3://bucket/prefix`, `gs://…` or `az://…` ([scaling.md](scaling.md#object-store)).",
+        "`s3://bucket/prefix`, `gs://…` or `az://…` ([object-store.md](object-store.md)).",
     )
     ledger_url: Annotated[SecretStr | None, AfterValidator(_fixed_url)] = Field(
         default=None,
@@ -318,7 +318,7 @@ class Settings(BaseSettings):
     ledger_pool_size: PositiveCount = Field(
         default=5,
         description="PostgreSQL only: connections to the ledger that a process keeps open once it needed them; at "
-        "moments it opens up to twice as many. See [scaling](scaling.md#connections).",
+        "moments it opens up to twice as many. See [PostgreSQL](postgresql.md#connections).",
     )
 
     table_retention_seconds: Seconds = Field(

@@ -57,7 +57,7 @@ def parse_url(location: str) -> ObjectUrl:
     if "@" in bucket or "?" in rest:
         raise ValueError(
             "it must not hold credentials or options: those belong into the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like; docs/scaling.md)"
+            "(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like; docs/object-store.md)"
         )
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(f"it has no usable bucket name; write it as {scheme}://bucket/prefix")

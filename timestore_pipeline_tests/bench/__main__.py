@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="counted rounds of every pair, after one warm-up")
     chosen = parser.add_argument_group("growth", "what `--only growth` measures, which runs alone")
     chosen.add_argument("--part", choices=growth.PARTS, action="append", help="of it; all by default")
-    chosen.add_argument("--full", action="store_true", help="at the sizes of docs/scaling.md instead of smaller ones")
+    chosen.add_argument("--full", action="store_true", help="at the sizes of docs/growth.md instead of smaller ones")
     for name in growth.SIZES:
         chosen.add_argument(f"--{name}", type=int, nargs="+", help=f"numbers of {growth.SIZES[name]} instead")
     chosen.add_argument("--write", action="store_true", help="put the figures into docs/ (needs the extra plot)")

@@ -1,7 +1,7 @@
 """How cost grows: with datasets, with history, with table versions, with processes.
 
 ``python -m timestore_pipeline_tests.bench --only growth`` measures. What was measured is kept in ``docs/growth.json``,
-from which the block "How cost grows" of ``docs/scaling.md`` and its picture are made (``--write``).
+from which the block "How cost grows" of ``docs/growth.md`` and its picture are made (``--write``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sizes:
 
 
 FULL = Sizes((10, 100, 1_000, 5_000), (10_000, 100_000, 1_000_000), (10, 100, 1_000, 10_000), (1, 2, 4))
-"""The sizes of ``docs/scaling.md``: about a quarter of an hour."""
+"""The sizes of ``docs/growth.md``: about a quarter of an hour."""
 
 
 def run(workspace: Path, sizes: Sizes, parts: tuple[str, ...] = PARTS, *, write: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""The block "How cost grows" of ``docs/scaling.md`` and its picture, both made from ``docs/growth.json``."""
+"""The block "How cost grows" of ``docs/growth.md`` and its picture, both made from ``docs/growth.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from timestore_pipeline_tests.bench.growth import carry
 
 DOCS = Path(__file__).parents[3] / "docs"
 FIGURES = DOCS / "growth.json"
-PAGE = DOCS / "scaling.md"
+PAGE = DOCS / "growth.md"
 PICTURE = DOCS / "images" / "growth.png"
 BEGIN, END = "<!-- growth: made from docs/growth.json -->", "<!-- growth: end -->"
 
@@ -59,14 +59,14 @@ def lines(found: dict[str, Any]) -> list[str]:
             low, high = found[part]["load"]
             report += ["", *show(found[part]["rows"]), "", f"{found[part]['machine']}; load {low} to {high}."]
     if all(part in found for part in ("ledger", "definitions", "tables", "workers")):
-        report += ["", "### Carried on", "", *carry.table(found)]
+        report += ["", "## Carried on", "", *carry.table(found)]
     return report[1:]
 
 
 def _ledger(rows: list[dict[str, Any]]) -> list[str]:
     least = min(row["batches"] for row in rows)
     common = min((row["datasets"] for row in rows if row["batches"] != least), default=0)
-    report = ["### Ledger and sensors", ""]
+    report = ["## Ledger and sensors", ""]
     report += [
         "CPU milliseconds of the process and, on PostgreSQL, of the server (statements in brackets); every batch is a "
         "segment of its own, 10 of each dataset are staged."
@@ -96,7 +96,7 @@ def _own(cost: dict[str, float], kind: str) -> str:
 
 def _definitions(rows: list[dict[str, Any]]) -> list[str]:
     return [
-        "### Loading a code location",
+        "## Loading a code location",
         "",
         "| datasets | definitions, CPU | their description for the webserver, CPU | memory |",
         "|---|---|---|---|",
@@ -110,7 +110,7 @@ def _definitions(rows: list[dict[str, Any]]) -> list[str]:
 
 def _tables(rows: list[dict[str, Any]]) -> list[str]:
     return [
-        "### Versions of a table",
+        "## Versions of a table",
         "",
         "CPU milliseconds; a checkpoint every 100 versions.",
         "",
@@ -128,7 +128,7 @@ def _tables(rows: list[dict[str, Any]]) -> list[str]:
 
 def _workers(rows: list[dict[str, Any]]) -> list[str]:
     return [
-        "### Processes",
+        "## Processes",
         "",
         "Each stages 10 batches of 100,000 rows of 7 columns into a dataset of its own, then builds their 24 windows.",
         "",
