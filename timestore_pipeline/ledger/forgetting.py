@@ -14,7 +14,6 @@ from timestore_pipeline.ledger.accounts import end_losses, note_pruned
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import (
-    batch_slices,
     batches,
     builds,
     datasets,
@@ -193,10 +192,8 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
 
 def forget_dataset(tx: Connection, dataset: str) -> None:
     """Delete every row of a dataset, from every table."""
-    # These know their dataset only by way of another table.
-    own_segments = select(segments.c.id).where(segments.c.dataset == dataset)
     own_builds = select(builds.c.id).where(builds.c.dataset == dataset)
-    tx.execute(delete(batch_slices).where(batch_slices.c.segment_id.in_(own_segments)))
+    forget_slices(tx, slices.c.dataset == dataset)
     tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(own_builds)))
     # Whoever refers to a row goes before it.
     for table in reversed(metadata.sorted_tables):

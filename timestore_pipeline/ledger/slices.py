@@ -4,7 +4,7 @@ A slice is the rows of one segment that fall in one window. It is in the queue w
 quarantine.
 
 ======================  ========================  ==================================================================
-move                    from → to                 what moves it
+move                    states                    what moves it
 ======================  ========================  ==================================================================
 acknowledge_slices      (new) → staged            its segment is acknowledged
 assign_slices           staged → claimed          a build claims it: ``build_id`` is set
@@ -13,7 +13,7 @@ release_slices          claimed → staged          its build was aborted: ``bui
 quarantine_slices       staged → quarantined      it cannot be read: ``quarantine_id`` is set
 requeue_slices          quarantined → staged      it can be read after all: ``quarantine_id`` is null again
 unpublish_slices        published → staged        the table is gone, and its segment is retained
-forget_slices           published → (gone)        the ledger need not know it any more, or nothing is left of it
+forget_slices           any → (gone)              the ledger need not know it any more, or nothing is left of it
 restore_slices          staged → published        a ledger is made again, and a manifest says that it was published
 ======================  ========================  ==================================================================
 

@@ -16,10 +16,9 @@ from sqlalchemy import create_engine, inspect, make_url, text
 
 from timestore_pipeline.errors import CommitUnknown, LedgerError
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.ledger.counters import FLUSH_DURATION, count, counter_values, histogram_values, observe
+from timestore_pipeline.ledger.counters import count, counter_values
 from timestore_pipeline.ledger.database import HEAD_REVISION
 from timestore_pipeline.ledger.datasets import known_datasets
-from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.ledger.schema import VERSION_TABLE, metadata
 from timestore_pipeline.operating.backup import back_up_ledger
 from timestore_pipeline.settings import Settings
@@ -354,28 +353,3 @@ def test_many_processes_may_open_a_new_installation_at_once(home: Path):
         process.join(120)
 
     assert [process.exitcode for process in processes] == [0] * len(processes)
-
-
-def test_a_lease_has_one_owner_until_it_expires(ledger: Ledger):
-    with ledger.write() as tx:
-        assert claim_lease(tx, "sweep", "a", now=0, expires_at=10)
-        assert not claim_lease(tx, "sweep", "b", now=9, expires_at=20)
-        assert claim_lease(tx, "sweep", "a", now=9, expires_at=15)
-        assert claim_lease(tx, "sweep", "b", now=15, expires_at=30)
-        release_lease(tx, "sweep", "a")
-        assert not claim_lease(tx, "sweep", "a", now=16, expires_at=40)
-        release_lease(tx, "sweep", "b")
-        assert claim_lease(tx, "sweep", "a", now=16, expires_at=40)
-
-
-def test_a_histogram_counts_each_observation_in_its_bucket(ledger: Ledger):
-    with ledger.write() as tx:
-        for value in (0.05, 0.051, 1.0, 10**6):
-            observe(tx, FLUSH_DURATION, "weather", "success", value)
-        (histogram,) = histogram_values(tx).values()
-
-    assert histogram.counts[0] == 1
-    assert histogram.counts[1] == 1
-    assert histogram.counts[-1] == 1
-    assert sum(histogram.counts) == 4
-    assert histogram.sum == pytest.approx(1_000_001.101)

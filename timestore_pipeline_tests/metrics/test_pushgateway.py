@@ -290,17 +290,3 @@ def test_a_process_that_died_while_pushing_holds_nobody_up(make_store: MakeStore
         assert claim_lease(tx, "metrics_push", "dead", now=now - 10, expires_at=now - 1)
 
     assert "refused" in push_metrics(store).reason
-
-
-def test_a_lease_has_one_holder_at_a_time(store: Store):
-    with store.ledger.write() as tx:
-        assert claim_lease(tx, "thing", "one", now=0, expires_at=100)
-        assert not claim_lease(tx, "thing", "other", now=50, expires_at=150)
-        assert claim_lease(tx, "thing", "one", now=60, expires_at=160), "its holder may extend it"
-        assert not claim_lease(tx, "thing", "other", now=110, expires_at=210)
-        assert claim_lease(tx, "another thing", "other", now=50, expires_at=150)
-        assert claim_lease(tx, "thing", "other", now=160, expires_at=260)
-        release_lease(tx, "thing", "one")
-        assert not claim_lease(tx, "thing", "one", now=200, expires_at=300), "only its holder can release it"
-        release_lease(tx, "thing", "other")
-        assert claim_lease(tx, "thing", "one", now=200, expires_at=300)
