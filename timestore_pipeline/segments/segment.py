@@ -145,7 +145,7 @@ def write_segment(
             draft = replace(draft, position=next_position(tx, spec.name))
     temporary = store.staging.scratch(key)
     try:
-        filled = _fill(store, connection, spec, draft, temporary, segment_id)
+        written, groups = _fill(store, connection, spec, draft, temporary, segment_id)
     except BaseException:
         for statement in ("ROLLBACK", "DETACH segment"):
             with suppress(duckdb.Error):
@@ -159,30 +159,17 @@ def write_segment(
                 connection.unregister(name)
     try:
         reach(CrashPoint.SEGMENT_WRITTEN)
-        if not filled.groups:
+        if not groups:
             temporary.unlink()
-            return _written(None, filled)
+            return written
         size = temporary.stat().st_size
         store.staging.put(temporary, key)
         reach(CrashPoint.SEGMENT_IN_PLACE)
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
-    rows = sum(group.rows for group in filled.groups)
-    return _written(SegmentRow(segment_id, key, size, rows), filled)
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """What is in a new segment, and what was not left in it."""
-
-    groups: Sequence[DescribedGroup]
-    refused: Mapping[int, Sequence[RefusedRows]]
-    refused_path: str | None
-    refused_bytes: int
-    dropped: Mapping[int, int]
-    judged_at: int
-    numbers: int
+    segment = SegmentRow(segment_id, key, size, sum(written.batch_rows.values()))
+    return replace(written, row=segment, slices=slices_of(groups, segment))
 
 
 def _fill(
@@ -192,7 +179,8 @@ def _fill(
     draft: SegmentDraft,
     path: Path,
     segment_id: str,
-) -> _Filled:
+) -> tuple[WrittenSegment, Sequence[DescribedGroup]]:
+    """Return what is in a new segment, whose file is not in place yet, and what was not left in it."""
     columns, batches = draft.columns, draft.batches
     judge = Judge.of(
         spec,
@@ -213,9 +201,10 @@ def _fill(
     judged = judge.look(connection, _TABLE, draft.times)
     if judged.dropped:
         connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
+    batch_rows = _rows_by_ordinal(judged.groups)
     described = described_batches(
         batches,
-        _rows_by_ordinal(judged.groups),
+        batch_rows,
         {ordinal: sum(part.rows for part in parts) for ordinal, parts in judged.refused.items()},
         {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
         judged.dropped,
@@ -228,7 +217,17 @@ def _fill(
         refused_bytes = _set_rows_aside(store, connection, kept, judge.problem, refused_path, description)
     describe_segment(connection, "segment", description)
     connection.execute("COMMIT; DETACH segment")
-    return _Filled(judged.groups, judged.refused, refused_path, refused_bytes, judged.dropped, judge.now, numbers)
+    written = WrittenSegment(
+        row=None,
+        batch_rows=batch_rows,
+        refused=judged.refused,
+        refused_path=refused_path,
+        refused_bytes=refused_bytes,
+        dropped=judged.dropped,
+        judged_at=judge.now,
+        numbers=numbers,
+    )
+    return written, judged.groups
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, sources: Iterable[RowSource]) -> int:
@@ -272,20 +271,6 @@ def _set_rows_aside(
     reach(CrashPoint.REFUSED_ROWS_IN_PLACE)
     connection.execute(f"DELETE FROM {_TABLE} WHERE {problem} IS NOT NULL")
     return size
-
-
-def _written(segment: SegmentRow | None, filled: _Filled) -> WrittenSegment:
-    return WrittenSegment(
-        row=segment,
-        slices=slices_of(filled.groups, segment) if segment else (),
-        batch_rows=_rows_by_ordinal(filled.groups),
-        refused=filled.refused,
-        refused_path=filled.refused_path,
-        refused_bytes=filled.refused_bytes,
-        dropped=filled.dropped,
-        judged_at=filled.judged_at,
-        numbers=filled.numbers,
-    )
 
 
 def slices_of(groups: Iterable[DescribedGroup], segment: SegmentRow) -> tuple[SliceRow, ...]:
