@@ -1,4 +1,4 @@
-"""``datasets.yaml`` → the datasets that there are.
+"""``datasets.yaml`` → the datasets that there are (long, because a key stands with its documentation).
 
 A dataset says what its rows look like, which of its columns is the time, how long its windows are and where
 its files land. Everything is checked here, so that the rest of the project can trust a :class:`DatasetSpec`.

@@ -1,4 +1,4 @@
-"""Every error that this project raises on purpose, as one small tree.
+"""Every error that this project raises on purpose, as one small tree (long, because it is read whole).
 
 Each error carries the things that it talks about as fields, and its message names them and says what to do.
 Exceptions of the libraries below are translated where they arise and kept as ``__cause__``.

@@ -1,4 +1,4 @@
-"""The environment → one validated settings object.
+"""The environment → one validated settings object (long, because a variable stands with its documentation).
 
 Every variable starts with ``TIMESTORE_``. Wrong values fail at start with the variable's name and what is
 allowed; a name that no setting has is reported, because a typo must not pass silently.

@@ -1,4 +1,4 @@
-"""Every series that is exported, in one table: the projection and the table in the docs are made from it."""
+"""Every series that is exported (long, because it is one table: the projection and the docs are made from it)."""
 
 from __future__ import annotations
 
