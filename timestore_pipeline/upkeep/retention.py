@@ -13,6 +13,7 @@ from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.segments import mark_unlinked, paths_on_disk, published_before
+from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.policy import Policy
@@ -132,15 +133,22 @@ def sweep_orphans(
 
 
 def _refused(store: Store, datasets: Iterable[str]) -> set[str]:
-    """Return those of the datasets whose tables contradict the ledger: nothing of theirs is removed."""
+    """Return those of the datasets whose tables contradict the ledger, or are gone: nothing of theirs is removed."""
+    names = list(datasets)
+    with store.ledger.read() as tx:
+        known = table_versions(tx, names)
     found = set()
-    for name in datasets:
-        try:
-            objection = OwnTable(store, name).look().objection if has_table(store.table(name)) else None
-        except TableError:
-            continue  # it says nothing; what was acknowledged is in the ledger
-        if objection is not None:
-            log.warning("%s: nothing of it is removed: %s. See 'timestore doctor'", name, objection[1])
+    for name in names:
+        if has_table(store.table(name)):
+            try:
+                objection = OwnTable(store, name).look().objection
+            except TableError:
+                continue  # it says nothing; what was acknowledged is in the ledger
+            reason = None if objection is None else objection[1]
+        else:
+            reason = None if known.get(name) is None else "its table is not there"
+        if reason is not None:
+            log.warning("%s: nothing of it is removed: %s. See 'timestore doctor'", name, reason)
             found.add(name)
     return found
 

@@ -25,6 +25,7 @@ from timestore_pipeline_tests.builders import (
     ingest,
     readable,
     rows_of,
+    segment_file,
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
@@ -57,6 +58,20 @@ def test_a_segment_is_unlinked_when_its_last_row_was_published_long_enough_ago(m
     with store.ledger.read() as tx:
         assert disk_usage(tx) == {}
     assert unlink_published_segments(store, now=now_micros() + 10**12) == Freed(0, 0)
+
+
+def test_segments_stay_while_the_table_is_gone_that_has_their_rows(store: Store):
+    segment_id = stage(store, "weather", hourly(3)).segment_id
+    build(store)
+    table = store.table("weather").root
+    table.rename(table.with_name("away"))
+    late = now_micros() + 100 * 86_400_000_000
+
+    assert unlink_published_segments(store, now=late) == Freed()
+    assert segment_file(store, segment_id).exists(), "it may be the only copy"
+
+    table.with_name("away").rename(table)
+    assert unlink_published_segments(store, now=late).files == 1
 
 
 def test_staged_and_claimed_rows_keep_their_segment(store: Store):
