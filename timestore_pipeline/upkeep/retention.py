@@ -133,7 +133,7 @@ def sweep_orphans(
 
 
 def _refused(store: Store, datasets: Iterable[str]) -> set[str]:
-    """Return those of the datasets whose tables contradict the ledger, or are gone: nothing of theirs is removed."""
+    """Return those of the datasets whose tables contradict the ledger, or have no rows to be read: nothing goes."""
     names = list(datasets)
     with store.ledger.read() as tx:
         known = table_versions(tx, names)
@@ -142,9 +142,9 @@ def _refused(store: Store, datasets: Iterable[str]) -> set[str]:
         if has_table(store.table(name)):
             try:
                 objection = OwnTable(store, name).look().objection
+                reason = None if objection is None else objection[1]
             except TableError:
-                continue  # it says nothing; what was acknowledged is in the ledger
-            reason = None if objection is None else objection[1]
+                reason = "its table cannot be opened"
         else:
             reason = None if known.get(name) is None else "its table is not there"
         if reason is not None:

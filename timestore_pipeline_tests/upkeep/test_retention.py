@@ -60,18 +60,29 @@ def test_a_segment_is_unlinked_when_its_last_row_was_published_long_enough_ago(m
     assert unlink_published_segments(store, now=now_micros() + 10**12) == Freed(0, 0)
 
 
-def test_segments_stay_while_the_table_is_gone_that_has_their_rows(store: Store):
+@pytest.mark.parametrize("what", ["", "_delta_log"], ids=["gone", "without a log"])
+def test_segments_stay_while_the_table_cannot_be_opened_that_has_their_rows(store: Store, what: str):
     segment_id = stage(store, "weather", hourly(3)).segment_id
     build(store)
-    table = store.table("weather").root
-    table.rename(table.with_name("away"))
+    lost = store.table("weather").root / what
+    lost.rename(lost.with_name("away"))
     late = now_micros() + 100 * 86_400_000_000
 
     assert unlink_published_segments(store, now=late) == Freed()
     assert segment_file(store, segment_id).exists(), "it may be the only copy"
 
-    table.with_name("away").rename(table)
+    lost.with_name("away").rename(lost)
     assert unlink_published_segments(store, now=late).files == 1
+
+
+def test_segments_stay_while_the_log_is_damaged_of_the_table_that_has_their_rows(store: Store):
+    segment_id = stage(store, "weather", hourly(3)).segment_id
+    build(store)
+    for entry in (store.table("weather").root / "_delta_log").glob("*.json"):
+        entry.write_text("no JSON")
+
+    assert unlink_published_segments(store, now=now_micros() + 100 * 86_400_000_000) == Freed()
+    assert segment_file(store, segment_id).exists(), "it may be the only copy"
 
 
 def test_staged_and_claimed_rows_keep_their_segment(store: Store):
