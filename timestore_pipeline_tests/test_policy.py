@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,7 +104,7 @@ limit = st.none() | st.integers(1, 32)
 
 
 @given(st.fixed_dictionaries({name: st.tuples(limit, limit, st.integers(1, 32)) for name in LimitName}))
-def test_each_limit_is_what_the_first_one_says_who_says_anything(said: dict[LimitName, tuple[int | None, ...]]):
+def test_each_limit_is_what_the_first_one_says_who_says_anything(said: dict[LimitName, tuple[Any, ...]]):
     variables = {
         LimitName.MAX_PENDING: "staging_max_pending",
         LimitName.MAX_BYTES: "staging_max_dataset_bytes",

@@ -17,7 +17,7 @@ import pytest
 from timestore_pipeline import Settings, Timestore
 from timestore_pipeline.errors import QueryError, TableError, UnknownDataset
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, build, files_under, hourly, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 from timestore_pipeline_tests.forks import process_pool

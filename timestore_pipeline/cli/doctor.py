@@ -73,12 +73,12 @@ def _look_at_gateway(store: Store) -> Iterator[Finding]:
 
 
 def _look_at_code_location() -> Iterator[Finding]:
-    from timestore_pipeline.orchestration.doctor import look_at_code_location
+    from timestore_pipeline.orchestration.dagster_doctor import look_at_code_location
 
     return look_at_code_location()
 
 
 def _look_at_dagster() -> Iterator[Finding]:
-    from timestore_pipeline.orchestration.doctor import look_at_dagster
+    from timestore_pipeline.orchestration.dagster_doctor import look_at_dagster
 
     return look_at_dagster()

@@ -32,7 +32,7 @@ from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.staging.stage import stage_file
 from timestore_pipeline.staging.suspects import suspected_datasets
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
 
 def stage_files(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -14,3 +16,9 @@ class Freed:
 
     def __add__(self, other: Freed) -> Freed:
         return Freed(self.files + other.files, self.bytes + other.bytes)
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> Self:
+        """Return how many files these are, each with its bytes."""
+        known = list(sizes)
+        return cls(len(known), sum(known))

@@ -114,18 +114,23 @@ def retry_entry(store: Store, entry_id: int, by: str) -> Retried:
         raise EntryNotRetried(entry.id, store.staging.shown(entry.path), error) from error
 
 
-def try_again(store: Store, *, now: int, dry_run: bool = False, most: int | None = None) -> list[QuarantineEntry]:
-    """Retry files by themselves that may have been set aside for what they have not done, as it is time for each.
+def find_due_again(store: Store, *, now: int, most: int | None = None) -> list[QuarantineEntry]:
+    """Return the entries of files that may have been set aside for what they have not done, as it is time for each.
 
-    A process that ends while it reads is not proof that the file did it. A try is counted before it is made, and there
-    are few of them, so that a file which did it is not read for ever. Returns the entries that were tried, or would be.
+    A process that ends while it reads is not proof that the file did it.
     """
     with store.ledger.read() as tx:
-        due = [entry for entry in entries_to_try_again(tx, now) if entry.dataset in store.datasets][:most]
-    if dry_run:
-        return due
+        return [entry for entry in entries_to_try_again(tx, now) if entry.dataset in store.datasets][:most]
+
+
+def try_again(store: Store, *, now: int, most: int | None = None) -> list[QuarantineEntry]:
+    """Retry what :func:`find_due_again` finds, and return the entries that were tried.
+
+    A try is counted before it is made, and there are few of them, so that a file that ends its process is not read for
+    ever.
+    """
     tried = []
-    for entry in due:
+    for entry in find_due_again(store, now=now, most=most):
         if not store.ledger.transact(lambda tx, entry=entry: begin_try(tx, entry, now), repeatable=False):
             continue
         tried.append(entry)

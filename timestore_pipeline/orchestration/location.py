@@ -8,7 +8,7 @@ from timestore_pipeline.datasets import Datasets, parse_datasets, read_datasets_
 from timestore_pipeline.orchestration.assets import dataset_assets
 from timestore_pipeline.orchestration.checks import dataset_checks
 from timestore_pipeline.orchestration.jobs import build_jobs, ingest_job
-from timestore_pipeline.orchestration.maintenance import maintenance, maintenance_schedule
+from timestore_pipeline.orchestration.maintenance_job import maintenance, maintenance_schedule
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
 from timestore_pipeline.orchestration.sensors import flush_sensor, housekeeping_sensor, landing_sensor, metrics_sensor
 from timestore_pipeline.settings import Settings

@@ -41,32 +41,52 @@ class PrunedRuns:
     freed: Freed = field(default_factory=Freed)
 
 
+def find_old_runs(
+    instance: dg.DagsterInstance,
+    retention: RunRetention,
+    check_keys: Sequence[dg.AssetCheckKey],
+    *,
+    most: int,
+    now: datetime | None = None,
+) -> PrunedRuns:
+    """Return what :func:`prune_runs` would delete; only it knows which files go with the runs."""
+    chosen, kept = _deletable_runs(instance, retention, check_keys, now)
+    return PrunedRuns(runs=min(most, len(chosen)), kept=kept)
+
+
 def prune_runs(
     instance: dg.DagsterInstance,
     retention: RunRetention,
     check_keys: Sequence[dg.AssetCheckKey],
     *,
     most: int,
-    dry_run: bool = False,
     now: datetime | None = None,
 ) -> PrunedRuns:
     """Delete automatic runs that have had their time, oldest first; at most ``most``.
 
     May be killed at any moment: what is left of a run is found by its file the next time.
     """
-    old = _old_runs(instance, retention, now or datetime.now(UTC))
-    if not old:
-        return PrunedRuns(freed=Freed() if dry_run else _remove_strays(instance))
-    needed = shown_runs(instance, check_keys)
-    chosen = [run_id for run_id in old if run_id not in needed]
-    kept = len(old) - len(chosen)
-    if dry_run:
-        return PrunedRuns(runs=min(most, len(chosen)), kept=kept)
+    chosen, kept = _deletable_runs(instance, retention, check_keys, now)
     freed = Freed()
     for run_id in chosen[:most]:
         instance.delete_run(run_id)
         freed += _remove_files(instance, run_id)
     return PrunedRuns(runs=len(chosen[:most]), kept=kept, freed=freed + _remove_strays(instance))
+
+
+def _deletable_runs(
+    instance: dg.DagsterInstance,
+    retention: RunRetention,
+    check_keys: Sequence[dg.AssetCheckKey],
+    now: datetime | None,
+) -> tuple[list[str], int]:
+    """Return the runs that have had their time, oldest first, and how many more are as old and still shown."""
+    old = _old_runs(instance, retention, now or datetime.now(UTC))
+    if not old:
+        return [], 0
+    needed = shown_runs(instance, check_keys)
+    chosen = [run_id for run_id in old if run_id not in needed]
+    return chosen, len(old) - len(chosen)
 
 
 def shown_runs(instance: dg.DagsterInstance, check_keys: Sequence[dg.AssetCheckKey]) -> set[str]:

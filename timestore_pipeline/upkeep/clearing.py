@@ -31,7 +31,8 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.segments.slices import by_segment
 from timestore_pipeline.storage.layout import decided_by
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import ORPHAN_AGE_SECONDS, sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import ORPHAN_AGE_SECONDS, sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
 log = logging.getLogger(__name__)
 

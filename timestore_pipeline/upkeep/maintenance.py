@@ -1,50 +1,65 @@
-"""Maintenance: all that keeps disk, table and ledger small, in one bounded pass that may be killed anywhere.
-
-One dataset's failure never holds another's (invariant 9): it is told in the report, and tried again the next time.
-"""
+"""Maintenance: all that keeps disk, table and ledger small, in one bounded round that may be killed anywhere."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection
-
-from timestore_pipeline.alone import alone
-from timestore_pipeline.building.compact import (
-    CompactionReport,
-    compact_windows,
-    effective_rules,
-    merged_count,
-    plan_compaction,
-)
+from timestore_pipeline.building.compact import CompactionReport
 from timestore_pipeline.building.completion import follow_others
-from timestore_pipeline.building.expire import ExpiredWindows, expire_windows, expired_windows
-from timestore_pipeline.building.order import BuildOrder
+from timestore_pipeline.building.expire import ExpiredWindows
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.crash_points import CrashPoint, reach
-from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.ledger.forgetting import Pruned, prune_batches, prune_builds
+from timestore_pipeline.ledger.forgetting import Pruned
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
-from timestore_pipeline.operating.quarantine import try_again
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.kept_files import discard_old_entries, look_at_disk, remove_old_archive
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
-from timestore_pipeline.upkeep.vacuum import clean_log, vacuum_table
+from timestore_pipeline.upkeep.archived_files import OLD_ARCHIVE
+from timestore_pipeline.upkeep.chores import Chore, ChoreOfDatasets, Round
+from timestore_pipeline.upkeep.disk_use import DISK_USE
+from timestore_pipeline.upkeep.old_history import OLD_HISTORY
+from timestore_pipeline.upkeep.old_windows import OLD_WINDOWS
+from timestore_pipeline.upkeep.orphans import ORPHANS
+from timestore_pipeline.upkeep.published_segments import PUBLISHED_SEGMENTS
+from timestore_pipeline.upkeep.quarantine_entries import OLD_ENTRIES, UNPROVEN_ENTRIES
+from timestore_pipeline.upkeep.small_files import SMALL_FILES
+from timestore_pipeline.upkeep.vacuum import LOG_ENTRIES, UNREADABLE_FILES
 
-log = logging.getLogger(__name__)
+DEAD_BUILDS = Chore[object](
+    "dead_builds",
+    "settling dead builds",
+    None,
+    find=lambda round_: None,
+    remove=lambda round_: settle_dead_builds(round_.store, round_.owner_is_gone),
+)
 
-T = TypeVar("T")
+COMMITS_OF_OTHERS = ChoreOfDatasets[bool](
+    "commits_of_others",
+    "following other programs",
+    lambda dataset: False,
+    find=lambda round_, dataset: False,
+    remove=lambda round_, dataset: follow_others(round_.store, dataset),
+)
 
-
-_NOTHING = Freed()
+CHORES: tuple[Chore[Any] | ChoreOfDatasets[Any], ...] = (
+    DEAD_BUILDS,
+    COMMITS_OF_OTHERS,
+    # What is freed first makes room for what compaction writes.
+    PUBLISHED_SEGMENTS,
+    OLD_WINDOWS,
+    UNREADABLE_FILES,
+    SMALL_FILES,
+    LOG_ENTRIES,
+    OLD_HISTORY,
+    ORPHANS,
+    OLD_ENTRIES,
+    OLD_ARCHIVE,
+    DISK_USE,
+    # Last, because one of them may end the process.
+    UNPROVEN_ENTRIES,
+)
+"""All chores, in the order in which a round does them."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,27 @@ class MaintenanceReport:
     datasets: tuple[DatasetMaintenance, ...]
     segments: Freed
     orphans: Freed
-    tried_again: tuple[QuarantineEntry, ...] = ()
-    discarded: tuple[QuarantineEntry, ...] = ()
-    archived: Freed = _NOTHING
-    problems: tuple[str, ...] = ()
-    dry_run: bool = False
+    tried_again: tuple[QuarantineEntry, ...]
+    discarded: tuple[QuarantineEntry, ...]
+    archived: Freed
+    problems: tuple[str, ...]
+    dry_run: bool
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """What was done, as numbers."""
+        each = self.datasets
+        return {
+            "files_merged": sum(one.compaction.files for one in each),
+            "files_merged_into": sum(one.compaction.merged_files for one in each),
+            "bytes_merged": sum(one.compaction.bytes for one in each),
+            "windows_dropped": sum(one.expired.windows for one in each),
+            "rows_dropped": sum(one.expired.rows for one in each),
+            "batches_forgotten": sum(one.pruned.batches for one in each),
+            "builds_forgotten": sum(one.pruned.builds for one in each),
+            "segments_unlinked": self.segments.files,
+            "orphans_swept": self.orphans.files,
+        }
 
     @property
     def freed(self) -> Freed:
@@ -82,29 +113,6 @@ class MaintenanceReport:
         return total
 
 
-@dataclass
-class _Pass:
-    """A pass while it goes on."""
-
-    store: Store
-    owner: str
-    now: int
-    dry_run: bool
-    problems: list[str] = field(default_factory=list)
-
-    def order(self, spec: DatasetSpec) -> BuildOrder:
-        return BuildOrder(spec.name, owner=self.owner, trigger=Trigger.MAINTENANCE)
-
-    def attempt(self, what: str, act: Callable[[], T], otherwise: T) -> T:
-        try:
-            with alone():
-                return act()
-        except TimestoreError as error:
-            log.warning("%s: %s", what, error)
-            self.problems.append(f"{what}: {error}")
-            return otherwise
-
-
 def maintain(
     store: Store,
     *,
@@ -113,7 +121,7 @@ def maintain(
     dry_run: bool = False,
     now: int | None = None,
 ) -> MaintenanceReport:
-    """Compact, expire, vacuum, unlink, sweep and prune, as far as one run goes.
+    """Do one round of all chores, as far as one run goes.
 
     Args:
         store: the installation.
@@ -122,123 +130,31 @@ def maintain(
         dry_run: say what would be done, and change nothing.
         now: microseconds since the epoch, by default the clock's.
     """
-    work = _Pass(store, owner, now_micros() if now is None else now, dry_run)
-    most = store.settings.maintenance_max_removals
-    if not dry_run:
-        work.attempt("settling dead builds", lambda: settle_dead_builds(store, owner_is_gone), [])
-        for name in store.datasets:
-            work.attempt(f"{name}: following other programs", partial(follow_others, store, name), False)
-    # What is freed first makes room for what compaction writes.
-    segments = work.attempt(
-        "unlinking segments",
-        lambda: unlink_published_segments(store, work.now, max_files=most, dry_run=dry_run),
-        Freed(),
+    settings = store.settings
+    round_ = Round(
+        store,
+        now_micros() if now is None else now,
+        owner,
+        owner_is_gone,
+        most=settings.maintenance_max_removals,
+        most_compacted_bytes=settings.maintenance_max_compacted_bytes,
     )
-    expired = {name: _expire(work, spec) for name, spec in store.datasets.items()}
-    vacuumed = {name: _vacuum(work, name, most) for name in store.datasets}
-    compacted: dict[str, CompactionReport] = {}
-    left = store.settings.maintenance_max_compacted_bytes
-    for name, spec in store.datasets.items():
-        compacted[name] = _compact(work, spec, left)
-        left -= compacted[name].bytes
-    done = tuple(
-        DatasetMaintenance(
-            name,
-            compacted[name],
-            expired[name],
-            vacuumed[name],
-            Freed() if dry_run else _clean_log(work, name),
-            _prune(work, name, most),
-        )
-        for name in store.datasets
-    )
-    orphans = work.attempt("sweeping", lambda: sweep_orphans(store, max_files=most, dry_run=dry_run), Freed())
-    discarded = work.attempt(
-        "discarding old entries of the quarantine",
-        lambda: discard_old_entries(store, now=work.now, dry_run=dry_run, most=most),
-        [],
-    )
-    archived = work.attempt(
-        "removing old archived files",
-        lambda: remove_old_archive(store, now=work.now, dry_run=dry_run, most=most),
-        Freed(),
-    )
-    if not dry_run:
-        work.attempt("looking at the disk", lambda: look_at_disk(store, now=work.now), None)
-    # Last, because one of them may end the process.
-    tried = work.attempt(
-        "trying files of the quarantine again", lambda: try_again(store, now=work.now, dry_run=dry_run, most=most), []
-    )
+    done: dict[str, Any] = {}
+    problems: list[str] = []
+    for chore in CHORES:
+        done[chore.part], failed = chore.over(round_, dry_run=dry_run)
+        problems += failed
+    of_datasets = ("compaction", "expired", "vacuumed", "log_entries", "pruned")
     return MaintenanceReport(
-        done, segments, orphans, tuple(tried), tuple(discarded), archived, tuple(work.problems), dry_run
+        tuple(DatasetMaintenance(name, **{part: done[part][name] for part in of_datasets}) for name in store.datasets),
+        segments=done["segments"],
+        orphans=done["orphans"],
+        tried_again=tuple(done["tried_again"]),
+        discarded=tuple(done["discarded"]),
+        archived=done["archived"],
+        problems=tuple(problems),
+        dry_run=dry_run,
     )
-
-
-def _expire(work: _Pass, spec: DatasetSpec) -> ExpiredWindows:
-    def act() -> ExpiredWindows:
-        if not work.dry_run:
-            return expire_windows(work.store, work.order(spec), now=work.now)
-        old = expired_windows(work.store, spec, work.now)
-        return ExpiredWindows(
-            spec.name,
-            len(old),
-            sum(total.rows for total in old),
-            sum(total.files for total in old),
-            sum(total.bytes for total in old),
-        )
-
-    return work.attempt(f"{spec.name}: dropping old windows", act, ExpiredWindows(spec.name))
-
-
-def _vacuum(work: _Pass, dataset: str, most: int) -> Freed:
-    return work.attempt(
-        f"{dataset}: vacuum",
-        lambda: vacuum_table(work.store, dataset, max_files=most, dry_run=work.dry_run, now=work.now),
-        Freed(),
-    )
-
-
-def _clean_log(work: _Pass, dataset: str) -> Freed:
-    return work.attempt(f"{dataset}: table log", lambda: clean_log(work.store, dataset, work.now), Freed())
-
-
-def _compact(work: _Pass, spec: DatasetSpec, left: int) -> CompactionReport:
-    def act() -> CompactionReport:
-        if not work.dry_run:
-            return compact_windows(work.store, work.order(spec), max_bytes=max(0, left), now=work.now)
-        rules = effective_rules(work.store, spec)
-        plan = plan_compaction(work.store, spec, rules, now=work.now)
-        files = [file for some in plan.values() for file in some]
-        return CompactionReport(
-            spec.name,
-            windows=len(plan),
-            rows=sum(file.rows for file in files),
-            bytes=sum(file.bytes for file in files),
-            files=len(files),
-            merged_files=sum(merged_count(some, rules.target_file_bytes) for some in plan.values()),
-        )
-
-    return work.attempt(f"{spec.name}: compaction", act, CompactionReport(spec.name))
-
-
-def _prune(work: _Pass, dataset: str, most: int) -> Pruned:
-    settings = work.store.settings
-
-    def prune(tx: Connection) -> Pruned:
-        pruned = prune_batches(
-            tx,
-            dataset,
-            work.now - int(settings.ledger_batch_retention_seconds * 1e6),
-            most,
-            dry_run=work.dry_run,
-        )
-        pruned += prune_builds(
-            tx, dataset, work.now - int(settings.ledger_build_retention_seconds * 1e6), dry_run=work.dry_run
-        )
-        reach(CrashPoint.LEDGER_PRUNED)
-        return pruned
-
-    return work.attempt(f"{dataset}: pruning the ledger", lambda: work.store.ledger.transact(prune), Pruned())
 
 
 def in_words(report: MaintenanceReport) -> Iterable[str]:

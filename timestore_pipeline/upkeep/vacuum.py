@@ -27,35 +27,43 @@ from timestore_pipeline.storage.table_folder import file_name, has_table, log_si
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.table import live_files, open_table, sequence_of_file
+from timestore_pipeline.upkeep.chores import ChoreOfDatasets, Round
 
 log = logging.getLogger(__name__)
 
 
-def vacuum_table(
-    store: Store, dataset: str, *, max_files: int | None = None, dry_run: bool = False, now: int | None = None
-) -> Freed:
-    """Remove the files of a dataset's table that nobody can read any more; at most ``max_files``.
+def find_unreadable_files(store: Store, dataset: str, now: int, *, max_files: int | None = None) -> dict[str, int]:
+    """Return the files of a dataset's table that nobody can read any more, key → bytes; at most ``max_files``.
+
+    ``now`` is in microseconds since the epoch.
+
+    Raises:
+        TableError: the table cannot be read.
+    """
+    place = store.table(dataset)
+    if not has_table(place):
+        return {}
+    moment = now - int(store.settings.vacuum_grace_seconds * 1e6)
+    with store.ledger.read() as tx:
+        oldest = published_build_before(tx, dataset, moment)
+        later = sequences_after(tx, dataset, moment)
+    return {file.key: file.bytes for file in islice(_unreferenced(place, dataset, oldest, later), max_files)}
+
+
+def vacuum_table(store: Store, dataset: str, *, max_files: int | None = None, now: int | None = None) -> Freed:
+    """Remove what :func:`find_unreadable_files` finds, ``now`` by default being the clock's.
 
     Safe to be killed, and beside builds: no commit can refer to a file that goes.
 
     Raises:
         TableError: the table cannot be read, or is not ours; nothing was removed.
     """
-    now = now_micros() if now is None else now
     place = store.table(dataset)
-    if not has_table(place):
-        return Freed()
-    moment = now - int(store.settings.vacuum_grace_seconds * 1e6)
-    with store.ledger.read() as tx:
-        oldest = published_build_before(tx, dataset, moment)
-        later = sequences_after(tx, dataset, moment)
-    found = {file.key: file.bytes for file in islice(_unreferenced(place, dataset, oldest, later), max_files)}
-    if dry_run:
-        return Freed(len(found), sum(found.values()))
+    found = find_unreadable_files(store, dataset, now_micros() if now is None else now, max_files=max_files)
     freed = Freed()
     try:
         for gone in OwnTable(store, dataset).remove(found):
-            freed += Freed(len(gone), sum(found[key] for key in gone))
+            freed += Freed.of(found[key] for key in gone)
             reach(CrashPoint.VACUUM_REMOVED)
     except OSError as error:
         log.warning("%s: files in %s cannot be removed: %s", dataset, place.location, error.strerror or error)
@@ -68,31 +76,6 @@ def vacuum_table(
 
         store.ledger.transact(record, repeatable=False)
     return freed
-
-
-def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
-    """Remove entries of the table's log that are older than its log retention and behind a checkpoint.
-
-    Only such as nobody needs to open a version that a reader may still hold.
-    """
-    now = now_micros() if now is None else now
-    place = store.table(dataset)
-    if not has_table(place):
-        return Freed()
-    with store.ledger.read() as tx:
-        oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
-    if oldest is None:
-        return Freed()
-    OwnTable(store, dataset).opened()
-    before = log_sizes(place)
-    try:
-        table = open_table(place, dataset, oldest.table_version)
-    except TableError:
-        return Freed()  # another program has cleaned up more than that
-    table.cleanup_metadata()
-    after = log_sizes(place)
-    gone = [size for name, size in before.items() if name not in after]
-    return Freed(len(gone), sum(gone))
 
 
 def _unreferenced(place: Storage, dataset: str, oldest: Build | None, later: Collection[int]) -> Iterator[Entry]:
@@ -123,3 +106,52 @@ def _unreferenced(place: Storage, dataset: str, oldest: Build | None, later: Col
     for file in candidates:
         if file.key not in referenced:
             yield file
+
+
+def clean_log(store: Store, dataset: str, now: int | None = None) -> Freed:
+    """Remove entries of the table's log that are older than its log retention and behind a checkpoint.
+
+    Only such as nobody needs to open a version that a reader may still hold.
+    """
+    now = now_micros() if now is None else now
+    place = store.table(dataset)
+    if not has_table(place):
+        return Freed()
+    with store.ledger.read() as tx:
+        oldest = published_build_before(tx, dataset, now - int(store.settings.vacuum_grace_seconds * 1e6))
+    if oldest is None:
+        return Freed()
+    OwnTable(store, dataset).opened()
+    before = log_sizes(place)
+    try:
+        table = open_table(place, dataset, oldest.table_version)
+    except TableError:
+        return Freed()  # another program has cleaned up more than that
+    table.cleanup_metadata()
+    after = log_sizes(place)
+    gone = [size for name, size in before.items() if name not in after]
+    return Freed(len(gone), sum(gone))
+
+
+def _not_known_before(round_: Round, dataset: str) -> Freed:
+    """Only delta-rs knows which entries go, and it says so by removing them."""
+    return Freed()
+
+
+UNREADABLE_FILES = ChoreOfDatasets(
+    "vacuumed",
+    "vacuum",
+    lambda dataset: Freed(),
+    find=lambda round_, dataset: Freed.of(
+        find_unreadable_files(round_.store, dataset, round_.now, max_files=round_.most).values()
+    ),
+    remove=lambda round_, dataset: vacuum_table(round_.store, dataset, max_files=round_.most, now=round_.now),
+)
+
+LOG_ENTRIES = ChoreOfDatasets(
+    "log_entries",
+    "table log",
+    lambda dataset: Freed(),
+    find=_not_known_before,
+    remove=lambda round_, dataset: clean_log(round_.store, dataset, round_.now),
+)

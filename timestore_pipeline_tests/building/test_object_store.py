@@ -48,7 +48,7 @@ from timestore_pipeline.table.table import (
     read_for_replacement,
 )
 from timestore_pipeline.timestore import Timestore
-from timestore_pipeline.upkeep.retention import sweep_orphans
+from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore

@@ -20,7 +20,7 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import live_files, open_table
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, flip_row, hourly, published, readable, rows_of, segment_file
 from timestore_pipeline_tests.conftest import MakeStore
 

@@ -33,7 +33,8 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import manifests
 from timestore_pipeline.upkeep.maintenance import maintain
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import ingest
 from timestore_pipeline_tests.crash import rows

@@ -20,7 +20,7 @@ from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import published, readable
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows

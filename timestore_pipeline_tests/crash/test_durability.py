@@ -15,7 +15,7 @@ import pytest
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import Ending, start
 from timestore_pipeline_tests.crash.conftest import Recover

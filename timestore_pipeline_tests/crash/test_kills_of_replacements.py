@@ -26,7 +26,8 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.crash import rows

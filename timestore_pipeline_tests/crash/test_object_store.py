@@ -20,7 +20,8 @@ from timestore_pipeline.errors import StorageUnavailable
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage import objects
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import published, readable
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows

@@ -25,7 +25,8 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import ingest, published
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import JOBS, killed_at, signal_at, start

@@ -16,7 +16,7 @@ from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.doctor import Level
-from timestore_pipeline.orchestration.doctor import look_at_dagster
+from timestore_pipeline.orchestration.dagster_doctor import look_at_dagster
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, published, rows_of

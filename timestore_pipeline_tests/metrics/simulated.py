@@ -19,7 +19,7 @@ from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.metrics import collect_metrics
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly
 from timestore_pipeline_tests.metrics.promql import RULES
 

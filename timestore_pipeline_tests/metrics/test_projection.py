@@ -43,7 +43,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 
 SECOND = 1_000_000

@@ -17,7 +17,7 @@ from timestore_pipeline.operating.losses import accept_losses, missing_rows
 from timestore_pipeline.reading.lineage import trace_window
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, counted, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.operating.test_audit import (

@@ -47,7 +47,8 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.layout import segments_mark
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, hourly, ingest, lose_ledger, published, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.object_store import Bucket

@@ -39,7 +39,8 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, ingest, published, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 from timestore_pipeline_tests.postgresql import fresh_ledger

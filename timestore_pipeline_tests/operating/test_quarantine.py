@@ -39,7 +39,8 @@ from timestore_pipeline.operating.quarantine import discard_entry, open_entry, r
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.turns import turn
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     Rows,

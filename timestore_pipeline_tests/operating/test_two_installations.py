@@ -37,7 +37,7 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
-from timestore_pipeline.upkeep.retention import sweep_orphans
+from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly
 from timestore_pipeline_tests.installations import LedgerCopy, copy_of_ledger, put_back, state_of_folder
 from timestore_pipeline_tests.sampling import examples

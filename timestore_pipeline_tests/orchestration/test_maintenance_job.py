@@ -15,12 +15,12 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.location import build_definitions
-from timestore_pipeline.orchestration.maintenance import prune_dagster_runs
-from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, prune_runs
+from timestore_pipeline.orchestration.maintenance_job import prune_dagster_runs
+from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, find_old_runs, prune_runs
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import live_files, open_table
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location
@@ -215,7 +215,7 @@ class TestRunPruning:
 
         retention = RunRetention(timedelta(0), 2)
         assert prune_runs(lasting.instance, retention, [], most=1).runs == 1
-        assert prune_runs(lasting.instance, retention, [], most=100, dry_run=True).runs == 1
+        assert find_old_runs(lasting.instance, retention, [], most=100).runs == 1
         assert prune_runs(lasting.instance, retention, [], most=100).runs == 1
         assert {run.run_id for run in lasting.instance.get_runs()} == set(runs[2:])
 

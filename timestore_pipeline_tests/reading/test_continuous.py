@@ -18,7 +18,7 @@ from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.model.windows import WindowRange
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
 DATASETS = """
 datasets:

@@ -34,7 +34,8 @@ from timestore_pipeline.segments import slices as slices_module
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, in_order, published
 from timestore_pipeline_tests.sampling import examples
 

@@ -19,7 +19,7 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.restoring.ledger import Rebuilt, rebuild_ledger
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import unlink_published_segments
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,

@@ -48,7 +48,8 @@ from timestore_pipeline.storage.layout import is_segment
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import manifests
 from timestore_pipeline.table.manifests import MANIFEST_FOLDER, read_manifests
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     Rows,

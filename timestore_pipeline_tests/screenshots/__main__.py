@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from timestore_pipeline.orchestration.maintenance import MAINTENANCE_JOB
+from timestore_pipeline.orchestration.maintenance_job import MAINTENANCE_JOB
 from timestore_pipeline_tests.e2e.browser import ROOT, browser_page, webserver
 from timestore_pipeline_tests.screenshots.tour import PICTURES, PICTURES_OF_EXAMPLE, take_all
 

@@ -23,7 +23,8 @@ from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import files_under, published
 from timestore_pipeline_tests.forks import CONTEXT
 from timestore_pipeline_tests.soak.workers import (

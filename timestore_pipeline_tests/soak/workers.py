@@ -26,7 +26,8 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
 DATASETS = {"ticks": "hour", "meters": "day"}
 MOST_ROWS = 1_000

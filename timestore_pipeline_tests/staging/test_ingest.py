@@ -152,7 +152,7 @@ def test_the_same_content_twice_in_one_run_is_staged_once(store: Store, drop: Dr
 
 
 def test_a_duplicate_is_known_after_its_rows_are_published_and_its_segment_is_gone(make_store: MakeStore, drop: Drop):
-    from timestore_pipeline.upkeep.retention import unlink_published_segments
+    from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
     store = make_store(staging_retention_seconds=0)
     drop(store, "weather", "a.csv", WEATHER_CSV)
@@ -280,7 +280,7 @@ def test_a_process_that_is_interrupted_in_the_ledger_does_not_take_the_segment_a
 
 def test_a_segment_that_was_swept_before_it_was_acknowledged_is_written_again(store: Store, drop: Drop):
     """As by a process that was stopped for longer than orphans are left alone."""
-    from timestore_pipeline.upkeep.retention import sweep_orphans
+    from timestore_pipeline.upkeep.orphans import sweep_orphans
 
     drop(store, "weather", "a.csv", WEATHER_CSV)
     slept: list[int] = []

@@ -18,7 +18,8 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.clearing import clear_staging, look_into_staging
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.validation.scratch import scratch_name, scratch_store
 from timestore_pipeline_tests.builders import build, hourly, in_order, ingest, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import MakeStore

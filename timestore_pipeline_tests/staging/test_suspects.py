@@ -26,7 +26,7 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.schema import readings
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating import quarantine as quarantining
-from timestore_pipeline.operating.quarantine import retry_entry, try_again
+from timestore_pipeline.operating.quarantine import find_due_again, retry_entry, try_again
 from timestore_pipeline.segments.identity import unread_file_id
 from timestore_pipeline.segments.segment import SegmentDraft
 from timestore_pipeline.staging import arrivals, file_rows, load, suspects
@@ -251,7 +251,7 @@ def test_what_was_blamed_is_tried_again_by_itself_but_not_for_ever(store: Store,
 
     monkeypatch.setattr(quarantining, "stage_late_file", stage_or_die)
     assert [try_again(store, now=now), tried] == [[], []]
-    assert [entry.source for entry in try_again(store, now=now + 600_000_001, dry_run=True)] == [
+    assert [entry.source for entry in find_due_again(store, now=now + 600_000_001)] == [
         "good.parquet",
         "killer.csv",
     ]

@@ -42,7 +42,8 @@ from timestore_pipeline.table.own_table import Objection, OwnTable, TableTitle, 
 from timestore_pipeline.table.table import Commit, declare_owner, file_prefix, owner_of
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.maintenance import maintain
-from timestore_pipeline.upkeep.retention import sweep_orphans, unlink_published_segments
+from timestore_pipeline.upkeep.orphans import sweep_orphans
+from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, lose_ledger, published, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore

@@ -13,7 +13,7 @@ from timestore_pipeline.orchestration.checks import DECLARATION, GUARDRAILS, QUA
 from timestore_pipeline.orchestration.keys import partitions_key, staging_key
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
-from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, prune_runs
+from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, find_old_runs, prune_runs
 from timestore_pipeline.orchestration.runs import owner_is_gone
 from timestore_pipeline.orchestration.table_checks import FILE_SIZES, ROW_AUDIT
 from timestore_pipeline.orchestration.tags import TRIGGER_TAG
@@ -98,33 +98,19 @@ def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
 
 
 def prune_dagster_runs(instance: dg.DagsterInstance, store: Store, *, dry_run: bool) -> PrunedRuns:
-    """Delete old automatic runs as the settings say, but none that the UI needs."""
+    """Delete old automatic runs as the settings say, but none that the UI needs; a dry run only finds them."""
     settings = store.settings
     retention = RunRetention(timedelta(seconds=settings.dagster_run_retention_seconds), settings.dagster_keep_runs)
     if not (retention.age or retention.number):
         return PrunedRuns()
-    return prune_runs(
-        instance,
-        retention,
-        _check_keys(store.datasets.declared),
-        most=settings.maintenance_max_removals,
-        dry_run=dry_run,
-    )
+    act = find_old_runs if dry_run else prune_runs
+    return act(instance, retention, _check_keys(store.datasets.declared), most=settings.maintenance_max_removals)
 
 
 def maintenance_metadata(report: "MaintenanceReport", runs: PrunedRuns) -> Mapping[str, int]:
     """Return what a pass did, as numbers."""
-    each = report.datasets
     return {
-        "files_merged": sum(one.compaction.files for one in each),
-        "files_merged_into": sum(one.compaction.merged_files for one in each),
-        "bytes_merged": sum(one.compaction.bytes for one in each),
-        "windows_dropped": sum(one.expired.windows for one in each),
-        "rows_dropped": sum(one.expired.rows for one in each),
-        "batches_forgotten": sum(one.pruned.batches for one in each),
-        "builds_forgotten": sum(one.pruned.builds for one in each),
-        "segments_unlinked": report.segments.files,
-        "orphans_swept": report.orphans.files,
+        **report.numbers,
         "runs_deleted": runs.runs,
         "runs_kept": runs.kept,
         "files_removed": report.freed.files + runs.freed.files,

@@ -17,8 +17,9 @@ from timestore_pipeline.model.windows import from_micros
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.kept_files import discard_old_entries, remove_old_archive
+from timestore_pipeline.upkeep.archived_files import find_old_archive, remove_old_archive
 from timestore_pipeline.upkeep.maintenance import MaintenanceReport, in_words, maintain
+from timestore_pipeline.upkeep.quarantine_entries import discard_old_entries
 from timestore_pipeline_tests.builders import NEW_YEAR, files_under, hourly, ingest, readable, weather
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
 
@@ -118,7 +119,7 @@ def test_archived_files_are_removed_by_the_day_of_their_folder_whatever_their_ow
         (archive / other).write_text("mine")
 
     assert remove_old_archive(store, now=now_micros() + 89 * DAY).files == 0
-    assert remove_old_archive(store, now=now_micros() + 92 * DAY, dry_run=True).files == 1
+    assert find_old_archive(store, now=now_micros() + 92 * DAY).files == 1
     assert (ours / "old.csv").exists()
     report = run(store, now=now_micros() + 92 * DAY)
 

@@ -13,7 +13,7 @@ from dagster._core.scheduler.instigation import InstigatorState
 from timestore_pipeline.datasets import load_datasets
 from timestore_pipeline.operating.doctor import Finding, Level
 from timestore_pipeline.orchestration.location import build_definitions
-from timestore_pipeline.orchestration.maintenance import MAINTENANCE_SCHEDULE
+from timestore_pipeline.orchestration.maintenance_job import MAINTENANCE_SCHEDULE
 from timestore_pipeline.orchestration.sensors import (
     FLUSH_SENSOR,
     HOUSEKEEPING_SENSOR,
