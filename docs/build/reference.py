@@ -94,7 +94,8 @@ _CLI_INTRO = """\
 
 It works on the installation that the `TIMESTORE_*` variables describe (see [configuration](configuration.md)), beside
 Dagster or without it. Results go to stdout and messages for people to stderr. Where stdout is no terminal, tables
-are plain text in columns and nothing is cut; `--json` and `--format` give what programs read.
+are plain text in columns and nothing is cut; `--json` and `--format`, where a command has them, give what programs
+read. Every command has `--help`; there is no `-h`, and no completion for shells.
 """
 
 _SETTING_GROUPS = (
