@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.flush import BuildReport, flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
+from timestore_pipeline.ledger.builds import NewBuild
+from timestore_pipeline.ledger.claims import Claim, Wanted, claim_build
 from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
@@ -86,6 +89,18 @@ def build(store: Store, dataset: str = "weather", first: str | None = None, last
     )
     assert report is not None
     return report
+
+
+def claim_slices(
+    tx: Connection,
+    new: NewBuild,
+    first_window: int | None = None,
+    last_window: int | None = None,
+    *,
+    least_rows: int | None = None,
+) -> Claim | None:
+    """Claim what a flush of the windows ``first_window … last_window`` (their starts) would claim."""
+    return claim_build(tx, new, Wanted((first_window, last_window), least_rows=least_rows))
 
 
 def readable(store: Store, dataset: str = "weather") -> Rows:

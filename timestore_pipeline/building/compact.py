@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
+from timestore_pipeline.building.publication import WrittenFiles, claim_published, publishing
 from timestore_pipeline.building.thresholds import due_trigger
 from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import AS_SET, Share
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.builds import Build, NewBuild
-from timestore_pipeline.ledger.claims import claim_windows
+from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.lanes import windows_in_flight
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.states import BuildKind
@@ -262,23 +261,11 @@ def _compact_once(
     # What is staged may have brought columns that the table does not have yet; that is for its flush to publish.
     own = OwnTable(store, spec.name)
     columns = published_columns(store, spec, own.opened())
-    with store.ledger.read() as tx:
-        lanes = store.policy(tx, spec).limits.concurrent_builds
-    new = NewBuild(
-        spec.name,
-        kind=BuildKind.COMPACTION,
-        owner=order.owner,
-        trigger=order.trigger,
-        now=now_micros(),
-        lease_micros=lease_micros(store),
-        lanes=lanes,
-    )
-    starts, rows = [window.start_micros for window in plan], sum(file.rows for files in plan.values() for file in files)
-    build = store.ledger.transact(lambda tx: claim_windows(tx, new, starts, rows))
-    merged: list[TableFile] = []
-
-    def write() -> WrittenFiles:
-        found = read_for_replacement(own, build, [window.key for window in plan], data_change=False)
+    starts = [window.start_micros for window in plan]
+    rows = sum(file.rows for files in plan.values() for file in files)
+    claimed = claim_published(store, order, BuildKind.COMPACTION, starts, rows)
+    with publishing(store, claimed, columns) as publication:
+        found = read_for_replacement(own, claimed, [window.key for window in plan], data_change=False)
         if not has_columns(found.table, columns):
             raise TableError(
                 f"dataset {spec.name!r}: its columns changed just now; the next compaction merges its files"
@@ -286,37 +273,46 @@ def _compact_once(
         # Only builds change files, and this is the one in flight; what somebody else has changed is left alone.
         live = set(found.files)
         chosen = {window: [file for file in files if file in live] for window, files in plan.items()}
-        merged.extend(file for files in chosen.values() for file in files)
-        counts = {window: merged_count(files, rules.target_file_bytes) for window, files in chosen.items() if files}
-        written: list[ParquetFile] = []
-        share = Share(threads=1) if any(n > 1 for n in counts.values()) else AS_SET
-        with (
-            store.connect(store.table(spec.name), share=share) as connection,
-            window_folders(store, build) as folders,
-        ):
-            for window, count in counts.items():
-                check_disk(store, store.table(spec.name).root)
-                source = _merged_source(store, spec, columns, build, chosen[window])
-                written += write_window(
-                    folders, connection, spec, columns, build, window, source, rules.target_file_bytes, count
-                )
-        return WrittenFiles(written, found.only(merged))
-
-    publication = publish(store, build, columns, write)
+        merged = [file for files in chosen.values() for file in files]
+        written = _write_merged(store, columns, claimed, chosen, rules.target_file_bytes)
+        publication.commit(WrittenFiles(written, found.only(merged)))
     return CompactionReport(
         spec.name,
         windows=len({file.window_key for file in merged}),
         rows=sum(file.rows for file in merged),
         bytes=sum(file.bytes for file in merged),
         files=len(merged),
-        merged_files=len(publication.files),
-        merged_bytes=sum(file.bytes for file in publication.files),
+        merged_files=len(publication.committed.files),
+        merged_bytes=sum(file.bytes for file in publication.committed.files),
         builds=1,
     )
 
 
+def _write_merged(
+    store: Store,
+    columns: Sequence[Column],
+    build: Build,
+    chosen: Mapping[Window, Sequence[TableFile]],
+    target_file_bytes: int,
+) -> list[ParquetFile]:
+    """Write the rows of the chosen files of each window to as few files as they fit into."""
+    spec = store.datasets[build.dataset]
+    counts = {window: merged_count(files, target_file_bytes) for window, files in chosen.items() if files}
+    share = Share(threads=1) if any(count > 1 for count in counts.values()) else AS_SET
+    written: list[ParquetFile] = []
+    with (
+        store.connect(store.table(spec.name), share=share) as connection,
+        window_folders(store, build) as folders,
+    ):
+        for window, count in counts.items():
+            check_disk(store, store.table(spec.name).root)
+            source = _merged_source(store, spec, columns, chosen[window])
+            written += write_window(folders, connection, spec, columns, build, window, source, target_file_bytes, count)
+    return written
+
+
 def _merged_source(
-    store: Store, spec: DatasetSpec, columns: Sequence[Column], build: Build, files: Sequence[TableFile]
+    store: Store, spec: DatasetSpec, columns: Sequence[Column], files: Sequence[TableFile]
 ) -> WindowSource:
     """Return the rows of files as what one file (or a few) of their window are made of."""
     place = store.table(spec.name)

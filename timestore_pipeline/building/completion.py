@@ -12,12 +12,13 @@ Other programs commit too. Their versions become visible in the same way, once s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from sqlalchemy import Connection
 
+from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published
@@ -58,11 +59,11 @@ class Committed:
     kept: Sequence[TableFile] = ()
 
 
-def record_commit(store: Store, commit: Committed, recorded: Callable[[], None] = lambda: None) -> None:
+def record_commit(store: Store, commit: Committed) -> None:
     """Record a build as published, and with it the others whose commits are in the same table version.
 
     What other programs have committed since the version that readers had is taken up as well. Done again, also by
-    another process, it changes nothing. ``recorded`` is called before the transaction commits.
+    another process, it changes nothing.
 
     Raises:
         TableError: the table cannot be read; nothing is recorded.
@@ -72,7 +73,7 @@ def record_commit(store: Store, commit: Committed, recorded: Callable[[], None] 
 
     def record(tx: Connection, commits: Iterable[Committed]) -> None:
         _record(store, tx, commits)
-        recorded()
+        reach(CrashPoint.PUBLICATION_RECORDED)
 
     def record_alone(tx: Connection) -> bool:
         lock_dataset(tx, commit.build.dataset)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
+from timestore_pipeline.building.publication import WrittenFiles, claim_published, publishing
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.ledger.windows import WindowTotals, window_totals
@@ -64,19 +62,10 @@ def expire_windows(store: Store, order: BuildOrder, *, now: int | None = None) -
     keys = [spec.window_at(total.window_start).key for total in expired]
     with store.ledger.read() as tx:
         columns = dataset_columns(tx, spec) or ()
-        lanes = store.policy(tx, spec).limits.concurrent_builds
-    new = NewBuild(
-        dataset,
-        kind=BuildKind.EXPIRY,
-        owner=order.owner,
-        trigger=order.trigger,
-        now=now_micros(),
-        lease_micros=lease_micros(store),
-        lanes=lanes,
-    )
     starts, rows = [total.window_start for total in expired], sum(total.rows for total in expired)
-    build = store.ledger.transact(lambda tx: claim_windows(tx, new, starts, rows))
-    publish(store, build, columns, lambda: WrittenFiles((), read_for_replacement(own, build, keys)))
+    claimed = claim_published(store, order, BuildKind.EXPIRY, starts, rows)
+    with publishing(store, claimed, columns) as publication:
+        publication.commit(WrittenFiles((), read_for_replacement(own, claimed, keys)))
     return ExpiredWindows(
         dataset,
         windows=len(expired),

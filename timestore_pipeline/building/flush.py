@@ -15,16 +15,17 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.publication import lease_micros, publish
+from timestore_pipeline.building.publication import new_build, publishing
 from timestore_pipeline.building.report import BuildReport, build_report, report_of_shares
-from timestore_pipeline.building.writing import columns_now, write_claim
+from timestore_pipeline.building.writing import write_claim
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import BuildAborted, BuildInFlight, TimestoreError
-from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
-from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.builds import builds_in_flight
+from timestore_pipeline.ledger.claims import Claim, Wanted, claim_build
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.lanes import staged_windows
 from timestore_pipeline.ledger.lineage import batches_of_build
+from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import WindowRange
@@ -107,39 +108,27 @@ def _flush_once(store: Store, order: BuildOrder, *, leave_some: bool) -> BuildRe
     prepare_table(store, spec, known)
     check_disk(store, store.table(order.dataset).root)
     now = now_micros()
-    first, last = order.windows.starts
+    wanted = Wanted(
+        staged=order.windows.starts,
+        least_rows=store.settings.build_least_shared_rows if leave_some else None,
+    )
 
-    def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...], bool]:
-        new = NewBuild(
-            order.dataset,
-            owner=order.owner,
-            trigger=order.trigger,
-            now=now,
-            lease_micros=lease_micros(store),
-            lanes=store.policy(tx, spec).limits.concurrent_builds,
-            replaces=spec.key is not None,
-        )
-        least_rows = store.settings.build_least_shared_rows if leave_some else None
-        claim = claim_slices(tx, new, first, last, least_rows=least_rows)
+    def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...]]:
+        claim = claim_build(tx, new_build(store, tx, order, BuildKind.FLUSH, now), wanted)
         # Only now: what is claimed may have come with new columns since the first look.
-        found = columns_now(tx, spec, known)
+        columns = dataset_columns(tx, spec) or known
         reach(CrashPoint.SLICES_RECORDED)
-        return claim, *found
+        return claim, columns
 
-    claim, columns, evolved = store.ledger.transact(claim_them)
+    claim, columns = store.ledger.transact(claim_them)
     if claim is None:
         return None
-    publication = publish(
-        store,
-        claim.build,
-        spec.table_columns(columns),
-        lambda: write_claim(
-            store, spec, spec.table_columns(columns), claim, order.file_bytes(store.settings), evolved=evolved
-        ),
-    )
+    stored = spec.table_columns(columns)
+    with publishing(store, claim.build, stored) as publication:
+        publication.commit(write_claim(store, stored, claim, order.file_bytes(store.settings)))
     with store.ledger.read() as tx:
         contributing = batches_of_build(tx, claim.build.id)
-    return build_report(spec, columns, claim, order.trigger, publication, contributing, time.perf_counter() - started)
+    return build_report(spec, columns, claim, publication.committed, contributing, time.perf_counter() - started)
 
 
 def _anything_is_free(store: Store, order: BuildOrder) -> bool:

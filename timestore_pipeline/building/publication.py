@@ -1,4 +1,4 @@
-"""From a claimed build to its end: its files are written, committed to the table and recorded in the ledger.
+"""From an order to the end of its build: claimed, its files written and committed to the table, and recorded.
 
 Whatever kind of build it is; should anything fail on the way, the table decides what became of it (invariant 5).
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import duckdb
+from sqlalchemy import Connection
 
 from timestore_pipeline.building.completion import Committed, record_commit
+from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
-from timestore_pipeline.ledger.builds import Build, extend_lease
+from timestore_pipeline.ledger.builds import Build, NewBuild, extend_lease
+from timestore_pipeline.ledger.claims import Wanted, claim_build
 from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
+from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.store import Store
@@ -40,57 +44,100 @@ class WrittenFiles:
     replacement: Replacement | None = None
 
 
-@dataclass(frozen=True)
-class Publication:
-    """A build that is published: the table version, and the files that it added.
+def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind, now: int) -> NewBuild:
+    """Return the build that an order asks for; a repair has no other build of its dataset beside it."""
+    spec = store.datasets[order.dataset]
+    return NewBuild(
+        spec.name,
+        kind=kind,
+        owner=order.owner,
+        trigger=order.trigger,
+        now=now,
+        lease_micros=lease_micros(store),
+        lanes=1 if kind is BuildKind.REPAIR else store.policy(tx, spec).limits.concurrent_builds,
+        replaces=spec.key is not None,
+    )
 
-    ``files`` is empty where the build could not see its commit through and a recovery found it in the table.
+
+def claim_published(store: Store, order: BuildOrder, kind: BuildKind, windows: Iterable[int], rows: int) -> Build:
+    """Claim windows (their starts, at least one) whose ``rows`` published rows are written anew or dropped.
+
+    Raises:
+        BuildInFlight: as many builds of the dataset as may be have not ended, or one has such a window.
     """
-
-    table_version: int
-    files: Sequence[ParquetFile]
-
-
-def lease_micros(store: Store) -> int:
-    """Return for how long a build is left alone after a heartbeat, in microseconds."""
-    return int(store.settings.build_lease_seconds * 1e6)
+    wanted, now = Wanted(windows=frozenset(windows), rows=rows), now_micros()
+    claim = store.ledger.transact(lambda tx: claim_build(tx, new_build(store, tx, order, kind, now), wanted))
+    assert claim is not None, "nothing is asked for"
+    return claim.build
 
 
-def publish(store: Store, build: Build, columns: Sequence[Column], write: Callable[[], WrittenFiles]) -> Publication:
-    """Let ``write`` write a claimed build's files, and commit and record them; the claim is kept alive meanwhile.
+class Publication:
+    """A claimed build on its way into its table: ``committed`` once it is there."""
+
+    def __init__(self, store: Store, build: Build, columns: Sequence[Column]) -> None:
+        """Take the claimed build, and the columns that its table has from its commit on."""
+        self._store, self._build, self._columns = store, build, columns
+        self._committed: Committed | None = None
+
+    @property
+    def committed(self) -> Committed:
+        """What is in the table; without files where the build could not see its commit through, and it was found."""
+        assert self._committed is not None, "nothing is committed yet"
+        return self._committed
+
+    def commit(self, written: WrittenFiles) -> None:
+        """Commit the files that the build has written; the last thing in its block."""
+        build, table = self._build, self._store.table(self._build.dataset)
+        with self._store.ledger.read() as tx:
+            contributions = contributions_of_build(tx, build.id)
+            versions = [version.columns for version in schema_history(tx, build.dataset)]
+        write_manifest(table, build.sequence, contributions, versions, now_micros())
+        own = OwnTable(self._store, build.dataset)
+        version = commit_build(own, build, self._columns, written.files, written.replacement)
+        keep_manifest(table, build.sequence)
+        if build.lane == 0:
+            merge_manifests(table)
+        kept = written.replacement.kept if written.replacement else ()
+        self._committed = Committed(build, version, written.files, kept)
+
+    def settle(self, error: Exception) -> None:
+        """After a failure: let the table decide; raise the error unless the build was published after all."""
+        version = _settle_own(self._store, self._build, error)
+        self._committed = Committed(self._build, version, ())
+
+
+@contextmanager
+def publishing(store: Store, build: Build, columns: Sequence[Column]) -> Iterator[Publication]:
+    """Let the block write and commit the files of a claimed build, which is kept alive meanwhile, and then record it.
 
     Raises:
         BuildAborted: the build was taken for dead and fenced meanwhile.
         TimestoreError: something else failed; the build published nothing and has given back what it had claimed.
     """
     reach(CrashPoint.SLICES_CLAIMED)
+    publication = Publication(store, build, columns)
     try:
         with _kept_alive(store, build):
-            written = write()
-            table = store.table(build.dataset)
-            with store.ledger.read() as tx:
-                contributions = contributions_of_build(tx, build.id)
-                versions = [version.columns for version in schema_history(tx, build.dataset)]
-            write_manifest(table, build.sequence, contributions, versions, now_micros())
-            own = OwnTable(store, build.dataset)
-            version = commit_build(own, build, columns, written.files, written.replacement)
-            keep_manifest(table, build.sequence)
-            if build.lane == 0:
-                merge_manifests(table)
+            yield publication
     except SequenceTaken:
         # Fenced by a recovery; or this very commit is in the table, and only its answer was lost.
-        return Publication(_settle_own(store, build, BuildAborted(build.dataset, build.id)), ())
+        publication.settle(BuildAborted(build.dataset, build.id))
+        return
     except (TimestoreError, duckdb.Error, OSError) as error:
-        return Publication(_settle_own(store, build, error), ())
+        publication.settle(error)
+        return
     except BaseException as error:
         # An interrupt, say: the slices go back to the queue now rather than when the lease runs out.
         with suppress(TimestoreError, OSError):
             settle_build(store, build, error=str(error) or type(error).__name__, recovered=False)
         raise
-    kept = written.replacement.kept if written.replacement else ()
-    record_commit(store, Committed(build, version, written.files, kept), lambda: reach(CrashPoint.PUBLICATION_RECORDED))
+    record_commit(store, publication.committed)
     reach(CrashPoint.PUBLICATION_COMMITTED)
-    return Publication(version, written.files)
+
+
+def lease_micros(store: Store) -> int:
+    """Return for how long a build is left alone after a heartbeat, in microseconds."""
+    return int(store.settings.build_lease_seconds * 1e6)
 
 
 def _settle_own(store: Store, build: Build, error: Exception) -> int:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from timestore_pipeline.building.completion import published_windows
-from timestore_pipeline.building.publication import Publication
+from timestore_pipeline.building.completion import Committed, published_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.claims import Claim
@@ -59,13 +58,12 @@ def build_report(
     spec: DatasetSpec,
     columns: tuple[Column, ...],
     claim: Claim,
-    trigger: Trigger,
-    publication: Publication,
+    committed: Committed,
     contributing: Sequence[WindowBatch],
     duration_seconds: float,
 ) -> BuildReport:
     """Return the report of a build that published the slices of ``claim``."""
-    published = published_windows(spec, publication.files)
+    published = published_windows(spec, committed.files)
     batches: dict[int, list[WindowBatch]] = defaultdict(list)
     for batch in contributing:
         batches[batch.window_start].append(batch)
@@ -87,8 +85,8 @@ def build_report(
         dataset=spec.name,
         build_id=claim.build.id,
         sequence=claim.build.sequence,
-        trigger=trigger,
-        table_version=publication.table_version,
+        trigger=Trigger(claim.build.trigger),
+        table_version=committed.table_version,
         windows=tuple(windows),
         rows=claim.build.rows,
         bytes=sum(window.bytes for window in windows),

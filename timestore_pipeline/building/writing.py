@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import duckdb
-from sqlalchemy import Connection
 
 from timestore_pipeline.building.publication import WrittenFiles
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -23,9 +22,9 @@ from timestore_pipeline.duck.sql import column_list, literal, time_range_sql
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.claims import Claim, replace_also
-from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.ledger.slices import Slice
+from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.rows.one_per_key import winning_rows
@@ -66,47 +65,27 @@ log = logging.getLogger(__name__)
 _FILES_PER_LOOK = 500
 
 
-def columns_now(tx: Connection, spec: DatasetSpec, columns: tuple[Column, ...]) -> tuple[tuple[Column, ...], bool]:
-    """Return the dataset's columns, and whether they are others than in its beginning."""
-    schema = dataset_schema(tx, spec)
-    return (columns, False) if schema is None else (schema.columns, schema.version > 1)
-
-
-def write_claim(
-    store: Store,
-    spec: DatasetSpec,
-    columns: Sequence[Column],
-    claim: Claim,
-    target_file_bytes: int,
-    *,
-    evolved: bool,
-    rebuilt: Collection[Window] = (),
-) -> WrittenFiles:
+def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_file_bytes: int) -> WrittenFiles:
     """Write the files of all claimed windows, and of those that the commit has to replace besides.
 
-    Args:
-        store: the installation.
-        spec: the dataset.
-        columns: those of its table.
-        claim: the slices that are published.
-        target_file_bytes: size at which the next Parquet file of a window starts.
-        evolved: whether the columns are others than in the dataset's beginning.
-        rebuilt: windows of which all rows are in the claim, so that nothing is taken over from their files.
+    A rebuild has all rows of its windows in its claim, so that nothing is taken over from their files. ``columns`` are
+    those of the table, and the next file of a window starts at ``target_file_bytes``.
 
     Raises:
         SegmentUnreadable, TableError, DiskFull: as they say.
         duckdb.Error: the files cannot be written.
     """
+    spec = store.datasets[claim.build.dataset]
     place = store.table(spec.name)
     claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
-    rebuilt = set(rebuilt)
-    replaced = claimed | rebuilt if spec.key else set(rebuilt)
+    replaced = {spec.window_at(start) for start in claim.replaced}
+    rebuilt = set(replaced) if claim.build.kind is BuildKind.REBUILD else set()
     files: list[ParquetFile] = []
     with (
         store.connect(place, *store.segment_folders(spec.name)) as connection,
         window_folders(store, claim.build) as folders,
     ):
-        if evolved:
+        if claim.build.schema_version > 1:
             declare_types(OwnTable(store, spec.name), columns)
             replaced |= _narrow_windows(store, connection, spec, columns, claim)
         replacement = None

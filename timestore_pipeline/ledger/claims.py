@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, update
@@ -12,11 +12,11 @@ from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, 
 from timestore_pipeline.errors import BuildInFlight, LedgerError
 from timestore_pipeline.ledger.builds import Build, NewBuild, build_of_row
 from timestore_pipeline.ledger.lanes import (
-    Lane,
     claimed_already,
     find_lane,
     free_slices,
     ids_of,
+    refuse_windows_of,
     share,
     staged_slices,
     staged_windows,
@@ -35,109 +35,109 @@ of a file, knows whose it is: no other build has it. 2**63 are enough for some 2
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a build claims of its dataset; windows by their starts, in microseconds since the epoch.
+
+    All that is staged from the first to the last window of ``staged`` becomes its own; None there is unbounded, and
+    without a range nothing does. ``windows`` are those whose ``rows`` published rows it writes anew, or drops. With
+    ``least_rows`` it leaves windows to builds in the lanes that are still free, if each of them then gets so many rows.
+    """
+
+    staged: tuple[int | None, int | None] | None = None
+    windows: frozenset[int] = frozenset()
+    rows: int = 0
+    least_rows: int | None = None
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A build in flight with the slices that are its own until it ends.
+    """A build in flight with the slices that are its own until it ends, and the windows whose files it replaces.
 
     ``left_some``: windows behind its own were left to other builds.
     """
 
     build: Build
     slices: tuple[Slice, ...]
+    replaced: frozenset[int]
     left_some: bool = False
 
     def by_window(self) -> dict[int, list[Slice]]:
         """Return the slices by the starts of their windows, in the order of the claim."""
         found: dict[int, list[Slice]] = defaultdict(list)
-        for each in self.slices:
-            found[each.window_start].append(each)
+        for piece in self.slices:
+            found[piece.window_start].append(piece)
         return found
 
 
-def claim_slices(
-    tx: Connection,
-    new: NewBuild,
-    first_window: int | None = None,
-    last_window: int | None = None,
-    *,
-    least_rows: int | None = None,
-) -> Claim | None:
-    """Claim the dataset's staged slices in the windows ``first_window … last_window`` (starts; None is unbounded).
+def claim_build(tx: Connection, new: NewBuild, wanted: Wanted) -> Claim | None:
+    """Claim what a build wants; None where there is nothing of it.
 
-    Windows that another build has are left to it. Done again with the same owner and moment, it returns the claim that
-    it made the first time. With ``least_rows``, windows are left to builds in the lanes that are still free, if each
-    then gets so many rows.
-
-    Returns:
-        The claim, or None where nothing is staged there.
+    A flush leaves windows that another build has to it. Every other build gets all of its windows, or none. Done again
+    with the same owner and ``now``, this returns the claim that it made the first time.
 
     Raises:
-        BuildInFlight: no lane is free, others have all windows in which anything is staged, or the columns have
-            changed and one of the builds has to be alone.
+        BuildInFlight: no lane is free, others have the windows, or the columns have changed and one of the builds has
+            to be alone.
     """
-    mine, in_flight = claimed_already(tx, new)
+    dataset, is_flush = new.dataset, new.kind is BuildKind.FLUSH
+    mine, others = claimed_already(tx, new)
     if mine is not None:
-        return Claim(mine, tuple(slices_of_build(tx, mine.id)))
-    lane = find_lane(tx, new, in_flight)
+        return Claim(mine, tuple(slices_of_build(tx, mine.id)), frozenset(windows_replaced_by(tx, mine.id)))
+    lane = find_lane(tx, new, others)
+    left_alone = others if is_flush else ()
+    pieces: tuple[Slice, ...] = ()
     share_ends = None
-    if least_rows is not None and lane.free > 1:
-        share_ends = _last_of_share(tx, new.dataset, lane, first_window, last_window, least_rows)
-        last_window = last_window if share_ends is None else share_ends
-    claimed = staged_slices(tx, new.dataset, first_window, last_window, lane.others)
-    if not claimed:
-        if lane.others and staged_windows(tx, new.dataset, first_window, last_window):
-            raise BuildInFlight(new.dataset, lane.others[0].id, lane.others[0].owner)
+    if wanted.staged is not None:
+        first, last = wanted.staged
+        if wanted.least_rows is not None and lane.free > 1:
+            free = free_slices(dataset, first, last, ids_of(left_alone))
+            share_ends = _last_of_share(tx, free, lane.free, wanted.least_rows)
+        pieces = staged_slices(tx, dataset, first, last if share_ends is None else share_ends, left_alone)
+        if not pieces and left_alone and staged_windows(tx, dataset, first, last):
+            raise BuildInFlight(dataset, others[0].id, others[0].owner)
+    starts = wanted.windows | {piece.window_start for piece in pieces}
+    if not is_flush:
+        refuse_windows_of(tx, others, starts)
+    if not starts:
         return None
-    build = claim_build(tx, new, lane, {each.window_start for each in claimed}, claimed)
-    return Claim(build, claimed, left_some=share_ends is not None)
+    free = []
+    if pieces:
+        free = free_slices(dataset, pieces[0].window_start, pieces[-1].window_start, ids_of(left_alone))
+    build = _new_build(tx, new, lane.number, starts, wanted.rows + sum(piece.rows for piece in pieces), free)
+    assigned = assign_slices(tx, build.id, *free) if free else 0
+    if assigned != len(pieces):
+        raise LedgerError(
+            f"dataset {dataset!r}: {assigned:,} slices were there to claim just after {len(pieces):,} were; "
+            "something writes to the ledger without the dataset's lock. Nothing was claimed"
+        )
+    replaced = starts if new.replaces or not is_flush else frozenset()
+    _replace(tx, build, replaced)
+    return Claim(build, pieces, replaced, left_some=share_ends is not None)
 
 
-def claim_windows(tx: Connection, new: NewBuild, window_starts: Iterable[int], rows: int) -> Build:
-    """Claim windows whose ``rows`` published rows a build writes anew (or drops); their staged slices stay staged.
-
-    Done again with the same owner and moment, it returns the build that it claimed the first time.
-
-    Raises:
-        BuildInFlight: as many builds of the dataset as may be have not ended, or one that has to be alone or has such a
-            window.
-    """
-    mine, in_flight = claimed_already(tx, new)
-    if mine is not None:
-        return mine
-    starts = set(window_starts)
-    return claim_build(tx, new, find_lane(tx, new, in_flight, starts), starts, rows=rows)
-
-
-def claim_build(
+def _new_build(
     tx: Connection,
     new: NewBuild,
-    lane: Lane,
-    window_starts: Iterable[int],
-    claimed: Sequence[Slice] = (),
-    *,
-    rows: int = 0,
+    lane: int,
+    starts: Collection[int],
+    rows: int,
+    of_slices: Sequence[ColumnElement[bool]],
 ) -> Build:
-    """Put a build in flight with a higher sequence than all before it, after :func:`find_lane` in the transaction.
-
-    ``claimed`` are all that :func:`staged_slices` found in windows of its own: they are the build's from now on, and
-    their rows are added to ``rows``.
-    """
-    starts, dataset = set(window_starts), new.dataset
-    free: list[ColumnElement[bool]] = []
-    if claimed:
-        free = free_slices(dataset, claimed[0].window_start, claimed[-1].window_start, ids_of(lane.others))
+    """Record a build in flight with a higher sequence than all before it; its slices are those ``of_slices``."""
+    dataset = new.dataset
     sequence = tx.execute(
         update(datasets)
         .where(datasets.c.name == dataset)
         .values(next_sequence=datasets.c.next_sequence + 1 + secrets.randbelow(MOST_APART))
         .returning(datasets.c.next_sequence - 1)
     ).scalar_one()
-    build = build_of_row(
+    return build_of_row(
         tx.execute(
             insert(builds)
             .values(
                 dataset=dataset,
                 sequence=sequence,
-                lane=lane.number,
+                lane=lane,
                 schema_version=select(func.coalesce(func.max(schemas.c.version), 0))
                 .where(schemas.c.dataset == dataset)
                 .scalar_subquery(),
@@ -149,22 +149,12 @@ def claim_build(
                 lease_expires_at=new.now + new.lease_micros,
                 first_window=min(starts),
                 last_window=max(starts),
-                batches=_batch_count(free).scalar_subquery() if free else 0,
-                rows=rows + sum(each.rows for each in claimed),
+                batches=_batch_count(of_slices).scalar_subquery() if of_slices else 0,
+                rows=rows,
             )
             .returning(builds)
         ).one()
     )
-    if free:
-        assigned = assign_slices(tx, build.id, *free)
-        if assigned != len(claimed):
-            raise LedgerError(
-                f"dataset {dataset!r}: {assigned:,} slices were there to claim just after {len(claimed):,} were; "
-                "something writes to the ledger without the dataset's lock. Nothing was claimed"
-            )
-    if new.replaces or new.kind is not BuildKind.FLUSH:
-        _replace(tx, build, starts)
-    return build
 
 
 def replace_also(tx: Connection, build: Build, window_starts: Iterable[int]) -> None:
@@ -178,18 +168,15 @@ def _replace(tx: Connection, build: Build, window_starts: Iterable[int]) -> None
         tx.execute(insert(replaced_windows), listed)
 
 
-def _last_of_share(
-    tx: Connection, dataset: str, lane: Lane, first_window: int | None, last_window: int | None, least_rows: int
-) -> int | None:
-    """Return the last window of a new build's share; None where that is all that it could have."""
-    free = free_slices(dataset, first_window, last_window, ids_of(lane.others))
+def _last_of_share(tx: Connection, free: Sequence[ColumnElement[bool]], builders: int, least_rows: int) -> int | None:
+    """Return the last window of a build's share of free slices; None where that is all that it could have."""
     rows = tx.execute(
         select(slices.c.window_start, func.sum(slices.c.rows))
         .where(*free)
         .group_by(slices.c.window_start)
         .order_by(slices.c.window_start)
     ).all()
-    chosen = share([(start, int(count)) for start, count in rows], lane.free, least_rows)
+    chosen = share([(start, int(count)) for start, count in rows], builders, least_rows)
     return chosen[-1] if len(chosen) < len(rows) else None
 
 

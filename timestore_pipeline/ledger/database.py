@@ -62,7 +62,7 @@ class Ledger:
 
     Example:
         >>> ledger = Ledger.open("sqlite:////tmp/ledger.sqlite")
-        >>> claim = ledger.transact(lambda tx: claim_slices(tx, ...))
+        >>> claim = ledger.transact(lambda tx: claim_build(tx, claimant, wanted))
     """
 
     def __init__(self, engine: Engine, busy_timeout_seconds: float = 30.0) -> None:

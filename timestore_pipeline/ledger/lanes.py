@@ -152,25 +152,28 @@ class Lane:
     free: int
 
 
-def find_lane(tx: Connection, new: NewBuild, others: tuple[Build, ...], window_starts: Iterable[int] = ()) -> Lane:
+def find_lane(tx: Connection, new: NewBuild, others: tuple[Build, ...]) -> Lane:
     """Find a lane for a new build beside ``others``, which :func:`claimed_already` has found under the dataset's lock.
 
     A build that publishes columns which the table does not have yet has no other one beside it: one that was claimed
     before knows nothing of them.
 
     Raises:
-        BuildInFlight: none is free, another build has one of the windows, or one of the builds has to be alone.
+        BuildInFlight: none is free, or one of the builds has to be alone.
     """
     number = free_lane({each.lane for each in others}, new.lanes)
     if others:
         alone = [each for each in others if _changes_columns(tx, new.dataset, each.kind, each.schema_version)]
         if number is None or alone or _changes_columns(tx, new.dataset, new.kind, _schema_version(tx, new.dataset)):
             raise BuildInFlight(new.dataset, (alone or others)[0].id, (alone or others)[0].owner)
-        wanted = set(window_starts)
-        for each in others if wanted else ():
-            if wanted & set(tx.execute(windows_of_builds([each.id])).scalars()):
-                raise BuildInFlight(new.dataset, each.id, each.owner)
     return Lane(number or 0, others, new.lanes - len(others))
+
+
+def refuse_windows_of(tx: Connection, others: Iterable[Build], window_starts: Collection[int]) -> None:
+    """Raise :class:`BuildInFlight` where a build in flight has one of these windows."""
+    for each in others if window_starts else ():
+        if not set(tx.execute(windows_of_builds([each.id])).scalars()).isdisjoint(window_starts):
+            raise BuildInFlight(each.dataset, each.id, each.owner)
 
 
 def _schema_version(tx: Connection, dataset: str) -> int:

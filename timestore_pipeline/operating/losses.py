@@ -12,15 +12,13 @@ from dataclasses import dataclass
 import duckdb
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.publication import WrittenFiles, lease_micros, publish
-from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.building.order import BuildOrder
+from timestore_pipeline.building.publication import WrittenFiles, claim_published, publishing
 from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import LossRefused, TableError
 from timestore_pipeline.ledger.accounts import Loss, NewLoss, WindowAccount, accept_loss, window_accounts
-from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_windows
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
@@ -144,33 +142,23 @@ def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner
     """
     own, place = OwnTable(store, spec.name), store.table(spec.name)
     columns = published_columns(store, spec, own.opened())
-    new = NewBuild(
-        spec.name,
-        kind=BuildKind.REPAIR,
-        owner=owner,
-        trigger=Trigger.MANUAL,
-        now=now_micros(),
-        lease_micros=lease_micros(store),
-    )
-    starts = [each.window.start_micros for each in wrong]
-    build = store.ledger.transact(lambda tx: claim_windows(tx, new, starts, rows=0))
-
-    def write() -> WrittenFiles:
-        found = read_for_replacement(own, build, [each.window.key for each in wrong])
+    order = BuildOrder(spec.name, owner=owner)
+    claimed = claim_published(store, order, BuildKind.REPAIR, [each.window.start_micros for each in wrong], 0)
+    with publishing(store, claimed, columns) as publication:
+        found = read_for_replacement(own, claimed, [each.window.key for each in wrong])
         live = set(found.files)
         leaving = {each.window: [file for file in each.damaged if file.file in live] for each in wrong}
         written: list[ParquetFile] = []
-        with store.connect(place) as connection, window_folders(store, build) as folders:
+        with store.connect(place) as connection, window_folders(store, claimed) as folders:
             for window, files in leaving.items():
                 relations = [parquet_relation(place, [each.file.path], columns) for each in files if each.rows]
                 readable = [relation for relation in relations if _can_be_read(connection, relation)]
                 if readable:
                     source = _what_is_left(spec, readable, [each.file for each in files])
                     target = store.settings.build_target_file_bytes
-                    written += write_window(folders, connection, spec, columns, build, window, source, target)
-        return WrittenFiles(written, found.only([each.file for files in leaving.values() for each in files]))
-
-    publish(store, build, columns, write)
+                    written += write_window(folders, connection, spec, columns, claimed, window, source, target)
+        gone = [each.file for files in leaving.values() for each in files]
+        publication.commit(WrittenFiles(written, found.only(gone)))
 
 
 def _can_be_read(connection: duckdb.DuckDBPyConnection, relation: str) -> bool:

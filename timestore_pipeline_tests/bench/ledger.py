@@ -19,7 +19,6 @@ from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.clock import now_micros
@@ -29,6 +28,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench import sensor
 from timestore_pipeline_tests.bench.measure import timed
 from timestore_pipeline_tests.bench.staging import START_MICROS
+from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.postgresql import LEDGERS, URL_VARIABLE, running_server
 
 WORKERS = (1, 2, 4)

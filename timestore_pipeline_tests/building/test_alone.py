@@ -21,7 +21,6 @@ from timestore_pipeline.datasets import Datasets, DatasetSpec
 from timestore_pipeline.errors import DatasetFailed, TimestoreError
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.doctor import look_at_ledger
@@ -29,7 +28,7 @@ from timestore_pipeline.operating.drain import drain
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
-from timestore_pipeline_tests.builders import build, readable
+from timestore_pipeline_tests.builders import build, claim_slices, readable
 from timestore_pipeline_tests.conftest import MakeStore
 
 Drop = Callable[..., Path]

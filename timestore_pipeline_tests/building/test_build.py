@@ -23,7 +23,6 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import NewBuild, build_in_flight
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.states import BuildState
@@ -36,6 +35,7 @@ from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
+    claim_slices,
     counted,
     files_under,
     hourly,

@@ -26,7 +26,6 @@ from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import BuildInFlight, TableError
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import COMPACTED_FILES, FLUSH_ROWS
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.windows import window_totals
@@ -37,7 +36,16 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.parquet import even_split
 from timestore_pipeline.table.table import TableFile, live_files, open_table
-from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    claim_slices,
+    counted,
+    hourly,
+    published,
+    readable,
+    rows_of,
+)
 from timestore_pipeline_tests.conftest import MakeStore
 
 IN_THE_WINDOW = to_micros(NEW_YEAR + timedelta(hours=12))

@@ -36,7 +36,7 @@ from timestore_pipeline.building.recovery import settle_build, settle_dead_build
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, BuildInFlight
 from timestore_pipeline.ledger.builds import Build, NewBuild, builds_in_flight
-from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.claims import Claim
 from timestore_pipeline.ledger.history import failures_in_a_row
 from timestore_pipeline.ledger.lanes import free_lane, parts, share
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
@@ -63,7 +63,16 @@ from timestore_pipeline.table.table import (
     open_table,
 )
 from timestore_pipeline.upkeep.vacuum import vacuum_table
-from timestore_pipeline_tests.builders import NEW_YEAR, hourly, in_order, published, readable, rows_of, weather
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    claim_slices,
+    hourly,
+    in_order,
+    published,
+    readable,
+    rows_of,
+    weather,
+)
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples
@@ -128,7 +137,7 @@ def columns_of(store: Store, dataset: str) -> Any:
 
 def write(store: Store, flight: Flight) -> Flight:
     spec = store.datasets[flight.build.dataset]
-    flight.written = write_claim(store, spec, columns_of(store, spec.name), flight.claim, 1 << 30, evolved=False)
+    flight.written = write_claim(store, columns_of(store, spec.name), flight.claim, 1 << 30)
     with store.ledger.read() as tx:
         contributions = contributions_of_build(tx, flight.build.id)
     write_manifest(

@@ -12,7 +12,6 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import NewBuild, build_in_flight
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import WindowRange
@@ -21,7 +20,16 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import live_files, open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
-from timestore_pipeline_tests.builders import build, flip_row, hourly, published, readable, rows_of, segment_file
+from timestore_pipeline_tests.builders import (
+    build,
+    claim_slices,
+    flip_row,
+    hourly,
+    published,
+    readable,
+    rows_of,
+    segment_file,
+)
 from timestore_pipeline_tests.conftest import MakeStore
 
 LATER = now_micros() + 10**13

@@ -16,7 +16,6 @@ from timestore_pipeline.building.recovery import SettledBuild, settle_dead_build
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight, get_build
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import FLUSH_ROWS, RETRIED_BATCHES
 from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.ledger.windows import window_totals
@@ -29,6 +28,7 @@ from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.table import last_published_sequence, last_sequence
 from timestore_pipeline_tests.builders import (
     build,
+    claim_slices,
     counted,
     files_under,
     hourly,

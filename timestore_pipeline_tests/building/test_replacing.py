@@ -12,7 +12,7 @@ from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.ledger.builds import NewBuild, mark_published
-from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.claims import Claim
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import windows_between
@@ -31,7 +31,16 @@ from timestore_pipeline.table.table import (
     open_table,
     read_for_replacement,
 )
-from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, published, readable, rows_of, weather
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    claim_slices,
+    hourly,
+    published,
+    readable,
+    rows_of,
+    weather,
+)
 
 WINDOWS = ("2026-01-01", "2026-01-02")
 

@@ -22,14 +22,13 @@ from timestore_pipeline.building.thresholds import (
     oldest_due_from,
 )
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.queue import LateQueue, QueueState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Granularity, Window
 from timestore_pipeline.policy import FlushThresholds
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import NEW_YEAR, hourly
+from timestore_pipeline_tests.builders import NEW_YEAR, claim_slices, hourly
 from timestore_pipeline_tests.conftest import MakeStore
 
 NOW = 1_800_000_000_000_000

@@ -14,10 +14,9 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import hourly, rows_of
+from timestore_pipeline_tests.builders import claim_slices, hourly, rows_of
 from timestore_pipeline_tests.cli.conftest import Finished
 
 Run = Callable[..., Finished]

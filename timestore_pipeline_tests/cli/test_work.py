@@ -12,7 +12,6 @@ import pytest
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.landing import begin_readings
@@ -21,6 +20,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import ensure_table
+from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 

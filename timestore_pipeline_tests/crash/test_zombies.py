@@ -20,14 +20,13 @@ from timestore_pipeline.building.recovery import settle_build, settle_dead_build
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, LedgerError, TimestoreError
 from timestore_pipeline.ledger.builds import Build, NewBuild, builds_in_flight
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
-from timestore_pipeline_tests.builders import ingest, published
+from timestore_pipeline_tests.builders import claim_slices, ingest, published
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import JOBS, killed_at, signal_at, start
 from timestore_pipeline_tests.crash.conftest import Recover

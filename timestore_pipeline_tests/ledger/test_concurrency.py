@@ -17,7 +17,6 @@ from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, IntakePaused, LedgerError, StagingQueueFull
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import count, counter_values
 from timestore_pipeline.ledger.datasets import lock_dataset, lock_datasets
 from timestore_pipeline.ledger.landing import SettledFile, all_settled, remember_settled
@@ -29,7 +28,7 @@ from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import hourly, readable, rows_of
+from timestore_pipeline_tests.builders import claim_slices, hourly, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.forks import process_pool
 

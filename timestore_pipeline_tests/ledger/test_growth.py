@@ -10,11 +10,12 @@ from sqlalchemy import Connection, create_engine
 
 from timestore_pipeline.ledger.accounts import window_accounts
 from timestore_pipeline.ledger.builds import NewBuild, mark_published
-from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.claims import Claim
 from timestore_pipeline.ledger.windows import PublishedWindow, published_totals
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.growth.history import BATCHES_PER_WINDOW, ROWS, Past, fill, name_of
 from timestore_pipeline_tests.bench.growth.ledger import operations
+from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.postgresql import ROW_LOCKS
 from timestore_pipeline_tests.statements import Statement, statements

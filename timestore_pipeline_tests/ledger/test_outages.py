@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
-from timestore_pipeline.building import compact, expire, rebuild
+from timestore_pipeline.building import publication, rebuild
 from timestore_pipeline.building.compact import compact_windows
 from timestore_pipeline.building.expire import expire_windows
 from timestore_pipeline.building.flush import flush_windows
@@ -170,9 +170,9 @@ def _rebuild(store: Store) -> object:
 @pytest.mark.parametrize(
     ("module", "entering", "job", "retention"),
     [
-        (expire, "claim_windows", _expire, 1),
-        (compact, "claim_windows", _compact, 0),
-        (rebuild, "claimed_already", _rebuild, 0),
+        (publication, "claim_build", _expire, 1),
+        (publication, "claim_build", _compact, 0),
+        (rebuild, "claim_build", _rebuild, 0),
     ],
     ids=["expiry", "compaction", "rebuild"],
 )

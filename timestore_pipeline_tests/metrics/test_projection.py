@@ -19,7 +19,6 @@ from timestore_pipeline.errors import StagingQueueFull
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import (
     DROPPED_BATCHES,
     FLUSH_BATCHES,
@@ -44,6 +43,7 @@ from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
+from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 
 SECOND = 1_000_000

@@ -13,7 +13,6 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import IntakePaused, TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.limits import EVERY_DATASET, all_pauses
@@ -24,6 +23,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
+    claim_slices,
     counted,
     flip_byte,
     hourly,

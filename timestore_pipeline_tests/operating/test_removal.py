@@ -14,14 +14,22 @@ from sqlalchemy import select
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import DatasetRemoved, LedgerLost, RemovalRefused, TableError, UnknownDataset
 from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.schema import metadata
 from timestore_pipeline.operating import removal as removal_module
 from timestore_pipeline.operating.removal import plan_removal, remove_dataset
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
-from timestore_pipeline_tests.builders import build, files_under, hourly, ingest, readable, rows_of, weather
+from timestore_pipeline_tests.builders import (
+    build,
+    claim_slices,
+    files_under,
+    hourly,
+    ingest,
+    readable,
+    rows_of,
+    weather,
+)
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.installations import copy_of_ledger, put_back
 

@@ -13,7 +13,6 @@ import pytest
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.states import BuildState
@@ -21,7 +20,7 @@ from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.orchestration import assets as assets_module
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import weather_csv
+from timestore_pipeline_tests.builders import claim_slices, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location
 

@@ -17,7 +17,6 @@ from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.landing import begin_readings, landing_backlogs
 from timestore_pipeline.ledger.limits import LimitName, Override, set_override
 from timestore_pipeline.ledger.windows import published_totals
@@ -27,6 +26,7 @@ from timestore_pipeline.orchestration.runs import process_is_gone
 from timestore_pipeline.orchestration.sensors import bounded
 from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.fault_proxy import denied
 from timestore_pipeline_tests.object_store import Bucket

@@ -11,7 +11,6 @@ from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TableError, TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.reading import relations
 from timestore_pipeline.reading.relations import open_reader, take_snapshots
 from timestore_pipeline.reading.rows import query_rows
@@ -19,7 +18,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.table import ensure_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
-from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, published, readable, rows_of
+from timestore_pipeline_tests.builders import NEW_YEAR, build, claim_slices, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 
 COUNT_AND_SUM = "SELECT count(*) AS n, sum(temp) AS total FROM weather"

@@ -138,7 +138,7 @@ def test_what_cannot_be_published_is_acknowledged_and_stays_staged(
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("step", ["claim_slices", "commit_build", "record_commit"])
+@pytest.mark.parametrize("step", ["claim_build", "commit_build", "record_commit"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_process_that_dies_before_it_has_published_is_made_up_for(make_store: MakeStore, home: Path, step: str):
     make_store()

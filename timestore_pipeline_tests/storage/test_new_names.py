@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from timestore_pipeline.ledger.builds import NewBuild, mark_aborted
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.local import LocalStorage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import hourly
+from timestore_pipeline_tests.builders import claim_slices, hourly
 
 
 def put(storage: LocalStorage, key: str, content: bytes) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from timestore_pipeline.errors import BuildInFlight, StagingNotEmpty, UnknownDataset
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.counters import counter_values
 from timestore_pipeline.ledger.quarantine import all_entries, open_entries
 from timestore_pipeline.ledger.queue import queue_states
@@ -22,6 +21,7 @@ from timestore_pipeline.upkeep.clearing import clear_staging
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
+    claim_slices,
     files_under,
     hourly,
     ingest,

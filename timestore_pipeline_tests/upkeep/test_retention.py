@@ -10,7 +10,6 @@ import pytest
 
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.ledger.claims import claim_slices
 from timestore_pipeline.ledger.segments import OnDisk, disk_usage
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
@@ -22,6 +21,7 @@ from timestore_pipeline.upkeep.published_segments import unlink_published_segmen
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
+    claim_slices,
     files_under,
     hourly,
     ingest,

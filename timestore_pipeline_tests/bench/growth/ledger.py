@@ -14,7 +14,7 @@ from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import NewBuild, mark_published
-from timestore_pipeline.ledger.claims import Claim, claim_slices
+from timestore_pipeline.ledger.claims import Claim
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.slices import SliceRow
@@ -27,6 +27,7 @@ from timestore_pipeline.staging.room import check_disk, room_for
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.bench.growth.cost import cost_of
 from timestore_pipeline_tests.bench.growth.history import Past, name_of, store_with_past
+from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.postgresql import LEDGERS, running_server
 
 ROUNDS = 3
