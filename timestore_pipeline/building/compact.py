@@ -32,16 +32,11 @@ from timestore_pipeline.policy import Policy
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import ParquetFile, TableFile, has_columns, live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import WindowSource, even_split, parquet_relation, window_folders, write_window
-from timestore_pipeline.table.table import (
-    ParquetFile,
-    TableFile,
-    has_columns,
-    live_files,
-    open_table,
-    read_for_replacement,
-)
+from timestore_pipeline.table.replacement import read_for_replacement
 
 # In an open window a file of at least this share of the target size is not small: it is written once more at the end.
 _LARGE_ENOUGH = 0.5

@@ -29,20 +29,13 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import ParquetFile, TableFile, file_prefix, live_files
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.foreign import ForeignCommit, foreign_commits
 from timestore_pipeline.table.manifests import keep_manifest
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import (
-    ParquetFile,
-    TableFile,
-    file_prefix,
-    is_published,
-    live_files,
-    open_table,
-    sync_found,
-    version_of_build,
-)
+from timestore_pipeline.table.sequences import is_published, sync_found, version_of_build
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from timestore_pipeline.policy import Policy
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import read_for_replacement
+from timestore_pipeline.table.replacement import read_for_replacement
 
 
 @dataclass(frozen=True)

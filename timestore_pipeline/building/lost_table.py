@@ -21,9 +21,10 @@ from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.marks import put_empty_mark, table_mark
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import ensure_table
+from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.table.manifests import forget_manifests
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import ensure_table, file_prefix
 
 log = logging.getLogger(__name__)
 

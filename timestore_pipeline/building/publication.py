@@ -29,9 +29,11 @@ from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import commit_build
+from timestore_pipeline.table.contents import ParquetFile
 from timestore_pipeline.table.manifests import keep_manifest, merge_manifests, write_manifest
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import ParquetFile, Replacement, SequenceTaken, commit_build
+from timestore_pipeline.table.replacement import Replacement, SequenceTaken
 
 log = logging.getLogger(__name__)
 

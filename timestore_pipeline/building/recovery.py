@@ -22,19 +22,14 @@ from timestore_pipeline.ledger.windows import windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.storage.table_folder import file_name, parquet_files, scratch_of_windows
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import commit_fence
+from timestore_pipeline.table.contents import file_prefix, live_files
 from timestore_pipeline.table.manifests import keep_manifest, pending_manifest
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import scratch_of_build
-from timestore_pipeline.table.table import (
-    SequenceTaken,
-    commit_fence,
-    file_prefix,
-    is_published,
-    live_files,
-    open_table,
-    sync_found,
-    version_of_build,
-)
+from timestore_pipeline.table.replacement import SequenceTaken
+from timestore_pipeline.table.sequences import is_published, sync_found, version_of_build
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,10 @@ from timestore_pipeline.segments.slices import (
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.storage.layout import gathering_file
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import declare_types
+from timestore_pipeline.table.contents import ParquetFile, TableFile, has_columns, live_files, types_that_differ
 from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import (
     WindowSource,
@@ -49,16 +52,7 @@ from timestore_pipeline.table.parquet import (
     window_folders,
     write_window,
 )
-from timestore_pipeline.table.table import (
-    ParquetFile,
-    TableFile,
-    declare_types,
-    has_columns,
-    live_files,
-    open_table,
-    read_for_replacement,
-    types_that_differ,
-)
+from timestore_pipeline.table.replacement import read_for_replacement
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from timestore_pipeline.cli import losses, wording
 from timestore_pipeline.cli.output import node, print_tree, root
 from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
-from timestore_pipeline.table.table import TableFile
+from timestore_pipeline.table.contents import TableFile
 
 if TYPE_CHECKING:
     from rich.tree import Tree

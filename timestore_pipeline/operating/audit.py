@@ -22,8 +22,9 @@ from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.ranges import open_file
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import TableFile, live_files
 from timestore_pipeline.table.foreign import ForeignCommit, foreign_commits
-from timestore_pipeline.table.table import TableFile, live_files, open_table
+from timestore_pipeline.table.opening import open_table
 
 # A build that commits while the audit looks moves the table under it: then it looks again.
 _ATTEMPTS = 3

@@ -34,9 +34,10 @@ from timestore_pipeline.settings import Settings, load_settings, unknown_variabl
 from timestore_pipeline.storage.marks import read_mark, refuse_second_creation
 from timestore_pipeline.storage.table_folder import has_table, parquet_files
 from timestore_pipeline.store import Store, ledger_file, signs_of_a_ledger
+from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.foreign import foreign_commits
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable, way_out
-from timestore_pipeline.table.table import live_files, open_table
 
 _NO_FILE = "_timestore-doctor"
 _CLOCK_SLACK_MICROS = 60_000_000

@@ -30,8 +30,8 @@ from timestore_pipeline.places import Place, PlaceState
 from timestore_pipeline.storage.marks import replace_mark
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.opening import open_table, owner_of
 from timestore_pipeline.table.own_table import OwnTable, tables_to_hand_over
-from timestore_pipeline.table.table import open_table, owner_of
 
 
 def adopt(store: Store, name: str) -> str:

@@ -25,9 +25,10 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.operating.audit import AuditReport, WindowAudit, audit_rows
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import ParquetFile, TableFile
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import WindowSource, parquet_relation, window_folders, write_window
-from timestore_pipeline.table.table import ParquetFile, TableFile, read_for_replacement
+from timestore_pipeline.table.replacement import read_for_replacement
 
 
 @dataclass(frozen=True)

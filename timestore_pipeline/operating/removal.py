@@ -34,9 +34,11 @@ from timestore_pipeline.storage.layout import decided_by, folders_of, is_refused
 from timestore_pipeline.storage.marks import table_mark
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.manifests import MANIFEST_FOLDER
+from timestore_pipeline.table.opening import open_table, owner_of
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import is_of_dataset, live_files, open_table, owner_of
+from timestore_pipeline.table.sequences import is_of_dataset
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from timestore_pipeline.ledger.lineage import (
 from timestore_pipeline.ledger.tables import VisibleTable, visible_tables
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import TableFile, file_prefix, live_files
 from timestore_pipeline.table.own_table import open_to_read
-from timestore_pipeline.table.table import TableFile, file_prefix, live_files
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ from timestore_pipeline.segments.slices import (
 )
 from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import file_bounds, sequence_of_file
 from timestore_pipeline.table.own_table import OwnTable, open_to_read
 from timestore_pipeline.table.parquet import parquet_relation
-from timestore_pipeline.table.table import file_bounds, sequence_of_file
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
 # then a new snapshot finds its rows in the table.

@@ -32,7 +32,7 @@ from timestore_pipeline.reading.relations import (
     take_snapshots,
 )
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import version_at
+from timestore_pipeline.table.opening import version_at
 
 if TYPE_CHECKING:
     import pandas as pd

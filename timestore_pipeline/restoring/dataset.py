@@ -56,8 +56,8 @@ from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.layout import segment_key
 from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import TableFile, sequence_of_file
 from timestore_pipeline.table.manifests import Published
-from timestore_pipeline.table.table import TableFile, sequence_of_file
 
 _UNKNOWN_REASON = "it was set aside before the ledger was lost, and the reason with it; a retry says what is wrong"
 _ID_BEFORE_NAME = re.compile(r"^[0-9a-f]{16}-")

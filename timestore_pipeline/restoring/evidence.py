@@ -43,6 +43,8 @@ from timestore_pipeline.storage.layout import (
 from timestore_pipeline.storage.marks import datasets_with_table_marks, table_mark
 from timestore_pipeline.storage.table_folder import file_name, has_table, parquet_files, scratch_of_windows
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import fence_all
+from timestore_pipeline.table.contents import TableFile, last_position, live_files, sequence_of_file, table_columns
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.manifests import (
     Published,
@@ -54,21 +56,10 @@ from timestore_pipeline.table.manifests import (
     read_versions,
     tables_with_manifests,
 )
+from timestore_pipeline.table.opening import declare_owner, open_table, owner_of
 from timestore_pipeline.table.own_table import Objection, way_out
-from timestore_pipeline.table.table import (
-    SequenceTaken,
-    TableFile,
-    declare_owner,
-    fence_all,
-    last_position,
-    last_sequence,
-    live_files,
-    open_table,
-    owner_of,
-    published_sequences,
-    sequence_of_file,
-    table_columns,
-)
+from timestore_pipeline.table.replacement import SequenceTaken
+from timestore_pipeline.table.sequences import last_sequence, published_sequences
 
 T = TypeVar("T")
 

@@ -52,7 +52,7 @@ from timestore_pipeline.storage.layout import is_segment
 from timestore_pipeline.storage.marks import UNREADABLE, put_mark, read_mark, replace_mark
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store, ledger_file, writer_pool
-from timestore_pipeline.table.table import open_table, owner_of
+from timestore_pipeline.table.opening import open_table, owner_of
 
 
 @dataclass(frozen=True)

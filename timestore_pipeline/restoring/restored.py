@@ -15,8 +15,8 @@ from timestore_pipeline.segments.description import DescribedBatch, Description,
 from timestore_pipeline.segments.identity import RETRY_MARK
 from timestore_pipeline.segments.segment import slices_of
 from timestore_pipeline.storage.layout import segment_key
+from timestore_pipeline.table.contents import TableFile
 from timestore_pipeline.table.manifests import Published
-from timestore_pipeline.table.table import TableFile
 
 
 def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment:

@@ -22,16 +22,10 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.placement import storage_at
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import has_table, log_key, remove_from_table
+from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.delta import DeltaTable
-from timestore_pipeline.table.table import (
-    Commit,
-    commits_of_builds,
-    declare_owner,
-    last_sequence,
-    live_files,
-    open_table,
-    owner_of,
-)
+from timestore_pipeline.table.opening import declare_owner, open_table, owner_of
+from timestore_pipeline.table.sequences import Commit, commits_of_builds, last_sequence
 
 if TYPE_CHECKING:
     from timestore_pipeline.ledger.builds import Build

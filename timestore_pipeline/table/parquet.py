@@ -31,8 +31,8 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import PARQUET_SUFFIX, folder_for_windows, put_files_of_window
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import ParquetFile, file_prefix
 from timestore_pipeline.table.statistics import delta_statistics
-from timestore_pipeline.table.table import ParquetFile, file_prefix
 
 # So many rows are sorted faster than it is found out whether they must be.
 _SORTED_UNSEEN = 10_000

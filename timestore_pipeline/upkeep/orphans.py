@@ -36,9 +36,9 @@ from timestore_pipeline.storage.layout import (
 )
 from timestore_pipeline.storage.table_folder import file_name, parquet_files, scratch_of_windows, unfinished_entries
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.table.manifests import pending_manifest, pending_manifests
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import file_prefix
 from timestore_pipeline.upkeep.chores import Chore
 from timestore_pipeline.upkeep.published_segments import without_a_sound_table
 

@@ -25,8 +25,9 @@ from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.table_folder import file_name, has_table, log_sizes, parquet_files
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import live_files, sequence_of_file
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import live_files, open_table, sequence_of_file
 from timestore_pipeline.upkeep.chores import ChoreOfDatasets, Round
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from timestore_pipeline.staging.retry import REFUSALS
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import open_table
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.validation.scratch import extend_lease, scratch_name, scratch_store
 from timestore_pipeline.validation.verdict import Check, Load, Measurements, RowCount, checks
 

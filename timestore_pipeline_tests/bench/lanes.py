@@ -15,7 +15,8 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.table.contents import live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline_tests.bench.building import copy_staged
 from timestore_pipeline_tests.bench.measure import HEADER, Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks

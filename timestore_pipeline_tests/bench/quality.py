@@ -23,7 +23,8 @@ from timestore_pipeline.duck.sql import file_literal
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import TableFile, live_files, open_table
+from timestore_pipeline.table.contents import TableFile, live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline_tests.bench.measure import Pair, in_turn, timed
 from timestore_pipeline_tests.bench.staging import DATASETS, START_MICROS, open_store, ticks
 

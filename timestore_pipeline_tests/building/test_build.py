@@ -30,7 +30,7 @@ from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import table as table_module
+from timestore_pipeline.table import commit as commit_module
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -474,7 +474,7 @@ def test_a_table_whose_log_is_damaged_is_reported_and_claims_nothing(store: Stor
 
 def test_a_file_that_is_not_whole_before_the_commit_is_not_committed(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", hourly(3))
-    commit = table_module.commit_build
+    commit = commit_module.commit_build
 
     def cut_first(own: OwnTable, build: Any, columns: Any, files: Any, replacement: Any) -> int:
         (own.place.root / files[0].path).write_bytes(parquet_bytes(hourly(1)))

@@ -34,8 +34,9 @@ from timestore_pipeline.model.windows import WindowRange, to_micros
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.contents import TableFile, live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.parquet import even_split
-from timestore_pipeline.table.table import TableFile, live_files, open_table
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,

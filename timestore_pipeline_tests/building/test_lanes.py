@@ -51,17 +51,13 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import own_table
+from timestore_pipeline.table.commit import commit_build, commit_fence, fence_all
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.manifests import write_manifest
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import (
-    SequenceTaken,
-    commit_build,
-    commit_fence,
-    fence_all,
-    last_sequence,
-    open_table,
-)
+from timestore_pipeline.table.replacement import SequenceTaken
+from timestore_pipeline.table.sequences import last_sequence
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,

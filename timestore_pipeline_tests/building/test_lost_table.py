@@ -18,7 +18,7 @@ from timestore_pipeline.ledger.counters import LOST_ROWS
 from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import file_prefix
+from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, counted, hourly, published, readable, rows_of, segment_file
 from timestore_pipeline_tests.conftest import MakeStore

@@ -38,15 +38,12 @@ from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.marks import mark_key
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import commit_build
+from timestore_pipeline.table.contents import file_prefix, live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.table import (
-    commit_build,
-    file_prefix,
-    last_sequence,
-    live_files,
-    open_table,
-    read_for_replacement,
-)
+from timestore_pipeline.table.replacement import read_for_replacement
+from timestore_pipeline.table.sequences import last_sequence
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.vacuum import vacuum_table

@@ -23,9 +23,9 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.storage import local
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import table as table_module
+from timestore_pipeline.table import commit as commit_module
 from timestore_pipeline.table.delta import DeltaTable
-from timestore_pipeline.table.table import last_published_sequence, last_sequence
+from timestore_pipeline.table.sequences import last_published_sequence, last_sequence
 from timestore_pipeline_tests.builders import (
     build,
     claim_slices,
@@ -78,7 +78,7 @@ BEFORE_THE_COMMIT = [
     pytest.param("commit_build", False, publication_module, id="all windows written"),
 ]
 AFTER_THE_COMMIT = [
-    pytest.param("_sync_commit", False, table_module, id="committed and not synced"),
+    pytest.param("_sync_commit", False, commit_module, id="committed and not synced"),
     pytest.param("commit_build", True, publication_module, id="committed"),
     pytest.param("record_commit", False, publication_module, id="before the ledger"),
 ]
@@ -132,7 +132,7 @@ def test_a_build_that_died_after_its_commit_is_marked_published(store: Store, na
 
 def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", hourly(3))
-    interrupted_build(store, "_sync_commit", module=table_module)
+    interrupted_build(store, "_sync_commit", module=commit_module)
     done: list[str] = []
     monkeypatch.setattr(local, "sync_private", lambda path: done.append(path.name))
     mark = recovery_module.record_commit
@@ -148,7 +148,7 @@ def test_a_build_syncs_a_fence_before_its_commit_that_nobody_has_synced(store: S
     stage(store, "weather", hourly(3))
     interrupted_build(store, "commit_build")
     with monkeypatch.context() as patched:
-        stop_at(patched, "_sync_commit", module=table_module)
+        stop_at(patched, "_sync_commit", module=commit_module)
         with pytest.raises(Killed):
             settle_dead_builds(store, everyone)
     settle_dead_builds(store, everyone)
@@ -305,7 +305,7 @@ def test_a_builder_that_wakes_up_after_it_was_marked_published_changes_nothing(m
 
 def test_a_commit_whose_sync_failed_is_published_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", hourly(3))
-    sync, failed = table_module._sync_commit, []
+    sync, failed = commit_module._sync_commit, []
 
     def fails_once(*args: Any, **kwargs: Any) -> int:
         if not failed:
@@ -313,7 +313,7 @@ def test_a_commit_whose_sync_failed_is_published_all_the_same(store: Store, monk
             raise OSError(5, "Input/output error")
         return sync(*args, **kwargs)
 
-    monkeypatch.setattr(table_module, "_sync_commit", fails_once)
+    monkeypatch.setattr(commit_module, "_sync_commit", fails_once)
 
     report = build(store)
 
@@ -350,7 +350,7 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
         with store.ledger.write() as tx:
             claim_slices(tx, NewBuild(dataset, owner="gone", trigger="rows", lease_micros=0, now=0))
         columns = store.datasets[dataset].declared_columns or ()
-        table_module.ensure_table(store.table(dataset), dataset, columns, store.ledger.identity)
+        commit_module.ensure_table(store.table(dataset), dataset, columns, store.ledger.identity)
     broken = store.table("weather").root / "_delta_log" / f"{0:020d}.json"
     whole = broken.read_bytes()
     broken.write_bytes(b"rubbish")

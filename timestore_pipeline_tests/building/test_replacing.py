@@ -19,18 +19,12 @@ from timestore_pipeline.model.windows import windows_between
 from timestore_pipeline.segments.slices import attach_segment, segment_table
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline.table.commit import commit_build, commit_fence
+from timestore_pipeline.table.contents import ParquetFile, live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import slices_as_source, window_folders, write_window
-from timestore_pipeline.table.table import (
-    ParquetFile,
-    Replacement,
-    SequenceTaken,
-    commit_build,
-    commit_fence,
-    live_files,
-    open_table,
-    read_for_replacement,
-)
+from timestore_pipeline.table.replacement import Replacement, SequenceTaken, read_for_replacement
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,

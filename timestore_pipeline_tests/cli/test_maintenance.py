@@ -11,7 +11,8 @@ from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.table.contents import live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, published, rows_of
 from timestore_pipeline_tests.cli.conftest import Finished, installation, timestore  # noqa: F401

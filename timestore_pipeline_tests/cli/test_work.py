@@ -19,7 +19,7 @@ from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.staging.suspects import reading_id
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import ensure_table
+from timestore_pipeline.table.commit import ensure_table
 from timestore_pipeline_tests.builders import claim_slices
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.conftest import WEATHER_CSV

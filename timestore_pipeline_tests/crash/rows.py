@@ -18,7 +18,8 @@ from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.storage.table_folder import LOG_FOLDER
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.table.contents import live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline_tests.builders import files_under, published, readable
 
 DATASETS_YAML = """

@@ -17,7 +17,7 @@ from timestore_pipeline.places import PlaceState
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import open_table, owner_of
+from timestore_pipeline.table.opening import open_table, owner_of
 from timestore_pipeline_tests.builders import ingest, readable
 from timestore_pipeline_tests.crash import rows
 from timestore_pipeline_tests.crash.child import killed_at

@@ -33,7 +33,8 @@ from timestore_pipeline.operating.quarantine import discard_entry
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import delta_schema, live_files, open_table
+from timestore_pipeline.table.contents import delta_schema, live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, hourly, segment_file
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore

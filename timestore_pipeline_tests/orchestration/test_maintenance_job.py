@@ -19,7 +19,8 @@ from timestore_pipeline.orchestration.maintenance_job import prune_dagster_runs
 from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, find_old_runs, prune_runs
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.table.contents import live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore

@@ -36,7 +36,7 @@ from timestore_pipeline.segments import slices as slices_module
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import table as table_module
+from timestore_pipeline.table import commit as commit_module
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
@@ -122,7 +122,7 @@ STEPS = [
     (writing_module, "write_window", False),
     (writing_module, "write_window", True),
     (publication_module, "commit_build", False),
-    (table_module, "_sync_commit", False),
+    (commit_module, "_sync_commit", False),
     (publication_module, "commit_build", True),
     (publication_module, "record_commit", False),
     (publication_module, "record_commit", True),

@@ -16,7 +16,7 @@ from timestore_pipeline.reading.relations import open_reader, take_snapshots
 from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import ensure_table
+from timestore_pipeline.table.commit import ensure_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, build, claim_slices, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore

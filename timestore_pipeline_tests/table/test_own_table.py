@@ -36,10 +36,12 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import may_be_removed
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import table as table_module
+from timestore_pipeline.table import commit as commit_module
+from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.table.delta import DeltaTable
+from timestore_pipeline.table.opening import declare_owner, owner_of
 from timestore_pipeline.table.own_table import Objection, OwnTable, TableTitle, objection_to
-from timestore_pipeline.table.table import Commit, declare_owner, file_prefix, owner_of
+from timestore_pipeline.table.sequences import Commit
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline.upkeep.orphans import sweep_orphans
@@ -669,7 +671,7 @@ class TestWaysOut:
                 monkeypatch.undo()
                 declare_owner(store.table("weather"), "weather", table_of(store), "0" * 32)
 
-        monkeypatch.setattr(table_module, "reach", take_over)
+        monkeypatch.setattr(commit_module, "reach", take_over)
 
         with pytest.raises(TableError):
             flush(store)

@@ -21,7 +21,8 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import live_files, open_table
+from timestore_pipeline.table.contents import live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.maintenance import MaintenanceReport, in_words, maintain
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of

@@ -15,7 +15,8 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.table import ensure_table, file_prefix
+from timestore_pipeline.table.commit import ensure_table
+from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import (

@@ -15,15 +15,10 @@ from timestore_pipeline.ledger.states import BuildKind, BuildState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.storage.local import LocalStorage
+from timestore_pipeline.table.commit import commit_build, ensure_table
+from timestore_pipeline.table.contents import ParquetFile, file_bounds, live_files
 from timestore_pipeline.table.delta import DeltaTable
-from timestore_pipeline.table.table import (
-    ParquetFile,
-    commit_build,
-    ensure_table,
-    file_bounds,
-    live_files,
-    open_table,
-)
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline_tests.bench.growth.cost import cost_of
 
 ROUNDS = 5
