@@ -86,7 +86,7 @@ def age_ms(state: QueueState, now: int) -> int:
 
     And 0 where the clock went back.
     """
-    return _age_ms(state.oldest_staged_at, now)
+    return milliseconds_since(state.oldest_staged_at, now)
 
 
 def oldest_due_from(state: QueueState, thresholds: FlushThresholds) -> int | None:
@@ -101,28 +101,9 @@ def oldest_due_from(state: QueueState, thresholds: FlushThresholds) -> int | Non
 
 
 def _is_older(since: int | None, limit_ms: int, now: int) -> bool:
-    return since is not None and _age_ms(since, now) >= limit_ms
+    return since is not None and milliseconds_since(since, now) >= limit_ms
 
 
-def _age_ms(since: int | None, now: int) -> int:
+def milliseconds_since(since: int | None, now: int) -> int:
+    """Return how long ago a moment was; 0 for none, and where the clock went back."""
     return 0 if since is None else max(0, (now - since) // 1_000)
-
-
-def distance(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> str:
-    """Say in words and numbers how far the dataset is from each of its thresholds."""
-    parts = [
-        f"{state.staged_rows:,}{_of(f'{thresholds.max_rows:,}', thresholds.max_rows)} rows",
-        f"{state.staged_bytes / 1e6:,.1f}{_of(f'{thresholds.max_bytes / 1e6:,.1f}', thresholds.max_bytes)} MB",
-        f"oldest {age_ms(state, now) / 1e3:,.0f}{_of(f'{thresholds.max_age_ms / 1e3:,.0f}', thresholds.max_age_ms)} s",
-        f"{state.pending_batches:,}{_of(f'{max_pending // 2:,}', max_pending)} batches",
-    ]
-    late = state.late
-    if late.rows:
-        limit = thresholds.late_age_ms
-        age = f"{_age_ms(late.oldest_staged_at, now) / 1e3:,.0f}{_of(f'{limit / 1e3:,.0f}', limit)} s"
-        parts.append(f"{late.rows:,} of the rows late, oldest {age}")
-    return f"{state.dataset}: {', '.join(parts)}"
-
-
-def _of(shown: str, threshold: int) -> str:
-    return f" of {shown}" if threshold else ""

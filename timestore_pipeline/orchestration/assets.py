@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from timestore_pipeline.building.due import distance
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.thresholds import Trigger, distance, due_trigger
+from timestore_pipeline.building.thresholds import Trigger, due_trigger
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.errors import BuildInFlight, RebuildRefused
 from timestore_pipeline.inert import as_code

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from timestore_pipeline.building.plan import FlushPlan, FlushRequest, plan_flushes
+from timestore_pipeline.building.due import FlushPlan, FlushRequest, plan_flushes
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.inert import visible
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room

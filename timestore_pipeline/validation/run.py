@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pc
 
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight, TimestoreError
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.building.plan import plan_flushes
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
 from timestore_pipeline.ledger.builds import NewBuild, mark_aborted

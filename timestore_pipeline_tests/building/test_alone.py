@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.plan import plan_flushes
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.cli.maintenance import build_datasets

@@ -11,9 +11,9 @@ from random import Random
 import pyarrow as pa
 import pytest
 
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, open_totals
 from timestore_pipeline.ledger.queue import pending_batches, queue_states, staged_bytes

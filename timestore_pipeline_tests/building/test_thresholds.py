@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timestore_pipeline.building.due import FlushRequest, distance, group_requests, plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.plan import FlushRequest, group_requests, plan_flushes
 from timestore_pipeline.building.thresholds import (
     Due,
     Trigger,
     age_ms,
-    distance,
     due_trigger,
     due_windows,
     oldest_due_from,

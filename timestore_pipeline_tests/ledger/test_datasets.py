@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 
 from timestore_pipeline.building.damage import damaged_slices, set_unreadable_aside
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.errors import DatasetRemoved, DeclarationChanged, LedgerLost
 from timestore_pipeline.landing.files import scan_landing

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.plan import plan_flushes
 from timestore_pipeline.metrics import collect_metrics
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

@@ -11,7 +11,7 @@ import pytest
 
 from timestore_pipeline.building import direct, publication
 from timestore_pipeline.building import flush as build_module
-from timestore_pipeline.building.plan import plan_flushes
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BatchConflict, TableError
 from timestore_pipeline.ledger.builds import builds_in_flight

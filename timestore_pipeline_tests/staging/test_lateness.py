@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.plan import plan_flushes
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.datasets import LatePolicy
 from timestore_pipeline.ledger.counters import LATE_BATCHES, LATE_ROWS
 from timestore_pipeline.ledger.quarantine import open_entries

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timestore_pipeline.building.plan import plan_flushes
+from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.cli.status import collect_status
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog

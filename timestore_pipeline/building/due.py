@@ -1,4 +1,4 @@
-"""Which datasets are due, and in how few runs they can be flushed (invariant 8)."""
+"""What a tick finds: which datasets are due, in how few runs they can be flushed, and why others wait (invariant 8)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from timestore_pipeline.alone import alone
 from timestore_pipeline.building.thresholds import (
     Due,
     Trigger,
-    distance,
+    age_ms,
     due_windows,
+    milliseconds_since,
 )
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
@@ -188,3 +189,23 @@ def group_requests(requests: Iterable[FlushRequest]) -> list[FlushGroup]:
 
 def _describe(build: Build, now: int) -> str:
     return f"build {build.id} of {build.owner} in flight for {max(0, now - build.claimed_at) / 1e6:,.0f} s"
+
+
+def distance(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> str:
+    """Say in words and numbers how far the dataset is from each of its thresholds."""
+    parts = [
+        f"{state.staged_rows:,}{_of(f'{thresholds.max_rows:,}', thresholds.max_rows)} rows",
+        f"{state.staged_bytes / 1e6:,.1f}{_of(f'{thresholds.max_bytes / 1e6:,.1f}', thresholds.max_bytes)} MB",
+        f"oldest {age_ms(state, now) / 1e3:,.0f}{_of(f'{thresholds.max_age_ms / 1e3:,.0f}', thresholds.max_age_ms)} s",
+        f"{state.pending_batches:,}{_of(f'{max_pending // 2:,}', max_pending)} batches",
+    ]
+    late = state.late
+    if late.rows:
+        limit = thresholds.late_age_ms
+        age = f"{milliseconds_since(late.oldest_staged_at, now) / 1e3:,.0f}{_of(f'{limit / 1e3:,.0f}', limit)} s"
+        parts.append(f"{late.rows:,} of the rows late, oldest {age}")
+    return f"{state.dataset}: {', '.join(parts)}"
+
+
+def _of(shown: str, threshold: int) -> str:
+    return f" of {shown}" if threshold else ""
