@@ -19,7 +19,7 @@ kind          claims                                          writes
 ``rebuild``   what is staged, and all rows of its windows     its windows anew, from segments
 ``compact``   windows with small files                        their rows, in fewer files
 ``expire``    windows that have had their time                nothing
-repair        windows with damaged files                      what can still be read of these (``operating.losses``)
+``repair``    windows with damaged files                      what can still be read of these files
 ============  ==============================================  =========================================================
 
 What cannot be read back is set aside (``damage``), and a table that is gone is given up on purpose (``lost_table``).

@@ -6,29 +6,20 @@ windows then lack is entered as a loss, with who accepted it and why. Killed in 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.publication import WrittenFiles, claim_published, publishing
-from timestore_pipeline.building.writing import published_columns
-from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.duck.remote_files import of_the_store
-from timestore_pipeline.errors import LossRefused, TableError
+from timestore_pipeline.building.repair import repair_windows
+from timestore_pipeline.errors import LossRefused
 from timestore_pipeline.ledger.accounts import Loss, NewLoss, WindowAccount, accept_loss, window_accounts
 from timestore_pipeline.ledger.datasets import lock_dataset
-from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.operating.audit import AuditReport, WindowAudit, audit_rows
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.contents import ParquetFile, TableFile
-from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.parquet import WindowSource, parquet_relation, window_folders, write_window
-from timestore_pipeline.table.replacement import read_for_replacement
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,6 @@ def accept_losses(
         BuildInFlight: another build of the dataset has not ended.
         BuildAborted, TableError, LedgerError: nothing was entered; the same again goes on where this ended.
     """
-    spec = store.datasets[dataset]
     wrong = _wrong(audit_rows(store, dataset, windows), windows)
     found = sum(_missing(each).rows for each in wrong)
     if not wrong:
@@ -92,7 +82,8 @@ def accept_losses(
         raise LossRefused(
             dataset, f"{found:,} rows are missing, not {rows:,}", f"Look what is missing: timestore loss show {dataset}"
         )
-    _repair(store, spec, wrong, owner)
+    damaged = {each.window: {file.file: file.rows for file in each.damaged} for each in wrong}
+    repair_windows(store, BuildOrder(dataset, owner=owner), damaged)
     starts = [each.window.start_micros for each in wrong]
     now = now_micros()
 
@@ -134,51 +125,3 @@ def _missing(audit: WindowAudit) -> MissingRows:
 
 def _account(audit: WindowAudit) -> WindowAccount:
     return audit.account or WindowAccount(audit.window.start_micros)
-
-
-def _repair(store: Store, spec: DatasetSpec, wrong: Sequence[WindowAudit], owner: str) -> None:
-    """Commit what can be read of the windows' files in place of those that are gone or damaged.
-
-    The ledger's totals of the windows become those of the table, whoever has changed it.
-    """
-    own, place = OwnTable(store, spec.name), store.table(spec.name)
-    columns = published_columns(store, spec, own.opened())
-    order = BuildOrder(spec.name, owner=owner)
-    claimed = claim_published(store, order, BuildKind.REPAIR, [each.window.start_micros for each in wrong], 0)
-    with publishing(store, claimed, columns) as publication:
-        found = read_for_replacement(own, claimed, [each.window.key for each in wrong])
-        live = set(found.files)
-        leaving = {each.window: [file for file in each.damaged if file.file in live] for each in wrong}
-        written: list[ParquetFile] = []
-        with store.connect(place) as connection, window_folders(store, claimed) as folders:
-            for window, files in leaving.items():
-                relations = [parquet_relation(place, [each.file.path], columns) for each in files if each.rows]
-                readable = [relation for relation in relations if _can_be_read(connection, relation)]
-                if readable:
-                    source = _what_is_left(spec, readable, [each.file for each in files])
-                    target = store.settings.build_target_file_bytes
-                    written += write_window(folders, connection, spec, columns, claimed, window, source, target)
-        gone = [each.file for files in leaving.values() for each in files]
-        publication.commit(WrittenFiles(written, found.only(gone)))
-
-
-def _can_be_read(connection: duckdb.DuckDBPyConnection, relation: str) -> bool:
-    """Whether all values can be read, not only the footer."""
-    try:
-        connection.execute(f"SELECT count(COLUMNS(*)) FROM {relation}").fetchall()
-    except duckdb.Error as error:
-        if of_the_store(error):
-            raise  # it may pass, and says nothing of the file
-        return False
-    return True
-
-
-def _what_is_left(spec: DatasetSpec, relations: Sequence[str], files: Sequence[TableFile]) -> WindowSource:
-    return WindowSource(
-        relations=relations,
-        rows=None,
-        bytes=sum(file.bytes for file in files),
-        one_after_the_other=False,
-        counted_by="the files",
-        wrong=lambda reason: TableError(f"dataset {spec.name!r}: damaged files cannot be read again: {reason}"),
-    )
