@@ -258,7 +258,7 @@ def requests_fail(site: Site, kind: Kind) -> None:
     @contextmanager
     def spoilt(fired: Callable[[], object]) -> Iterator[None]:
         assert site.proxied
-        with site.proxied.proxy.spoilt(*faults):
+        with site.impatient(), site.proxied.proxy.spoilt(*faults):
             try:
                 yield
             finally:

@@ -107,8 +107,6 @@ def settings_at(home: Path, places: Mapping[str, Path | str], **more: Any) -> Se
         "duckdb_threads": 1,
         "duckdb_memory_limit": "128MiB",
         "ledger_busy_timeout_seconds": 0.5,
-        "object_store_timeout_seconds": 0.5,
-        "object_store_retry_seconds": 1,
         **fields,
         **more,
     }
@@ -175,6 +173,22 @@ class Site:
     def reopen(self) -> None:
         """Open it again, as another process does."""
         self.store = self.instances.used_by(Store.open(self.settings))
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Let it wait for its object store no longer than a test can; a busy machine alone may be slower than that."""
+        patient = self.settings
+        self.store.close()
+        self.settings = patient.model_copy(
+            update={"object_store_timeout_seconds": 1.0, "object_store_retry_seconds": 3.0}
+        )
+        self.reopen()
+        try:
+            yield
+        finally:
+            self.store.close()
+            self.settings = patient
+            self.reopen()
 
     def batches(self, most: int = 2, dataset: str | None = None) -> tuple[Batch, ...]:
         """Draw up to ``most`` new batches."""
