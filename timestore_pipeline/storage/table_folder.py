@@ -5,12 +5,14 @@ In a directory whatever delta-rs writes must be synced (invariant 6). In an obje
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import (
@@ -126,6 +128,17 @@ def log_entry(place: Storage, version: int) -> str:
         OSError: it is not there, or cannot be read.
     """
     return place.content(log_key(version)).decode()
+
+
+def log_actions(place: Storage, version: int) -> list[dict[str, Any]]:
+    """Return the actions of a log entry.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is damaged.
+    """
+    # A text in it may have what breaks lines elsewhere, such as U+2028, and none of that ends a line of JSON.
+    return [json.loads(line) for line in log_entry(place, version).split("\n") if line.strip()]
 
 
 def log_key(version: int) -> str:

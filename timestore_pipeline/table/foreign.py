@@ -6,7 +6,6 @@ say of themselves which build they are of; every other one that adds or removes 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.model.columns import WINDOW_COLUMN
 from timestore_pipeline.storage import Storage
-from timestore_pipeline.storage.table_folder import log_entry, log_key
+from timestore_pipeline.storage.table_folder import log_actions, log_key
 
 _MOST_CHARACTERS = 60
 
@@ -56,7 +55,7 @@ def foreign_commits(place: Storage, versions: Iterable[int]) -> list[ForeignComm
     found = []
     for version in versions:
         try:
-            actions = [json.loads(line) for line in log_entry(place, version).splitlines() if line.strip()]
+            actions = log_actions(place, version)
         except (FileNotFoundError, ValueError):
             found.append(ForeignCommit(version, "?", "?", None))  # cleaned up behind a checkpoint
             continue

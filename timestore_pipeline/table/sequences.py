@@ -10,7 +10,6 @@ Every commit of a build carries two application transactions (Delta protocol, "T
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from timestore_pipeline.settings import MOST_LANES
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import (
     file_name,
-    log_entry,
+    log_actions,
     sync_log,
 )
 from timestore_pipeline.table.delta import (
@@ -125,18 +124,13 @@ def _history(place: Storage, table: DeltaTable, dataset: str, limit: int | None 
         first = 0 if limit is None else max(0, table.version() - limit + 1)
         for version in range(table.version(), first - 1, -1):
             try:
-                entry = log_entry(place, version)
+                actions = log_actions(place, version)
             except FileNotFoundError:
                 return  # cleaned up behind a checkpoint
-            for action in _actions(entry, version):
+            except ValueError as error:
+                raise DeltaError(f"the log entry of version {version} is damaged: {error}") from error
+            for action in actions:
                 yield from ({**info, "version": version} for name, info in action.items() if name == "commitInfo")
-
-
-def _actions(entry: str, version: int) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in entry.splitlines()]
-    except ValueError as error:
-        raise DeltaError(f"the log entry of version {version} is damaged: {error}") from error
 
 
 def sync_found(place: Storage, table: DeltaTable, seen: int | None) -> None:
