@@ -6,11 +6,9 @@ is read in memory.
 
 from __future__ import annotations
 
-import json
-import re
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +19,21 @@ import pyarrow as pa
 from blake3 import blake3
 
 from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
-from timestore_pipeline.datasets import DatasetSpec, FileFormat
-from timestore_pipeline.duck.sql import file_literal, list_of_files, quote
+from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.http.bodies import Holding, pieces_of
-from timestore_pipeline.http.json_arrays import LONG_ROW, write_lines
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, rejected, too_large
 from timestore_pipeline.ledger.datasets import dataset_schema
-from timestore_pipeline.ledger.schemas import required_columns
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import Schema
-from timestore_pipeline.rows.arrow import arrow_table
-from timestore_pipeline.rows.bounds import MOST_ROW_BYTES, Bounds
-from timestore_pipeline.rows.inference import infer_columns, types_of_values
-from timestore_pipeline.rows.readers import RowSource, plan_reads
-from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, readable_reason
-from timestore_pipeline.rows.shapes import Shape, csv_header
-from timestore_pipeline.rows.texts import read_csv_sql, read_json_lines_sql
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.formats.arrow_files import arrow_table
+from timestore_pipeline.rows.formats.format import File, Format, Reader
+from timestore_pipeline.rows.formats.known import MEDIA_TYPES
+from timestore_pipeline.rows.read_plan import RowSource, plan_reads, read_as_written, schema_alone, wider_columns
+from timestore_pipeline.rows.reasons import BadRow, TooLarge, UnreadableFile, readable_reason
 from timestore_pipeline.store import Store
 
 SPOOL_PREFIX = "http-"
@@ -52,29 +48,6 @@ warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning
 
 # Arrow has its own for what goes wrong while it fetches the rows of a query.
 _UNREADABLE = (duckdb.Error, pa.ArrowException)
-
-_LINE = re.compile(r"\b[Ll]ine:? (\d+)")
-
-
-@dataclass(frozen=True)
-class Format:
-    """What a Content-Type means. ``is_array`` is the one JSON document that is no lines."""
-
-    file: FileFormat
-    ending: str
-    is_array: bool = False
-
-
-FORMATS: Mapping[str, Format] = {
-    "application/json": Format(FileFormat.JSON_LINES, ".jsonl", is_array=True),
-    "application/x-ndjson": Format(FileFormat.JSON_LINES, ".jsonl"),
-    "application/jsonl": Format(FileFormat.JSON_LINES, ".jsonl"),
-    "text/csv": Format(FileFormat.CSV, ".csv"),
-    "application/vnd.apache.arrow.stream": Format(FileFormat.ARROW, ".arrows"),
-    "application/vnd.apache.arrow.file": Format(FileFormat.ARROW, ".arrow"),
-    "application/vnd.apache.parquet": Format(FileFormat.PARQUET, ".parquet"),
-}
-"""The Content-Types that are taken."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +76,10 @@ def format_of(content_type: str) -> Format:
         Problem: it is missing or not known (415).
     """
     media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
-    found = FORMATS.get(media_type)
+    found = MEDIA_TYPES.get(media_type)
     charsets = [part.partition("=")[2].strip('" ') for part in parameters if part.startswith("charset=")]
     if found is None or any(charset not in ("utf-8", "utf8", "us-ascii") for charset in charsets):
-        known = ", ".join(FORMATS)
+        known = ", ".join(MEDIA_TYPES)
         raise Problem(415, "unknown-content-type", f"send one of these Content-Types, text as UTF-8: {known}")
     return found
 
@@ -120,12 +93,12 @@ def content_of(store: Store, format_: Format, body: bytes, encoding: str, readin
     """
     digest, size = blake3(), 0
     pieces = pieces_of(body, encoding, reading.bounds.bytes)
-    if format_.file is FileFormat.ARROW:
+    if format_.is_read_in_memory:
         whole = body if encoding.strip().lower() in ("", "identity") else b"".join(_held(pieces, reading))
         yield Content(len(whole), blake3(whole).hexdigest(), in_memory=whole)
         return
     store.staging.require()  # its folder may be on the same disk
-    path = store.settings.temp_path / f"{SPOOL_PREFIX}{uuid.uuid4().hex}{format_.ending}"
+    path = store.settings.temp_path / f"{SPOOL_PREFIX}{uuid.uuid4().hex}"
     try:
         with path.open("wb") as file:
             for piece in pieces:
@@ -164,9 +137,8 @@ def read_rows(store: Store, spec: DatasetSpec, format_: Format, content: Content
     try:
         if content.path is None:
             return _read_arrow(content, reading)
-        as_file = spec.model_copy(update={"landing": spec.landing.model_copy(update={"format": format_.file})})
-        with _as_lines(content.path, format_, reading) as path:
-            return _read_file(store, as_file, path, reading)
+        with _rewritten(content.path, format_, reading) as file:
+            return _read_file(store, spec, file, reading)
     except TooLarge as error:
         raise too_large(f"the body: {error}") from error
     except duckdb.OutOfMemoryException as error:
@@ -195,18 +167,33 @@ def _read_arrow(content: Content, reading: Reading) -> pa.Table:
 
 
 @contextmanager
-def _as_lines(path: Path, format_: Format, reading: Reading) -> Iterator[Path]:
-    """Give a file that the readers of landing files take: a JSON array becomes lines."""
-    if not format_.is_array:
-        yield path
+def _rewritten(path: Path, format_: Format, reading: Reading) -> Iterator[File]:
+    """Give a body as a file that can be read."""
+    if not format_.is_rewritten:
+        yield File(path, format_)
         return
-    lines = path.with_name(f"{path.stem}-lines{path.suffix}")
+    file = File(path.with_name(f"{path.name}-lines"), format_)
     try:
-        with path.open("rb") as array, lines.open("wb") as file:
-            write_lines(array, file, reading.bounds, reading.budget)
-        yield lines
+        _rewrite(path, file, reading)
+        yield file
     finally:
-        lines.unlink(missing_ok=True)
+        file.path.unlink(missing_ok=True)
+
+
+def _rewrite(path: Path, file: File, reading: Reading) -> None:
+    def check(rows: int) -> None:
+        reading.budget.check()
+        _check_size(rows, 0, reading.bounds)
+
+    try:
+        with path.open("rb") as body, file.path.open("wb") as written:
+            file.format.rewrite(body, written, reading.bounds, check)
+    except TooLarge:
+        raise
+    except BadRow as error:
+        raise rejected(f"row {error.row}: {error}; nothing was staged", [_problem(error)]) from error
+    except UnreadableFile as error:
+        raise rejected(str(error)) from error
 
 
 def sweep_spool(store: Store) -> None:
@@ -219,67 +206,54 @@ def sweep_spool(store: Store) -> None:
             continue
 
 
-def _read_file(store: Store, spec: DatasetSpec, path: Path, reading: Reading) -> pa.Table:
-    schema, bounds = None, reading.bounds
+def _read_file(store: Store, spec: DatasetSpec, file: File, reading: Reading) -> pa.Table:
+    schema = None
     with reading_connection(store, reading.budget.left) as connection:
+        reader = Reader(connection, spec, reading.bounds)
         try:
-            schema = _schema(store, connection, spec, path, bounds)
+            schema = _schema(store, reader, file)
             try:
-                return _fetch(connection, _plan(connection, spec, schema, path, bounds), spec, reading)
+                return _fetch(reader, _plan(reader, schema, file), file.format, reading)
             except duckdb.OutOfMemoryException:
                 raise
             except _UNREADABLE:
-                wider = types_of_values(connection, spec, schema, path, bounds) if spec.evolves else ()
+                wider = wider_columns(reader, schema, file) if spec.evolves else ()
                 if not wider:
                     raise
-                source = _plan(connection, spec, schema, path, bounds, {path: wider})
-                return _fetch(connection, source, spec, reading)
+                return _fetch(reader, _plan(reader, schema, file, wider), file.format, reading)
         except (duckdb.OutOfMemoryException, TooLarge):
             raise
         except UnreadableFile as error:
-            reason = _named(str(error), path)
-            rows = _rows_in(spec, reason, path, reading.budget)
+            reason = _named(str(error), file.path)
+            rows = _rows_in(spec, reason, file, reading.budget)
             raise rejected(f"dataset {spec.name!r}: {reason}; nothing was staged", rows) from error
         except _UNREADABLE as error:
-            reason = _named(readable_reason(error), path)
-    raise _refused_rows(store, spec, schema, path, reason, reading)
+            reason = _named(readable_reason(error), file.path)
+    raise _refused_rows(store, spec, schema, file, reason, reading)
 
 
-def _schema(
-    store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, path: Path, bounds: Bounds
-) -> Schema:
+def _schema(store: Store, reader: Reader, file: File) -> Schema:
     with store.ledger.read() as tx:
-        schema = dataset_schema(tx, spec)
-    if schema is not None:
-        return schema
-    columns = infer_columns(connection, spec, path, bounds)
-    return Schema(0, columns, required_columns(spec, columns))
+        return dataset_schema(tx, reader.spec) or schema_alone(reader, file)
 
 
-def _plan(
-    connection: duckdb.DuckDBPyConnection,
-    spec: DatasetSpec,
-    schema: Schema,
-    path: Path,
-    bounds: Bounds,
-    wider: Any = None,
-) -> RowSource:
-    plan = plan_reads(connection, spec, schema, [path], bounds, wider)
-    if path in plan.refused:
-        raise UnreadableFile(plan.refused[path])
+def _plan(reader: Reader, schema: Schema, file: File, wider: Sequence[Column] = ()) -> RowSource:
+    plan = plan_reads(reader, schema, {0: file}, {0: wider})
+    if plan.refused:
+        raise UnreadableFile(plan.refused[0])
     return plan.sources[0]
 
 
-def _fetch(connection: duckdb.DuckDBPyConnection, source: RowSource, spec: DatasetSpec, reading: Reading) -> pa.Table:
+def _fetch(reader: Reader, source: RowSource, format_: Format, reading: Reading) -> pa.Table:
     """Read a source, in the order of the file, without the number of its batch."""
-    bounds = reading.bounds
-    if spec.landing.format is FileFormat.PARQUET:
+    connection, bounds = reader.connection, reading.bounds
+    if format_.may_repeat_values:
         _check_texts(connection, source, bounds)
-    reader = connection.execute(source.sql).to_arrow_reader(ROWS_AT_ONCE)
-    assert reader is not None
+    fetched = connection.execute(source.sql).to_arrow_reader(ROWS_AT_ONCE)
+    assert fetched is not None
     batches, size, rows = [], 0, 0
     try:
-        for batch in reader:
+        for batch in fetched:
             size, rows = size + batch.nbytes, rows + batch.num_rows
             _check_size(rows, size, bounds)
             reading.budget.check()
@@ -291,7 +265,7 @@ def _fetch(connection: duckdb.DuckDBPyConnection, source: RowSource, spec: Datas
         with suppress(duckdb.Error):
             connection.execute("SELECT 1").fetchall()
         raise
-    table = pa.Table.from_batches(batches, reader.schema)
+    table = pa.Table.from_batches(batches, fetched.schema)
     return table.drop_columns([table.column_names[-1]])
 
 
@@ -315,7 +289,7 @@ def _check_texts(connection: duckdb.DuckDBPyConnection, source: RowSource, bound
 
 
 def _refused_rows(
-    store: Store, spec: DatasetSpec, schema: Schema | None, path: Path, reason: str, reading: Reading
+    store: Store, spec: DatasetSpec, schema: Schema | None, file: File, reason: str, reading: Reading
 ) -> Problem:
     """Return the answer to a file that cannot be read, with the rows that are why: its values are read as they are."""
     bad = BadRows([], more=False)
@@ -326,76 +300,24 @@ def _refused_rows(
             reading_connection(store, cpu_seconds) as reads,
             reading_connection(store, cpu_seconds) as tries,
         ):
-            parts = _as_it_is(reads, spec, schema, path, reading.bounds)
-            found = [(name, "VARCHAR") for name in parts.schema.names]
-            if spec.landing.format is FileFormat.PARQUET:
-                found = _described(tries, path)
-            bad = bad_rows(tries, spec, schema, (pa.Table.from_batches([part]) for part in parts), found)
+            sql, columns = read_as_written(Reader(reads, spec, reading.bounds), schema, file)
+            parts = reads.execute(sql).to_arrow_reader(ROWS_AT_ONCE)
+            assert parts is not None
+            bad = bad_rows(tries, spec, schema, (pa.Table.from_batches([part]) for part in parts), columns)
     if bad.rows:
         return rejected(f"dataset {spec.name!r}: {bad.in_words}; nothing was staged", bad.rows, more_rows=bad.more)
-    rows = _rows_in(spec, reason, path, reading.budget)
+    rows = _rows_in(spec, reason, file, reading.budget)
     return rejected(f"dataset {spec.name!r}: {reason}; nothing was staged", rows)
 
 
-def _described(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[str, str]]:
-    rows = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({file_literal(path)})").fetchall()
-    return [(row[0], row[1]) for row in rows]
+def _rows_in(spec: DatasetSpec, reason: str, file: File, budget: CpuBudget) -> list[dict[str, Any]]:
+    """Return the row that the reader stumbled over, where that can be told."""
+    bad = file.format.bad_row(spec, file.path, reason, budget.check)
+    return [] if bad is None else [_problem(bad)]
 
 
-def _as_it_is(
-    connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, schema: Schema, path: Path, bounds: Bounds
-) -> pa.RecordBatchReader:
-    kept = "*"
-    match spec.landing.format:
-        case FileFormat.PARQUET:
-            relation = f"read_parquet({list_of_files([path])}, hive_partitioning = false)"
-        case FileFormat.CSV:
-            shape = Shape(FileFormat.CSV, csv_header(spec, path, bounds))
-            relation = read_csv_sql(spec, shape, [(column, "VARCHAR") for column in shape.names], [path])
-        case _:
-            names = [column.name for column in schema.columns]
-            relation = read_json_lines_sql(names, Shape(FileFormat.JSON_LINES), [path])
-            kept = ", ".join(map(quote, names))
-    reader = connection.execute(f"SELECT {kept} FROM {relation}").to_arrow_reader(ROWS_AT_ONCE)
-    assert reader is not None
-    return reader
-
-
-def _rows_in(spec: DatasetSpec, reason: str, path: Path, budget: CpuBudget) -> list[dict[str, Any]]:
-    """Return the row that the reader stumbled over, where it says which line that is."""
-    if spec.landing.format is FileFormat.JSON_LINES:
-        return _bad_lines(path, budget)
-    line = _LINE.search(reason)
-    if line is None:
-        return []
-    has_header = spec.landing.format is FileFormat.CSV and not spec.landing.csv.header
-    row = int(line[1]) - (1 if has_header else 0)
-    return [{"row": row, "reason": reason}] if row > 0 else []
-
-
-def _bad_lines(path: Path, budget: CpuBudget) -> list[dict[str, Any]]:
-    number = 0
-    with path.open("rb") as file:
-        while line := file.readline(MOST_ROW_BYTES + 1):
-            budget.check()
-            if not line.strip():
-                continue
-            number += 1
-            problem = _problem_of_line(line)
-            if problem is not None:
-                return [{"row": number, "reason": problem}]
-    return []
-
-
-def _problem_of_line(line: bytes) -> str | None:
-    if len(line) > MOST_ROW_BYTES:
-        return LONG_ROW
-    try:
-        return None if isinstance(json.loads(line), dict) else "it is no JSON object"
-    except ValueError as error:
-        return f"it is no JSON: {error}"
-    except RecursionError:
-        return "it is nested too deeply"
+def _problem(row: BadRow) -> dict[str, Any]:
+    return {"row": row.row, "reason": str(row)}
 
 
 def _named(reason: str, path: Path) -> str:

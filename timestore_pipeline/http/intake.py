@@ -24,8 +24,8 @@ from timestore_pipeline.http.problems import Problem, later, rejected
 from timestore_pipeline.http.shares import Turns
 from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.formats.arrow_files import describe_arrow
 from timestore_pipeline.rows.reasons import UnreadableFile
-from timestore_pipeline.rows.shapes import describe_arrow
 from timestore_pipeline.segments.identity import Client, file_batch_id
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer

@@ -15,7 +15,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.culprits import find_culprits
 from timestore_pipeline.rows.fit import select_rows
-from timestore_pipeline.rows.readers import RowSource, read_through
+from timestore_pipeline.rows.read_plan import RowSource, read_through
 from timestore_pipeline.rows.reasons import UnreadableFile
 
 MOST_NAMED_ROWS = 20

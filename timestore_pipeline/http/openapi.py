@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from timestore_pipeline import __version__
-from timestore_pipeline.datasets import FileFormat
 from timestore_pipeline.http.answers import schemas
-from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.problems import MEDIA_TYPE
 from timestore_pipeline.http.tokens import Scope
+from timestore_pipeline.rows.formats.known import MEDIA_TYPES
 from timestore_pipeline.segments.identity import MAX_BATCH_ID
 
 
@@ -171,20 +170,12 @@ def _operation(endpoint: EndpointSpec, *, with_tokens: bool) -> dict[str, Any]:
         operation["parameters"].append(_KEY)
         operation["requestBody"] = {
             "required": True,
-            "content": {media_type: {"schema": _rows_schema(format_)} for media_type, format_ in FORMATS.items()},
+            "content": {media_type: {"schema": format_.body_schema} for media_type, format_ in MEDIA_TYPES.items()},
         }
     if endpoint.scopes and with_tokens:
         operation["security"] = [{"token": []}]
         operation["description"] = "For tokens with the scope " + " or ".join(f"`{scope}`" for scope in endpoint.scopes)
     return operation
-
-
-def _rows_schema(format_: Any) -> dict[str, Any]:
-    if format_.is_array:
-        return {"type": "array", "minItems": 1, "items": {"type": "object"}}
-    if format_.file in (FileFormat.JSON_LINES, FileFormat.CSV):
-        return {"type": "string", "minLength": 1}
-    return {"type": "string", "format": "binary", "minLength": 1}
 
 
 def _answer(endpoint: EndpointSpec, name: str, description: str) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from timestore_pipeline.ledger.states import QuarantineState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema
-from timestore_pipeline.rows.readers import RowSource
-from timestore_pipeline.rows.shapes import describe
+from timestore_pipeline.rows.formats.format import describe
+from timestore_pipeline.rows.read_plan import ReadPlan, RowSource
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import MAX_BATCH_ID, RETRY_MARK
 from timestore_pipeline.segments.judging import reason_in_words
 from timestore_pipeline.segments.segment import WrittenSegment
 from timestore_pipeline.staging.arrivals import file_fingerprint
-from timestore_pipeline.staging.incoming import Plan, Rows
+from timestore_pipeline.staging.incoming import Rows
 from timestore_pipeline.store import Store
 
 
@@ -54,7 +54,7 @@ class KeptRows(Rows):
     def __init__(self, store: Store, spec: DatasetSpec, entry: QuarantineEntry, path: Path, by: str) -> None:
         with store.ledger.read() as tx:
             self._ordinal = ordinal_of_batch(tx, spec.name, entry.batch_id)
-            self._position = position_of_batch(tx, spec.name, entry.batch_id)
+            self.position = position_of_batch(tx, spec.name, entry.batch_id)
         content = hashlib.sha256(f"{file_fingerprint(path)}/{self._ordinal}".encode()).hexdigest()
         super().__init__(store, spec, [IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)])
         self._entry = entry
@@ -62,7 +62,7 @@ class KeptRows(Rows):
         self._by = by
         self.left: str | None = None
 
-    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> Plan:
+    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> ReadPlan:
         """Read the rows back as they are; with a key they keep their places: what was staged since then is newer."""
         if schema is None:
             raise EntryUnusable(self._entry.id, self._path)  # rows of a dataset without columns cannot be
@@ -74,7 +74,7 @@ class KeptRows(Rows):
             f"WHERE {BATCH_COLUMN} = {self._ordinal}",
             numbered=self.spec.key is not None,
         )
-        return Plan(schema, numbers, [rows], position=self._position)
+        return ReadPlan(schema, [rows], numbers)
 
     def unreadable(
         self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, number: int, reason: str

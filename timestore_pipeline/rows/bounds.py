@@ -5,13 +5,11 @@ Formats describe themselves, and libraries believe what they read there: a foote
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, readable_reason
+from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile
 from timestore_pipeline.settings import Settings, variable_name
 
 if TYPE_CHECKING:
@@ -20,13 +18,11 @@ if TYPE_CHECKING:
 MOST_ROW_BYTES = 16 << 20
 """Most bytes of one row of JSON, as DuckDB has it."""
 
+LONG_ROW = f"it is longer than {MOST_ROW_BYTES >> 20} MiB"
+"""What is wrong with a row that has more."""
+
 MOST_NESTED = 100
 """How deep the type of a column may be nested; Parquet's and Arrow's own readers have about the same."""
-
-_PARQUET_END = struct.Struct("<I4s")
-_PARQUET_MAGIC = b"PAR1"
-# A list in a footer says how long it is before its entries come. Each is at least a byte, and takes some hundred.
-_MOST_LISTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -99,36 +95,6 @@ class Bounds:
                 return
             level = inner
         raise TooLarge(f"a column is nested more than {MOST_NESTED} levels deep")
-
-    def check_parquet(self, path: Path) -> None:
-        """Look at what a Parquet file says of itself.
-
-        Raises:
-            UnreadableFile: it is no whole Parquet file, or says too much.
-            OSError: it cannot be read.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        size = path.stat().st_size
-        if size < _PARQUET_END.size + len(_PARQUET_MAGIC):
-            raise UnreadableFile("it is too small for a Parquet file")
-        with path.open("rb") as file:
-            file.seek(-_PARQUET_END.size, 2)
-            footer, magic = _PARQUET_END.unpack(file.read(_PARQUET_END.size))
-        if magic != _PARQUET_MAGIC:
-            raise UnreadableFile("it is no whole Parquet file: its end is missing, or it is encrypted")
-        self.check_metadata(footer, "footer")
-        try:
-            with pa.OSFile(str(path)) as source:
-                found = pq.ParquetFile(
-                    source, thrift_string_size_limit=self.metadata_bytes, thrift_container_size_limit=_MOST_LISTED
-                ).metadata
-        except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise UnreadableFile(f"it is no whole Parquet file: {readable_reason(error)}") from error
-        self.check_columns(found.num_columns)
 
 
 def inner_types(kind: pa.DataType) -> list[pa.DataType]:

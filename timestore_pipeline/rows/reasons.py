@@ -34,6 +34,14 @@ class TooLarge(UnreadableFile):
     """What it would take to read it is more than it may take."""
 
 
+class BadRow(UnreadableFile):
+    """A row of it, counted from 1, is what cannot be read."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
+        self.row = row
+
+
 def readable_reason(error: BaseException) -> str:
     """Return the part of a library's message that tells a producer what is wrong, on one line.
 

@@ -23,7 +23,7 @@ from timestore_pipeline.ledger.datasets import next_position
 from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
-from timestore_pipeline.rows.readers import RowSource
+from timestore_pipeline.rows.read_plan import RowSource
 from timestore_pipeline.segments.description import (
     METADATA_KEY,
     SEGMENT_TABLE,

@@ -10,19 +10,17 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import TimestoreError, TooManyOpenFiles
-from timestore_pipeline.ledger.schemas import required_columns
+from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.bounds import Bounds
-from timestore_pipeline.rows.inference import infer_columns, types_of_values
-from timestore_pipeline.rows.readers import plan_reads
-from timestore_pipeline.rows.reasons import NoRowsToInferFrom, UnreadableFile
+from timestore_pipeline.rows.formats.format import Reader
+from timestore_pipeline.rows.read_plan import ReadPlan, plan_reads, wider_columns
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.segment import WrittenSegment
 from timestore_pipeline.staging.arrivals import Arrivals
 from timestore_pipeline.staging.deadline import Deadline
-from timestore_pipeline.staging.incoming import Growth, Plan, Rows
+from timestore_pipeline.staging.incoming import Rows
 from timestore_pipeline.store import Store
 
 
@@ -55,8 +53,7 @@ class FileRows(Rows):
         self.take_late = take_late
         self._arrivals = arrivals
         self._folders = folders
-        self._bounds = Bounds.of(store.settings)
-        self._wider: dict[Path, Sequence[Column]] = {}
+        self._wider: dict[int, Sequence[Column]] = {}
 
     @cached_property
     def deadline(self) -> Deadline:
@@ -74,50 +71,15 @@ class FileRows(Rows):
         """Return what goes on around the time in which files are read and written to a segment."""
         return self.deadline.over(connection)
 
-    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> Plan:
+    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> ReadPlan:
         """Plan to read files of one shape together; what does not fit is refused."""
-        number_of = {self.paths[number]: number for number in numbers}
-        refused: dict[Path, str] = {}
-        growth: list[Growth] = []
-        if schema is None:
-            first, refused = self._first_columns(connection, list(number_of))
-            if first is None:
-                return Plan(None, refused={number_of[path]: reason for path, reason in refused.items()})
-            path, columns = first
-            schema = Schema(0, columns, required_columns(self.spec, columns))
-            growth.append(Growth(columns, number_of[path]))
-        plan = plan_reads(
-            connection,
-            self.spec,
-            schema,
-            [path for path in number_of if path not in refused],
-            self._bounds,
-            self._wider,
-        )
+        files = {number: self.paths[number] for number in numbers}
+        plan = plan_reads(self._reader(connection), schema, files, self._wider)
         self.deadline.check()
-        growth += [Growth(step.columns, number_of[step.path]) for step in plan.growth]
-        reasons = {number_of[path]: reason for path, reason in {**refused, **plan.refused}.items()}
-        return Plan(plan.schema, [number_of[path] for path in plan.order], plan.sources, reasons, growth)
+        return plan
 
-    def _first_columns(
-        self, connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]
-    ) -> tuple[tuple[Path, tuple[Column, ...]] | None, dict[Path, str]]:
-        """Return the first file that tells a dataset's columns, and these; and why files cannot be read.
-
-        Without such a file those are among them that have no rows.
-        """
-        refused: dict[Path, str] = {}
-        without_rows: dict[Path, str] = {}
-        for path in paths:
-            try:
-                return (path, infer_columns(connection, self.spec, path, self._bounds)), refused
-            except NoRowsToInferFrom as error:
-                without_rows[path] = str(error)
-            except TooManyOpenFiles:
-                raise  # an OSError that says nothing of the file
-            except (UnreadableFile, OSError) as error:
-                refused[path] = str(error)
-        return None, {**refused, **without_rows}
+    def _reader(self, connection: duckdb.DuckDBPyConnection) -> Reader:
+        return Reader(connection, self.spec, Bounds.of(self.store.settings))
 
     def unreadable(
         self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, number: int, reason: str
@@ -127,9 +89,9 @@ class FileRows(Rows):
         path = self.paths[number]
         if not self._arrivals.is_unchanged(path):
             return ChangedWhileRead(self.batches[number].source)
-        if schema is not None and self.spec.evolves and path not in self._wider:
-            self._wider[path] = types_of_values(connection, self.spec, schema, path, self._bounds)
-            if self._wider[path]:
+        if schema is not None and self.spec.evolves and number not in self._wider:
+            self._wider[number] = wider_columns(self._reader(connection), schema, path)
+            if self._wider[number]:
                 return None
         return self.rejected(number, reason)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
@@ -13,9 +12,8 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchRejected, TimestoreError
-from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import Schema
-from timestore_pipeline.rows.readers import RowSource
+from timestore_pipeline.rows.read_plan import ReadPlan
 from timestore_pipeline.rows.reasons import UnreadableFile
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.judging import BatchTimes
@@ -35,33 +33,6 @@ OF_ROWS = (
 """What is raised of rows that cannot be read."""
 
 
-@dataclass(frozen=True)
-class Growth:
-    """Columns that the dataset gets, and the number of the batch that brings them."""
-
-    columns: tuple[Column, ...]
-    number: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the rows of batches become those of one segment.
-
-    ``order`` has the batches' numbers by ordinal, ``refused`` why others do not fit. ``sources`` select the columns of
-    ``schema``, to which each of ``growth`` has added something; it is None where nothing tells what columns there are.
-    ``times`` are those of the batches by ordinal, where they are known without reading them; ``position`` is the
-    place of row number 0, where the rows keep the places that they had.
-    """
-
-    schema: Schema | None
-    order: Sequence[int] = ()
-    sources: Sequence[RowSource] = ()
-    refused: Mapping[int, str] = field(default_factory=dict)
-    growth: Sequence[Growth] = ()
-    times: Sequence[BatchTimes] | None = None
-    position: int | None = None
-
-
 class Rows(ABC):
     """The rows of batches, which go by their numbers: frames, files, or rows out of quarantine."""
 
@@ -70,6 +41,9 @@ class Rows(ABC):
 
     ids_are_ours = False
     """The batches have ids that the project has given them."""
+
+    position: int | None = None
+    """The place of row number 0, where the rows keep the places that they had."""
 
     def __init__(self, store: Store, spec: DatasetSpec, batches: Sequence[IncomingBatch]) -> None:
         self.store = store
@@ -82,8 +56,13 @@ class Rows(ABC):
         return self.store.writers.connection()
 
     @abstractmethod
-    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> Plan:
+    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> ReadPlan:
         """Plan a segment of these batches, of a dataset that has the columns of ``schema``; None: none yet."""
+
+    def times(self, plan: ReadPlan) -> Sequence[BatchTimes] | None:
+        """Return the times of the batches of a plan, where they are known without reading them."""
+        del plan
+        return None
 
     def unreadable(
         self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, number: int, reason: str

@@ -27,11 +27,11 @@ from timestore_pipeline.ledger.schemas import SchemaStep
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.culprits import attempt_by_halves
-from timestore_pipeline.rows.readers import read_through
+from timestore_pipeline.rows.read_plan import Growth, ReadPlan, read_through
 from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason
 from timestore_pipeline.segments.identity import claims_given_id
 from timestore_pipeline.segments.segment import SegmentDraft, WrittenSegment, write_segment
-from timestore_pipeline.staging.incoming import OF_ROWS, Growth, Plan, Rows
+from timestore_pipeline.staging.incoming import OF_ROWS, Rows
 from timestore_pipeline.staging.receipts import (
     Premises,
     Receipt,
@@ -253,7 +253,7 @@ class _Load:
             done = acknowledge_segment(
                 self._store,
                 self._spec,
-                Premises(base, steps, plan.position, in_turn),
+                Premises(base, steps, self._rows.position, in_turn),
                 written,
                 batches,
                 self._rows.record,
@@ -271,10 +271,10 @@ class _Load:
             )
         )
 
-    def _write(self, outlook: Outlook, group: Sequence[int]) -> tuple[Plan, WrittenSegment | None, Loaded]:
+    def _write(self, outlook: Outlook, group: Sequence[int]) -> tuple[ReadPlan, WrittenSegment | None, Loaded]:
         """Return what was planned and written of a group, and the answers to batches that turned out bad."""
         store, spec, rows = self._store, self._spec, self._rows
-        plan, answered = Plan(outlook.schema), Loaded()
+        plan, answered = ReadPlan(outlook.schema), Loaded()
         try:
             with rows.connection(group) as connection:
                 try:
@@ -287,9 +287,9 @@ class _Load:
                         plan.sources,
                         [rows.batches[number] for number in plan.order],
                         rows.take_late,
-                        plan.times,
+                        rows.times(plan),
                         outlook.most_windows,
-                        plan.position,
+                        rows.position,
                     )
                     return plan, write_segment(store, connection, spec, draft), answered
                 except TimestoreError:
@@ -316,7 +316,7 @@ class _Load:
         batch = self._rows.batches[growth.number]
         return SchemaStep(growth.columns, batch.batch_id, batch.source)
 
-    def _refused(self, plan: Plan, error: BatchesRefused) -> Loaded:
+    def _refused(self, plan: ReadPlan, error: BatchesRefused) -> Loaded:
         reasons = {plan.order[ordinal]: reason for ordinal, reason in error.reasons.items()}
         return Loaded({number: self._rows.rejected(number, reason, error) for number, reason in reasons.items()})
 

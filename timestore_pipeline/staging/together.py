@@ -11,19 +11,16 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchRejected, SegmentNotWritten, TimestoreError
-from timestore_pipeline.ledger.schemas import required_columns
-from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema
-from timestore_pipeline.rows.fit import select_rows
-from timestore_pipeline.rows.inference import brought_columns, columns_of, grown_schema
-from timestore_pipeline.rows.readers import RowSource, with_ordinals
-from timestore_pipeline.rows.reasons import UnreadableFile, readable_reason
-from timestore_pipeline.rows.shapes import describe_arrow
+from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.formats.format import Reader
+from timestore_pipeline.rows.read_plan import ReadPlan, plan_reads
+from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import Client, content_batch_id
 from timestore_pipeline.segments.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.frames import table_fingerprint
-from timestore_pipeline.staging.incoming import OF_ROWS, Growth, Plan, Rows
+from timestore_pipeline.staging.incoming import OF_ROWS, Rows
 from timestore_pipeline.staging.load import Loaded, Outlook, load
 from timestore_pipeline.staging.receipts import check_texts
 from timestore_pipeline.store import Store
@@ -92,15 +89,6 @@ def _not_written(named: str, cause: SegmentNotWritten) -> TimestoreError:
     return error
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Batches of one Arrow schema, which are read in one statement, and those of its columns that tell no type yet."""
-
-    numbers: list[int]
-    found: list[tuple[str, str]]
-    passed_over: frozenset[str]
-
-
 class FrameRows(Rows):
     """The rows of tables in memory."""
 
@@ -113,102 +101,15 @@ class FrameRows(Rows):
         size = sum(self.batches[number].source_bytes for number in numbers)
         return self.store.writers.connection(threads=1 if size < _ONE_THREAD_BYTES else None)
 
-    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> Plan:
-        """Take up what the batches bring, and refuse those that do not fit; batches of one schema are read together."""
-        by_schema: dict[pa.Schema, list[int]] = {}
-        for number in numbers:
-            by_schema.setdefault(self._tables[number].schema, []).append(number)
-        shapes: list[_Shape] = []
-        growth: list[Growth] = []
-        refused: dict[int, str] = {}
-        for arrow_schema, members in by_schema.items():
-            try:
-                schema, brought, shape = self._grown(connection, schema, arrow_schema, members)
-            except UnreadableFile as error:
-                refused.update(dict.fromkeys(members, str(error)))
-            else:
-                growth += brought
-                shapes.append(shape)
-        if schema is None:
-            return Plan(None, refused=refused)
-        order: list[int] = []
-        sources: list[RowSource] = []
-        for shape in _in_order_of_arrival(shapes) if self.spec.key else shapes:
-            sources.append(self._source(schema, shape, len(order)))
-            order += shape.numbers
-        return Plan(schema, order, sources, refused, growth, self._times(order, schema))
+    def plan(self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, numbers: Sequence[int]) -> ReadPlan:
+        """Plan to read batches of one schema together."""
+        reader = Reader(connection, self.spec, Bounds.of(self.store.settings))
+        return plan_reads(reader, schema, {number: self._tables[number] for number in numbers}, {})
 
-    def _grown(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        schema: Schema | None,
-        arrow_schema: pa.Schema,
-        numbers: list[int],
-    ) -> tuple[Schema, list[Growth], _Shape]:
-        """Return a dataset's columns with those of an Arrow schema, and what these add.
-
-        Raises:
-            UnreadableFile: its batches do not fit.
-        """
-        found = _described(connection, arrow_schema)
-        growth: list[Growth] = []
-        if schema is None:
-            columns = columns_of(self.spec, found)
-            schema = Schema(0, columns, required_columns(self.spec, columns))
-            growth.append(Growth(columns, numbers[0]))
-        passed_over: frozenset[str] = frozenset()
-        if self.spec.evolves:
-            brought, passed_over = brought_columns(self.spec, schema, found)
-            later = grown_schema(self.spec, schema, [name for name, _ in found], brought)
-            if later.columns != schema.columns:
-                growth.append(Growth(later.columns, numbers[0]))
-                schema = later
-        select_rows(self.spec, schema, found, "incoming", "0", passed_over)
-        return schema, growth, _Shape(numbers, found, passed_over)
-
-    def _source(self, schema: Schema, shape: _Shape, first: int) -> RowSource:
-        """Read the batches of a shape, whose first ordinal is given, as rows of the columns that all shapes have."""
-        name = f"incoming_{first}"
-        if len(shape.numbers) == 1:
-            table, ordinal = self._tables[shape.numbers[0]], str(first)
-        else:
-            table, ordinal = with_ordinals([self._tables[number] for number in shape.numbers], first), BATCH_COLUMN
-        return RowSource(select_rows(self.spec, schema, shape.found, name, ordinal, shape.passed_over), {name: table})
-
-    def _times(self, order: Sequence[int], schema: Schema) -> list[BatchTimes] | None:
-        column: Column = self.spec.time_column(schema.columns)
-        found = [batch_times(self._tables[number], column) for number in order]
+    def times(self, plan: ReadPlan) -> Sequence[BatchTimes] | None:
+        """Return the times in the tables."""
+        assert plan.schema is not None
+        column = self.spec.time_column(plan.schema.columns)
+        found = [batch_times(self._tables[number], column) for number in plan.order]
         known = [each for each in found if each is not None]
         return known if len(known) == len(found) else None
-
-
-def _in_order_of_arrival(shapes: Sequence[_Shape]) -> list[_Shape]:
-    """Split shapes so that their batches follow one another as they came: with a key the later one wins."""
-    shape_of = {number: shape for shape in shapes for number in shape.numbers}
-    found: list[tuple[_Shape, list[int]]] = []
-    for number in sorted(shape_of):
-        if found and found[-1][0] is shape_of[number]:
-            found[-1][1].append(number)
-        else:
-            found.append((shape_of[number], [number]))
-    return [replace(shape, numbers=numbers) for shape, numbers in found]
-
-
-# What a schema is to DuckDB costs more to ask than a small batch takes to write; a process sees few schemas.
-_MOST_DESCRIBED = 256
-_MOST_REMEMBERED_BYTES = 1 << 16
-_described_schemas: dict[bytes, list[tuple[str, str]]] = {}
-
-
-def _described(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> list[tuple[str, str]]:
-    """Return what :func:`describe_arrow` does, remembered; metadata counts, as it may say what a type means."""
-    key = schema.serialize().to_pybytes()
-    found = _described_schemas.get(key)
-    if found is None:
-        found = describe_arrow(connection, schema)
-        if len(key) > _MOST_REMEMBERED_BYTES:
-            return found
-        if len(_described_schemas) >= _MOST_DESCRIBED:
-            _described_schemas.clear()
-        _described_schemas[key] = found
-    return found

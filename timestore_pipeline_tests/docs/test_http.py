@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.openapi import ENDPOINTS
 from timestore_pipeline.http.tokens import Tokens
+from timestore_pipeline.rows.formats.known import MEDIA_TYPES
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline_tests.docs.pages import DOCS, ROOT
 from timestore_pipeline_tests.http.server import Server, serving
@@ -82,4 +82,4 @@ def test_the_page_has_every_address_answer_and_format():
         assert f"`{endpoint.method} {endpoint.path.replace('batch_id:path', 'id')}`" in PAGE
         answers = PAGE.partition("| answer | when")[2].partition("\n\n")[0]
         assert all(str(status) in answers for status in endpoint.problems)
-    assert all(media_type in PAGE for media_type in FORMATS if not media_type.endswith("arrow.file"))
+    assert all(media_type in PAGE for media_type in MEDIA_TYPES if not media_type.endswith("arrow.file"))

@@ -14,8 +14,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from timestore_pipeline.http.decoding import FORMATS
 from timestore_pipeline.http.openapi import ENDPOINTS, openapi_document
+from timestore_pipeline.rows.formats.known import MEDIA_TYPES
 from timestore_pipeline_tests.sampling import examples
 
 _CHECKS = [
@@ -27,7 +27,7 @@ _CHECKS = [
 ]
 
 
-@schemathesis.serializer(*(media_type for media_type in FORMATS if media_type != "application/json"))
+@schemathesis.serializer(*(media_type for media_type in MEDIA_TYPES if media_type != "application/json"))
 def as_it_is(_context: object, value: object) -> bytes:
     """Texts and bytes go out as they were generated."""
     content = getattr(value, "data", value)
@@ -63,5 +63,5 @@ def test_the_document_has_every_address_and_format(client):
     assert document == openapi_document(with_tokens=False)
     assert document["openapi"].startswith("3.1")
     posted = document["paths"]["/datasets/{name}/batches"]["post"]
-    assert set(posted["requestBody"]["content"]) == set(FORMATS)
+    assert set(posted["requestBody"]["content"]) == set(MEDIA_TYPES)
     assert {"200", "201", "401", "403", "404", "409", "413", "415", "422", "429", "503"} <= set(posted["responses"])

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.errors import BatchRejected
-from timestore_pipeline.rows.arrow import arrow_table
 from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.formats.arrow_files import arrow_table
+from timestore_pipeline.rows.formats.parquet_files import check_parquet
 from timestore_pipeline.rows.packed import MOST_MEMBERS, unpacked
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile
 from timestore_pipeline.staging.stage import stage
@@ -204,6 +205,6 @@ def test_a_parquet_file_is_what_it_was_whatever_it_says_of_itself(tmp_path: Path
     path = tmp_path / "a.parquet"
     pq.write_table(hourly(10), path, compression=compression)
 
-    BOUNDS.check_parquet(path)
+    check_parquet(path, BOUNDS)
     with pytest.raises(TooLarge, match="footer"):
-        Bounds(columns=50, metadata_bytes=100, bytes=1).check_parquet(path)
+        check_parquet(path, Bounds(columns=50, metadata_bytes=100, bytes=1))

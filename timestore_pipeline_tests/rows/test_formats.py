@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from timestore_pipeline.datasets import FileFormat
+from timestore_pipeline.rows.formats.known import FORMATS, MEDIA_TYPES
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
@@ -389,3 +391,33 @@ def test_an_awkward_name_is_read_in_every_format(store: Store, drop: Drop, suffi
 
     assert ingest(store)["weather"].rows == 1
     assert readable(store) == [ROW]
+
+
+def test_every_format_that_a_dataset_may_name_is_known_and_no_name_means_two():
+    landing = [format_ for format_ in FORMATS if format_.endings]
+    endings = [ending for format_ in landing for ending in format_.endings]
+
+    assert sorted(format_.name for format_ in landing) == sorted(set(FileFormat) - {FileFormat.AUTO})
+    assert len(set(endings)) == len(endings)
+    assert len(MEDIA_TYPES) == sum(len(format_.media_types) for format_ in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("1.csv", "ts,station,station\n2026-01-01,JFK,LGA\n"),
+        ("1.jsonl", '{"ts": "2026-01-01", "station": "JFK", "STATION": "LGA"}\n'),
+    ],
+)
+def test_a_first_file_with_a_column_twice_is_refused_and_spoils_no_other(
+    make_store: MakeStore, drop: Drop, name: str, content: str
+):
+    store = make_store(dataset(columns=None))
+    drop(store, "weather", name, content)
+    drop(store, "weather", "2.csv", CSV)
+
+    report = ingest(store)["weather"]
+
+    assert [entry.source for entry in report.quarantined] == [name]
+    assert "station" in report.quarantined[0].reason.lower()
+    assert [row[1] for row in readable(store)] == ["JFK"]

@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.cpu_time import CpuBudget
-from timestore_pipeline.datasets import FileFormat
+from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.http.bodies import Room
-from timestore_pipeline.http.decoding import FORMATS, Reading, content_of, read_rows
+from timestore_pipeline.http.decoding import Reading, content_of, read_rows
 from timestore_pipeline.http.problems import Problem
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.casts import cast_sql
-from timestore_pipeline.rows.shapes import Shape
-from timestore_pipeline.rows.texts import read_json_lines_sql
+from timestore_pipeline.rows.formats.format import File, Shape
+from timestore_pipeline.rows.formats.json_lines import JsonLines
+from timestore_pipeline.rows.formats.known import MEDIA_TYPES
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import ingest, readable
 from timestore_pipeline_tests.conftest import MakeStore
@@ -49,7 +50,7 @@ JSON_NUMBERS = st.builds(
 
 
 def read_body(store: Store, media_type: str, text: str) -> pa.Table:
-    format_ = FORMATS[media_type]
+    format_ = MEDIA_TYPES[media_type]
     with Room(1 << 30).holding(None) as holding:
         reading = Reading(Bounds.of(store.settings), holding, CpuBudget.of(600))
         with content_of(store, format_, text.encode(), "", reading) as content:
@@ -71,7 +72,8 @@ def prices(make_store: MakeStore) -> Store:
 def test_a_number_is_kept_with_all_its_digits_or_refused(tmp_path: Path, type_: str, numbers: list[str]):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"v": {number}}}\n' for number in numbers))
-    rows = read_json_lines_sql(["v"], Shape(FileFormat.JSON_LINES), [file])
+    lines = JsonLines()
+    rows = lines.reading_sql(parse_datasets(PRICES)["prices"], Shape(lines), [("v", "VARCHAR")], [File(file, lines)])
     with duckdb.connect() as connection, localcontext(prec=200):
         try:
             kept = connection.execute(f"SELECT {cast_sql(Column('v', type_), 'VARCHAR')} FROM {rows}").fetchall()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.errors import DatasetsFileError
-from timestore_pipeline.rows.arrow import read_arrow
 from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.formats.arrow_files import read_arrow
 from timestore_pipeline_tests.builders import arrow_bytes, hourly, ingest, parquet_bytes, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.sampling import examples

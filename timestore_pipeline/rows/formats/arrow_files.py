@@ -7,16 +7,133 @@ words is. So both are asked first.
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.model.columns import BATCH_COLUMN
 from timestore_pipeline.rows.bounds import Bounds, inner_types
+from timestore_pipeline.rows.formats.format import (
+    File,
+    Format,
+    Identified,
+    NamesAndTypes,
+    Reader,
+    Relation,
+    Shape,
+    describe,
+    each_alone,
+)
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, readable_reason
 
 _FILE_MAGIC = b"ARROW1\0\0"
+
+# What a schema is to DuckDB costs more to ask than a small batch takes to write; a process sees few schemas.
+_MOST_DESCRIBED = 256
+_MOST_REMEMBERED_BYTES = 1 << 16
+_described_schemas: dict[bytes, NamesAndTypes] = {}
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+
+
+class Arrow(Format):
+    """Arrow's own format, which a table in memory has as well: each batch is a table before it is read."""
+
+    name = FileFormat.ARROW
+    endings = (".arrow", ".arrows", ".feather", ".ipc")
+    media_types = ("application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file")
+    is_read_in_memory = True
+
+    def identify(
+        self, reader: Reader, known: Collection[str], contents: Mapping[int, Any]
+    ) -> Mapping[int, Identified | str]:
+        """Read files into memory, and describe each schema once."""
+        del known
+        shapes: dict[pa.Schema, Shape | UnreadableFile] = {}
+
+        def identified(content: File | pa.Table) -> Identified:
+            table = read_arrow(content.path, reader.bounds) if isinstance(content, File) else content
+            shape = shapes.get(table.schema)
+            if shape is None:
+                shape = shapes[table.schema] = self._shape(reader, table.schema)
+            if isinstance(shape, UnreadableFile):
+                raise shape
+            return Identified(shape, table)
+
+        return each_alone(contents, identified)
+
+    def describe(self, reader: Reader, content: Any) -> NamesAndTypes:
+        """Read the schema."""
+        schema = read_arrow_schema(content.path, reader.bounds) if isinstance(content, File) else content.schema
+        return describe_arrow(reader.connection, schema)
+
+    def relation(
+        self, spec: DatasetSpec, shape: Shape, columns: NamesAndTypes, contents: Sequence[Any], first: int
+    ) -> Relation:
+        """Return all tables as one, with the ordinals in a column of their own; one table as it is."""
+        del spec, shape, columns
+        name = f"arrow_{first}"
+        if len(contents) == 1:
+            return Relation(name, str(first), {name: contents[0]})
+        return Relation(name, BATCH_COLUMN, {name: _with_ordinals(contents, first)})
+
+    def _shape(self, reader: Reader, schema: pa.Schema) -> Shape | UnreadableFile:
+        try:
+            columns = describe_arrow(reader.connection, schema)
+        except UnreadableFile as error:
+            return error
+        names, types = tuple(name for name, _ in columns), tuple(type_ for _, type_ in columns)
+        return Shape(self, names, types, schema=schema.remove_metadata())
+
+
+def describe_arrow(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> NamesAndTypes:
+    """Return (name, DuckDB type) of the columns of an Arrow schema.
+
+    They are remembered by all that the schema says; metadata may say what a type means.
+
+    Raises:
+        UnreadableFile: it has no columns, or one of a type that DuckDB does not know.
+    """
+    key = schema.serialize().to_pybytes()
+    found = _described_schemas.get(key)
+    if found is None:
+        found = _described(connection, schema)
+        if len(key) > _MOST_REMEMBERED_BYTES:
+            return found
+        if len(_described_schemas) >= _MOST_DESCRIBED:
+            _described_schemas.clear()
+        _described_schemas[key] = found
+    return found
+
+
+def _described(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> NamesAndTypes:
+    names = schema.names
+    if not names:
+        raise UnreadableFile("it has no columns")
+    lower = Counter(name.lower() for name in names)  # DuckDB would give one of two that differ in case another name
+    twice = sorted({name for name in names if lower[name.lower()] > 1})
+    if twice:
+        raise UnreadableFile(f"wrong columns; repeated columns: {', '.join(map(repr, twice))}")
+    try:
+        connection.register("described", schema.empty_table())
+        return describe(connection, "described")
+    except (duckdb.Error, NotImplementedError) as error:
+        raise UnreadableFile(readable_reason(error)) from error
+    finally:
+        connection.unregister("described")
+
+
+def _with_ordinals(tables: Sequence[pa.Table], first: int) -> pa.Table:
+    """Return tables of one schema as one, with the column ``_batch``: the ordinal of each row's table."""
+    import numpy as np
+
+    ordinals = np.repeat(np.arange(first, first + len(tables), dtype=np.int32), [table.num_rows for table in tables])
+    return pa.concat_tables(tables).append_column(BATCH_COLUMN, pa.array(ordinals))
 
 
 def read_arrow(path: Path, bounds: Bounds) -> pa.Table:

@@ -1,0 +1,1 @@
+"""File formats: each is one class in one file, which says all that the project knows of it."""

@@ -1,0 +1,117 @@
+"""CSV, written as the dataset's options say: a header line tells the names of columns, unless the dataset does."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timestore_pipeline.datasets import DatasetSpec, FileFormat
+from timestore_pipeline.duck.sql import list_of_files, literal
+from timestore_pipeline.model.evolution import Schema, types_by_name
+from timestore_pipeline.rows.casts import type_in_text
+from timestore_pipeline.rows.formats.format import (
+    File,
+    Identified,
+    NamesAndTypes,
+    Reader,
+    Shape,
+    each_alone,
+)
+from timestore_pipeline.rows.formats.texts import TextFormat, compression
+from timestore_pipeline.rows.packed import unpacked_start
+from timestore_pipeline.rows.reasons import BadRow, UnreadableFile
+
+_MAX_HEADER_BYTES = 1 << 20
+_LINE = re.compile(r"\b[Ll]ine:? (\d+)")
+
+
+class Csv(TextFormat):
+    """Lines of fields."""
+
+    name = FileFormat.CSV
+    endings = (".csv", ".tsv", ".txt")
+    media_types = ("text/csv",)
+
+    def identify(
+        self, reader: Reader, known: Collection[str], contents: Mapping[int, Any]
+    ) -> Mapping[int, Identified | str]:
+        """Read header lines."""
+        del known
+        return each_alone(contents, lambda file: Identified(self.shape_alone(reader, file), file))
+
+    def shape_alone(self, reader: Reader, file: File) -> Shape:
+        """Read the header line."""
+        return Shape(self, _header(reader, file), is_packed=file.is_packed)
+
+    def columns(self, spec: DatasetSpec, schema: Schema, shape: Shape, names: Sequence[str]) -> NamesAndTypes:
+        """Return types that the parser takes without a loss; what it would round is text."""
+        del names
+        types = types_by_name(schema.columns)
+        is_converted = spec.time.format or spec.time.unit
+        return [
+            (name, "VARCHAR" if name == spec.time.column and is_converted else type_in_text(types.get(name, "VARCHAR")))
+            for name in shape.names
+        ]
+
+    def columns_as_written(self, schema: Schema, shape: Shape) -> NamesAndTypes:
+        """Return text."""
+        del schema
+        return [(name, "VARCHAR") for name in shape.names]
+
+    def inferring_sql(self, spec: DatasetSpec, shape: Shape, files: Sequence[File]) -> str:
+        """Return a call that looks at all lines."""
+        names = ", ".join(literal(name) for name in shape.names)
+        how = f"sample_size = -1, files_to_sniff = -1, names = [{names}], {_options(spec, shape)}"
+        return f"read_csv({list_of_files(file.path for file in files)}, {how})"
+
+    def reading_sql(self, spec: DatasetSpec, shape: Shape, columns: NamesAndTypes, files: Sequence[File]) -> str:
+        """Return a call that guesses nothing."""
+        struct = ", ".join(f"{literal(name)}: {literal(type_)}" for name, type_ in columns)
+        how = f"columns = {{{struct}}}, auto_detect = false, {_options(spec, shape)}"
+        return f"read_csv({list_of_files(file.path for file in files)}, {how})"
+
+    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> BadRow | None:
+        """Return the row of the line that the reader names."""
+        del path, check
+        line = _LINE.search(reason)
+        row = int(line[1]) - (0 if spec.landing.csv.header else 1) if line else 0
+        return BadRow(row, reason) if row > 0 else None
+
+
+def _header(reader: Reader, file: File) -> tuple[str, ...]:
+    """Return the names of a file's columns.
+
+    Raises:
+        UnreadableFile: it has no header line, one that cannot be read, or too many columns.
+    """
+    options = reader.spec.landing.csv
+    if options.header:
+        return options.header
+    with file.path.open("rb") as stream:
+        start = unpacked_start(stream, _MAX_HEADER_BYTES) if file.is_packed else stream.read(_MAX_HEADER_BYTES)
+    text = start.decode("utf-8-sig", errors="replace")
+    quoting = {"quotechar": options.quote, "doublequote": options.escape == options.quote}
+    if options.escape != options.quote:
+        quoting["escapechar"] = options.escape
+    try:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=options.delimiter, **quoting), None)
+    except csv.Error as error:
+        raise UnreadableFile(f"its header line cannot be read: {error}") from error
+    if not header:
+        raise UnreadableFile("it has no header line")
+    reader.bounds.check_columns(len(header))
+    return tuple(header)
+
+
+def _options(spec: DatasetSpec, shape: Shape) -> str:
+    options = spec.landing.csv
+    nulls = "[" + ", ".join(literal(text) for text in options.null) + "]"
+    return (
+        f"header = {'false' if options.header else 'true'}, delim = {literal(options.delimiter)}, "
+        f"quote = {literal(options.quote)}, escape = {literal(options.escape)}, nullstr = {nulls}, "
+        f"compression = {compression(shape)}"
+    )
