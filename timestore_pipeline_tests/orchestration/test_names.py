@@ -51,7 +51,7 @@ def test_run_config_is_windows_and_numbers_or_refused(
         order = checked(config, spec, Policy.of(store.settings, spec).flush)
     except dg.Failure:
         return
-    for given_key, window in ((first, order.first), (last, order.last)):
+    for given_key, window in ((first, order.windows.first), (last, order.windows.last)):
         assert (window.key if window else None) == given_key
 
 
