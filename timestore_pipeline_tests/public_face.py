@@ -17,7 +17,7 @@ import typer
 
 import timestore_pipeline
 from timestore_pipeline import errors
-from timestore_pipeline.cli.app import app
+from timestore_pipeline.cli.commands import app
 from timestore_pipeline.cli.exit_codes import exit_code_of
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.ledger.schema import metadata

@@ -50,13 +50,7 @@ LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in part
 MAY_IMPORT_DAGSTER = {"orchestration", "definitions"}
 
 STILL_TWICE = {
-    "app",
     "direct",
-    "doctor",
-    "installation",
-    "lineage",
-    "losses",
-    "maintenance",
     "objects",
     "scratch",
     "server",

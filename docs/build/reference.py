@@ -297,7 +297,7 @@ def _helps() -> Iterable[tuple[str, str]]:
     """Yield every command's path and its ``--help``."""
     import typer
 
-    from timestore_pipeline.cli.app import app
+    from timestore_pipeline.cli.commands import app
 
     def walk(command: Any, path: str, parent: Any) -> Iterable[tuple[str, str]]:
         # A width of its own, because the page must not depend on the terminal that it is made in.

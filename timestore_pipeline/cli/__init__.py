@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    from timestore_pipeline.cli.app import app
+    from timestore_pipeline.cli.commands import app
     from timestore_pipeline.cli.output import warn
 
     handler = logging.StreamHandler(sys.stderr)

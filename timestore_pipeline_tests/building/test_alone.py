@@ -14,9 +14,9 @@ from timestore_pipeline.alone import alone
 from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
-from timestore_pipeline.cli.maintenance import build_datasets
-from timestore_pipeline.cli.status import collect_status
-from timestore_pipeline.cli.work import flush_datasets, ingest_landing
+from timestore_pipeline.cli.job_commands import build_datasets
+from timestore_pipeline.cli.run_commands import flush_datasets, ingest_landing
+from timestore_pipeline.cli.status_command import collect_status
 from timestore_pipeline.datasets import Datasets, DatasetSpec
 from timestore_pipeline.errors import DatasetFailed, TimestoreError
 from timestore_pipeline.landing.files import scan_landing

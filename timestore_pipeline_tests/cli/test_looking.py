@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from timestore_pipeline.cli import ExitCode
-from timestore_pipeline.cli.query import TABLE_ROWS
+from timestore_pipeline.cli.sql_command import TABLE_ROWS
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import flip_row, hourly

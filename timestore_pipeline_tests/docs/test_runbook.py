@@ -13,7 +13,7 @@ import typer
 
 from docs.build.reference import DOCS
 from timestore_pipeline.cli import ExitCode
-from timestore_pipeline.cli.app import app
+from timestore_pipeline.cli.commands import app
 from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.limits import all_pauses

@@ -252,7 +252,7 @@ def test_a_process_whose_dataset_was_removed_from_the_ledger_is_told(make_store:
 
 
 def test_status_doctor_and_the_plan_of_flushes_name_the_one_that_is_refused(make_store: MakeStore):
-    from timestore_pipeline.cli.status import as_json, as_row, collect_status
+    from timestore_pipeline.cli.status_command import collect_status, status_as_json, status_as_row
     from timestore_pipeline.operating.doctor import look_at_ledger
 
     one_published_and_one_staged(make_store(two(DECLARED)))
@@ -260,8 +260,8 @@ def test_status_doctor_and_the_plan_of_flushes_name_the_one_that_is_refused(make
 
     statuses, _ = collect_status(store)
     (refused,) = [each for each in statuses if each.dataset == "w"]
-    assert "time was" in as_json(refused)["refused"]
-    assert "refused" in as_row(refused)
+    assert "time was" in status_as_json(refused)["refused"]
+    assert "refused" in status_as_row(refused)
     assert (refused.published.rows, refused.queue.pending_rows) == (3, 3)
     assert [str(found.level) for found in look_at_ledger(store) if found.part == "dataset w"] == ["error"]
     assert re.search("w: 3 rows are staged cannot be published: .*time was", " ".join(plan_flushes(store).waiting))

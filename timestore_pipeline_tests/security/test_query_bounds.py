@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import pytest
 
-from timestore_pipeline.cli.query import Format, print_query
+from timestore_pipeline.cli.sql_command import Format, print_query
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.reading import queries
 from timestore_pipeline.reading.queries import query_bounds

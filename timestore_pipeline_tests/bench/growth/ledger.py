@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline.building.due import plan_flushes
-from timestore_pipeline.cli.status import collect_status
+from timestore_pipeline.cli.status_command import collect_status
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import record_backlog
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge

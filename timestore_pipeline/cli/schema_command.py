@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from timestore_pipeline.cli import wording
-from timestore_pipeline.cli.output import Heading
-from timestore_pipeline.ledger.schemas import SchemaVersion, schema_history
-from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.evolution import changes
-from timestore_pipeline.store import Store
+from timestore_pipeline.cli.options import JsonForTable, OneDataset, open_store
+from timestore_pipeline.cli.output import Heading, print_json, print_table
 
-HEADINGS = (
+if TYPE_CHECKING:
+    from timestore_pipeline.ledger.schemas import SchemaVersion
+    from timestore_pipeline.model.columns import Column
+
+_HEADINGS = (
     Heading("version", right=True),
     Heading("since"),
     Heading("brought by"),
@@ -20,21 +23,27 @@ HEADINGS = (
     Heading("changes"),
 )
 
-
-def collect_history(store: Store, dataset: str) -> list[SchemaVersion]:
-    """Return the versions of a dataset's columns, oldest first; none before its first batch.
-
-    Raises:
-        UnknownDataset: it is not declared.
-        LedgerError: the ledger cannot be read.
-    """
-    spec = store.datasets[dataset]
-    with store.ledger.read() as tx:
-        return schema_history(tx, spec.name)
+schema_app = typer.Typer(rich_markup_mode=None)
 
 
-def as_rows(history: Sequence[SchemaVersion]) -> list[list[str]]:
-    """Return the cells of every version under :data:`HEADINGS`."""
+@schema_app.command(short_help="Show the columns of a dataset, and how they came about.")
+def schema(dataset: OneDataset, as_json: JsonForTable = False) -> None:
+    """Show every version of a dataset's columns: since when, what brought it, and what it added or widened."""
+    from timestore_pipeline.ledger.schemas import schema_history
+
+    with open_store() as store:
+        spec = store.datasets[dataset]
+        with store.ledger.read() as tx:
+            history = schema_history(tx, spec.name)
+    if as_json:
+        print_json(_as_json(dataset, history))
+    else:
+        print_table(_HEADINGS, _as_rows(history))
+
+
+def _as_rows(history: Sequence[SchemaVersion]) -> list[list[str]]:
+    from timestore_pipeline.model.evolution import changes
+
     before: Sequence[Column] = ()
     rows = []
     for version in history:
@@ -51,8 +60,10 @@ def as_rows(history: Sequence[SchemaVersion]) -> list[list[str]]:
     return rows
 
 
-def as_json(dataset: str, history: Sequence[SchemaVersion]) -> dict[str, Any]:
+def _as_json(dataset: str, history: Sequence[SchemaVersion]) -> dict[str, Any]:
     """Return the columns of now and every version, with what it changed."""
+    from timestore_pipeline.model.evolution import changes
+
     before: Sequence[Column] = ()
     versions = []
     for version in history:

@@ -11,17 +11,23 @@ from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-from pyarrow import csv
+import typer
 
+from timestore_pipeline.cli.options import open_store
 from timestore_pipeline.cli.output import Heading, print_table, warn
-from timestore_pipeline.cli.query_watch import QueryWatch, watched
 from timestore_pipeline.cli.wording import counted
 from timestore_pipeline.inert import json_escaped, visible_lines
-from timestore_pipeline.reading.rows import query_rows
-from timestore_pipeline.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from timestore_pipeline.cli.query_watch import QueryWatch
+    from timestore_pipeline.store import Store
+
+sql_app = typer.Typer(rich_markup_mode=None)
+
 
 TABLE_ROWS = 50
 """How many rows a table shows where no limit is given."""
@@ -37,12 +43,31 @@ class Format(StrEnum):
     JSON = "json"
 
 
+@sql_app.command(short_help="Query the datasets.")
+def sql(
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help='SQL for DuckDB, such as "select count(*) from weather".')
+    ],
+    output_format: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=0, metavar="N", help="Print at most N rows; by default 50 in a table, else all."),
+    ] = None,
+) -> None:
+    """Query the datasets: each is a view over its staged and published rows, at one moment."""
+    with open_store() as store:
+        print_query(store, query, output_format, limit)
+
+
 def print_query(store: Store, sql: str, output: Format, limit: int | None) -> None:
     """Run ``sql`` and print its rows; CSV and JSON are streamed, a table is bounded.
 
     Raises:
         QueryError: the query cannot be run.
     """
+    from timestore_pipeline.cli.query_watch import watched
+    from timestore_pipeline.reading.rows import query_rows
+
     with watched(store.settings) as watch:
         with watch.call():
             reader = query_rows(store, sql).to_reader(_BATCH_ROWS)
@@ -86,6 +111,9 @@ def _print_table(schema: pa.Schema, batches: Iterator[pa.RecordBatch], limit: in
 
 
 def _print_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    import pyarrow as pa
+    from pyarrow import csv
+
     plain = pa.schema([pa.field(field.name, _csv_type(field.type)) for field in schema])
     sys.stdout.flush()
     with _standard_output() as output, csv.CSVWriter(output, plain) as writer:
@@ -134,10 +162,14 @@ def _print_json(batches: Iterator[pa.RecordBatch]) -> None:
 
 
 def _is_number(type_: pa.DataType) -> bool:
+    import pyarrow as pa
+
     return pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
 
 
 def _csv_type(type_: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
     types = pa.types
     written_as_is = (
         _is_number(type_)

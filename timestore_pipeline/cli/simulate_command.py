@@ -5,21 +5,77 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from timestore_pipeline.cli import wording
-from timestore_pipeline.cli.output import Heading, print_table, say
+from timestore_pipeline.cli.options import AsJson, OneDataset, open_store, seconds_of
+from timestore_pipeline.cli.output import Heading, print_json, print_table, say, warn
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.policy import FlushThresholds
-from timestore_pipeline.simulating.replay import Replay
-from timestore_pipeline.simulating.what_if import WhatIf, weighted_quantile
+
+if TYPE_CHECKING:
+    from timestore_pipeline.policy import FlushThresholds
+    from timestore_pipeline.simulating.replay import Replay
+    from timestore_pipeline.simulating.what_if import WhatIf
+
 
 _QUANTILES = {"median": 0.5, "95 %": 0.95, "longest": 1.0}
 _DAY_SECONDS = 86_400
 
+simulate_app = typer.Typer(rich_markup_mode=None)
 
-def print_comparison(found: WhatIf) -> None:
-    """Print what was measured beside both replays, and what they take for granted."""
+
+@simulate_app.command(short_help="Show what other flush thresholds would have done.")
+def simulate(
+    dataset: OneDataset,
+    max_age: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Proposed age threshold, such as 90s, 15m or 2h; 0 switches it off."),
+    ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Proposed threshold of rows; 0 switches it off.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Proposed threshold of bytes; 0 switches it off.")
+    ] = None,
+    last: Annotated[str, typer.Option(metavar="DURATION", help="How far to look back, such as 6h or 30d.")] = "7d",
+    run_start: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="What a run needs to start, on your machine.")
+    ] = 5.0,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it too: a .png, .svg or .pdf. Needs matplotlib.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay what was staged with other flush thresholds, beside those that hold.
+
+    It says what they would have done to the number of flushes, the sizes of files and the freshness of the table.
+    Thresholds that are not given stay as they are. Nothing is changed.
+    """
+    from timestore_pipeline.simulating import what_if
+
+    age = None if max_age is None else seconds_of(max_age, "--max-age")
+    with open_store() as store:
+        found = what_if.simulate(
+            store,
+            dataset,
+            max_age_ms=None if age is None else round(age * 1e3),
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            last_seconds=seconds_of(last, "--last"),
+            run_start_seconds=run_start,
+        )
+    if as_json:
+        print_json(_as_json(found))
+    else:
+        _print_comparison(found)
+    if plot is not None:
+        _save_plot(found, plot)
+        warn(f"drawn into {plot}")
+
+
+def _print_comparison(found: WhatIf) -> None:
     period = wording.duration((found.until - found.since) / 1e6)
     say(
         f"{found.dataset}: {wording.counted(found.batches, 'batch', 'batches')} with "
@@ -39,8 +95,7 @@ def print_comparison(found: WhatIf) -> None:
         )
 
 
-def as_json(found: WhatIf) -> dict[str, Any]:
-    """Return the comparison as ``timestore simulate --json`` prints it."""
+def _as_json(found: WhatIf) -> dict[str, Any]:
     measured = found.measured
     return {
         "dataset": found.dataset,
@@ -62,7 +117,7 @@ def as_json(found: WhatIf) -> dict[str, Any]:
     }
 
 
-def save_plot(found: WhatIf, path: Path) -> None:
+def _save_plot(found: WhatIf, path: Path) -> None:
     """Draw both replays side by side into ``path``, PNG, SVG or PDF by its ending.
 
     Raises:
@@ -78,6 +133,8 @@ def save_plot(found: WhatIf, path: Path) -> None:
 
 
 def _rows(found: WhatIf) -> list[list[str]]:
+    from timestore_pipeline.simulating.what_if import weighted_quantile
+
     flushes, replays = found.measured.flushes, (found.current, found.proposed)
     days = max(found.until - found.since, 1) / 1e6 / _DAY_SECONDS
     sizes = [each.bytes / each.files for each in flushes if each.files for _ in range(each.files)]
@@ -124,6 +181,8 @@ def _size(value: float) -> str:
 
 
 def _quantiles(waits: Sequence[tuple[float, int]]) -> dict[str, float | None]:
+    from timestore_pipeline.simulating.what_if import weighted_quantile
+
     found = {"p50": 0.5, "p95": 0.95, "max": 1.0}
     return {
         name: None if math.isnan(value := weighted_quantile(waits, of)) else round(value, 3)

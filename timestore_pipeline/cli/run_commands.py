@@ -1,63 +1,77 @@
-"""What the sensors' runs do, by hand and once (``timestore stage``, ``ingest``, ``flush``), and what serves.
+"""``timestore stage``, ``ingest`` and ``flush``: what the sensors' runs do, by hand and once.
 
 One bad file or dataset never stops the others; each says on stderr what is wrong with it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from timestore_pipeline.alone import alone
-from timestore_pipeline.building.flush import flush_in_shares
-from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.building.report import BuildReport
 from timestore_pipeline.cli import wording
-from timestore_pipeline.cli.arguments import window_of
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
+from timestore_pipeline.cli.options import Datasets, FirstWindow, LastWindow, each_once, open_store, window_of
 from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.errors import TimestoreError
-from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
-from timestore_pipeline.landing.found import record_backlog
-from timestore_pipeline.model.windows import WindowRange
-from timestore_pipeline.settings import load_settings
-from timestore_pipeline.staging.ingest import IngestReport, ingest_files
-from timestore_pipeline.staging.receipts import Receipt
-from timestore_pipeline.staging.retry import REFUSALS
-from timestore_pipeline.staging.stage import stage_file
-from timestore_pipeline.staging.suspects import suspected_datasets
-from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.published_segments import unlink_published_segments
+
+if TYPE_CHECKING:
+    from timestore_pipeline.building.report import BuildReport
+    from timestore_pipeline.staging.ingest import IngestReport
+    from timestore_pipeline.staging.receipts import Receipt
+    from timestore_pipeline.store import Store
+
+run_app = typer.Typer(rich_markup_mode=None)
 
 
-def stage_files(
-    store: Store, dataset: str, files: Sequence[Path], batch_id: str | None, wait_seconds: float = 0.0
-) -> ExitCode:
-    """Stage files that lie anywhere; prints a receipt for each that is acknowledged.
+@run_app.command(short_help="Stage files that lie anywhere.")
+def stage(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that the files belong to.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files; they stay where they are.")],
+    batch_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Key of the batch, for one file: the same key is staged once. By default from the content.",
+        ),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="While there is no room for a file, try again for so long."),
+    ] = 0.0,
+) -> None:
+    """Stage files that lie anywhere, and print a receipt for each."""
+    if batch_id is not None and len(files) > 1:
+        raise typer.BadParameter("a batch id names one file's content, and several files are given")
+    from timestore_pipeline.staging.retry import REFUSALS
+    from timestore_pipeline.staging.stage import stage_file
 
-    A file for which there is no room is tried again for ``wait_seconds``.
-
-    Raises:
-        UnknownDataset: the dataset is not declared.
-    """
-    spec = store.datasets[dataset]
     codes = []
-    for index, path in enumerate(files):
-        try:
-            say(_receipt_in_words(stage_file(store, spec.name, path, batch_id, wait_seconds)))
-        except TimestoreError as error:
-            warn(str(error))
-            codes.append(exit_code_of(error))
-            not_tried = len(files) - index - 1
-            if type(error) in REFUSALS and not_tried:
-                warn(f"{wording.counted(not_tried, 'more file was', 'more files were')} not tried")
-                break
-    return worst(codes)
+    with open_store() as store:
+        spec = store.datasets[dataset]
+        for index, path in enumerate(files):
+            try:
+                say(_receipt_in_words(stage_file(store, spec.name, path, batch_id, wait)))
+            except TimestoreError as error:
+                warn(str(error))
+                codes.append(exit_code_of(error))
+                not_tried = len(files) - index - 1
+                if type(error) in REFUSALS and not_tried:
+                    warn(f"{wording.counted(not_tried, 'more file was', 'more files were')} not tried")
+                    break
+    raise typer.Exit(worst(codes))
+
+
+@run_app.command(short_help="Take the landing files that are ready, once.")
+def ingest(datasets: Datasets = None) -> None:
+    """Take the landing files that are ready now, once, as the landing sensor's run does."""
+    with open_store() as store:
+        code = ingest_landing(store, each_once(datasets))
+    raise typer.Exit(code)
 
 
 def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
@@ -66,6 +80,10 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
     Raises:
         UnknownDataset: a dataset is not declared.
     """
+    from timestore_pipeline.landing.files import files_for_one_run, scan_landing, waiting_for_room
+    from timestore_pipeline.landing.found import record_backlog
+    from timestore_pipeline.staging.suspects import suspected_datasets
+
     names = [store.datasets[name].name for name in datasets or store.datasets]
     codes = refusals(store, datasets)
     scan = scan_landing(store, datasets or None)
@@ -93,6 +111,24 @@ def ingest_landing(store: Store, datasets: Sequence[str]) -> ExitCode:
     return worst(codes)
 
 
+@run_app.command(short_help="Publish what is staged now.")
+def flush(
+    datasets: Annotated[list[str] | None, typer.Argument(metavar="DATASET", help="Datasets to flush.")] = None,
+    all_datasets: Annotated[bool, typer.Option("--all", help="Flush every dataset.")] = False,
+    first: FirstWindow = None,
+    last: LastWindow = None,
+) -> None:
+    """Publish what is staged now, whatever the thresholds say."""
+    if bool(datasets) == all_datasets:
+        raise typer.BadParameter("name the datasets to flush, or give --all")
+    with open_store() as store:
+        try:
+            code = flush_datasets(store, each_once(datasets), first, last)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(code)
+
+
 def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, last: str | None) -> ExitCode:
     """Publish what is staged in the windows ``first … last`` (keys; None is unbounded) of each dataset (none: of all).
 
@@ -100,6 +136,12 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
         UnknownDataset: a dataset is not declared.
         ValueError: a key names no window of a dataset.
     """
+    from timestore_pipeline.building.flush import flush_in_shares
+    from timestore_pipeline.building.order import BuildOrder
+    from timestore_pipeline.building.recovery import settle_dead_builds
+    from timestore_pipeline.model.windows import WindowRange
+    from timestore_pipeline.upkeep.published_segments import unlink_published_segments
+
     specs = [store.datasets[name] for name in datasets or store.datasets]
     ranges = [(spec.name, WindowRange(window_of(spec, first), window_of(spec, last))) for spec in specs]
     for settled in settle_dead_builds(store, command_has_died):
@@ -128,44 +170,9 @@ def refusals(store: Store, datasets: Sequence[str]) -> list[ExitCode]:
     return [] if datasets else [ExitCode.FAILED for _ in store.datasets.refused]
 
 
-def serve_metrics(host: str, port: int) -> None:
-    """Serve the metrics until somebody interrupts.
-
-    Raises:
-        SettingsError, DatasetsFileError, LedgerError: the installation is not usable.
-        TimestoreError: it is not possible to listen there.
-    """
-    from timestore_pipeline.metrics.server import MetricsServer
-
-    settings = load_settings()
-    Store.open(settings).close()  # what is wrong with it should be said now, not to the first scrape
-    server = MetricsServer(settings, host, port)
-    say(f"serving metrics at {server.url}")
-    sys.stdout.flush()
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve()
-
-
-def serve_http(host: str, port: int, *, verbose: bool) -> None:
-    """Take batches over HTTP until SIGTERM or Ctrl-C.
-
-    Raises:
-        TimestoreError: it cannot listen there, or a setting is wrong.
-    """
-    from timestore_pipeline.http.server import serve
-
-    def ready(url: str) -> None:
-        say(f"serving at {url}")
-        sys.stdout.flush()
-
-    if verbose:
-        for handler in logging.getLogger().handlers:
-            handler.setLevel(logging.INFO)
-        logging.getLogger("timestore_pipeline").setLevel(logging.INFO)
-    serve(None, host, port, ready)
-
-
 def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
+    from timestore_pipeline.staging.ingest import ingest_files
+
     try:
         with alone(name):
             report = ingest_files(store, name, files)

@@ -1,31 +1,35 @@
-"""``timestore doctor``: everything that is looked at, as a table, and an exit code by the worst of it."""
+"""``timestore doctor``: everything that may be wrong, as a table, and an exit code by the worst of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
 
 from timestore_pipeline.cli.exit_codes import ExitCode
+from timestore_pipeline.cli.options import AsJson
 from timestore_pipeline.cli.output import Heading, print_json, print_table
-from timestore_pipeline.operating.doctor import (
-    Finding,
-    Level,
-    look_at_folders,
-    look_at_ledger,
-    look_at_places,
-    look_at_segments,
-    look_at_settings,
-    look_at_table,
-    open_without_changes,
-    safely,
-)
-from timestore_pipeline.store import Store
+
+if TYPE_CHECKING:
+    from timestore_pipeline.operating.doctor import Finding
+    from timestore_pipeline.store import Store
 
 _HEADINGS = (Heading("part"), Heading("state"), Heading("what"), Heading("do"))
 
+doctor_app = typer.Typer(rich_markup_mode=None)
 
-def examine(*, as_json: bool) -> ExitCode:
-    """Look at the installation of the environment and print what was found; never raises."""
+
+@doctor_app.command(short_help="Look for what is wrong, and say what mends it.")
+def doctor(as_json: AsJson = False) -> None:
+    """Look at settings, datasets, folders, disk, ledger, segments, tables, gateway and Dagster; change nothing.
+
+    Each part is named with what is wrong and the command that mends it. Exit code 1 where something is broken, 3 where
+    nothing works without it; warnings alone are 0.
+    """
+    from timestore_pipeline.operating.doctor import Level
+
     found = _everything()
     if as_json:
         print_json([asdict(finding) for finding in found])
@@ -33,11 +37,13 @@ def examine(*, as_json: bool) -> ExitCode:
         print_table(_HEADINGS, [[each.part, each.level.value, each.message, each.fix or "-"] for each in found])
     errors = [finding for finding in found if finding.level is Level.ERROR]
     if any(finding.unusable for finding in errors):
-        return ExitCode.MISCONFIGURED
-    return ExitCode.FAILED if errors else ExitCode.DONE
+        raise typer.Exit(ExitCode.MISCONFIGURED)
+    raise typer.Exit(ExitCode.FAILED if errors else ExitCode.DONE)
 
 
 def _everything() -> list[Finding]:
+    from timestore_pipeline.operating.doctor import look_at_folders, look_at_settings, open_without_changes, safely
+
     settings, datasets, found = look_at_settings()
     if settings is not None:
         found += safely("folders", lambda: look_at_folders(settings))
@@ -53,16 +59,20 @@ def _everything() -> list[Finding]:
 
 
 def _of_store(store: Store) -> list[Finding]:
-    found = safely("places", lambda: look_at_places(store))
-    found += safely("builds and intake", lambda: look_at_ledger(store))
-    found += safely("segments", lambda: look_at_segments(store))
+    from timestore_pipeline.operating import doctor
+    from timestore_pipeline.operating.doctor import safely
+
+    found = safely("places", lambda: doctor.look_at_places(store))
+    found += safely("builds and intake", lambda: doctor.look_at_ledger(store))
+    found += safely("segments", lambda: doctor.look_at_segments(store))
     for name in store.datasets:
-        found += safely(f"table {name}", lambda name=name: look_at_table(store, name))
+        found += safely(f"table {name}", lambda name=name: doctor.look_at_table(store, name))
     return found + safely("gateway", lambda: _look_at_gateway(store))
 
 
 def _look_at_gateway(store: Store) -> Iterator[Finding]:
     from timestore_pipeline.metrics.pushgateway import push_metrics
+    from timestore_pipeline.operating.doctor import Finding, Level
 
     if store.settings.pushgateway_url is None:
         yield Finding("gateway", Level.OK, "metrics are off: TIMESTORE_PUSHGATEWAY_URL is not set")

@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from timestore_pipeline.building.thresholds import Trigger, due_trigger
+import typer
+
 from timestore_pipeline.cli import wording
-from timestore_pipeline.cli.output import Heading
-from timestore_pipeline.landing.files import scan_landing
-from timestore_pipeline.ledger.builds import Build, oldest_in_flight
-from timestore_pipeline.ledger.history import latest_builds
-from timestore_pipeline.ledger.limits import (
-    EVERY_DATASET,
-    LimitName,
-    Pause,
-    all_pauses,
-    pause_of,
-)
-from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
-from timestore_pipeline.ledger.queue import QueueState, queue_states
-from timestore_pipeline.ledger.tables import Refusal, refused_tables
-from timestore_pipeline.ledger.windows import published_totals
+from timestore_pipeline.cli.options import Datasets, JsonForTable, each_once, open_store
+from timestore_pipeline.cli.output import Heading, print_json, print_table, warn
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
-from timestore_pipeline.policy import EffectiveLimits, FlushThresholds, LimitSource
-from timestore_pipeline.store import Store
 
-HEADINGS = (
+if TYPE_CHECKING:
+    from timestore_pipeline.building.thresholds import Trigger
+    from timestore_pipeline.ledger.builds import Build
+    from timestore_pipeline.ledger.limits import Pause
+    from timestore_pipeline.ledger.quarantine import QuarantineTotals
+    from timestore_pipeline.ledger.queue import QueueState
+    from timestore_pipeline.ledger.tables import Refusal
+    from timestore_pipeline.policy import EffectiveLimits, FlushThresholds
+    from timestore_pipeline.store import Store
+
+
+_HEADINGS = (
     Heading("dataset"),
     Heading("staged batches", right=True),
     Heading("staged rows", right=True),
@@ -43,6 +39,22 @@ HEADINGS = (
     Heading("quarantine"),
     Heading("landing files", right=True),
 )
+
+
+status_app = typer.Typer(rich_markup_mode=None)
+
+
+@status_app.command(short_help="Show where every dataset stands.")
+def status(datasets: Datasets = None, as_json: JsonForTable = False) -> None:
+    """Show what is staged beside the thresholds that flush it, what is published, and what is in quarantine."""
+    with open_store() as store:
+        statuses, problems = collect_status(store, each_once(datasets))
+    if as_json:
+        print_json({"datasets": [status_as_json(each) for each in statuses], "problems": list(problems)})
+        return
+    print_table(_HEADINGS, [status_as_row(each) for each in statuses])
+    for problem in (*problems, *_pauses_in_words(statuses), *_refusals_in_words(statuses)):
+        warn(problem)
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,17 @@ def collect_status(
     Raises:
         UnknownDataset: a dataset is not declared.
     """
+    from timestore_pipeline.building.thresholds import due_trigger
+    from timestore_pipeline.landing.files import scan_landing
+    from timestore_pipeline.ledger.builds import oldest_in_flight
+    from timestore_pipeline.ledger.history import latest_builds
+    from timestore_pipeline.ledger.limits import all_pauses, pause_of
+    from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals
+    from timestore_pipeline.ledger.queue import QueueState, queue_states
+    from timestore_pipeline.ledger.tables import refused_tables
+    from timestore_pipeline.ledger.windows import published_totals
+    from timestore_pipeline.operating.observed_places import observe_places, problems_in_words
+
     known = store.datasets.declared  # those that are refused stand somewhere too
     specs = [known[name] for name in datasets or known]
     scan = scan_landing(store, [name for name in datasets if name in store.datasets] if datasets else None)
@@ -132,8 +155,11 @@ def _age_seconds(since: int | None, now: int) -> float:
     return 0.0 if since is None else max(0, now - since) / 1e6
 
 
-def as_row(status: DatasetStatus) -> list[str]:
-    """Return the cells of a status under :data:`HEADINGS`."""
+def status_as_row(status: DatasetStatus) -> list[str]:
+    """Return the cells of a status under :data:`_HEADINGS`."""
+    from timestore_pipeline.ledger.limits import LimitName
+    from timestore_pipeline.policy import LimitSource
+
     limits, max_pending = status.thresholds, status.limits.max_pending
     overridden = status.limits.source(LimitName.MAX_PENDING) is LimitSource.OVERRIDE
     queue = status.queue
@@ -160,8 +186,10 @@ def as_row(status: DatasetStatus) -> list[str]:
     ]
 
 
-def as_json(status: DatasetStatus) -> dict[str, Any]:
+def status_as_json(status: DatasetStatus) -> dict[str, Any]:
     """Return a status as ``timestore status --json`` prints it."""
+    from timestore_pipeline.ledger.limits import LimitName
+
     queue, flush, build, pause = status.queue, status.last_flush, status.in_flight, status.pause
     return {
         "dataset": status.dataset,
@@ -218,8 +246,10 @@ def as_json(status: DatasetStatus) -> dict[str, Any]:
     }
 
 
-def pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
+def _pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
     """Return a sentence for each pause that holds for a dataset."""
+    from timestore_pipeline.ledger.limits import EVERY_DATASET
+
     found = {status.pause.dataset: status.pause for status in statuses if status.pause}
     return [
         f"intake of {'all datasets' if name == EVERY_DATASET else name} is paused since "
@@ -229,7 +259,7 @@ def pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
     ]
 
 
-def refusals_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
+def _refusals_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
     """Return a sentence for each table that must not be written to."""
     return [
         f"since {wording.moment(status.refusal.since)}: {status.refusal.message}"
@@ -265,7 +295,7 @@ def _flush_in_words(build: Build | None) -> str:
 
 
 def _quarantine_in_words(totals: QuarantineTotals) -> str:
-    if totals == QuarantineTotals(batches=0, rows=0):
+    if not (totals.batches or totals.rows or totals.segments):
         return "-"
     segments = f", {wording.counted(totals.segments, 'damaged segment')}" if totals.segments else ""
     return f"{wording.counted(totals.batches, 'batch', 'batches')}, {wording.counted(totals.rows, 'row')}{segments}"

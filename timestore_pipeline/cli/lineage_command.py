@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from timestore_pipeline.cli import losses, wording
-from timestore_pipeline.cli.output import node, print_tree, root
-from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
-from timestore_pipeline.table.contents import TableFile
+import typer
+
+from timestore_pipeline.cli import wording
+from timestore_pipeline.cli.loss_commands import loss_in_words
+from timestore_pipeline.cli.options import AsJson, OneDataset, open_store
+from timestore_pipeline.cli.output import node, print_json, print_tree, root
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
+    from timestore_pipeline.table.contents import TableFile
 
-def print_lineage(lineage: Lineage) -> None:
-    """Print where a window came from as a tree: builds, their segments, their batches; and the files that there are."""
-    print_tree(_tree(lineage))
+lineage_app = typer.Typer(rich_markup_mode=None)
 
 
-def as_json(lineage: Lineage) -> dict[str, Any]:
-    """Return the lineage as ``timestore lineage --json`` prints it."""
+@lineage_app.command(short_help="Show where the rows of a window came from.")
+def lineage(
+    dataset: OneDataset,
+    window: Annotated[str, typer.Argument(metavar="WINDOW", help="The window's key, such as 2026-11-23.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show which builds, segments, batches, table files and Dagster runs the rows of a window came from."""
+    from timestore_pipeline.reading.lineage import trace_window
+
+    with open_store() as store:
+        try:
+            found = trace_window(store, dataset, window)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print_json(_as_json(found))
+    else:
+        print_tree(_tree(found))
+
+
+def _as_json(lineage: Lineage) -> dict[str, Any]:
     return {
         "dataset": lineage.dataset,
         "window": lineage.window.key,
@@ -60,7 +81,7 @@ def _tree(lineage: Lineage) -> Tree:
         for file in lineage.files:
             node(others, _file_in_words(file))
     for loss in lineage.losses:
-        node(whole, losses.in_words(loss))
+        node(whole, loss_in_words(loss))
     if lineage.forgotten_rows:
         node(whole, f"{wording.counted(lineage.forgotten_rows, 'row')} of segments that the ledger knows no more")
     for title, segments in (("staged, not published", lineage.staged), ("in quarantine", lineage.quarantined)):
