@@ -25,7 +25,7 @@ from timestore_pipeline.ledger.limits import limits_set
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.placement import PlaceName, location_of, marks_found, storage_at, uses_work
 from timestore_pipeline.places import Places
-from timestore_pipeline.policy import EffectiveLimits, Policy
+from timestore_pipeline.policy import Policy
 from timestore_pipeline.settings import Settings, load_settings
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.layout import folders_of, is_segment
@@ -140,14 +140,6 @@ class Store:
             name: Policy.of(self.settings, spec, by_operators.get(name))
             for name, spec in self.datasets.declared.items()
         }
-
-    def limits(self, tx: Connection, spec: DatasetSpec) -> EffectiveLimits:
-        """The limits of a dataset that hold now."""
-        return self.policy(tx, spec).limits
-
-    def all_limits(self, tx: Connection) -> dict[str, EffectiveLimits]:
-        """The limits of every declared dataset that hold now, by name."""
-        return {name: policy.limits for name, policy in self.policies(tx).items()}
 
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
         """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""
