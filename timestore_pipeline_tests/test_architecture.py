@@ -370,6 +370,7 @@ def test_only_the_ledger_writes_sql_for_the_ledger():
         for path in modules_under(PACKAGE_ROOT)
         if part_of(module_name(path)) != "ledger"
         for node in nodes(path)
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Attribute)
         if _imports_more_than_a_transaction(node) or _executes_in_a_transaction(node)
     ]
 

@@ -167,10 +167,12 @@ def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> No
 
 
 def _content(spec: DatasetSpec, batch: Path | File | pa.Table) -> File | pa.Table:
-    content = batch if isinstance(batch, File | pa.Table) else file_of(spec, batch)
-    if isinstance(content, File) and content.path.stat().st_size == 0:
+    if isinstance(batch, pa.Table):
+        return batch
+    file = batch if isinstance(batch, File) else file_of(spec, batch)
+    if file.path.stat().st_size == 0:
         raise UnreadableFile("the file is empty (0 bytes)")
-    return content
+    return file
 
 
 def _format_of(content: File | pa.Table) -> Format:

@@ -36,7 +36,7 @@ DATASETS = (ROOT / "datasets.yaml").read_text(encoding="utf-8")
 
 def shipped_csv(**times: str) -> str:
     """Return a file of the shipped ``weather``: a row for each airport, with its time."""
-    columns = parse_datasets(DATASETS)["weather"].columns
+    columns = parse_datasets(DATASETS)["weather"].columns or {}
     rows = [{**dict.fromkeys(columns, "NA"), "origin": origin, "time_hour": time} for origin, time in times.items()]
     return "\n".join([",".join(columns), *(",".join(row.values()) for row in rows)]) + "\n"
 

@@ -13,6 +13,7 @@ import pytest
 from timestore_pipeline.cpu_time import TookTooLong
 from timestore_pipeline.duck.connections import ConnectionPool, connector
 from timestore_pipeline.errors import BatchRejected, TimestoreError
+from timestore_pipeline.rows.formats import arrow_files
 from timestore_pipeline.staging import together
 from timestore_pipeline.staging.file_rows import FileRows
 from timestore_pipeline.staging.stage import stage
@@ -80,14 +81,14 @@ def test_what_nobody_foresaw_of_one_batch_is_the_matter_of_that_one(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     strange = hourly(2).replace_schema_metadata({"strange": "yes"})
-    described = together._described
+    described = arrow_files.describe_arrow
 
-    def fail_for_one(connection: object, schema: pa.Schema) -> object:
+    def fail_for_one(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> object:
         if schema.metadata:
             raise error
-        return described(connection, schema)  # pyright: ignore[reportArgumentType]
+        return described(connection, schema)
 
-    monkeypatch.setattr(together, "_described", fail_for_one)
+    monkeypatch.setattr(arrow_files, "describe_arrow", fail_for_one)
     group = [incoming(strange if number == 1 else hourly(2), f"{number}") for number in range(3)]
 
     answers = stage_together(store, store.datasets["weather"], group).in_order
