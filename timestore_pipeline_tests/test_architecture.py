@@ -49,40 +49,32 @@ LAYERS = [
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 MAY_IMPORT_DAGSTER = {"orchestration", "definitions"}
 
-STILL_TWICE = {
-    "direct",
-    "objects",
-    "scratch",
-    "server",
-}
-"""Names that two modules have; none comes to them."""
-
 STILL_LONG = {
-    "http/decoding.py",
     "orchestration/assets.py",
     "restoring/ledger.py",
     "table/own_table.py",
 }
-"""Modules of more than 400 lines that no reason speaks for; none comes to them."""
+"""Modules of more than 400 lines that no reason speaks for; none comes to them, and one that is shorter leaves."""
 
 STILL_WIDE = {
-    "_commit",
-    "_commit_on",
-    "_look_before_replacing",
-    "_make_again",
-    "_move_on",
-    "_next_look",
-    "_requests",
-    "accept_losses",
-    "drain",
-    "held_back",
-    "rebuild",
-    "rebuild_ledger",
-    "rewritten_source",
-    "simulate",
-    "write_window",
+    "building/completion.py:_move_on",
+    "building/due.py:_requests",
+    "building/writing.py:rewritten_source",
+    "cli/ledger_commands.py:rebuild",
+    "cli/simulate_command.py:simulate",
+    "operating/drain.py:drain",
+    "operating/losses.py:accept_losses",
+    "orchestration/pace.py:held_back",
+    "restoring/ledger.py:_look_before_replacing",
+    "restoring/ledger.py:_make_again",
+    "restoring/ledger.py:rebuild_ledger",
+    "simulating/replay.py:_next_look",
+    "simulating/what_if.py:simulate",
+    "table/commit.py:_commit",
+    "table/commit.py:_commit_on",
+    "table/parquet.py:write_window",
 }
-"""Functions of more than six parameters; none comes to them."""
+"""Functions of more than six parameters; none comes to them, and one that is narrower leaves."""
 
 
 def modules_under(root: Path) -> list[Path]:
@@ -322,9 +314,8 @@ def test_a_module_name_is_used_once():
         relative = path.relative_to(PACKAGE_ROOT)
         if not path.stem.startswith("__") and relative.parts[0] != "ledger":
             by_name.setdefault(path.stem, []).append(str(relative))
-    twice = {name for name, paths in by_name.items() if len(paths) > 1}
 
-    assert twice <= STILL_TWICE, [by_name[name] for name in sorted(twice - STILL_TWICE)]
+    assert [paths for paths in by_name.values() if len(paths) > 1] == []
 
 
 def test_a_module_has_at_most_400_lines():
@@ -337,19 +328,19 @@ def test_a_module_has_at_most_400_lines():
         and "(long, because " not in _docstring_of(path).partition("\n")[0]
     }
 
-    assert long <= STILL_LONG, sorted(long - STILL_LONG)
+    assert long == STILL_LONG, f"cut {sorted(long - STILL_LONG)}, and take off the list {sorted(STILL_LONG - long)}"
 
 
 def test_a_function_has_at_most_six_parameters():
     """``self`` does not count; a group of them that recurs is a value."""
     wide = {
-        node.name
+        f"{path.relative_to(PACKAGE_ROOT)}:{node.name}"
         for path in modules_under(PACKAGE_ROOT)
         for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(_parameters(node)) > 6
     }
 
-    assert wide <= STILL_WIDE, sorted(wide - STILL_WIDE)
+    assert wide == STILL_WIDE, f"narrow {sorted(wide - STILL_WIDE)}, and take off the list {sorted(STILL_WIDE - wide)}"
 
 
 def _docstring_of(path: Path) -> str:

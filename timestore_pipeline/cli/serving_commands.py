@@ -48,7 +48,7 @@ def metrics(
 
 
 def _serve_metrics(host: str, port: int) -> None:
-    from timestore_pipeline.metrics.server import MetricsServer
+    from timestore_pipeline.metrics.endpoint import MetricsServer
     from timestore_pipeline.settings import load_settings
     from timestore_pipeline.store import Store
 

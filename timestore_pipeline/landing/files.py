@@ -30,7 +30,7 @@ def scan_landing(store: Store, datasets: Iterable[str] | None = None) -> Landing
     names = [store.datasets[name].name for name in (store.datasets if datasets is None else datasets)]
     landing = store.settings.landing_location
     if not isinstance(landing, Path):
-        from timestore_pipeline.landing.objects import look_into_bucket  # brings obstore
+        from timestore_pipeline.landing.bucket import look_into_bucket  # brings obstore
 
         return look_into_bucket(store, landing, names, everywhere=datasets is None)
     files: list[LandingFile] = []

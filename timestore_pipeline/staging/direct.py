@@ -16,7 +16,7 @@ from timestore_pipeline.store import Store
 log = logging.getLogger(__name__)
 
 # By name, because building knows staging and not the other way round; a hook for one release is worth no more.
-_PUBLISH = "timestore_pipeline.building.direct:publish_at_once"
+_PUBLISH = "timestore_pipeline.building.at_once:publish_at_once"
 
 
 def warn_of_direct_write(store: Store, dataset: str) -> None:

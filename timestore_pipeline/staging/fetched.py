@@ -21,12 +21,11 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import PRIVATE_FOLDER
 from timestore_pipeline.errors import PlaceError, StorageUnavailable
+from timestore_pipeline.landing.bucket import settled_object, version_of
 from timestore_pipeline.landing.found import LandingFile
-from timestore_pipeline.landing.objects import settled_object, version_of
 from timestore_pipeline.model.locations import ObjectUrl
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import file_batch_id
-from timestore_pipeline.segments.scratch import plain_name, scratch_folder
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     archive_day,
@@ -35,6 +34,7 @@ from timestore_pipeline.staging.arrivals import (
     unique_name,
 )
 from timestore_pipeline.staging.deadline import Deadline
+from timestore_pipeline.staging.scratch_folder import plain_name, scratch_folder
 from timestore_pipeline.storage.objects import ObjectStorage
 from timestore_pipeline.store import Store
 

@@ -32,7 +32,6 @@ from timestore_pipeline.landing.found import LandingFile, bytes_on_disk
 from timestore_pipeline.ledger.landing import SettledFile
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import file_batch_id
-from timestore_pipeline.segments.scratch import means_itself, plain_name, scratch_folder
 from timestore_pipeline.settings import AfterIngest
 from timestore_pipeline.staging.arrivals import (
     HASHED_BYTES,
@@ -44,6 +43,7 @@ from timestore_pipeline.staging.arrivals import (
     unique_name,
 )
 from timestore_pipeline.staging.deadline import Deadline
+from timestore_pipeline.staging.scratch_folder import means_itself, plain_name, scratch_folder
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 

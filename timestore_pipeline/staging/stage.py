@@ -13,11 +13,11 @@ from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
 from timestore_pipeline.staging.file_rows import ChangedWhileRead, FileRows
 from timestore_pipeline.staging.folder_arrivals import FolderArrivals
+from timestore_pipeline.staging.frame_rows import Incoming, stage_together
 from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.load import load, receipt_of
 from timestore_pipeline.staging.receipts import Receipt, check_texts
 from timestore_pipeline.staging.retry import when_there_is_room
-from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
 
 

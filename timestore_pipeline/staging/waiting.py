@@ -11,8 +11,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from timestore_pipeline.segments.identity import Client
+from timestore_pipeline.staging.frame_rows import Incoming
 from timestore_pipeline.staging.receipts import Receipt
-from timestore_pipeline.staging.together import Incoming
 
 
 class _Writing(Protocol):

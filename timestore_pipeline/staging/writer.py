@@ -22,11 +22,11 @@ from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.segments.identity import Client
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
+from timestore_pipeline.staging.frame_rows import stage_together
 from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.load import Answer, Outlook
 from timestore_pipeline.staging.receipts import Receipt
 from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_before
-from timestore_pipeline.staging.together import stage_together
 from timestore_pipeline.staging.waiting import Promise, Waiting
 from timestore_pipeline.store import Store
 

@@ -15,10 +15,10 @@ from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.segments.identity import Client, claims_given_id, content_batch_id, file_batch_id
 from timestore_pipeline.staging import load, receipts
 from timestore_pipeline.staging.arrivals import file_fingerprint
+from timestore_pipeline.staging.frame_rows import Incoming, stage_together
 from timestore_pipeline.staging.frames import table_fingerprint
 from timestore_pipeline.staging.room import Admission, admissions
 from timestore_pipeline.staging.stage import stage, stage_file
-from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import hourly, ingest, readable, rows_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building import direct, publication
+from timestore_pipeline.building import at_once, publication
 from timestore_pipeline.building import flush as build_module
 from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
@@ -127,7 +127,7 @@ def test_what_cannot_be_published_is_acknowledged_and_stays_staged(
         raise TableError("the table is broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr(direct, "flush_windows", broken)
+        patched.setattr(at_once, "flush_windows", broken)
         receipt = stage(store, "weather", hourly(3))
 
     assert receipt.rows == 3

@@ -14,10 +14,10 @@ from timestore_pipeline.cpu_time import TookTooLong
 from timestore_pipeline.duck.connections import ConnectionPool, connector
 from timestore_pipeline.errors import BatchRejected, TimestoreError
 from timestore_pipeline.rows.formats import arrow_files
-from timestore_pipeline.staging import together
+from timestore_pipeline.staging import frame_rows
 from timestore_pipeline.staging.file_rows import FileRows
+from timestore_pipeline.staging.frame_rows import Incoming, stage_together
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import arrow_bytes, hourly, ingest, readable
 
@@ -101,7 +101,7 @@ def test_a_fault_of_ours_is_no_fault_of_the_batch(store: Store, monkeypatch: pyt
     def broken(*_: object) -> None:
         raise LookupError("a bug")
 
-    monkeypatch.setattr(together.FrameRows, "plan", broken)
+    monkeypatch.setattr(frame_rows.FrameRows, "plan", broken)
 
     answers = stage_together(
         store, store.datasets["weather"], [incoming(hourly(2), "a"), incoming(hourly(3), "b")]

@@ -14,8 +14,8 @@ from timestore_pipeline.ledger.states import QuarantineKind, QuarantineState
 from timestore_pipeline.metrics import exposition
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import from_micros
+from timestore_pipeline.staging.frame_rows import Incoming, stage_together
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline.staging.together import Incoming, stage_together
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.archived_files import find_old_archive, remove_old_archive
 from timestore_pipeline.upkeep.maintenance import MaintenanceReport, in_words, maintain
