@@ -102,7 +102,7 @@ def test_rows_of_an_emptied_log_entry_are_not_left_out_silently(at_work: Callabl
     store = at_work()
     emptied(last_entry(store))
 
-    with pytest.raises(TableError, match=r"'readings'.* is empty"):
+    with pytest.raises(TableError, match=r"'readings'.* lacks the commit of its version 1"):
         readable(store, "readings")
 
     others_go_on(store)

@@ -81,8 +81,8 @@ def test_the_architecture_can_be_read_in_one_sitting():
     assert len(text_of(ARCHITECTURE).splitlines()) <= 200
 
 
-def test_the_rooms_are_those_of_the_package_from_the_lowest_up():
-    rooms = dict(sections(text_of(ARCHITECTURE)))["The rooms"]
+def test_the_folders_are_those_of_the_package_from_the_lowest_up():
+    rooms = dict(sections(text_of(ARCHITECTURE)))["The folders"]
     lines = [[Path(name).stem for name in re.findall(r"`([\w./]+)`", row[0])] for row in table(rooms)]
     heights = [[LAYER_OF[part] for part in line] for line in lines]
 
