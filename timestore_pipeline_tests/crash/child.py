@@ -57,11 +57,10 @@ def _ingest_a_bomb(store: Store, go_off: Callable[[], object]) -> None:
     """Ingest, and do ``go_off`` while the file ``bomb.csv`` is read."""
     plan = file_rows.plan_reads
 
-    def deadly(*arguments: Any) -> Any:
-        files = next(each for each in arguments if isinstance(each, list))
-        if any(path.name == "bomb.csv" for path in files):
+    def deadly(reader: Any, schema: Any, files: Any, wider: Any) -> Any:
+        if any(path.name == "bomb.csv" for path in files.values()):
             go_off()
-        return plan(*arguments)
+        return plan(reader, schema, files, wider)
 
     file_rows.plan_reads = deadly
     ingest(store)
