@@ -56,15 +56,17 @@ def rebuild(
         go_on_if("The ledger is moved aside and made again from files, with counters from 0. Is the service stopped?")
     if take_over and not yes:
         go_on_if("The tables become this installation's, and whoever has them now can write to them no more. Go on?")
-    from timestore_pipeline.restoring.ledger import rebuild_ledger
+    from timestore_pipeline.restoring.ledger import Consent, rebuild_ledger
 
     rebuilt = rebuild_ledger(
         by=operator(),
-        replace_existing=replace,
-        adopt=adopt,
-        take_over=take_over,
-        lost_tables=lost_tables or (),
-        lost_segments=lost_segments or (),
+        consent=Consent(
+            replace_existing=replace,
+            adopt=adopt,
+            take_over=take_over,
+            lost_tables=lost_tables or (),
+            lost_segments=lost_segments or (),
+        ),
     )
     if as_json:
         print_json(

@@ -37,7 +37,8 @@ from timestore_pipeline.store import Store, ledger_file, signs_of_a_ledger
 from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.foreign import foreign_commits
 from timestore_pipeline.table.opening import open_table
-from timestore_pipeline.table.own_table import OwnTable, way_out
+from timestore_pipeline.table.own_table import OwnTable
+from timestore_pipeline.table.title import way_out
 
 _NO_FILE = "_timestore-doctor"
 _CLOCK_SLACK_MICROS = 60_000_000

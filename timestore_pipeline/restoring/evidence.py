@@ -57,9 +57,9 @@ from timestore_pipeline.table.manifests import (
     tables_with_manifests,
 )
 from timestore_pipeline.table.opening import declare_owner, open_table, owner_of
-from timestore_pipeline.table.own_table import Objection, way_out
 from timestore_pipeline.table.replacement import SequenceTaken
 from timestore_pipeline.table.sequences import last_sequence, published_sequences
+from timestore_pipeline.table.title import Objection, way_out
 
 T = TypeVar("T")
 

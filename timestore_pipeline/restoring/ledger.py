@@ -7,11 +7,8 @@ killed leaves a ledger that is as empty as before.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -19,7 +16,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import Datasets, load_datasets
 from timestore_pipeline.duck.connections import Connect, connector
-from timestore_pipeline.durable_files import fsync_path, make_folder
+from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.errors import (
     LedgerError,
     LedgerInUse,
@@ -30,7 +27,6 @@ from timestore_pipeline.errors import (
     TimestoreError,
 )
 from timestore_pipeline.ledger import Ledger
-from timestore_pipeline.ledger.database import identity_at
 from timestore_pipeline.ledger.datasets import register
 from timestore_pipeline.ledger.installation import new_identity, set_identity
 from timestore_pipeline.ledger.restoring import lock_ledger
@@ -44,6 +40,15 @@ from timestore_pipeline.restoring.evidence import (
     gather,
     give_up_tables,
     refuse_tables_away,
+)
+from timestore_pipeline.restoring.replaced import (
+    StagedSlice,
+    identity_of_ledger,
+    move_ledger_aside,
+    put_ledger_back,
+    refuse_ledger_of_others,
+    staged_by,
+    tables_known_to,
 )
 from timestore_pipeline.restoring.restored import last_retry
 from timestore_pipeline.settings import Settings, load_settings, variable_name
@@ -69,16 +74,32 @@ class Rebuilt:
         return not any(each.problems for each in self.datasets)
 
 
+@dataclass(frozen=True)
+class Consent:
+    """What somebody who has looked at the files agrees to; by default nothing is replaced, taken over or given up.
+
+    Args:
+        replace_existing: the new ledger comes in place of one that is in use or damaged, which is moved aside (SQLite
+            only).
+        adopt: take places without a mark for this installation's: somebody has looked that they are all there.
+        take_over: let tables that are another installation's become this one's.
+        lost_tables: datasets whose tables are gone for good: what segments still have of their rows is staged again.
+        lost_segments: datasets of which segments that the replaced ledger has as staged are gone for good.
+    """
+
+    replace_existing: bool = False
+    adopt: bool = False
+    take_over: bool = False
+    lost_tables: Collection[str] = ()
+    lost_segments: Collection[str] = ()
+
+
 def rebuild_ledger(
     settings: Settings | None = None,
     connect: Connect | None = None,
     *,
     by: str,
-    replace_existing: bool = False,
-    adopt: bool = False,
-    take_over: bool = False,
-    lost_tables: Collection[str] = (),
-    lost_segments: Collection[str] = (),
+    consent: Consent = Consent(),
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> Rebuilt:
     """Make the ledger again where it is gone or empty; nothing else of the installation may run meanwhile.
@@ -91,11 +112,7 @@ def rebuild_ledger(
         settings: the installation, by default that of the environment.
         connect: opens DuckDB connections.
         by: who does it, for people.
-        replace_existing: put it in place of a ledger that is in use or damaged, which is moved aside (SQLite only).
-        adopt: take places without a mark for this installation's: somebody has looked that they are all there.
-        take_over: let tables that are another installation's become this one's.
-        lost_tables: datasets whose tables are gone for good: what segments still have of their rows is staged again.
-        lost_segments: datasets of which segments that the replaced ledger has as staged are gone for good.
+        consent: what may be done beyond that.
         progress: gets a sentence for each dataset.
 
     Raises:
@@ -110,49 +127,41 @@ def rebuild_ledger(
     """
     settings = settings or load_settings()
     datasets = load_datasets(settings.datasets_path)
+    take_over, adopt = consent.take_over, consent.adopt
     identity = _take_tables(settings) if take_over else common_identity(settings, datasets, adopt=adopt)
     make_folder(settings.temp_path)
     connect = connect or connector(settings)
     moved = None
-    if replace_existing:
-        _look_before_replacing(settings, datasets, connect, identity, take_over, lost_tables, lost_segments)
+    if consent.replace_existing:
+        _refuse_to_replace(settings, datasets, connect, identity, consent)
         moved = move_ledger_aside(settings)
     try:
-        restored, location = _make_again(
-            settings, datasets, connect, identity, adopt, take_over, lost_tables, by, progress
+        ledger = Ledger.open(
+            settings.resolved_ledger_url,
+            busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
+            identity=identity,
         )
+        with Store(settings, datasets, ledger, connect, writer_pool(settings, connect)) as store:
+            restored = _make_again(store, identity, consent, by, progress)
     except Exception:
-        _put_ledger_back(settings, moved)
+        put_ledger_back(settings, moved)
         raise
-    return Rebuilt(location, tuple(restored), moved)
+    return Rebuilt(ledger.location, tuple(restored), moved)
 
 
 def _make_again(
-    settings: Settings,
-    datasets: Datasets,
-    connect: Connect,
-    identity: str,
-    adopt: bool,
-    take_over: bool,
-    lost_tables: Collection[str],
-    by: str,
-    progress: Callable[[str], None],
-) -> tuple[list[RestoredDataset], str]:
-    """Open a new ledger and enter all that is found; return it with where the ledger is."""
-    ledger = Ledger.open(
-        settings.resolved_ledger_url,
-        busy_timeout_seconds=settings.ledger_busy_timeout_seconds,
-        identity=identity,
-    )
-    store = Store(settings, datasets, ledger, connect, writer_pool(settings, connect))
+    store: Store, identity: str, consent: Consent, by: str, progress: Callable[[str], None]
+) -> list[RestoredDataset]:
+    """Enter all that is found into a new ledger, in one transaction."""
+    ledger = store.ledger
     try:
         _give_identity(ledger, identity)
-        _mark(store.places, adopt=adopt)
+        _mark(store.places, adopt=consent.adopt)
         with ledger.write() as tx:
             _refuse_if_in_use(ledger, tx)
-            give_up_tables(store, lost_tables)
+            give_up_tables(store, consent.lost_tables)
             refuse_tables_away(store)
-            restored = _restore_all(store, tx, by, take_over, progress)
+            restored = _restore_all(store, tx, by, consent.take_over, progress)
             reach(CrashPoint.LEDGER_REBUILT)
     except TimestoreError:
         raise
@@ -160,9 +169,7 @@ def _make_again(
         raise LedgerError(
             f"the ledger {ledger.location} could not be made again: {error}. Nothing was entered; run it again"
         ) from error
-    finally:
-        store.close()
-    return restored, ledger.location
+    return restored
 
 
 def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> str:
@@ -178,7 +185,7 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
     places = {name: storage_at(settings, location_of(settings, name)) for name in names}
     marks = {name: read_mark(place, name) for name, place in places.items()}
     marked = marks[PlaceName.STAGING] or marks[PlaceName.TABLES] or _owner_of_all(settings, datasets)
-    owner = marked or _identity_of_ledger(settings) or new_identity()
+    owner = marked or identity_of_ledger(settings) or new_identity()
     for name, mark in marks.items():
         place = places[name]
         if mark is not None and (mark != owner or mark == UNREADABLE):
@@ -194,7 +201,7 @@ def common_identity(settings: Settings, datasets: Datasets, *, adopt: bool) -> s
 
 def _may_be_of(settings: Settings, staging: Storage, owner: str) -> bool:
     """Whether the ledger says that this installation is ``owner``, or there are segments, so that it is no new one."""
-    if _identity_of_ledger(settings) == owner:
+    if identity_of_ledger(settings) == owner:
         return True
     return any(is_segment(entry.key) for entry in staging.entries())
 
@@ -223,56 +230,10 @@ def _take_tables(settings: Settings) -> str:
     )
     identity = read_mark(staging, PlaceName.STAGING)
     if identity in (None, UNREADABLE):
-        identity = _identity_of_ledger(settings) or new_identity()
+        identity = identity_of_ledger(settings) or new_identity()
     if read_mark(tables, PlaceName.TABLES) != identity:
         replace_mark(tables, PlaceName.TABLES, identity)
     return identity
-
-
-def move_ledger_aside(settings: Settings) -> Path | None:
-    """Move a SQLite ledger to another name beside it; None where there is none.
-
-    Raises:
-        LedgerError: it is not SQLite, or cannot be moved.
-    """
-    file = ledger_file(settings)
-    if file is None:
-        raise LedgerError(
-            "the ledger is no SQLite file, so it is not replaced: point TIMESTORE_LEDGER_URL to an empty database, "
-            "or drop its tables, and run this again without --replace"
-        )
-    if not file.exists():
-        return None
-    target = file.with_name(f"{file.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
-    try:
-        # The log first: alone it does nothing, and a database without it would be an older one.
-        for suffix in ("-wal", "-shm", ""):
-            part = file.with_name(file.name + suffix)
-            if part.exists():
-                part.rename(target.with_name(target.name + suffix))
-        fsync_path(file.parent)
-    except OSError as error:
-        raise LedgerError(f"the ledger {file} cannot be moved aside: {error.strerror or error}") from error
-    return target
-
-
-def _put_ledger_back(settings: Settings, moved: Path | None) -> None:
-    """Give a ledger that was moved aside its name again, in place of the one that could not be made.
-
-    Its own error is what matters to whoever asked: where this fails too, the old one stays where it was moved to.
-    """
-    file = ledger_file(settings)
-    if moved is None or file is None:
-        return
-    with suppress(OSError):
-        for suffix in ("-wal", "-shm", ""):
-            file.with_name(file.name + suffix).unlink(missing_ok=True)
-        # The database last: with its log missing it would be an older one.
-        for suffix in ("-wal", "-shm", ""):
-            part = moved.with_name(moved.name + suffix)
-            if part.exists():
-                part.rename(file.with_name(file.name + suffix))
-        fsync_path(file.parent)
 
 
 def _refuse_if_in_use(ledger: Ledger, tx: Connection) -> None:
@@ -304,89 +265,25 @@ def _mark(places: Places, *, adopt: bool) -> None:
             places.remember(place)
 
 
-def _refuse_ledger_of_others(file: Path, identity: str) -> None:
-    """Leave a ledger where it is that says itself that it is of another installation; a damaged one says nothing."""
-    found = _identity_in(file)
-    if found not in (None, identity):
-        raise LedgerError(
-            f"the ledger {file} is of the installation {found}, and staging and tables are of {identity}. Nothing "
-            "was done. Correct TIMESTORE_LEDGER_URL, TIMESTORE_STAGING_DIRECTORY or TIMESTORE_TABLES_URL."
-        )
-
-
-def _identity_of_ledger(settings: Settings) -> str | None:
-    """Return the identity of the ledger that is there, whatever else it knows; None where nobody can say."""
-    file = ledger_file(settings)
-    return identity_at(settings.resolved_ledger_url) if file is None else _identity_in(file)
-
-
-def _identity_in(file: Path) -> str | None:
-    """Return the identity in the file of a ledger; None where there is none, or where it is damaged."""
-    if not file.exists():
-        return None
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        found = connection.execute("SELECT identity FROM installation").fetchone()
-        return found[0] if found else None
-    return None
-
-
-def _tables_known_to(file: Path | None) -> set[str]:
-    """Return the datasets that have a table by the file of a ledger; none where that is missing or damaged."""
-    if file is None or not file.exists():
-        return set()
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        return {name for (name,) in connection.execute("SELECT name FROM datasets WHERE table_version IS NOT NULL")}
-    return set()
-
-
-def _look_before_replacing(
-    settings: Settings,
-    datasets: Datasets,
-    connect: Connect,
-    identity: str,
-    take_over: bool,
-    lost_tables: Collection[str],
-    lost_segments: Collection[str],
+def _refuse_to_replace(
+    settings: Settings, datasets: Datasets, connect: Connect, identity: str, consent: Consent
 ) -> None:
     """Read all that a rebuild needs, and change nothing: a ledger that nothing else can stand in for is not moved."""
     file = ledger_file(settings)
     if file is not None and file.exists():
-        _refuse_ledger_of_others(file, identity)
+        refuse_ledger_of_others(file, identity)
     ledger = Ledger.open("sqlite://", identity=identity)
     with Store(settings, datasets, ledger, connect, writer_pool(settings, connect)) as store:
-        refuse_tables_away(store, _tables_known_to(file), lost_tables)
+        refuse_tables_away(store, tables_known_to(file), consent.lost_tables)
         found = {
-            name: gather(store, name, fence=False, take_over=take_over) for name in sorted(datasets_with_files(store))
+            name: gather(store, name, fence=False, take_over=consent.take_over)
+            for name in sorted(datasets_with_files(store))
         }
-        _refuse_segments_lost(store, _staged_by(file), found, lost_segments)
-
-
-@dataclass(frozen=True)
-class _Staged:
-    """A slice that waits to be published, by the ledger that is replaced."""
-
-    dataset: str
-    segment_id: str
-    window_start: int
-    rows: int
-    path: str
-
-
-def _staged_by(file: Path | None) -> list[_Staged]:
-    """Return what is staged by the file of a ledger; nothing where that is missing or damaged."""
-    if file is None or not file.exists():
-        return []
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(
-            "SELECT slices.dataset, segment_id, window_start, slices.rows, path FROM slices "
-            "JOIN segments ON segments.id = segment_id WHERE slices.published_at IS NULL AND quarantine_id IS NULL"
-        )
-        return [_Staged(*row) for row in rows]
-    return []
+        _refuse_segments_lost(store, staged_by(file), found, consent.lost_segments)
 
 
 def _refuse_segments_lost(
-    store: Store, staged: Collection[_Staged], found: Mapping[str, Evidence], lost: Collection[str]
+    store: Store, staged: Collection[StagedSlice], found: Mapping[str, Evidence], lost: Collection[str]
 ) -> None:
     """Refuse to forget staged rows because their segments are away.
 

@@ -41,7 +41,7 @@ from timestore_pipeline.operating.installation import adopt, change_identity
 from timestore_pipeline.operating.observed_places import observe_places
 from timestore_pipeline.operating.quarantine import discard_entry
 from timestore_pipeline.places import PlaceState, state_of
-from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.restoring.ledger import Consent, rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.layout import segments_mark
@@ -398,11 +398,11 @@ class TestRebuildingTheLedger:
         expected = NothingToRebuildFrom if instead != "another's" else RebuildFromOthers
 
         with away(settings.home / "data" / place, instead), pytest.raises(expected):
-            rebuild_ledger(settings, by="ann@host", replace_existing=replace)
+            rebuild_ledger(settings, by="ann@host", consent=Consent(replace_existing=replace))
         assert not list(settings.home.glob("ledger.sqlite.replaced*"))
         assert (settings.home / "ledger.sqlite").exists() == replace
 
-        assert rebuild_ledger(settings, by="ann@host", replace_existing=replace).complete
+        assert rebuild_ledger(settings, by="ann@host", consent=Consent(replace_existing=replace)).complete
         again = make_store(ledger_url=settings.resolved_ledger_url)
         assert again.ledger.identity == identity
         assert readable(again) == rows_of(OLD, NEW)
@@ -431,7 +431,7 @@ class TestRebuildingTheLedger:
         Ledger.open(settings.resolved_ledger_url).close()
 
         with pytest.raises(LedgerError, match="is of the installation"):
-            rebuild_ledger(settings, by="ann@host", replace_existing=True)
+            rebuild_ledger(settings, by="ann@host", consent=Consent(replace_existing=True))
 
         assert (settings.home / "ledger.sqlite").exists()
 
@@ -454,7 +454,7 @@ class TestRebuildingTheLedger:
             mark.unlink()
 
         with pytest.raises(TablesOfOthers, match="--take-over"):
-            rebuild_ledger(settings, by="ann@host", adopt=True)
+            rebuild_ledger(settings, by="ann@host", consent=Consent(adopt=True))
 
         mark.write_bytes(content)
         assert not (other / "ledger.sqlite").exists()
@@ -471,7 +471,7 @@ class TestRebuildingTheLedger:
         with pytest.raises(NothingToRebuildFrom, match="--adopt"):
             rebuild_ledger(store.settings, by="ann@host")
 
-        assert rebuild_ledger(store.settings, by="ann@host", adopt=True).complete
+        assert rebuild_ledger(store.settings, by="ann@host", consent=Consent(adopt=True)).complete
 
         again = make_store(ledger_url=store.settings.resolved_ledger_url)
         assert {each.state for each in observe_places(again)} == {PlaceState.OURS}
@@ -667,6 +667,6 @@ class TestTheIdentityOfAnEmptyLedger:
                 path.unlink()
         store.close()
 
-        assert rebuild_ledger(store.settings, by="ann@host", adopt=True).complete
+        assert rebuild_ledger(store.settings, by="ann@host", consent=Consent(adopt=True)).complete
 
         assert make_store().ledger.identity == identity

@@ -34,7 +34,7 @@ from timestore_pipeline.ledger.segments import published_before
 from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.placement import PlaceName
-from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.restoring.ledger import Consent, rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.marks import mark_key
@@ -227,7 +227,7 @@ class ComingAndGoing(RuleBasedStateMachine):
     @rule()
     def rebuild_the_ledger(self) -> None:
         def rebuild() -> None:
-            rebuild_ledger(self.store.settings, by="ann@host", replace_existing=True)
+            rebuild_ledger(self.store.settings, by="ann@host", consent=Consent(replace_existing=True))
 
         if self.work(("staging", "tables"), rebuild):
             self.reopen()

@@ -32,7 +32,7 @@ from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.operating.installation import change_identity
-from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.restoring.ledger import Consent, rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -169,7 +169,7 @@ class TwoInstallations(RuleBasedStateMachine):
         file = one.home / "ledger.sqlite"
         before, ledger = state_of_folder(one.tables), file.read_bytes()
         try:
-            rebuild_ledger(one.settings, by="the test", replace_existing=True, take_over=take_over)
+            rebuild_ledger(one.settings, by="the test", consent=Consent(replace_existing=True, take_over=take_over))
         except TimestoreError:
             assert state_of_folder(one.tables) == before
             assert file.read_bytes() == ledger

@@ -19,6 +19,7 @@ from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.ledger.windows import published_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.orchestration import assets as assets_module
+from timestore_pipeline.orchestration import steps
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import claim_slices, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
@@ -243,8 +244,8 @@ class TestPartitionsOfTheUi:
     @pytest.mark.long
     def test_a_build_in_flight_is_waited_for(self, weather: Location, monkeypatch: pytest.MonkeyPatch):
         claim(weather.store, "weather")
-        monkeypatch.setattr(assets_module, "_IN_FLIGHT_RETRIES", 1)
-        monkeypatch.setattr(assets_module, "_IN_FLIGHT_FIRST_WAIT", 0.01)
+        monkeypatch.setattr(steps, "_IN_FLIGHT_RETRIES", 1)
+        monkeypatch.setattr(steps, "_IN_FLIGHT_FIRST_WAIT", 0.01)
 
         result = weather.materialize("partitions/weather", partition="2026-01-01", raise_on_error=False)
 

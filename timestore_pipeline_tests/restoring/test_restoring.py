@@ -41,7 +41,7 @@ from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.installation import adopt
 from timestore_pipeline.operating.quarantine import discard_entry, retry_entry
-from timestore_pipeline.restoring.ledger import Rebuilt, ledger_file, rebuild_ledger
+from timestore_pipeline.restoring.ledger import Consent, Rebuilt, ledger_file, rebuild_ledger
 from timestore_pipeline.segments.description import Description
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.layout import is_segment
@@ -80,7 +80,7 @@ ONLY_EVENTS = "datasets:\n  events: {time: {column: at, unit: ms}, window: hour}
 
 
 def rebuilt(store: Store, *, replace_existing: bool = False) -> Rebuilt:
-    return rebuild_ledger(store.settings, by="ann@host", replace_existing=replace_existing)
+    return rebuild_ledger(store.settings, by="ann@host", consent=Consent(replace_existing=replace_existing))
 
 
 def lost_and_rebuilt(store: Store, make_store: MakeStore, datasets_yaml: str = DATASETS_YAML, **settings) -> Store:
@@ -651,7 +651,9 @@ class TestWhatIsSaidOrRefused:
                 shutil.rmtree(path)
         store.close() if replaced else lose_ledger(store)
 
-        done = rebuild_ledger(store.settings, by="ann@host", replace_existing=replaced, lost_tables=["weather"])
+        done = rebuild_ledger(
+            store.settings, by="ann@host", consent=Consent(replace_existing=replaced, lost_tables=["weather"])
+        )
 
         assert done.complete
         again = make_store()
@@ -674,7 +676,7 @@ class TestWhatIsSaidOrRefused:
         lose_ledger(store)
 
         with pytest.raises(TableError, match="is there, so it is not given up"):
-            rebuild_ledger(store.settings, by="ann@host", lost_tables=["weather"])
+            rebuild_ledger(store.settings, by="ann@host", consent=Consent(lost_tables=["weather"]))
 
     def test_a_ledger_that_was_moved_aside_is_put_back_where_no_other_could_be_made(
         self, store: Store, make_store: MakeStore
@@ -732,7 +734,7 @@ class TestWhatIsSaidOrRefused:
         shutil.rmtree(store.staging.root / "weather")
         store.close()
 
-        rebuild_ledger(store.settings, by="ann@host", replace_existing=True, lost_segments=["weather"])
+        rebuild_ledger(store.settings, by="ann@host", consent=Consent(replace_existing=True, lost_segments=["weather"]))
 
         again = make_store()
         stage(again, "weather", hourly(1, station="EWR"))

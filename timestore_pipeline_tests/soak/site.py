@@ -28,7 +28,7 @@ from timestore_pipeline.ledger.queue import queue_states
 from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.reading.relations import open_reader
-from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.restoring.ledger import Consent, rebuild_ledger
 from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.arrivals import file_fingerprint
@@ -282,7 +282,9 @@ class Site:
             lose_ledger(self.store)
         self.store.close()
         connect = self.instances.connect(self.store.connect)
-        rebuilt = rebuild_ledger(self.settings, connect, by="the soak", replace_existing=self.kind != "postgresql")
+        rebuilt = rebuild_ledger(
+            self.settings, connect, by="the soak", consent=Consent(replace_existing=self.kind != "postgresql")
+        )
         if not rebuilt.complete and not self.books.foreign:
             raise Wrong(f"the ledger could not be made again: {[each.problems for each in rebuilt.datasets]}")
         self.reopen()

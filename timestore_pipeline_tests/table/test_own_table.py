@@ -31,7 +31,7 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.installation import change_identity
 from timestore_pipeline.reading.lineage import trace_window
 from timestore_pipeline.reading.rows import query_rows
-from timestore_pipeline.restoring.ledger import rebuild_ledger
+from timestore_pipeline.restoring.ledger import Consent, rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import may_be_removed
@@ -40,8 +40,9 @@ from timestore_pipeline.table import commit as commit_module
 from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.opening import declare_owner, owner_of
-from timestore_pipeline.table.own_table import Objection, OwnTable, TableTitle, objection_to
+from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.sequences import Commit
+from timestore_pipeline.table.title import Objection, TableTitle, objection_to
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline.upkeep.orphans import sweep_orphans
@@ -650,7 +651,7 @@ class TestWaysOut:
         fields = {"ledger_url": f"sqlite:///{other / 'ledger.sqlite'}", "staging_min_free_disk_bytes": 0}
         settings = Settings(home=other, tables_url=str(store.tables.root), **fields)
 
-        rebuild_ledger(settings, by="the test", take_over=True)
+        rebuild_ledger(settings, by="the test", consent=Consent(take_over=True))
 
         with Store.open(settings) as taken:
             assert taken.ledger.identity != store.ledger.identity
