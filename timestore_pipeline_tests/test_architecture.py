@@ -50,19 +50,7 @@ LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in part
 MAY_IMPORT_DAGSTER = {"orchestration", "definitions"}
 
 STILL_WIDE = {
-    "building/completion.py:_move_on",
-    "building/due.py:_requests",
-    "building/writing.py:rewritten_source",
-    "cli/ledger_commands.py:rebuild",
-    "cli/simulate_command.py:simulate",
     "operating/drain.py:drain",
-    "operating/losses.py:accept_losses",
-    "orchestration/pace.py:held_back",
-    "simulating/replay.py:_next_look",
-    "simulating/what_if.py:simulate",
-    "table/commit.py:_commit",
-    "table/commit.py:_commit_on",
-    "table/parquet.py:write_window",
 }
 """Functions of more than six parameters; none comes to them, and one that is narrower leaves."""
 
@@ -322,12 +310,14 @@ def test_a_module_has_at_most_400_lines():
 
 
 def test_a_function_has_at_most_six_parameters():
-    """``self`` does not count; a group of them that recurs is a value."""
+    """``self`` does not count; a group of them that recurs is a value. The parameters of a command are its options."""
     wide = {
         f"{path.relative_to(PACKAGE_ROOT)}:{node.name}"
         for path in modules_under(PACKAGE_ROOT)
         for node in nodes(path)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(_parameters(node)) > 6
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and len(_parameters(node)) > 6
+        and not any(isinstance(each, ast.Call) and _last_name(each.func) == "command" for each in node.decorator_list)
     }
 
     assert wide == STILL_WIDE, f"narrow {sorted(wide - STILL_WIDE)}, and take off the list {sorted(STILL_WIDE - wide)}"

@@ -297,12 +297,12 @@ def _write_merged(
     written: list[ParquetFile] = []
     with (
         store.connect(store.table(spec.name), share=share) as connection,
-        window_folders(store, build) as folders,
+        window_folders(store, build, columns) as folders,
     ):
         for window, count in counts.items():
             check_disk(store, store.table(spec.name).root)
             source = _merged_source(store, spec, columns, chosen[window])
-            written += write_window(folders, connection, spec, columns, build, window, source, target_file_bytes, count)
+            written += write_window(folders, connection, window, source, target_file_bytes, count)
     return written
 
 

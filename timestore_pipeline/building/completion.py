@@ -12,9 +12,8 @@ Other programs commit too. Their versions become visible in the same way, once s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy import Connection
 
@@ -152,7 +151,20 @@ def _take_up(
     sync_found(store.table(dataset), table, looked_at)
     committed = _committed_at(store, dataset, table)
     totals = _totals_of_changed(store, store.datasets[dataset], table, commits)
-    if not store.ledger.transact(partial(_move_on, store, dataset, table.version(), looked_at, committed, totals)):
+    version = table.version()
+
+    def move_on(tx: Connection) -> bool:
+        lock_dataset(tx, dataset)
+        seen = table_versions(tx, [dataset]).get(dataset)
+        given_up = seen is None and looked_at is not None
+        if given_up or (seen is not None and seen > version):
+            return False
+        _record(store, tx, committed)
+        put_windows(tx, dataset, totals, now_micros())
+        advance_table_version(tx, dataset, version)
+        return True
+
+    if not store.ledger.transact(move_on):
         return False
     for commit in commits:
         log.log(logging.WARNING if commit.data_change else logging.INFO, "%s: %s", dataset, commit.in_words)
@@ -172,27 +184,6 @@ def _log_has_moved_on(place: Storage, dataset: str, looked_at: int, version: int
     except TableError:
         return True
     return False
-
-
-def _move_on(
-    store: Store,
-    dataset: str,
-    version: int,
-    looked_at: int | None,
-    committed: Sequence[Committed],
-    totals: Mapping[int, PublishedWindow],
-    tx: Connection,
-) -> bool:
-    """Record a version with commits of others; False where a build has recorded a later one meanwhile."""
-    lock_dataset(tx, dataset)
-    seen = table_versions(tx, [dataset]).get(dataset)
-    given_up = seen is None and looked_at is not None
-    if given_up or (seen is not None and seen > version):
-        return False
-    _record(store, tx, committed)
-    put_windows(tx, dataset, totals, now_micros())
-    advance_table_version(tx, dataset, version)
-    return True
 
 
 def _totals_of_changed(

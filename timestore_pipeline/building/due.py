@@ -85,7 +85,9 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
             continue
         try:
             with alone(name):
-                due += _requests(store, state, policies[name], in_flight[name], staged.get(name), waiting, now)
+                requests, why = _requests(store, state, policies[name], in_flight[name], staged.get(name), now)
+                due += requests
+                waiting += why
         except TimestoreError as error:
             waiting.append(str(error))
     return FlushPlan(tuple(group_requests(due)), tuple(waiting))
@@ -97,23 +99,20 @@ def _requests(
     policy: Policy,
     in_flight: Sequence[Build],
     windows: Sequence[StagedWindow] | None,
-    waiting: list[str],
     now: int,
-) -> list[FlushRequest]:
-    """Return the builds that a dataset needs now; where it needs none, ``waiting`` gets a sentence."""
+) -> tuple[list[FlushRequest], list[str]]:
+    """Return the builds that a dataset needs now; where it needs none, a sentence that says why."""
     spec = store.datasets[state.dataset]
     thresholds, max_pending = policy.flush, policy.limits.max_pending
     busy = "".join(f"; {_describe(build, now)}" for build in in_flight)
     lanes = policy.limits.concurrent_builds - len(in_flight)
     if lanes < 1:
-        waiting.append(f"{distance(state, thresholds, max_pending, now)}{busy}")
-        return []
+        return [], [f"{distance(state, thresholds, max_pending, now)}{busy}"]
     free = state if windows is None else left_to_claim(state, windows)
     due = due_windows(free, thresholds, max_pending, now)
     why = distance(free, thresholds, max_pending, now)
     if due is None:
-        waiting.append(f"{why}{busy}")
-        return []
+        return [], [f"{why}{busy}"]
     return [
         FlushRequest(
             spec.name,
@@ -126,7 +125,7 @@ def _requests(
             spec.window_at(last),
         )
         for first, last, whole in _divide(due, windows, lanes, store.settings.build_least_shared_rows)
-    ]
+    ], []
 
 
 def left_to_claim(state: QueueState, windows: Sequence[StagedWindow]) -> QueueState:

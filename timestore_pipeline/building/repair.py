@@ -39,14 +39,14 @@ def repair_windows(store: Store, order: BuildOrder, damaged: Mapping[Window, Map
         live = set(found.files)
         leaving = {window: [file for file in files if file in live] for window, files in damaged.items()}
         written: list[ParquetFile] = []
-        with store.connect(place) as connection, window_folders(store, claimed) as folders:
+        with store.connect(place) as connection, window_folders(store, claimed, columns) as folders:
             for window, files in leaving.items():
                 relations = [parquet_relation(place, [file.path], columns) for file in files if damaged[window][file]]
                 readable = [relation for relation in relations if _can_be_read(connection, relation)]
                 if readable:
                     source = _what_is_left(spec, readable, files)
                     target = order.file_bytes(store.settings)
-                    written += write_window(folders, connection, spec, columns, claimed, window, source, target)
+                    written += write_window(folders, connection, window, source, target)
         gone = [file for files in leaving.values() for file in files]
         publication.commit(WrittenFiles(written, found.only(gone)))
 

@@ -46,6 +46,7 @@ from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import (
+    WindowFolders,
     WindowSource,
     parquet_relation,
     slices_as_source,
@@ -77,7 +78,7 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
     files: list[ParquetFile] = []
     with (
         store.connect(place, *store.segment_folders(spec.name)) as connection,
-        window_folders(store, claim.build) as folders,
+        window_folders(store, claim.build, columns) as folders,
     ):
         if claim.build.schema_version > 1:
             declare_types(OwnTable(store, spec.name), columns)
@@ -92,14 +93,12 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
 
         def write(window: Window, pieces: Sequence[Slice], tables: Sequence[str]) -> None:
             check_disk(store, place.root)
+            source = slices_as_source(store, pieces, tables) if pieces else None
             if replacement is not None and window in replaced:
                 kept = () if window in rebuilt else live[window.key]
-                source = rewritten_source(store, connection, spec, columns, window, pieces, tables, kept)
-            else:
-                source = slices_as_source(store, pieces, tables)
-            files.extend(
-                write_window(folders, connection, spec, columns, claim.build, window, source, target_file_bytes)
-            )
+                source = rewritten_source(folders, connection, window, source, kept)
+            assert source is not None
+            files.extend(write_window(folders, connection, window, source, target_file_bytes))
 
         if claim.slices:
             for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
@@ -209,23 +208,20 @@ def narrow_windows(
 
 
 def rewritten_source(
-    store: Store,
+    folders: WindowFolders,
     connection: duckdb.DuckDBPyConnection,
-    spec: DatasetSpec,
-    columns: Sequence[Column],
     window: Window,
-    pieces: Sequence[Slice],
-    tables: Sequence[str],
+    staged: WindowSource | None,
     files: Iterable[TableFile],
 ) -> WindowSource:
-    """Return the rows of a window from its live files and from slices; with a key just those that win.
+    """Return the rows of a window from its live files and from what is ``staged``; with a key just those that win.
 
     Raises:
         SegmentUnreadable, TableError: with a key, another number of rows was read than there should be.
     """
+    spec, columns = folders.spec, folders.columns
     live = sorted(files, key=lambda file: file.path)
-    published = [parquet_relation(store.table(spec.name), [file.path for file in live], columns)] if live else []
-    staged = slices_as_source(store, pieces, tables) if pieces else None
+    published = [parquet_relation(folders.place, [file.path for file in live], columns)] if live else []
 
     def wrong(reason: str) -> TimestoreError:
         return TableError(
@@ -236,9 +232,9 @@ def rewritten_source(
     if staged and not live and not spec.key:
         return staged
     source = WindowSource(
-        relations=[*tables, *published],
-        rows=sum(piece.rows for piece in pieces) + sum(file.rows for file in live),
-        bytes=sum(piece.bytes for piece in pieces) + sum(file.bytes for file in live),
+        relations=[*(staged.relations if staged else ()), *published],
+        rows=((staged and staged.rows) or 0) + sum(file.rows for file in live),
+        bytes=(staged.bytes if staged else 0) + sum(file.bytes for file in live),
         one_after_the_other=False,
         counted_by="the ledger and the table",
         wrong=staged.wrong if staged and not live else wrong,

@@ -89,6 +89,7 @@ def accept_loss(
         raise typer.BadParameter("say why", param_hint="--reason")
     if not yes:
         go_on_if(f"{rows:,} published rows of {dataset} are given up, and damaged files leave its table. Go on?")
+    from timestore_pipeline.building.order import BuildOrder
     from timestore_pipeline.building.recovery import settle_dead_builds
     from timestore_pipeline.operating.losses import accept_losses
 
@@ -100,7 +101,12 @@ def accept_loss(
             raise typer.BadParameter(str(error)) from error
         settle_dead_builds(store, command_has_died)
         accepted = accept_losses(
-            store, dataset, windows or None, rows=rows, reason=reason, by=operator(), owner=this_command()
+            store,
+            BuildOrder(dataset, owner=this_command()),
+            windows or None,
+            rows=rows,
+            reason=reason,
+            by=operator(),
         )
     if as_json:
         print_json([_as_json(loss, spec.window_at(loss.window_start)) for loss in accepted])

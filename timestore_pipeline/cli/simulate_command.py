@@ -53,16 +53,16 @@ def simulate(
     It says what they would have done to the number of flushes, the sizes of files and the freshness of the table.
     Thresholds that are not given stay as they are. Nothing is changed.
     """
+    from timestore_pipeline.datasets import FlushSpec
     from timestore_pipeline.simulating import what_if
 
     age = None if max_age is None else seconds_of(max_age, "--max-age")
+    proposed = FlushSpec(max_age_ms=None if age is None else round(age * 1e3), max_rows=max_rows, max_bytes=max_bytes)
     with open_store() as store:
         found = what_if.simulate(
             store,
             dataset,
-            max_age_ms=None if age is None else round(age * 1e3),
-            max_rows=max_rows,
-            max_bytes=max_bytes,
+            proposed,
             last_seconds=seconds_of(last, "--last"),
             run_start_seconds=run_start,
         )

@@ -56,15 +56,16 @@ def missing_in(report: AuditReport, windows: Collection[Window] | None = None) -
 
 def accept_losses(
     store: Store,
-    dataset: str,
+    order: BuildOrder,
     windows: Collection[Window] | None = None,
     *,
     rows: int,
     reason: str,
     by: str,
-    owner: str,
 ) -> list[Loss]:
     """Give up what :func:`missing_rows` says of ``windows``, if it is just ``rows`` rows in all.
+
+    ``order`` says of which dataset, and who builds. ``reason`` and ``by`` are for people.
 
     Returns:
         What is entered in the ledger, a loss per window.
@@ -74,6 +75,7 @@ def accept_losses(
         BuildInFlight: another build of the dataset has not ended.
         BuildAborted, TableError, LedgerError: nothing was entered; the same again goes on where this ended.
     """
+    dataset = order.dataset
     wrong = _wrong(audit_rows(store, dataset, windows), windows)
     found = sum(_missing(each).rows for each in wrong)
     if not wrong:
@@ -83,7 +85,7 @@ def accept_losses(
             dataset, f"{found:,} rows are missing, not {rows:,}", f"Look what is missing: timestore loss show {dataset}"
         )
     damaged = {each.window: {file.file: file.rows for file in each.damaged} for each in wrong}
-    repair_windows(store, BuildOrder(dataset, owner=owner), damaged)
+    repair_windows(store, order, damaged)
     starts = [each.window.start_micros for each in wrong]
     now = now_micros()
 

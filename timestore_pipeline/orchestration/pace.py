@@ -28,8 +28,7 @@ class FlushRun:
 
 def held_back(
     wanted: Iterable[str],
-    unfinished: Iterable[FlushRun],
-    failed: Iterable[FlushRun],
+    runs: Iterable[FlushRun],
     latest: Mapping[str, Build],
     now: float,
     lease_seconds: float,
@@ -37,12 +36,14 @@ def held_back(
 ) -> dict[str, str]:
     """Return, for those of ``wanted`` that must wait, a sentence that says why.
 
+    ``runs`` are those that have not ended, and those that failed of late.
     ``latest`` is each dataset's last ended build: a run that has built a dataset is done with it, although it may go
     on with others. So is one among its ``builders``, the owners of its builds in flight: it has claimed its part of the
     dataset, and others may have the rest. A run that has been going for longer than a lease without getting to the
     dataset does not hold it.
     """
-    unfinished, failed = list(unfinished), list(failed)
+    runs = list(runs)
+    unfinished = [run for run in runs if run.failed_at is None]
     reasons: dict[str, str] = {}
     for dataset in wanted:
         build = latest.get(dataset)
@@ -54,7 +55,7 @@ def held_back(
                 reasons[dataset] = f"{dataset}: run {run.run_id[:8]} {state}"
                 break
         else:
-            again_at, times = _again_at(dataset, failed, build)
+            again_at, times = _again_at(dataset, runs, build)
             if now < again_at:
                 reasons[dataset] = (
                     f"{dataset}: the last {times} runs failed, next attempt in {again_at - now:.0f} s"
@@ -64,11 +65,11 @@ def held_back(
     return reasons
 
 
-def _again_at(dataset: str, failed: list[FlushRun], build: Build | None) -> tuple[float, int]:
+def _again_at(dataset: str, runs: list[FlushRun], build: Build | None) -> tuple[float, int]:
     published_at = build.finished_at / 1e6 if build and build.state is BuildState.PUBLISHED and build.finished_at else 0
     failures = [
         run.failed_at
-        for run in failed
+        for run in runs
         if dataset in run.datasets
         and run.failed_at is not None
         and run.failed_at > published_at

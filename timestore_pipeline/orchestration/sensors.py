@@ -284,7 +284,7 @@ def _held_back(instance: dg.DagsterInstance, store: Store, plan: FlushPlan) -> d
         builders: defaultdict[str, set[str]] = defaultdict(set)
         for build in builds_in_flight(tx):
             builders[build.dataset].add(build.owner)
-    return held_back(wanted, unfinished, failed, latest, time.time(), store.settings.build_lease_seconds, builders)
+    return held_back(wanted, [*unfinished, *failed], latest, time.time(), store.settings.build_lease_seconds, builders)
 
 
 def _flush_run(record: dg.RunRecord) -> FlushRun:

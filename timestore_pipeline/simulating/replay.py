@@ -108,6 +108,12 @@ class _Queue:
             late=LateQueue(0 if late is None else 1, late, late, late_window, late_window),
         )
 
+    def due_at(self, thresholds: FlushThresholds) -> list[int]:
+        """When the oldest of what is staged reaches its age."""
+        ages = ((False, thresholds.max_age_ms), (True, thresholds.late_age_ms))
+        oldest = ((self.oldest(late=late), age_ms) for late, age_ms in ages)
+        return [moment + age_ms * 1_000 for moment, age_ms in oldest if moment is not None and age_ms]
+
     def take(self, due: Due) -> _Queue:
         """Take out what is due: late rows wait longer, and the others do not wait for them."""
         taken, kept = _Queue(), _Queue()
@@ -140,7 +146,12 @@ def replay(arrivals: Sequence[Arrival], thresholds: FlushThresholds, machine: Ma
         most = max(most, queue.batches)
 
     while True:
-        now = _next_look(arrivals, position, queue, thresholds, machine, now, free_at)
+        # The next tick at which the decision can be another one; far away where there is none.
+        later = [arrivals[position].staged_at] if position < len(arrivals) else []
+        if queue.arrivals and free_at > now:
+            later.append(free_at)
+        later += queue.due_at(thresholds)
+        now = min((_tick_at(max(moment, now + 1, free_at), machine.tick) for moment in later), default=2**63)
         if now > until:
             break
         take_in(now)
@@ -157,27 +168,6 @@ def replay(arrivals: Sequence[Arrival], thresholds: FlushThresholds, machine: Ma
     take_in(until)
     waits += _waits(queue, until)
     return Replay(thresholds, tuple(flushes), tuple(files), tuple(waits), queue.batches, most)
-
-
-def _next_look(
-    arrivals: Sequence[Arrival],
-    position: int,
-    queue: _Queue,
-    thresholds: FlushThresholds,
-    machine: Machine,
-    now: int,
-    free_at: int,
-) -> int:
-    """The next tick at which the decision can be another one; far away where there is none."""
-    moments = [arrivals[position].staged_at] if position < len(arrivals) else []
-    if queue.arrivals and free_at > now:
-        moments.append(free_at)
-    for late, age_ms in ((False, thresholds.max_age_ms), (True, thresholds.late_age_ms)):
-        oldest = queue.oldest(late=late)
-        if oldest is not None and age_ms:
-            moments.append(oldest + age_ms * 1_000)
-    later = [_tick_at(max(moment, now + 1, free_at), machine.tick) for moment in moments]
-    return min(later, default=2**63)
 
 
 def _waits(queue: _Queue, until: int) -> list[tuple[float, int]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from timestore_pipeline.datasets import FlushSpec
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.history import Arrival, FlushRecord, arrivals, flushes
 from timestore_pipeline.model.clock import now_micros
@@ -50,22 +51,18 @@ class WhatIf:
 def simulate(
     store: Store,
     dataset: str,
+    proposed: FlushSpec,
     *,
-    max_age_ms: int | None = None,
-    max_rows: int | None = None,
-    max_bytes: int | None = None,
     last_seconds: float,
     run_start_seconds: float,
     now: int | None = None,
 ) -> WhatIf:
-    """Replay what was staged in the last ``last_seconds`` with other thresholds, None for those that hold.
+    """Replay what was staged in the last ``last_seconds`` with other thresholds; those that are not proposed stay.
 
     Args:
         store: the installation.
         dataset: one of its datasets.
-        max_age_ms: proposed age threshold, 0 for none.
-        max_rows: proposed threshold of rows, 0 for none.
-        max_bytes: proposed threshold of bytes, 0 for none.
+        proposed: other thresholds, 0 for none.
         last_seconds: how far to look back.
         run_start_seconds: what a run needs from the sensor's look to the claim of its build.
         now: microseconds since the epoch, by default the clock's.
@@ -87,10 +84,10 @@ def simulate(
         )
     own = policy.flush
     other = FlushThresholds(
-        max_rows=own.max_rows if max_rows is None else max_rows,
-        max_bytes=own.max_bytes if max_bytes is None else max_bytes,
-        max_age_ms=own.max_age_ms if max_age_ms is None else max_age_ms,
-        late_max_age_ms=own.late_max_age_ms,
+        max_rows=own.max_rows if proposed.max_rows is None else proposed.max_rows,
+        max_bytes=own.max_bytes if proposed.max_bytes is None else proposed.max_bytes,
+        max_age_ms=own.max_age_ms if proposed.max_age_ms is None else proposed.max_age_ms,
+        late_max_age_ms=own.late_max_age_ms if proposed.late_max_age_ms is None else proposed.late_max_age_ms,
     )
     per_row, per_file = _parquet_size(past, flushed)
     machine = Machine(

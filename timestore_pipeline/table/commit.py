@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -156,7 +157,7 @@ def commit_build(
             f"dataset {build.dataset!r}: its columns have changed, and only some files of a window would get the new "
             "ones; try again after the next flush."
         )
-    return _commit(own, build, actions, transactions, "publish", columns, replacement)
+    return _commit(own, _Entry(build, "publish", columns, transactions, actions, replacement))
 
 
 def commit_fence(own: Owned, build: Build, columns: Sequence[Column]) -> int:
@@ -167,7 +168,7 @@ def commit_fence(own: Owned, build: Build, columns: Sequence[Column]) -> int:
         TableError: the commit failed.
     """
     fence = Transaction(app_id(build.dataset, build.lane), build.sequence)
-    return _commit(own, build, [], [fence], "fence", columns)
+    return _commit(own, _Entry(build, "fence", columns, [fence]))
 
 
 def declare_types(own: Owned, columns: Sequence[Column]) -> None:
@@ -228,20 +229,24 @@ def fence_all(place: Storage, dataset: str, sequence: int, installation: str) ->
     return fenced
 
 
-def _commit(
-    own: Owned,
-    build: Build,
-    actions: list[AddAction | RemoveAction],
-    transactions: list[Transaction],
-    action: str,
-    columns: Sequence[Column],
-    replacement: Replacement | None = None,
-) -> int:
+@dataclass(frozen=True)
+class _Entry:
+    """What a build enters in the log; ``action`` is "publish" or "fence", ``columns`` are those of the table then."""
+
+    build: Build
+    action: str
+    columns: Sequence[Column]
+    transactions: list[Transaction]
+    actions: list[AddAction | RemoveAction] = field(default_factory=list)
+    replacement: Replacement | None = None
+
+
+def _commit(own: Owned, entry: _Entry) -> int:
     """Commit on a new handle, or on the one that is held since the files to be removed were looked up.
 
     Either was looked at when it was opened. What the ledger has learnt since does not change what was in that version.
     """
-    place, attempts = own.place, 0
+    place, build, replacement, attempts = own.place, entry.build, entry.replacement, 0
     while True:
         attempts += 1
         table = replacement.table if replacement is not None else own.opened()
@@ -251,7 +256,7 @@ def _commit(
             raise SequenceTaken
         reach(CrashPoint.TABLE_CHECKED)
         try:
-            _commit_on(table, build, actions, transactions, action, own.installation, columns, replacement)
+            _commit_on(table, replace(entry, replacement=replacement), own.installation)
             break
         except (DeltaError, OSError) as error:
             # Whatever it was: the answer to a commit that arrived may be lost on the way.
@@ -273,30 +278,22 @@ def _commit(
     return mine
 
 
-def _commit_on(
-    table: DeltaTable,
-    build: Build,
-    actions: list[AddAction | RemoveAction],
-    transactions: list[Transaction],
-    action: str,
-    installation: str,
-    columns: Sequence[Column],
-    replacement: Replacement | None,
-) -> None:
+def _commit_on(table: DeltaTable, entry: _Entry, installation: str) -> None:
+    build, columns, replacement = entry.build, entry.columns, entry.replacement
     # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
     # of those that are replaced, whose files it then removes instead of actions that it would not take.
-    grows = action == "publish" and _grows(build, table, columns)
+    grows = entry.action == "publish" and _grows(build, table, columns)
     windows = sorted({file.window_key or "" for file in replacement.files}) if replacement is not None else []
     table.create_write_transaction(
-        actions,
+        entry.actions,
         "overwrite" if grows else "append",
         delta_schema(columns),
         [WINDOW_COLUMN],
         partition_filters=[(WINDOW_COLUMN, "in", windows or [_NO_WINDOW])] if grows else None,
         commit_properties=CommitProperties(
-            app_transactions=transactions,
+            app_transactions=entry.transactions,
             custom_metadata={
-                "timestoreAction": action,
+                "timestoreAction": entry.action,
                 "timestoreKind": build.kind.value,
                 "timestoreBuild": str(build.id),
                 "timestoreSequence": str(build.sequence),

@@ -49,11 +49,15 @@ _WAITING_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class WindowFolders:
-    """Where the windows of a build are written; ``later`` takes what makes a window's files durable.
+    """Where the windows of a build are written, with the ``columns`` that its table has then.
 
-    ``folder`` is that of the table at ``place``, or local scratch on the way there.
+    ``folder`` is that of the table at ``place``, or local scratch on the way there; ``later`` takes what makes a
+    window's files durable.
     """
 
+    build: Build
+    spec: DatasetSpec
+    columns: Sequence[Column]
     place: Storage
     folder: Path
     later: Callable[[Callable[[], object]], None]
@@ -66,7 +70,7 @@ class WindowFolders:
 
 
 @contextmanager
-def window_folders(store: Store, build: Build) -> Iterator[WindowFolders]:
+def window_folders(store: Store, build: Build, columns: Sequence[Column]) -> Iterator[WindowFolders]:
     """Let the windows of a build be written; when the block ends all their files are in place and durable.
 
     Syncs wait for the disk side by side, while the next windows are written; so do uploads for an object store.
@@ -83,7 +87,7 @@ def window_folders(store: Store, build: Build) -> Iterator[WindowFolders]:
             room.acquire()
             later(lambda: _and_make_room(work, room))
 
-        yield WindowFolders(place, folder, when_there_is_room)
+        yield WindowFolders(build, store.datasets[build.dataset], columns, place, folder, when_there_is_room)
 
 
 def scratch_of_build(settings: Settings, dataset: str, sequence: int) -> Path:
@@ -174,9 +178,6 @@ def parquet_relation(place: Storage, paths: Iterable[str], columns: Sequence[Col
 def write_window(
     folders: WindowFolders,
     connection: duckdb.DuckDBPyConnection,
-    spec: DatasetSpec,
-    columns: Sequence[Column],
-    build: Build,
     window: Window,
     source: WindowSource,
     target_file_bytes: int,
@@ -193,6 +194,7 @@ def write_window(
         SegmentUnreadable, TableError: what the rows are read from is damaged, or has another number of rows.
         duckdb.Error: the files cannot be written.
     """
+    build, spec, columns = folders.build, folders.spec, folders.columns
     folder = folders.of(window)
     temporary = folder / f".{file_prefix(build.sequence)}{TEMPORARY_SUFFIX}"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -70,13 +70,13 @@ def write(store: Store, claim: Claim) -> list[ParquetFile]:
     files = []
     with (
         store.connect(store.table("weather").root, *store.segment_folders("weather")) as connection,
-        window_folders(store, claim.build) as folders,
+        window_folders(store, claim.build, spec.declared_columns or ()) as folders,
     ):
         attach_segment(store, connection, claim.slices[0])
         for piece in claim.slices:
             window = spec.window_at(piece.window_start)
             files += write_window(
-                folders, connection, spec, spec.declared_columns or (), claim.build, window,
+                folders, connection, window,
                 slices_as_source(store, [piece], [segment_table(piece.segment_id)]), 1 << 30,
             )  # fmt: skip
     return files

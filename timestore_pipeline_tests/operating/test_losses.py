@@ -31,12 +31,13 @@ from timestore_pipeline_tests.operating.test_audit import (
     wrong,
 )
 
-WHO = {"reason": "the disk of 2026-01 burned", "by": "the operator", "owner": "the test"}
+ORDER = BuildOrder("weather", owner="the test")
+WHO = {"reason": "the disk of 2026-01 burned", "by": "the operator"}
 
 
 def accept(store: Store, rows: int, *keys: str) -> list[int]:
     windows = [store.datasets["weather"].window_from_key(key) for key in keys]
-    return [loss.rows for loss in accept_losses(store, "weather", windows or None, rows=rows, **WHO)]
+    return [loss.rows for loss in accept_losses(store, ORDER, windows or None, rows=rows, **WHO)]
 
 
 @pytest.fixture

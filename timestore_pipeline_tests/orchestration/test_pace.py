@@ -42,7 +42,7 @@ def run(run_id: str = "r1", *datasets: str, **times: float) -> FlushRun:
 
 
 def held(unfinished: Any = (), failed: Any = (), latest: Any = None, now: float = NOW) -> dict[str, str]:
-    return held_back(["a"], unfinished, failed, latest or {}, now, LEASE)
+    return held_back(["a"], [*unfinished, *failed], latest or {}, now, LEASE)
 
 
 def test_nothing_holds_a_dataset_that_no_run_has():

@@ -219,7 +219,7 @@ def tell(home: Path, columns: Sequence[str], time: str, key: str | None = None, 
     # A file of the table is gone for good.
     again.table("w").delete(live_files(open_table(again.table("w"), "w"))[0].path)
     lost = story.rows - sum(each.table_rows for each in audit_rows(again, "w").windows)
-    accept_losses(again, "w", rows=lost, reason="the disk", by="the test", owner="the test")
+    accept_losses(again, BuildOrder("w", owner="the test"), rows=lost, reason="the disk", by="the test")
     story.rows -= lost
     story.audit()
     again.close()

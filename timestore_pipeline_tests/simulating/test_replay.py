@@ -15,6 +15,7 @@ from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.datasets import FlushSpec
 from timestore_pipeline.errors import TimestoreError, UnknownDataset
 from timestore_pipeline.ledger.history import Arrival, arrivals, flushes
 from timestore_pipeline.policy import FlushThresholds, Policy
@@ -175,7 +176,7 @@ def test_a_simulation_measures_the_installation_and_changes_nothing(make_store: 
             flush_windows(store, BuildOrder("weather", owner="test"))
     stage(store, "weather", hourly(3), batch_id="left")
 
-    found = simulate(store, "weather", max_rows=1, last_seconds=3_600, run_start_seconds=0)
+    found = simulate(store, "weather", FlushSpec(max_rows=1), last_seconds=3_600, run_start_seconds=0)
 
     assert found.batches == 7
     assert len(found.measured.flushes) == 3
@@ -190,9 +191,9 @@ def test_a_simulation_measures_the_installation_and_changes_nothing(make_store: 
 
 def test_a_dataset_without_a_past_is_told(make_store: MakeStore):
     with pytest.raises(TimestoreError, match="nothing was staged in that time"):
-        simulate(make_store(), "weather", max_rows=1, last_seconds=60, run_start_seconds=0)
+        simulate(make_store(), "weather", FlushSpec(max_rows=1), last_seconds=60, run_start_seconds=0)
     with pytest.raises(UnknownDataset):
-        simulate(make_store(), "nothing", max_rows=1, last_seconds=60, run_start_seconds=0)
+        simulate(make_store(), "nothing", FlushSpec(max_rows=1), last_seconds=60, run_start_seconds=0)
 
 
 @pytest.mark.parametrize(("of", "expected"), [(0.0, 1), (0.5, 1), (0.9, 1), (0.91, 100), (1.0, 100)])
