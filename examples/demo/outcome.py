@@ -13,7 +13,7 @@ from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:
-    from timestore_pipeline.orchestration.run_counts import RunCounts
+    from examples.demo.run_counts import RunCounts
 
 
 @dataclass(frozen=True)

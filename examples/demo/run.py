@@ -30,7 +30,7 @@ from timestore_pipeline.ledger.counters import FLUSH_ROWS
 from timestore_pipeline.store import Store
 
 if TYPE_CHECKING:
-    from timestore_pipeline.orchestration.run_counts import RunWatcher
+    from examples.demo.run_counts import RunWatcher
 
 _DEFAULT_HOME = PROJECT / ".demo"
 _DEFAULT_SECONDS = 75.0
@@ -115,7 +115,7 @@ def _watch(
 ) -> outcome.Outcome:
     """Drop everything, wait until all is published and no run is left, and return what there is to tell."""
     # Brings Dagster, which takes seconds; the daemon takes more of them to start.
-    from timestore_pipeline.orchestration.run_counts import RunWatcher
+    from examples.demo.run_counts import RunWatcher
 
     settings = installation.settings
     paths = unpack_sources(options.home / "source")

@@ -16,10 +16,15 @@ from timestore_pipeline.inert import as_code
 from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.model.windows import Granularity, Window
 from timestore_pipeline.orchestration.config import BuildConfig
-from timestore_pipeline.orchestration.keys import landing_key, partitions_key, partitions_op, staging_key
+from timestore_pipeline.orchestration.keys import (
+    landing_key,
+    partitions_definition,
+    partitions_key,
+    partitions_op,
+    staging_key,
+)
 from timestore_pipeline.orchestration.logs import log_of
 from timestore_pipeline.orchestration.metadata import Metadata, column_schema
-from timestore_pipeline.orchestration.partitions import partitions_definition
 from timestore_pipeline.orchestration.quarantine_check import quarantine_watched
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
 from timestore_pipeline.orchestration.steps import publish_staged, refuse_contradicting, stage_landed

@@ -22,9 +22,9 @@ from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.segments import segment_bytes
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.assets import DATASET_TAG, partitions_key
+from timestore_pipeline.orchestration.keys import partitions_definition
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import column_schema, ingest_metadata
-from timestore_pipeline.orchestration.partitions import partitions_definition
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
 from timestore_pipeline.reading.rows import Rows, query_rows, range_query
 from timestore_pipeline.rows.bounds import Bounds

@@ -11,7 +11,7 @@ import dagster as dg
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.orchestration.assets import partitions_key, staging_key
-from timestore_pipeline.orchestration.partitions import first_partition
+from timestore_pipeline.orchestration.keys import first_partition
 
 INGEST_JOB = "ingest"
 BUILD_JOB = "partition_build"

@@ -22,7 +22,13 @@ from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.windows import EVERY_WINDOW, Window, WindowRange, windows_between
 from timestore_pipeline.orchestration.config import BuildConfig, CheckedConfig, checked
-from timestore_pipeline.orchestration.keys import partitions_key, staging_key
+from timestore_pipeline.orchestration.keys import (
+    is_partition,
+    partition_key,
+    partitions_definition,
+    partitions_key,
+    staging_key,
+)
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import (
     Metadata,
@@ -33,7 +39,6 @@ from timestore_pipeline.orchestration.metadata import (
     published_totals,
     untouched_window_metadata,
 )
-from timestore_pipeline.orchestration.partitions import is_partition, partition_key, partitions_definition
 from timestore_pipeline.orchestration.resources import StoreResource
 from timestore_pipeline.orchestration.tags import tag_run_of_a_person
 from timestore_pipeline.policy import Policy

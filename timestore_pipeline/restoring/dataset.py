@@ -36,10 +36,11 @@ from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import oldest_first
 from timestore_pipeline.model.windows import Granularity
 from timestore_pipeline.policy import Policy
-from timestore_pipeline.restoring.choosing import Choice, choose
 from timestore_pipeline.restoring.evidence import Evidence, FoundSegment, carve
 from timestore_pipeline.restoring.restored import (
+    Choice,
     batch_row,
+    choose,
     each_batch_once,
     refused,
     restored,

@@ -1,9 +1,13 @@
-"""From what files say to what the ledger is to hold, value by value."""
+"""From what files say to what the ledger is to hold, value by value.
+
+A process that died before it had acknowledged its segment leaves it behind, and the batches came again. Without the
+ledger nobody knows which of the two was acknowledged; both have the same rows, and each batch is to be taken once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from timestore_pipeline.ledger.batches import BatchRow, SegmentRow
 from timestore_pipeline.ledger.restoring import RestoredSegment
@@ -17,6 +21,42 @@ from timestore_pipeline.segments.segment import slices_of
 from timestore_pipeline.storage.layout import segment_key
 from timestore_pipeline.table.contents import TableFile
 from timestore_pipeline.table.manifests import Published
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A segment, and the ordinals of those of its batches that are taken from it; ``whole`` where that is all."""
+
+    segment: FoundSegment
+    ordinals: frozenset[int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every batch of the segment is taken from it."""
+        return len(self.ordinals) == len(self.segment.description.batches)
+
+
+def choose(segments: Iterable[FoundSegment], published: Collection[str], taken: Collection[str] = ()) -> list[Choice]:
+    """Return from which segments which batches are taken, oldest first; one of which nothing is needed is left out.
+
+    Segments with published slices were certainly acknowledged, so they go first. Of the others the newest does: the
+    one that came later was only written because the earlier one was not acknowledged. ``taken`` are ids of batches
+    whose segments are gone.
+    """
+    order = sorted(segments, key=lambda each: each.age, reverse=True)
+    order.sort(key=lambda each: each.id not in published)
+    seen = set(taken)
+    choices = []
+    for segment in order:
+        batches = segment.description.batches
+        if segment.id in published:
+            mine = frozenset(each.ordinal for each in batches)
+        else:
+            mine = frozenset(each.ordinal for each in batches if each.batch.batch_id not in seen)
+        if mine:
+            seen |= {each.batch.batch_id for each in batches if each.ordinal in mine}
+            choices.append(Choice(segment, mine))
+    return sorted(choices, key=lambda choice: choice.segment.age)
 
 
 def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment:

@@ -1,4 +1,4 @@
-"""How much of the disk archive and work take: recorded once an hour, because there may be very many files."""
+"""A short chore: how much of the disk archive and work take, once an hour, as there may be very many files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ledger need not know any more: batches that were published long ago, and builds that ended long ago."""
+"""A short chore: the ledger forgets batches that were published long ago, and builds that ended long ago."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows that are older than the dataset's table keeps them."""
+"""A short chore: windows that are older than the dataset's table keeps them leave it."""
 
 from __future__ import annotations
 

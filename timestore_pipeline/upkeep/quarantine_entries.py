@@ -1,4 +1,4 @@
-"""Entries of the quarantine: those that are older than they are kept are discarded, some are tried again."""
+"""A short chore: entries of the quarantine that are older than they are kept are discarded, some are tried again."""
 
 from __future__ import annotations
 

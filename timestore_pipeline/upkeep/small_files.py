@@ -1,4 +1,4 @@
-"""Small files of tables become few large ones: in one round as many bytes, of all datasets, as the settings say."""
+"""A short chore: small files become few large ones; in a round as many bytes, of all datasets, as the settings say."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from timestore_pipeline.datasets import DatasetSpec, TimeSpec
 from timestore_pipeline.model.windows import Granularity, Window
-from timestore_pipeline.orchestration.partitions import partition_key, partitions_definition
+from timestore_pipeline.orchestration.keys import partition_key, partitions_definition
 from timestore_pipeline_tests.sampling import examples
 
 granularities = st.sampled_from(Granularity)

@@ -1,4 +1,4 @@
-"""How many runs an instance has had, for who watches it from outside."""
+"""How many runs the instance of the demo has had."""
 
 from __future__ import annotations
 
