@@ -244,7 +244,7 @@ class _Load:
             return answered
         if withheld := self._rows.withheld(plan.order, written):
             written.discard(self._store)
-            return answered.and_then(Loaded(withheld))
+            return _bad_after_all(plan, answered, Loaded(withheld))
         base = schema.version if schema else 0
         declared = [SchemaStep(schema.columns)] if schema and not base else []
         steps = (*declared, *(self._step(growth) for growth in plan.growth))
@@ -259,7 +259,7 @@ class _Load:
                 self._rows.record,
             )
         except BatchesRefused as error:
-            return answered.and_then(self._refused(plan, error))
+            return _bad_after_all(plan, answered, self._refused(plan, error))
         as_expected = not (answered.answers or steps or in_turn)
         return answered.and_then(
             Loaded(
@@ -305,7 +305,7 @@ class _Load:
             with store.ledger.read() as tx:
                 as_before = store.policy(tx, spec).limits.max_windows == error.limit
             # If the limit is another one now, it is asked for again.
-            return plan, None, answered.and_then(self._refused(plan, error)) if as_before else answered
+            return plan, None, _bad_after_all(plan, answered, self._refused(plan, error) if as_before else Loaded())
         except TimestoreError:
             raise
         except (duckdb.Error, OSError) as error:
@@ -353,3 +353,11 @@ class _Load:
         for numbers, refused in attempt_by_halves(group, read, UnreadableFile):
             found.update({numbers[0]: str(refused)} if isinstance(refused, UnreadableFile) else refused)
         return found
+
+
+def _bad_after_all(plan: ReadPlan, answered: Loaded, bad: Loaded) -> Loaded:
+    """Return the answers to batches of a plan that turn out bad when they are written, and to those that did not fit.
+
+    What did not fit may not have fitted the columns that a bad one was to bring. Then it is planned again without that.
+    """
+    return bad if plan.growth else answered.and_then(bad)

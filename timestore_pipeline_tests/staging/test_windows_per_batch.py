@@ -93,3 +93,14 @@ def test_rows_from_quarantine_count_too(make_store: MakeStore):
     assert "3 windows" in (retried.left or "")
     limit_to(again, 3)
     assert retry_entry(again, entry.id, "me").rows == 3
+
+
+def test_what_did_not_fit_its_columns_is_not_refused_with_it(make_store: MakeStore, drop):
+    store = make_store("datasets: {tides: {time: at, window: day}}", staging_max_windows=1)
+    drop(store, "tides", "1.csv", "at,level\n2026-01-01,1\n2026-01-02,2\n")
+    drop(store, "tides", "2.csv", "at,height\n2026-01-01,1\n")
+
+    report = ingest(store)["tides"]
+
+    assert [entry.source for entry in report.quarantined] == ["1.csv"]
+    assert [receipt.source for receipt in report.staged] == ["2.csv"]
