@@ -15,8 +15,8 @@ from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import Reach, Share
-from timestore_pipeline.duck.remote_files import reason_of
-from timestore_pipeline.duck.sql import column_list, quote, typed_nulls
+from timestore_pipeline.duck.remote_files import of_the_store, reason_of
+from timestore_pipeline.duck.sql import EVERY_VALUE, column_list, quote, typed_nulls
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.datasets import dataset_schema
@@ -48,7 +48,11 @@ from timestore_pipeline.table.parquet import parquet_relation
 _ATTEMPTS = 5
 
 # What DuckDB says of a damaged file; anything else does not cost a look at all segments.
-_SIGNS_OF_DAMAGE = ("Corrupt database file", "IO Error", "INTERNAL Error", "FATAL Error")
+_SIGNS_OF_DAMAGE = (
+    *("Corrupt database file", "IO Error", "INTERNAL Error", "FATAL Error"),
+    # Of Parquet files, which a query may name in no other way than by a view of ours.
+    *("Parquet", "parquet", "Thrift", "TProtocol", "don't know what type", "ZSTD", "decompress", "Out of buffer"),
+)
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,9 @@ def _table_named(store: Store, snapshot: Snapshot) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         _raise_if_files_are_gone(store, snapshot, error)
+        _raise_if_a_file_is_damaged(store, snapshot, error)
         name, place = snapshot.spec.name, store.table(snapshot.spec.name).location
-        raise TableError(f"dataset {name!r}: the table at {place} cannot be read: {reason_of(error)}") from error
+        raise TableError(f"dataset {name!r}: the table at {place} cannot be read: {_without_query(error)}") from error
 
 
 def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception) -> None:
@@ -206,13 +211,38 @@ def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception)
         ) from error
 
 
+def _raise_if_a_file_is_damaged(store: Store, snapshot: Snapshot, error: Exception) -> None:
+    """Read the files of a table one by one, until one fails."""
+    name, place = snapshot.spec.name, store.table(snapshot.spec.name)
+    if snapshot.table_version is None:
+        return
+    table = open_to_read(place, name, snapshot.table_version, snapshot.table_id)
+    with store.connect(place) as connection:
+        for path in file_bounds(table)["path"].to_pylist():
+            try:
+                connection.execute(f"SELECT {EVERY_VALUE} FROM {parquet_relation(place, [path])}").fetchall()
+            except duckdb.Error as damaged:
+                if of_the_store(damaged) or out_of_files(damaged) or isinstance(damaged, duckdb.OutOfMemoryException):
+                    return  # which says nothing of the file
+                raise TableError(
+                    f"dataset {name!r}: {place.shown(path)} is damaged: {_without_query(damaged)}. Restore it from a "
+                    f"backup. Without one, move it elsewhere: 'timestore loss show {name}' then says which rows are "
+                    "missing, and what to do."
+                ) from error
+
+
+def _without_query(error: Exception) -> str:
+    """Return what DuckDB says, but for the statement, which is ours."""
+    return reason_of(error).partition("\n\nLINE ")[0]
+
+
 @contextmanager
 def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
     """Say which segment is damaged where reading the rows of ``snapshots`` comes upon one.
 
     Raises:
         SegmentUnreadable: one is.
-        TableError: files of a table are gone.
+        TableError: files of a table are gone, or one is damaged.
         TooManyOpenFiles: none is, but no more files can be opened.
     """
     snapshots = list(snapshots)
@@ -228,6 +258,7 @@ def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
             _raise_if_damaged(store, snapshots, error)
             for snapshot in snapshots:
                 _raise_if_files_are_gone(store, snapshot, error)
+                _raise_if_a_file_is_damaged(store, snapshot, error)
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import PyFileSystem
 
 from timestore_pipeline.model.columns import POSITION_COLUMN, WINDOW_COLUMN, Column, delta_type, type_in_delta
-from timestore_pipeline.storage.table_folder import (
-    file_name,
-)
+from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.table.delta import (
     DeltaError,
     DeltaStorageHandler,
@@ -24,9 +22,6 @@ from timestore_pipeline.table.delta import (
     PrimitiveType,
     Schema,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _CUT_MICROS = 999
 

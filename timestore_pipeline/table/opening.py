@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.storage import Storage
@@ -28,9 +27,6 @@ from timestore_pipeline.table.delta import (
     TableNotFoundError,
     set_properties,
 )
-
-if TYPE_CHECKING:
-    pass
 
 OWNER_PROPERTY = "timestore.installation"
 """The property of a table that has the identity of its installation."""

@@ -17,6 +17,8 @@ from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.commit import ensure_table
+from timestore_pipeline.table.contents import live_files
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, build, claim_slices, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
@@ -137,6 +139,23 @@ def test_a_missing_table_is_an_error_and_not_fewer_rows(store: Store):
 
     with pytest.raises(TableError, match="dataset 'weather'"):
         query_rows(store, COUNT_AND_SUM).to_arrow()
+
+
+@pytest.mark.parametrize("damaged", [slice(4, 60), slice(60, 400)], ids=["header of a page", "up to the footer"])
+def test_a_damaged_file_of_a_table_is_named(store: Store, damaged: slice):
+    stage(store, "weather", hourly(3_000))
+    build(store)
+    (file, *_) = (store.table("weather").root / path for path in live_paths(store))
+    whole = bytearray(file.read_bytes())
+    whole[damaged] = b"\xff" * len(whole[damaged])
+    file.write_bytes(whole)
+
+    with pytest.raises(TableError, match=f"dataset 'weather'.*{file.name} is damaged.*loss show weather"):
+        query_rows(store, "select hash(columns(*)) from weather").to_arrow()
+
+
+def live_paths(store: Store) -> list[str]:
+    return [file.path for file in live_files(open_table(store.table("weather"), "weather"))]
 
 
 def test_a_damaged_dataset_does_not_stand_in_the_way_of_others(make_store: MakeStore):
