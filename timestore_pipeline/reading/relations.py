@@ -50,9 +50,11 @@ _ATTEMPTS = 5
 # What DuckDB says of a damaged file; anything else does not cost a look at all segments.
 _SIGNS_OF_DAMAGE = (
     *("Corrupt database file", "IO Error", "INTERNAL Error", "FATAL Error"),
-    # Of Parquet files, which a query may name in no other way than by a view of ours.
-    *("Parquet", "parquet", "Thrift", "TProtocol", "don't know what type", "ZSTD", "decompress", "Out of buffer"),
+    # Of Parquet files.
+    *("Out of buffer", "orrupted", "Failed to read file", "Varint-decoding", "don't know what type"),
 )
+
+_OUT_OF_BOUNDS = (duckdb.OutOfMemoryException, duckdb.InterruptException)
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,12 @@ def _raise_if_a_file_is_damaged(store: Store, snapshot: Snapshot, error: Excepti
     if snapshot.table_version is None:
         return
     table = open_to_read(place, name, snapshot.table_version, snapshot.table_id)
-    with store.connect(place) as connection:
+    with store.connect(place, share=Share(bounds=query_bounds(store.settings))) as connection:
         for path in file_bounds(table)["path"].to_pylist():
             try:
                 connection.execute(f"SELECT {EVERY_VALUE} FROM {parquet_relation(place, [path])}").fetchall()
             except duckdb.Error as damaged:
-                if of_the_store(damaged) or out_of_files(damaged) or isinstance(damaged, duckdb.OutOfMemoryException):
+                if of_the_store(damaged) or out_of_files(damaged) or isinstance(damaged, _OUT_OF_BOUNDS):
                     return  # which says nothing of the file
                 raise TableError(
                     f"dataset {name!r}: {place.shown(path)} is damaged: {_without_query(damaged)}. Restore it from a "
