@@ -200,8 +200,7 @@ def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception)
     name, place = snapshot.spec.name, store.table(snapshot.spec.name)
     if snapshot.table_version is None:
         return
-    table = open_to_read(place, name, snapshot.table_version, snapshot.table_id)
-    files = file_bounds(table)["path"].to_pylist()
+    files = _published_files(store, snapshot)["path"].to_pylist()
     sizes = place.sizes()
     gone = [path for path in files if sizes(path) is None]
     if gone:
@@ -218,9 +217,8 @@ def _raise_if_a_file_is_damaged(store: Store, snapshot: Snapshot, error: Excepti
     name, place = snapshot.spec.name, store.table(snapshot.spec.name)
     if snapshot.table_version is None:
         return
-    table = open_to_read(place, name, snapshot.table_version, snapshot.table_id)
     with store.connect(place, share=Share(bounds=query_bounds(store.settings))) as connection:
-        for path in file_bounds(table)["path"].to_pylist():
+        for path in _published_files(store, snapshot)["path"].to_pylist():
             try:
                 connection.execute(f"SELECT {EVERY_VALUE} FROM {parquet_relation(place, [path])}").fetchall()
             except duckdb.Error as damaged:
