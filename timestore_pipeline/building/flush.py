@@ -13,9 +13,8 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import out_of_attempts, set_unreadable_aside
-from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.publication import new_build, publishing
+from timestore_pipeline.building.publication import columns_to_build, new_build, publishing
 from timestore_pipeline.building.report import BuildReport, build_report, report_of_shares
 from timestore_pipeline.building.writing import write_claim
 from timestore_pipeline.crash_points import CrashPoint, reach
@@ -29,7 +28,6 @@ from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import WindowRange
-from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 
 
@@ -99,14 +97,9 @@ def flush_in_shares(store: Store, order: BuildOrder) -> BuildReport | None:
 def _flush_once(store: Store, order: BuildOrder, *, leave_some: bool) -> BuildReport | None:
     started = time.perf_counter()
     spec = store.datasets[order.dataset]
-    with store.ledger.read() as tx:
-        known = dataset_columns(tx, spec)
+    known = columns_to_build(store, spec)
     if known is None:
         return None  # nothing was ever staged
-    # Both before anything is claimed: what is not mounted costs no attempt.
-    store.places.require_segments(order.dataset)
-    prepare_table(store, spec, known)
-    check_disk(store, store.table(order.dataset).root)
     now = now_micros()
     wanted = Wanted(
         staged=order.windows.starts,

@@ -15,19 +15,23 @@ import duckdb
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.completion import Committed, record_commit
+from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.builds import Build, NewBuild, extend_lease
 from timestore_pipeline.ledger.claims import Wanted, claim_build
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
+from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.commit import commit_build
 from timestore_pipeline.table.contents import ParquetFile
@@ -59,6 +63,24 @@ def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind, 
         lanes=1 if kind is BuildKind.REPAIR else store.policy(tx, spec).limits.concurrent_builds,
         replaces=spec.key is not None,
     )
+
+
+def columns_to_build(store: Store, spec: DatasetSpec) -> tuple[Column, ...] | None:
+    """Return the columns of a dataset whose segments, table and disk are ready for a build; None: nothing was staged.
+
+    To be called before anything is claimed: what is not mounted costs no attempt.
+
+    Raises:
+        PlaceError: staging or tables are not there, or another installation's.
+        TableError, DiskFull, LedgerError: as they say.
+    """
+    with store.ledger.read() as tx:
+        columns = dataset_columns(tx, spec)
+    if columns is not None:
+        store.places.require_segments(spec.name)
+        prepare_table(store, spec, columns)
+        check_disk(store, store.table(spec.name).root)
+    return columns
 
 
 def claim_published(store: Store, order: BuildOrder, kind: BuildKind, windows: Iterable[int], rows: int) -> Build:

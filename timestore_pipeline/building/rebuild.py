@@ -12,9 +12,8 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from timestore_pipeline.building.damage import unreadable_slices
-from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.building.publication import new_build, publishing
+from timestore_pipeline.building.publication import columns_to_build, new_build, publishing
 from timestore_pipeline.building.report import BuildReport, build_report
 from timestore_pipeline.building.writing import write_claim
 from timestore_pipeline.datasets import DatasetSpec
@@ -32,7 +31,6 @@ from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.store import Store
 
 
@@ -49,13 +47,9 @@ def rebuild_windows(store: Store, order: BuildOrder) -> BuildReport | None:
     """
     started = time.perf_counter()
     spec = store.datasets[order.dataset]
-    with store.ledger.read() as tx:
-        known = dataset_columns(tx, spec)
+    known = columns_to_build(store, spec)
     if known is None:
-        return None
-    store.places.require_segments(order.dataset)
-    prepare_table(store, spec, known)
-    check_disk(store, store.table(order.dataset).root)
+        return None  # nothing was ever staged
     now = now_micros()
 
     def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Slice, ...], tuple[Column, ...]]:
