@@ -25,6 +25,7 @@ from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, counted, published, readable, weather_csv
+from timestore_pipeline_tests.e2e import code_server
 from timestore_pipeline_tests.e2e.conftest import Deployment, Site, stopped_processes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(1800)]
@@ -103,7 +104,7 @@ ROWS_PER_DAY = 100
 
 
 def two_months() -> str:
-    """A file with so many rows and windows that much is left to do after a crash point."""
+    """A file with so many windows that it is one of many that a build has in place."""
     return weather_csv(
         *(
             f"{NEW_YEAR - timedelta(days=day) + timedelta(minutes=minute):%Y-%m-%dT%H:%M:%SZ},S{day},{minute}"
@@ -144,18 +145,21 @@ def test_runs_canceled_in_the_ui_lose_and_double_nothing(site: Site, drop: Drop)
         assert said["__typename"] == "TerminateRunSuccess", said
         site.wait_for(f"{job} is canceled", lambda: status() is CANCELED)
 
-    site.signal_runs(f"{CrashPoint.READINGS_BEGUN}=SIGSTOP")
+    site.signal_runs(f"{CrashPoint.READINGS_BEGUN}={code_server.CANCELED}")
     first = drop(store, "canceled", "many.csv", two_months())
     batch_id = file_batch_id(file_fingerprint(first))
     with canceled("ingest"):
-        site.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}=SIGSTOP")
+        # No other run takes the file before this test has looked at what the canceled one leaves.
+        site.kill_daemon()
     assert readable(store, "canceled") == []
     assert first.exists()
     assert [path for path in store.settings.staging_path.glob("canceled/[!.]*") if path.is_file()] == []
     with store.ledger.read() as tx:
         assert unended_readings(tx, "canceled", [batch_id]) == {}, "a canceled run speaks against no file"
 
+    site.signal_runs(f"{CrashPoint.PARQUET_IN_PLACE}={code_server.CANCELED}")
     drop(store, "canceled", "2.csv", file_of(2))
+    site.start()
     with canceled("partition_build_day"):
         site.signal_runs(f"{CrashPoint.SLICES_CLAIMED}=SIGSTOP")
     # The run gave the slices back itself, or the sensor settled its build: another run has claimed them.
