@@ -1,6 +1,7 @@
-"""Each dataset alone: whatever goes wrong with one is an error of that dataset, and the others go on (invariant 9).
+"""Each dataset alone: an error of one stays with it (short, because all loops over datasets share nothing else).
 
-Every loop over datasets does its part for each of them in :func:`alone`, and catches :class:`TimestoreError`.
+Whatever goes wrong with one dataset is an error of that dataset, and the others go on (invariant 9). Every loop over
+datasets does its part for each of them in :func:`alone`, and catches :class:`TimestoreError`.
 """
 
 from __future__ import annotations

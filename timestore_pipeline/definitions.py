@@ -1,4 +1,4 @@
-"""What Dagster loads: the installation that the environment describes. Decides nothing."""
+"""What Dagster loads: the installation of the environment (short, because Dagster loads it and it decides nothing)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether an error says that the process has run out of something, and so nothing of the file that it names."""
+"""Whether the process has run out of open files (short, because errors of every library are asked by it).
+
+An error that says so says nothing of the file that it names.
+"""
 
 from __future__ import annotations
 

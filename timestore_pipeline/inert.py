@@ -1,6 +1,6 @@
-"""Text of others, made inert: names, reasons and values of cells are shown, and do nothing.
+"""Text of others, made inert (short, because whoever shows text uses these functions, and no others).
 
-There is one function for each place where text could act. Whoever shows text uses these, and nothing of its own.
+Names, reasons and values of cells are shown, and do nothing. There is one function for each place where text could act.
 """
 
 from __future__ import annotations

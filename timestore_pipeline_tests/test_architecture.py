@@ -309,6 +309,52 @@ def test_a_module_has_at_most_400_lines():
     assert not long, sorted(long)
 
 
+# Modules that stand alone with less than 60 lines. Why is in the first line of each, and here.
+SHORT = {
+    "alone": "all loops over datasets share nothing else",
+    "building.at_once": "it is gone with the next release",
+    "building.order": "every kind of build takes one",
+    "cli.clear_command": "a command of no group has a file",
+    "cli.operator": "commands of many groups ask",
+    "cli.wording": "all commands use these, and none prints here",
+    "definitions": "Dagster loads it and it decides nothing",
+    "exhaustion": "errors of every library are asked by it",
+    "inert": "whoever shows text uses these functions, and no others",
+    "model.clock": "everybody asks it, and most ask nothing else",
+    "model.freed": "all that removes files counts them in this way",
+    "model.named_files": "three parts read such files, and in one way",
+    "operating.backfill": "the asset and the command do the same",
+    "operating.backup": "it takes the ledger's file and no installation",
+    "orchestration.location": "it only lists what its neighbours define",
+    "orchestration.logs": "it is the only way to write any",
+    "rows.formats.known": "it is the list that a new one joins",
+    "rows.one_per_key": "builds and reads share it, so that both give the same rows",
+    "staging.direct": "it is gone with the next release",
+    "upkeep.disk_use": "each chore has a file",
+    "upkeep.old_history": "each chore has a file",
+    "upkeep.old_windows": "each chore has a file",
+    "upkeep.quarantine_entries": "each chore has a file",
+    "upkeep.small_files": "each chore has a file",
+}
+
+
+def test_a_module_has_at_least_60_lines():
+    """Or the first line of its docstring says why it stands alone: ``(short, because …)``."""
+    short = {
+        module_name(path).removeprefix(f"{PACKAGE}."): _why_short(path)
+        for path in modules_under(PACKAGE_ROOT)
+        if len(path.read_text(encoding="utf-8").splitlines()) < 60
+        and not path.stem.startswith("__")
+        and "migrations" not in path.parts
+    }
+
+    assert short == SHORT
+
+
+def _why_short(path: Path) -> str:
+    return _docstring_of(path).partition("\n")[0].partition("(short, because ")[2].removesuffix(").")
+
+
 def test_a_function_has_at_most_six_parameters():
     """``self`` does not count; a group of them that recurs is a value. The parameters of a command are its options."""
     wide = {

@@ -1,4 +1,4 @@
-"""Publishing in the same call as staging: the building side of the deprecated direct writes."""
+"""Publishing in the call that stages, for direct writes (short, because it is gone with the next release)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of a build: of which dataset and windows, for whom and why."""
+"""What is asked of a build: which windows, for whom and why (short, because every kind of build takes one)."""
 
 from __future__ import annotations
 

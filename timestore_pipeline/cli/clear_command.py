@@ -1,4 +1,7 @@
-"""``timestore clear-staging``: the staging directory keeps what it must, and what is given up on purpose goes."""
+"""``timestore clear-staging`` (short, because a command of no group has a file).
+
+The staging directory keeps what it must, and what is given up on purpose goes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Who runs a command: what the ledger remembers of an operator, and of a build that a command owns."""
+"""Who runs a command (short, because commands of many groups ask).
+
+What the ledger remembers of an operator, and of a build that a command owns.
+"""
 
 from __future__ import annotations
 

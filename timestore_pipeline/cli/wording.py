@@ -1,4 +1,4 @@
-"""Numbers, sizes and times as people read them."""
+"""Numbers, sizes and times as people read them (short, because all commands use these, and none prints here)."""
 
 from __future__ import annotations
 

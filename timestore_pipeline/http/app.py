@@ -30,8 +30,7 @@ from timestore_pipeline.http.intake import Intake, Posted
 from timestore_pipeline.http.meter import OTHER, Meter
 from timestore_pipeline.http.openapi import ENDPOINTS, EndpointSpec, openapi_document
 from timestore_pipeline.http.problems import Problem, ProblemResponse, later, problem_of
-from timestore_pipeline.http.remembered import Remembered
-from timestore_pipeline.http.shares import Slots, Turns
+from timestore_pipeline.http.shares import Remembered, Slots, Turns
 from timestore_pipeline.http.tokens import Scope, Token, Tokens
 from timestore_pipeline.ledger.batches import batch_state
 from timestore_pipeline.ledger.datasets import dataset_columns

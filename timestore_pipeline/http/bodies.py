@@ -12,7 +12,7 @@ from typing import Self
 from starlette.requests import ClientDisconnect, Request
 
 from timestore_pipeline.http.problems import Problem, later, rejected, too_large
-from timestore_pipeline.rows.packed import unpacked
+from timestore_pipeline.rows.bounds import unpacked
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile
 
 _MOST_DRAINED_BYTES = 8 << 20

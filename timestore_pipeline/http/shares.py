@@ -1,13 +1,17 @@
-"""What one client may take of a server that others share: requests at the same time, and turns at what is scarce."""
+"""How requests share a server: so many at a time, in turns at what is scarce, with one answer for all who ask."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
 from timestore_pipeline.http.problems import later
+
+T = TypeVar("T")
 
 
 class Slots:
@@ -98,3 +102,25 @@ class Turns:
                 self._waiting[client] = (semaphore, waiting)
             else:
                 del self._waiting[client]
+
+
+class Remembered(Generic[T]):
+    """One answer for all who ask within ``seconds``: what ``find`` returns or raises."""
+
+    def __init__(self, find: Callable[[], Awaitable[T]], seconds: float) -> None:
+        self._find = find
+        self._seconds = seconds
+        self._task: asyncio.Task[T] | None = None
+        self._until = 0.0
+
+    async def now(self) -> T:
+        """Return what holds now, however many ask; one of them who goes away takes it from nobody."""
+        if self._task is None or (self._task.done() and time.monotonic() >= self._until):
+            self._task = asyncio.ensure_future(self._found())
+        return await asyncio.shield(self._task)
+
+    async def _found(self) -> T:
+        try:
+            return await self._find()
+        finally:
+            self._until = time.monotonic() + self._seconds

@@ -1,4 +1,4 @@
-"""The clock: now, as the ledger writes it."""
+"""The clock: now, as the ledger writes it (short, because everybody asks it, and most ask nothing else)."""
 
 from __future__ import annotations
 

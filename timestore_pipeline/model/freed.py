@@ -1,4 +1,4 @@
-"""What maintenance removed."""
+"""What was removed: files and bytes (short, because all that removes files counts them in this way)."""
 
 from __future__ import annotations
 

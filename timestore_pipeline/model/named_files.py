@@ -1,4 +1,7 @@
-"""Files that settings name: read without ever waiting for them, whatever stands there under that name."""
+"""Files that settings name (short, because three parts read such files, and in one way).
+
+They are read without ever waiting for them, whatever stands there under that name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator asks for when windows are materialized by hand: published or rebuilt, and in few files."""
+"""Windows that are materialized by hand, in few files (short, because the asset and the command do the same)."""
 
 from __future__ import annotations
 

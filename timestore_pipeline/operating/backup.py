@@ -1,4 +1,7 @@
-"""A copy of the ledger as it stands at one moment, taken while it is in use."""
+"""A copy of the ledger, taken while it is in use (short, because it takes the ledger's file and no installation).
+
+The copy is the ledger as it stands at one moment.
+"""
 
 from __future__ import annotations
 

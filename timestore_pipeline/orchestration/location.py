@@ -1,4 +1,4 @@
-"""All definitions of a code location for some settings and datasets."""
+"""All definitions of a code location (short, because it only lists what its neighbours define)."""
 
 from __future__ import annotations
 

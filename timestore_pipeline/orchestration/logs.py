@@ -1,6 +1,7 @@
-"""Logs and failures of runs and ticks; nobody here writes any but through this: what comes from outside is text in it.
+"""Logs and failures of runs and ticks (short, because it is the only way to write any).
 
-The UI makes links of addresses in a message, and whoever follows a daemon in a terminal gets every character of it.
+What comes from outside is text in them. The UI makes links of addresses in a message, and whoever follows a daemon in a
+terminal gets every character of it.
 """
 
 from __future__ import annotations

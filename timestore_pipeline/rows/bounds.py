@@ -5,9 +5,10 @@ Formats describe themselves, and libraries believe what they read there: a foote
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile
 from timestore_pipeline.settings import Settings, variable_name
@@ -23,6 +24,15 @@ LONG_ROW = f"it is longer than {MOST_ROW_BYTES >> 20} MiB"
 
 MOST_NESTED = 100
 """How deep the type of a column may be nested; Parquet's and Arrow's own readers have about the same."""
+
+_GZIP = 31
+"""What zlib calls the format gzip."""
+
+_READ_AT_ONCE = 1 << 14
+_UNPACKED_AT_ONCE = 1 << 18
+
+MOST_MEMBERS = 10_000
+"""So many members of gzip may follow one another: each costs, and may hold nothing."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +116,46 @@ def inner_types(kind: pa.DataType) -> list[pa.DataType]:
     if pa.types.is_dictionary(kind):
         return [kind.value_type]
     return [kind.field(number).type for number in range(kind.num_fields)]
+
+
+def unpacked(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Yield what is in gzip, of which ``read`` gives the next bytes, none at the end.
+
+    Whatever they say, it takes a time that grows with their number.
+
+    Raises:
+        UnreadableFile: it is damaged, not whole, or has too many members.
+    """
+    rest, members = read(_READ_AT_ONCE), 0
+    if not rest:
+        raise UnreadableFile("it is no whole gzip: it is empty")
+    try:
+        while rest:
+            members += 1
+            if members > MOST_MEMBERS:
+                raise TooLarge(f"it has more than {MOST_MEMBERS:,} gzip members; pack it as one")
+            member = zlib.decompressobj(_GZIP)
+            while not member.eof:
+                some = member.decompress(rest, _UNPACKED_AT_ONCE)
+                if some:
+                    yield some
+                rest = member.unconsumed_tail or (b"" if member.eof else read(_READ_AT_ONCE))
+                if not (rest or some or member.eof):
+                    raise UnreadableFile("it is no whole gzip: its end is missing")
+            rest = member.unused_data or read(_READ_AT_ONCE)
+    except zlib.error as error:
+        raise UnreadableFile(f"it is no gzip, or damaged: {error}") from error
+
+
+def unpacked_start(stream: IO[bytes], size: int) -> bytes:
+    """Return the first bytes of what is in a gzip file, ``size`` of them where there are as many.
+
+    Raises:
+        UnreadableFile: as :func:`unpacked`, as far as it was looked at.
+    """
+    start = bytearray()
+    for some in unpacked(stream.read):
+        start += some
+        if len(start) >= size:
+            break
+    return bytes(start[:size])

@@ -1,4 +1,4 @@
-"""One row per key: which row of a window wins, as SQL that builds and reads share, so that both give the same rows."""
+"""Which row of a key wins, as SQL (short, because builds and reads share it, so that both give the same rows)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The deprecated way, ``TIMESTORE_STAGING_ENABLED=false``: ingest straight to the table. Gone with the next release.
+"""The deprecated way: ingest straight to the table (short, because it is gone with the next release).
 
-What a batch brings is written to a segment and acknowledged as ever, and then published in the same call, without
-waiting for a threshold. The segment is what makes it exactly once: a process may end anywhere, and the batch is
-either unknown or in the ledger, where the next direct write or ``flush_sensor`` finds what is still to be published.
+With ``TIMESTORE_STAGING_ENABLED=false``, what a batch brings is written to a segment and acknowledged as ever, and then
+published in the same call, without waiting for a threshold. The segment is what makes it exactly once: a process may
+end anywhere, and the batch is either unknown or in the ledger, where the next direct write or ``flush_sensor`` finds
+what is still to be published.
 """
 
 from __future__ import annotations

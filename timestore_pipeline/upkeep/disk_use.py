@@ -1,4 +1,7 @@
-"""A short chore: how much of the disk archive and work take, once an hour, as there may be very many files."""
+"""How much of the disk archive and work take (short, because each chore has a file).
+
+It is counted once an hour, as there may be very many files.
+"""
 
 from __future__ import annotations
 

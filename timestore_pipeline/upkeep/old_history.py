@@ -1,4 +1,7 @@
-"""A short chore: the ledger forgets batches that were published long ago, and builds that ended long ago."""
+"""The ledger forgets batches and builds of long ago (short, because each chore has a file).
+
+Batches that were published long ago, and builds that ended long ago.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short chore: windows that are older than the dataset's table keeps them leave it."""
+"""Windows that are older than the dataset's table keeps them leave it (short, because each chore has a file)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short chore: entries of the quarantine that are older than they are kept are discarded, some are tried again."""
+"""Old entries of the quarantine are discarded, some are tried again (short, because each chore has a file)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A short chore: small files become few large ones; in a round as many bytes, of all datasets, as the settings say."""
+"""Small files become few large ones (short, because each chore has a file).
+
+In a round as many bytes, of all datasets, as the settings say.
+"""
 
 from __future__ import annotations
 

@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timestore_pipeline.errors import BatchRejected
-from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.rows.bounds import MOST_MEMBERS, Bounds, unpacked
 from timestore_pipeline.rows.formats.arrow_files import arrow_table
 from timestore_pipeline.rows.formats.parquet_files import check_parquet
-from timestore_pipeline.rows.packed import MOST_MEMBERS, unpacked
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store

@@ -12,6 +12,7 @@ from typing import Any
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.duck.sql import list_of_files, literal
 from timestore_pipeline.model.evolution import Schema, types_by_name
+from timestore_pipeline.rows.bounds import unpacked_start
 from timestore_pipeline.rows.casts import type_in_text
 from timestore_pipeline.rows.formats.format import (
     File,
@@ -22,7 +23,6 @@ from timestore_pipeline.rows.formats.format import (
     each_alone,
 )
 from timestore_pipeline.rows.formats.texts import TextFormat, compression
-from timestore_pipeline.rows.packed import unpacked_start
 from timestore_pipeline.rows.reasons import BadRow, UnreadableFile
 
 _MAX_HEADER_BYTES = 1 << 20

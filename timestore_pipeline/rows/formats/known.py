@@ -1,4 +1,4 @@
-"""The formats that there are: a new one is listed here."""
+"""The formats that there are (short, because it is the list that a new one joins)."""
 
 from __future__ import annotations
 
