@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, note_pruned
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
@@ -42,14 +42,38 @@ class Pruned:
         return Pruned(self.segments + other.segments, self.batches + other.batches, self.builds + other.builds)
 
 
-def prune_batches(
-    tx: Connection, dataset: str, published_before: int, most_segments: int, *, dry_run: bool = False
-) -> Pruned:
+@dataclass(frozen=True)
+class _OldBatches:
+    """Segments that are forgotten with their batches, and the condition on batches that are in no segment."""
+
+    segments: list[str]
+    without_rows: ColumnElement[bool]
+
+
+def find_old_batches(tx: Connection, dataset: str, published_before: int, most_segments: int) -> Pruned:
+    """Return what :func:`prune_batches` would forget."""
+    old = _old_batches(tx, dataset, published_before, most_segments)
+    of_segments = (batches.c.segment_id.in_(some) for some in in_parts(old.segments))
+    found = [
+        tx.execute(select(func.count()).select_from(batches).where(each)).scalar_one()
+        for each in (old.without_rows, *of_segments)
+    ]
+    return Pruned(segments=len(old.segments), batches=sum(found))
+
+
+def prune_batches(tx: Connection, dataset: str, published_before: int, most_segments: int) -> Pruned:
     """Forget segments that are unlinked and whose batches were all published before a moment, with these batches.
 
     Batches whose rows were all refused are forgotten as long after they were staged. What an open quarantine entry
     refers to stays. The moment is in microseconds since the epoch.
     """
+    old = _old_batches(tx, dataset, published_before, most_segments)
+    forgotten = tx.execute(delete(batches).where(old.without_rows)).rowcount
+    forgotten += sum(_forget_segments(tx, dataset, some) for some in in_parts(old.segments))
+    return Pruned(segments=len(old.segments), batches=forgotten)
+
+
+def _old_batches(tx: Connection, dataset: str, published_before: int, most_segments: int) -> _OldBatches:
     lock_dataset(tx, dataset)
     kept = select(quarantine.c.batch_id).where(
         quarantine.c.dataset == dataset, quarantine.c.state == QuarantineState.OPEN.value
@@ -74,26 +98,30 @@ def prune_batches(
             .limit(most_segments)
         ).scalars()
     )
-    empty = (
+    without_rows = and_(
         batches.c.dataset == dataset,
         batches.c.segment_id.is_(None),
         batches.c.staged_at < published_before,
         batches.c.batch_id.not_in(kept),
     )
-    forgotten = tx.execute(select(func.count()).select_from(batches).where(*empty)).scalar_one()
-    if not dry_run:
-        tx.execute(delete(batches).where(*empty))
-    for some in in_parts(old):
-        forgotten += tx.execute(
-            select(func.count()).select_from(batches).where(batches.c.segment_id.in_(some))
-        ).scalar_one()
-        if not dry_run:
-            _forget_segments(tx, dataset, some)
-    return Pruned(segments=len(old), batches=int(forgotten))
+    return _OldBatches(old, without_rows)
 
 
-def prune_builds(tx: Connection, dataset: str, finished_before: int, *, dry_run: bool = False) -> Pruned:
+def find_old_builds(tx: Connection, dataset: str, finished_before: int) -> Pruned:
+    """Return what :func:`prune_builds` would forget."""
+    return Pruned(builds=len(_old_builds(tx, dataset, finished_before)))
+
+
+def prune_builds(tx: Connection, dataset: str, finished_before: int) -> Pruned:
     """Forget builds that ended before a moment, but not the last of them that published, nor any after it."""
+    old = _old_builds(tx, dataset, finished_before)
+    for some in in_parts(old):
+        tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(some)))
+        tx.execute(delete(builds).where(builds.c.id.in_(some)))
+    return Pruned(builds=len(old))
+
+
+def _old_builds(tx: Connection, dataset: str, finished_before: int) -> list[int]:
     lock_dataset(tx, dataset)
     last = (
         select(builds.c.id)
@@ -120,14 +148,11 @@ def prune_builds(tx: Connection, dataset: str, finished_before: int, *, dry_run:
         builds.c.id.not_in(shown),
         builds.c.id.not_in(flushes),
     )
-    found = list(tx.execute(select(builds.c.id).where(*old)).scalars())
-    for some in in_parts([] if dry_run else found):
-        tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(some)))
-        tx.execute(delete(builds).where(builds.c.id.in_(some)))
-    return Pruned(builds=len(found))
+    return list(tx.execute(select(builds.c.id).where(*old)).scalars())
 
 
-def _forget_segments(tx: Connection, dataset: str, segment_ids: list[str]) -> None:
+def _forget_segments(tx: Connection, dataset: str, segment_ids: list[str]) -> int:
+    """Forget segments with their batches; return how many batches that were."""
     here = slices.c.segment_id.in_(segment_ids)
     published = tx.execute(
         select(slices.c.window_start, func.sum(slices.c.rows))
@@ -137,8 +162,9 @@ def _forget_segments(tx: Connection, dataset: str, segment_ids: list[str]) -> No
     for window_start, rows in published:
         note_pruned(tx, dataset, window_start, int(rows))
     forget_slices(tx, here)
-    tx.execute(delete(batches).where(batches.c.segment_id.in_(segment_ids)))
+    forgotten = tx.execute(delete(batches).where(batches.c.segment_id.in_(segment_ids)))
     tx.execute(delete(segments).where(segments.c.id.in_(segment_ids)))
+    return forgotten.rowcount
 
 
 @dataclass(frozen=True)

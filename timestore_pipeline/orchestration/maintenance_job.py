@@ -13,7 +13,7 @@ from timestore_pipeline.orchestration.checks import DECLARATION, GUARDRAILS, QUA
 from timestore_pipeline.orchestration.keys import partitions_key, staging_key
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.resources import MetricsResource, StoreResource
-from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, find_old_runs, prune_runs
+from timestore_pipeline.orchestration.run_pruning import OldRuns, RunRetention, delete_runs, find_old_runs
 from timestore_pipeline.orchestration.runs import owner_is_gone
 from timestore_pipeline.orchestration.table_checks import FILE_SIZES, ROW_AUDIT
 from timestore_pipeline.orchestration.tags import TRIGGER_TAG
@@ -50,7 +50,8 @@ def maintain_installation(
             owner_is_gone=lambda owner: owner_is_gone(context.instance, owner),
             dry_run=config.dry_run,
         )
-        runs = prune_dagster_runs(context.instance, opened, dry_run=config.dry_run)
+        prune = find_dagster_runs if config.dry_run else prune_dagster_runs
+        runs = prune(context.instance, opened)
     finally:
         metrics.push(opened, log_of(context))
     for line in [*in_words(report), *_runs_in_words(runs, dry_run=config.dry_run)]:
@@ -87,7 +88,7 @@ def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
         from timestore_pipeline.upkeep.maintenance import in_words, maintain
 
         report = maintain(store.opened, owner="a look", dry_run=True)
-        runs = prune_dagster_runs(context.instance, store.opened, dry_run=True)
+        runs = find_dagster_runs(context.instance, store.opened)
         lines = [*in_words(report), *_runs_in_words(runs, dry_run=True), *report.problems]
         if not lines:
             return dg.SkipReason("there is nothing to do")
@@ -97,17 +98,27 @@ def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
     return ask_for_maintenance
 
 
-def prune_dagster_runs(instance: dg.DagsterInstance, store: Store, *, dry_run: bool) -> PrunedRuns:
-    """Delete old automatic runs as the settings say, but none that the UI needs; a dry run only finds them."""
+def find_dagster_runs(instance: dg.DagsterInstance, store: Store) -> OldRuns:
+    """Return the old automatic runs that are to go as the settings say, none that the UI needs."""
     settings = store.settings
+    if not _runs_go(settings):
+        return OldRuns()
     retention = RunRetention(timedelta(seconds=settings.dagster_run_retention_seconds), settings.dagster_keep_runs)
-    if not (retention.age or retention.number):
-        return PrunedRuns()
-    act = find_old_runs if dry_run else prune_runs
-    return act(instance, retention, _check_keys(store.datasets.declared), most=settings.maintenance_max_removals)
+    checks = _check_keys(store.datasets.declared)
+    return find_old_runs(instance, retention, checks, most=settings.maintenance_max_removals)
 
 
-def maintenance_metadata(report: "MaintenanceReport", runs: PrunedRuns) -> Mapping[str, int]:
+def prune_dagster_runs(instance: dg.DagsterInstance, store: Store) -> OldRuns:
+    """Delete what :func:`find_dagster_runs` finds."""
+    found = find_dagster_runs(instance, store)
+    return delete_runs(instance, found) if _runs_go(store.settings) else found
+
+
+def _runs_go(settings: Settings) -> bool:
+    return bool(settings.dagster_run_retention_seconds or settings.dagster_keep_runs)
+
+
+def maintenance_metadata(report: "MaintenanceReport", runs: OldRuns) -> Mapping[str, int]:
     """Return what a pass did, as numbers."""
     return {
         **report.numbers,
@@ -118,7 +129,7 @@ def maintenance_metadata(report: "MaintenanceReport", runs: PrunedRuns) -> Mappi
     }
 
 
-def _runs_in_words(runs: PrunedRuns, *, dry_run: bool) -> Iterable[str]:
+def _runs_in_words(runs: OldRuns, *, dry_run: bool) -> Iterable[str]:
     would = "would be " if dry_run else ""
     if runs.runs or runs.freed.files:
         yield (

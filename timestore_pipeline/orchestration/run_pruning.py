@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -33,12 +33,17 @@ class RunRetention:
 
 
 @dataclass(frozen=True)
-class PrunedRuns:
-    """How many runs were deleted, how many were old enough but are still shown, and the files that went with them."""
+class OldRuns:
+    """Runs that have had their time, oldest first, and how many as old are still shown; what was freed with them."""
 
-    runs: int = 0
+    ids: tuple[str, ...] = ()
     kept: int = 0
     freed: Freed = field(default_factory=Freed)
+
+    @property
+    def runs(self) -> int:
+        """How many runs go."""
+        return len(self.ids)
 
 
 def find_old_runs(
@@ -48,45 +53,26 @@ def find_old_runs(
     *,
     most: int,
     now: datetime | None = None,
-) -> PrunedRuns:
-    """Return what :func:`prune_runs` would delete; only it knows which files go with the runs."""
-    chosen, kept = _deletable_runs(instance, retention, check_keys, now)
-    return PrunedRuns(runs=min(most, len(chosen)), kept=kept)
+) -> OldRuns:
+    """Return the automatic runs that have had their time, at most ``most``; which files go with them is seen later."""
+    old = _old_runs(instance, retention, now or datetime.now(UTC))
+    if not old:
+        return OldRuns()
+    needed = shown_runs(instance, check_keys)
+    chosen = [run_id for run_id in old if run_id not in needed]
+    return OldRuns(tuple(chosen[:most]), kept=len(old) - len(chosen))
 
 
-def prune_runs(
-    instance: dg.DagsterInstance,
-    retention: RunRetention,
-    check_keys: Sequence[dg.AssetCheckKey],
-    *,
-    most: int,
-    now: datetime | None = None,
-) -> PrunedRuns:
-    """Delete automatic runs that have had their time, oldest first; at most ``most``.
+def delete_runs(instance: dg.DagsterInstance, old: OldRuns) -> OldRuns:
+    """Delete runs with their files, and what deleted runs have left; return them with what that freed.
 
     May be killed at any moment: what is left of a run is found by its file the next time.
     """
-    chosen, kept = _deletable_runs(instance, retention, check_keys, now)
     freed = Freed()
-    for run_id in chosen[:most]:
+    for run_id in old.ids:
         instance.delete_run(run_id)
         freed += _remove_files(instance, run_id)
-    return PrunedRuns(runs=len(chosen[:most]), kept=kept, freed=freed + _remove_strays(instance))
-
-
-def _deletable_runs(
-    instance: dg.DagsterInstance,
-    retention: RunRetention,
-    check_keys: Sequence[dg.AssetCheckKey],
-    now: datetime | None,
-) -> tuple[list[str], int]:
-    """Return the runs that have had their time, oldest first, and how many more are as old and still shown."""
-    old = _old_runs(instance, retention, now or datetime.now(UTC))
-    if not old:
-        return [], 0
-    needed = shown_runs(instance, check_keys)
-    chosen = [run_id for run_id in old if run_id not in needed]
-    return chosen, len(old) - len(chosen)
+    return replace(old, freed=freed + _remove_strays(instance))
 
 
 def shown_runs(instance: dg.DagsterInstance, check_keys: Sequence[dg.AssetCheckKey]) -> set[str]:

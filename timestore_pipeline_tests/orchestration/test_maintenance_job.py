@@ -16,7 +16,7 @@ from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.orchestration.keys import partitions_key
 from timestore_pipeline.orchestration.location import build_definitions
 from timestore_pipeline.orchestration.maintenance_job import prune_dagster_runs
-from timestore_pipeline.orchestration.run_pruning import PrunedRuns, RunRetention, find_old_runs, prune_runs
+from timestore_pipeline.orchestration.run_pruning import OldRuns, RunRetention, delete_runs, find_old_runs
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.contents import live_files
@@ -179,10 +179,10 @@ class TestRunPruning:
         folder = Path(here.instance.root_directory) / "history" / "runs"
         return {path.stem for path in folder.glob("*-*.db")}
 
-    def prune(self, here: Location, **options) -> PrunedRuns:
-        retention = RunRetention(timedelta(days=7), 0)
+    def prune(self, here: Location) -> OldRuns:
         later = datetime.now(UTC) + timedelta(days=8)
-        return prune_runs(here.instance, retention, [], **{"most": 100, "now": later, **options})
+        old = find_old_runs(here.instance, RunRetention(timedelta(days=7), 0), [], most=100, now=later)
+        return delete_runs(here.instance, old)
 
     @pytest.mark.process
     def test_partitions_stay_materialized_and_files_are_gone(self, lasting: Location):
@@ -207,7 +207,7 @@ class TestRunPruning:
         self.run_of_sensor(lasting, "2026-01-01")
 
         assert self.prune(lasting).runs == 0
-        assert prune_dagster_runs(lasting.instance, lasting.store, dry_run=False).runs == 0
+        assert prune_dagster_runs(lasting.instance, lasting.store).runs == 0
         assert lasting.instance.has_run(mine)
 
     @pytest.mark.process
@@ -215,9 +215,10 @@ class TestRunPruning:
         runs = [self.run_of_sensor(lasting, "2026-01-01") for _ in range(4)]
 
         retention = RunRetention(timedelta(0), 2)
-        assert prune_runs(lasting.instance, retention, [], most=1).runs == 1
-        assert find_old_runs(lasting.instance, retention, [], most=100).runs == 1
-        assert prune_runs(lasting.instance, retention, [], most=100).runs == 1
+        assert delete_runs(lasting.instance, find_old_runs(lasting.instance, retention, [], most=1)).runs == 1
+        rest = find_old_runs(lasting.instance, retention, [], most=100)
+        assert rest.runs == 1
+        assert delete_runs(lasting.instance, rest).runs == 1
         assert {run.run_id for run in lasting.instance.get_runs()} == set(runs[2:])
 
     @pytest.mark.process
@@ -229,7 +230,7 @@ class TestRunPruning:
 
         retention = RunRetention(timedelta(days=1), 0)
         later = datetime.now(UTC) + timedelta(days=8)
-        assert prune_runs(lasting.instance, retention, [check], most=9, now=later).runs == 0
+        assert find_old_runs(lasting.instance, retention, [check], most=9, now=later).runs == 0
 
     @pytest.mark.process
     def test_what_a_killed_pruning_left_is_found_by_its_file(self, lasting: Location):
