@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from timestore_pipeline.building.order import BuildOrder
@@ -27,7 +27,7 @@ from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.windows import EVERY_WINDOW, Window, WindowRange
+from timestore_pipeline.model.windows import Window, WindowRange
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.storage.table_folder import has_table
@@ -142,17 +142,14 @@ def compact_windows(
     store: Store,
     order: BuildOrder,
     *,
-    thorough: bool = False,
     max_bytes: int | None = None,
     now: int | None = None,
 ) -> CompactionReport:
-    """Compact the windows of an order, oldest first, in builds of bounded size.
+    """Compact the windows of an order, oldest first, in builds of bounded size; a flush that is due goes first.
 
     Args:
         store: the installation.
         order: what to compact; the size of files in it is that of merged ones.
-        thorough: treat open windows as closed ones; for windows that an operator asks for. Then it also goes on when
-            a flush is due.
         max_bytes: stop after about so many bytes; by default the end of what there is.
         now: microseconds since the epoch, by default the clock's.
 
@@ -163,18 +160,35 @@ def compact_windows(
         BuildInFlight: another build of the dataset has not ended.
         BuildAborted, TableError, DiskFull, LedgerError: the last build was not published; those before it are.
     """
+    spec = store.datasets[order.dataset]
+    open_from = spec.first_open_window(now_micros() if now is None else now)
+    most = math.inf if max_bytes is None else max_bytes
+    return _compact(store, order, open_from, most, lambda: _flush_is_due(store, spec))
+
+
+def compact_fully(store: Store, order: BuildOrder) -> CompactionReport:
+    """Compact the windows of an order as if all of them had closed, to the end; for whoever asks for these windows.
+
+    Returns and raises what :func:`compact_windows` does.
+    """
+    return _compact(store, order, None, math.inf, lambda: False)
+
+
+def _compact(
+    store: Store, order: BuildOrder, open_from: Window | None, most_bytes: float, gives_way: Callable[[], bool]
+) -> CompactionReport:
+    """Compact until nothing is left, ``most_bytes`` are merged, or something else goes first after a build."""
     started = time.perf_counter()
-    now = now_micros() if now is None else now
     spec = store.datasets[order.dataset]
     rules = effective_rules(store, spec, order.target_file_bytes)
     report = CompactionReport(order.dataset)
-    left = math.inf if max_bytes is None else max_bytes
+    left = most_bytes
     while True:
-        plan = plan_compaction(store, spec, rules, order.windows, thorough=thorough, now=now)
+        plan = plan_compaction(store, spec, rules, order.windows, open_from)
         stopped = ""
         if plan and left <= 0:
             stopped = "the bound of one run is reached"
-        elif plan and report.builds and not thorough and _flush_is_due(store, spec):
+        elif plan and report.builds and gives_way():
             stopped = "a flush is due and goes first"
         if not plan or stopped:
             duration = time.perf_counter() - started
@@ -189,13 +203,13 @@ def plan_compaction(
     store: Store,
     spec: DatasetSpec,
     rules: CompactionRules,
-    windows: WindowRange = EVERY_WINDOW,
-    *,
-    thorough: bool = False,
-    now: int,
+    windows: WindowRange,
+    open_from: Window | None,
 ) -> dict[Window, list[TableFile]]:
-    """Return which files of which windows are to be merged, in time order; opens the table only if any may be."""
-    open_from = spec.first_open_window(now)
+    """Return which files of which windows are to be merged, in time order; opens the table only if any may be.
+
+    Windows before ``open_from`` are closed; all are where it is None.
+    """
     with store.ledger.read() as tx:
         totals = window_totals(tx, spec.name)
         # With one lane, whoever has it says that nothing can be compacted just now.
@@ -205,7 +219,7 @@ def plan_compaction(
         window = spec.window_at(total.window_start)
         if window not in windows or total.window_start in taken:
             continue
-        is_closed = thorough or window < open_from
+        is_closed = open_from is None or window < open_from
         least = 1 if is_closed else rules.max_small_files
         if least and total.files > least:
             closed[window] = is_closed

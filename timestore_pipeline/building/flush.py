@@ -31,11 +31,10 @@ from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.store import Store
 
 
-def flush_windows(store: Store, order: BuildOrder, *, leave_some: bool = False) -> BuildReport | None:
+def flush_windows(store: Store, order: BuildOrder) -> BuildReport | None:
     """Publish all that is staged for the windows of an order in one commit.
 
-    Where the dataset may have several builds at once, windows that another one has are left to it. With ``leave_some``
-    only this build's share of the windows is taken, if more of the dataset may run beside it and it pays.
+    Where the dataset may have several builds at once, windows that another one has are left to it.
 
     Returns:
         What was published, or None where nothing was staged there.
@@ -50,18 +49,7 @@ def flush_windows(store: Store, order: BuildOrder, *, leave_some: bool = False) 
     After TIMESTORE_BUILD_MAX_ATTEMPTS failures in a row the segments that cannot be read are quarantined, and the rest
     is built. Failures of another cause (a full disk, a broken table) quarantine nothing.
     """
-    # Also before: a process that dies of a segment cannot look at it afterwards.
-    looked = out_of_attempts(store, order.dataset)
-    if looked:
-        set_unreadable_aside(store, order.dataset)
-    try:
-        return _flush_once(store, order, leave_some=leave_some)
-    except (BuildInFlight, BuildAborted):
-        raise
-    except TimestoreError:
-        if looked or not out_of_attempts(store, order.dataset) or not set_unreadable_aside(store, order.dataset):
-            raise
-    return _flush_once(store, order, leave_some=leave_some)
+    return _flush(store, order, least_rows=None)
 
 
 def flush_in_shares(store: Store, order: BuildOrder) -> BuildReport | None:
@@ -78,7 +66,7 @@ def flush_in_shares(store: Store, order: BuildOrder) -> BuildReport | None:
     reports: list[BuildReport] = []
     while True:
         try:
-            report = flush_windows(store, order, leave_some=True)
+            report = _flush(store, order, store.settings.build_least_shared_rows)
         except BuildInFlight:
             if not reports or _anything_is_free(store, order):
                 raise
@@ -94,17 +82,30 @@ def flush_in_shares(store: Store, order: BuildOrder) -> BuildReport | None:
     return report_of_shares(reports)
 
 
-def _flush_once(store: Store, order: BuildOrder, *, leave_some: bool) -> BuildReport | None:
+def _flush(store: Store, order: BuildOrder, least_rows: int | None) -> BuildReport | None:
+    """Publish in one commit what is staged, or of it a share of no less than ``least_rows``."""
+    # Also before: a process that dies of a segment cannot look at it afterwards.
+    looked = out_of_attempts(store, order.dataset)
+    if looked:
+        set_unreadable_aside(store, order.dataset)
+    try:
+        return _flush_once(store, order, least_rows)
+    except (BuildInFlight, BuildAborted):
+        raise
+    except TimestoreError:
+        if looked or not out_of_attempts(store, order.dataset) or not set_unreadable_aside(store, order.dataset):
+            raise
+    return _flush_once(store, order, least_rows)
+
+
+def _flush_once(store: Store, order: BuildOrder, least_rows: int | None) -> BuildReport | None:
     started = time.perf_counter()
     spec = store.datasets[order.dataset]
     known = columns_to_build(store, spec)
     if known is None:
         return None  # nothing was ever staged
     now = now_micros()
-    wanted = Wanted(
-        staged=order.windows.starts,
-        least_rows=store.settings.build_least_shared_rows if leave_some else None,
-    )
+    wanted = Wanted(staged=order.windows.starts, least_rows=least_rows)
 
     def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...]]:
         claim = claim_build(tx, new_build(store, tx, order, BuildKind.FLUSH, now), wanted)

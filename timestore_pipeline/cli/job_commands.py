@@ -70,17 +70,18 @@ def build_datasets(
     from timestore_pipeline.building.order import BuildOrder
     from timestore_pipeline.building.recovery import settle_dead_builds
     from timestore_pipeline.model.windows import WindowRange
-    from timestore_pipeline.operating.backfill import materialize_windows
+    from timestore_pipeline.operating.backfill import materialize_again, materialize_windows
 
     specs = [store.datasets[name] for name in datasets or store.datasets]
     ranges = [(spec.name, WindowRange(window_of(spec, first), window_of(spec, last))) for spec in specs]
     settle_dead_builds(store, command_has_died)
+    materialize = materialize_again if rebuild else materialize_windows
     codes = refusals(store, datasets)
     for name, windows in ranges:
         try:
             with alone(name):
                 order = BuildOrder(name, windows, owner=this_command())
-                report, merged = materialize_windows(store, order, rebuild=rebuild)
+                report, merged = materialize(store, order)
             say(_in_words(name, report, merged, rebuild=rebuild))
         except TimestoreError as error:
             warn(str(error))

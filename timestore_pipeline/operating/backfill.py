@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timestore_pipeline.building.compact import CompactionReport, compact_windows
+from timestore_pipeline.building.compact import CompactionReport, compact_fully
 from timestore_pipeline.building.flush import flush_in_shares
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
@@ -11,22 +11,30 @@ from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.store import Store
 
 
-def materialize_windows(
-    store: Store, order: BuildOrder, *, rebuild: bool = False
-) -> tuple[BuildReport | None, CompactionReport]:
-    """Publish what is staged for the windows of an order, or ``rebuild`` them, and compact them.
+def materialize_windows(store: Store, order: BuildOrder) -> tuple[BuildReport | None, CompactionReport]:
+    """Publish what is staged for the windows of an order, and compact them.
 
     Returns:
         What was published, None for nothing, and what was merged then. Where another build came in between nothing is
         merged: maintenance does it later.
 
     Raises:
-        RebuildRefused: a window cannot be rebuilt.
         TimestoreError: as builds and compactions say.
     """
-    report = rebuild_windows(store, order) if rebuild else flush_in_shares(store, order)
+    return flush_in_shares(store, order), _compacted(store, order)
+
+
+def materialize_again(store: Store, order: BuildOrder) -> tuple[BuildReport | None, CompactionReport]:
+    """Rebuild the windows of an order, and compact them; returns and raises what :func:`materialize_windows` does.
+
+    Raises:
+        RebuildRefused: a window cannot be rebuilt.
+    """
+    return rebuild_windows(store, order), _compacted(store, order)
+
+
+def _compacted(store: Store, order: BuildOrder) -> CompactionReport:
     try:
-        merged = compact_windows(store, order, thorough=True)
+        return compact_fully(store, order)
     except BuildInFlight as error:
-        merged = CompactionReport(order.dataset, stopped=str(error))
-    return report, merged
+        return CompactionReport(order.dataset, stopped=str(error))

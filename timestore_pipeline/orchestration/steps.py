@@ -115,7 +115,7 @@ def publish_staged(
         return []
     # Brings deltalake: code locations that only load definitions do without.
     from timestore_pipeline.building.flush import flush_windows
-    from timestore_pipeline.operating.backfill import materialize_windows
+    from timestore_pipeline.operating.backfill import materialize_again, materialize_windows
 
     order = BuildOrder(
         spec.name,
@@ -128,7 +128,8 @@ def publish_staged(
         if wanted.only_if_due:
             report, merged = flush_windows(store, order), None
         else:
-            report, merged = materialize_windows(store, order, rebuild=wanted.rebuild)
+            materialize = materialize_again if wanted.rebuild else materialize_windows
+            report, merged = materialize(store, order)
     except RebuildRefused as error:
         raise failure(str(error)) from error
     except BuildInFlight as error:

@@ -14,13 +14,14 @@ from timestore_pipeline.building.compact import (
     merged_count,
     plan_compaction,
 )
+from timestore_pipeline.model.windows import EVERY_WINDOW
 from timestore_pipeline.upkeep.chores import ChoreOfDatasets, Round
 
 
 def _find(round_: Round, dataset: str) -> CompactionReport:
     spec = round_.store.datasets[dataset]
     rules = effective_rules(round_.store, spec)
-    plan = plan_compaction(round_.store, spec, rules, now=round_.now)
+    plan = plan_compaction(round_.store, spec, rules, EVERY_WINDOW, spec.first_open_window(round_.now))
     files = [file for some in plan.values() for file in some]
     return CompactionReport(
         dataset,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from timestore_pipeline.building.compact import (
     CompactionReport,
     CompactionRules,
+    compact_fully,
     compact_windows,
     files_to_merge,
     merged_count,
@@ -163,7 +164,7 @@ def test_an_operator_compacts_open_windows_too_and_only_those_asked_for(store: S
     window = store.datasets["weather"].window_from_key("2026-01-02")
 
     order = BuildOrder("weather", WindowRange(window, window), owner="the test")
-    report = compact_windows(store, order, thorough=True, now=IN_THE_WINDOW)
+    report = compact_fully(store, order)
 
     assert (report.windows, report.files, report.merged_files) == (1, 2, 1)
     assert [count for _, _, count in totals(store)] == [2, 1, 2]
@@ -190,7 +191,7 @@ def test_a_flush_that_is_due_goes_first(make_store: MakeStore):
 
     assert report.builds == 1
     assert "flush" in report.stopped
-    assert compact(store, thorough=True).builds == 2
+    assert compact_fully(store, BuildOrder("weather", owner="the test")).builds == 2
 
 
 def test_nothing_is_compacted_while_a_build_is_in_flight(store: Store):
@@ -266,11 +267,7 @@ def test_readers_see_every_row_once_while_builds_and_compactions_go_on(make_stor
             build(store, first=key, last=key)
             for number in range(4):
                 stage(store, "weather", hourly(48, station="S0"), batch_id="b0")  # known, so it changes nothing
-                compact_windows(
-                    store,
-                    BuildOrder("weather", owner="the test", target_file_bytes=1 << (21 - number % 2)),
-                    thorough=True,
-                )
+                compact_fully(store, BuildOrder("weather", owner="the test", target_file_bytes=1 << (21 - number % 2)))
                 rebuild_windows(store, BuildOrder("weather", WindowRange(window(key), window(key)), owner="the test"))
 
     with ThreadPoolExecutor(1) as pool:

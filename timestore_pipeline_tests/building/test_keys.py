@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from timestore_pipeline.building import publication
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
@@ -228,7 +228,7 @@ def test_compaction_keeps_the_positions(make_store: MakeStore):
     files = len(DeltaTable(str(store.table("orders").root)).file_uris())
     assert files > 1
 
-    report = compact_windows(store, BuildOrder("orders", owner="the test"), thorough=True)
+    report = compact_fully(store, BuildOrder("orders", owner="the test"))
     stage(store, "orders", orders((7, "a", 7.0)))
     flush(store)
 

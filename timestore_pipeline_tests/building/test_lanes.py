@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection
 
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.completion import Committed, record_commit
 from timestore_pipeline.building.flush import flush_in_shares, flush_windows, write_claim
 from timestore_pipeline.building.lost_table import prepare_table
@@ -518,7 +518,7 @@ class Lanes(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         with suppress(BuildInFlight):
-            compact_windows(self.store, BuildOrder(self.dataset, owner="the test"), thorough=True)
+            compact_fully(self.store, BuildOrder(self.dataset, owner="the test"))
 
     @rule()
     def vacuum(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
@@ -292,7 +292,7 @@ def test_maintenance_of_a_table_in_an_object_store(store: Store, s3_bucket: Buck
     before = len(live_files(open_table(store.table("weather"), "weather")))
     early = rows_of(*rows[:2])
 
-    merged = compact_windows(store, BuildOrder("weather", owner="the test"), thorough=True)
+    merged = compact_fully(store, BuildOrder("weather", owner="the test"))
 
     assert (before, merged.merged_files) == (6, 2)
     assert readable(store) == published(store) == rows_of(*rows)

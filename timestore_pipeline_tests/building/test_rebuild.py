@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import BuildReport
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
@@ -189,7 +189,7 @@ def test_files_with_fewer_columns_are_compacted_before_and_after_the_table_has_t
     stage(store, "weather", hourly(24, station="NEW").append_column("gust", pa.array([1.5] * 24)))
 
     def compact() -> int:
-        return compact_windows(store, BuildOrder("weather", owner="the test"), thorough=True).files
+        return compact_fully(store, BuildOrder("weather", owner="the test")).files
 
     before = readable(store)
     assert compact() == 2

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.expire import expire_windows
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
@@ -86,7 +86,7 @@ JOBS: dict[str, Callable[[Store], object]] = {
     "settle": lambda store: settle_dead_builds(store, owner_is_gone=lambda owner: True),
     "retire": unlink_published_segments,
     "rebuild": lambda store: rebuild_windows(store, BuildOrder("readings", owner="the child")),
-    "compact": lambda store: compact_windows(store, BuildOrder("readings", owner="the child"), thorough=True),
+    "compact": lambda store: compact_fully(store, BuildOrder("readings", owner="the child")),
     "expire": lambda store: expire_windows(store, BuildOrder("readings", owner="the child")),
     "vacuum": lambda store: vacuum_table(store, "readings", now=rows.far_in_the_future()),
     "maintain": lambda store: maintain(store, owner="the child", now=rows.far_in_the_future()),

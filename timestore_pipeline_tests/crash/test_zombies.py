@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 import timestore_pipeline.staging.load as staging
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_build, settle_dead_builds
@@ -321,7 +321,7 @@ def builds_landed_files(store: Store) -> None:
 
 def compacts(store: Store) -> None:
     """Another compaction has merged the files that were the zombie's to merge."""
-    assert compact_windows(store, BuildOrder("readings", owner="another"), thorough=True).merged_files
+    assert compact_fully(store, BuildOrder("readings", owner="another")).merged_files
 
 
 @pytest.mark.matrix

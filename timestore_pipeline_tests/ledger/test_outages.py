@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
 from timestore_pipeline.building import publication, rebuild
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.expire import expire_windows
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
@@ -159,7 +159,7 @@ def _expire(store: Store) -> object:
 
 
 def _compact(store: Store) -> object:
-    return compact_windows(store, BuildOrder("weather", owner="over the line"), thorough=True)
+    return compact_fully(store, BuildOrder("weather", owner="over the line"))
 
 
 def _rebuild(store: Store) -> object:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline import Settings, Timestore
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.errors import BuildInFlight
@@ -111,7 +111,7 @@ class Load:
             yield
             self.done["unlinked"] += unlink_published_segments(store).files
             if turn % 4 == 0:
-                report = compact_windows(store, BuildOrder("ticks", owner="the test"), thorough=True)
+                report = compact_fully(store, BuildOrder("ticks", owner="the test"))
                 self.done["compactions"] += report.builds
             yield
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import writing as writing_module
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
@@ -249,7 +249,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         if not self.building():
-            compact_windows(self.store, BuildOrder("weather", owner="the test"), thorough=True)
+            compact_fully(self.store, BuildOrder("weather", owner="the test"))
 
     @rule(step=st.sampled_from(STEPS[2:]))
     def compact_and_die(self, step: tuple[Any, str, bool]) -> None:

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import writing as writing_module
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
@@ -193,7 +193,7 @@ class OneRowPerKey(RuleBasedStateMachine):
     @precondition(lambda self: not self.building())
     @rule()
     def compact(self) -> None:
-        compact_windows(self.store, BuildOrder("orders", owner="the test"), thorough=True)
+        compact_fully(self.store, BuildOrder("orders", owner="the test"))
 
     @rule()
     def clean_up(self) -> None:

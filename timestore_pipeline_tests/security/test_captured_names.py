@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.damage import set_unreadable_aside, unreadable_slices
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
@@ -191,7 +191,7 @@ def tell(home: Path, columns: Sequence[str], time: str, key: str | None = None, 
     story.audit()
     assert len(published(store, "w")) == story.rows
     assert trace_window(store, "w", DAY).published_rows > 0
-    compact_windows(store, BuildOrder("w", owner="the test"), thorough=True)
+    compact_fully(store, BuildOrder("w", owner="the test"))
     story.look()
     with store.ledger.read() as tx:
         entry = open_entries(tx, "w")[0]

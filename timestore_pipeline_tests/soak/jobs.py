@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from timestore_pipeline import crash_points
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
@@ -73,9 +73,7 @@ WORK: dict[str, Callable[[Store, Job, Note], object]] = {
     "stage": _stage,
     "ingest": lambda store, job, note: ingest(store),
     "flush": lambda store, job, note: flush_windows(store, BuildOrder(job.dataset, owner="the soak")),
-    "compact": lambda store, job, note: compact_windows(
-        store, BuildOrder(job.dataset, owner="the soak"), thorough=True
-    ),
+    "compact": lambda store, job, note: compact_fully(store, BuildOrder(job.dataset, owner="the soak")),
     "maintain": _maintain,
     "settle": lambda store, job, note: settle_dead_builds(store, owner_is_gone=lambda owner: True),
     "retry": _retry,

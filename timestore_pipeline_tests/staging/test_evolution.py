@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from timestore_pipeline.building import publication
-from timestore_pipeline.building.compact import compact_windows
+from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
@@ -419,7 +419,7 @@ def test_a_compaction_between_staging_and_flush_keeps_what_the_table_has(make_st
         build(store)
     stage(store, "weather", batch(1 << 40, pa.int64(), gust=0.5))
 
-    report = compact_windows(store, BuildOrder("weather", owner="the test"), thorough=True)
+    report = compact_fully(store, BuildOrder("weather", owner="the test"))
 
     assert (report.files, report.merged_files) == (3, 1)
     assert types_in_files(store, "n") == {"int32"}
