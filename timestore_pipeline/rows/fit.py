@@ -51,10 +51,11 @@ def select_rows(
 
 
 class WrongColumns(UnreadableFile):
-    """The columns of a batch do not fit the dataset; says what is wrong with which, and what the dataset has."""
+    """The columns of a batch do not fit the dataset; says what is wrong with which, and what it has without them."""
 
     def __init__(self, spec: DatasetSpec, columns: Sequence[Column], problems: Sequence[str]) -> None:
-        has = ", ".join(f"{column.name} {column.type}" for column in columns)
+        self.problems = problems
+        has = ", ".join(f"{column.name} {column.type}" for column in columns) or "no columns yet"
         hint = (
             ""
             if spec.evolves or not any(problem.startswith(_UNKNOWN) for problem in problems)

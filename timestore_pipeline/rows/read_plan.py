@@ -19,7 +19,8 @@ from timestore_pipeline.duck.sql import EVERY_VALUE, quote
 from timestore_pipeline.errors import TooManyOpenFiles
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import Schema, grown
-from timestore_pipeline.rows.fit import select_rows
+from timestore_pipeline.rows.culprits import attempt_by_halves
+from timestore_pipeline.rows.fit import WrongColumns, select_rows
 from timestore_pipeline.rows.formats.format import (
     Brought,
     File,
@@ -104,7 +105,8 @@ def plan_reads(
         if schema is None:
             return ReadPlan(None, refused=refused)
         growth.append(Growth(schema.columns, brought_by))
-    plan = _plan(reader, schema, {n: content for n, content in contents.items() if n not in refused}, wider)
+    fitting = {number: content for number, content in contents.items() if number not in refused}
+    plan = _plan(reader, schema, fitting, wider, schema.columns)
     return replace(plan, refused={**refused, **plan.refused}, growth=[*growth, *plan.growth])
 
 
@@ -197,7 +199,7 @@ def _first_schema(reader: Reader, contents: Mapping[int, File | pa.Table]) -> tu
             refused[number] = unreadable(error)
         else:
             # Its columns may still not be what it says: two of one name, for instance.
-            alone = _plan(reader, schema, {number: content}, {})
+            alone = _plan(reader, schema, {number: content}, {}, ())
             if number not in alone.refused:
                 return schema, number, refused
             refused.update(alone.refused)
@@ -209,23 +211,34 @@ def _plan(
     schema: Schema,
     contents: Mapping[int, File | pa.Table],
     wider: Mapping[int, Sequence[Column]],
+    had: Sequence[Column],
 ) -> ReadPlan:
+    """Plan to read batches of a dataset that gets the columns of ``schema``; ``had`` is what it has without them."""
     spec = reader.spec
     shapes, refused = _shapes(reader, schema, contents)
     groups: list[_Group] = []
     growth: list[Growth] = []
-    for shape, members in shapes.items():
+
+    def grown_by(part: Sequence[tuple[Shape, int]]) -> tuple[Schema, _Group] | WrongColumns:
+        shape = part[0][0]
+        members = {number: shapes[shape][number] for _, number in part}
         try:
-            later, group = _grown(reader, schema, shape, members, wider)
-            # Of what does not fit nothing is taken up.
-            select_rows(spec, later, shape.format.columns(spec, later, shape, group.names), "", "0", group.passed_over)
-        except UnreadableFile as error:
-            refused.update(dict.fromkeys(members, str(error)))
-            continue
-        if later.columns != schema.columns:
-            growth.append(Growth(later.columns, next(iter(members))))
-        schema = later
-        groups.append(group)
+            return _grown(reader, schema, shape, members, wider)
+        except WrongColumns as error:
+            return WrongColumns(spec, had, error.problems)  # as for each that has these names
+
+    for shape, members in shapes.items():
+        # Of text the values tell what is new, and those of one file may be what cannot be read.
+        for part, found in attempt_by_halves([(shape, number) for number in members], grown_by, UnreadableFile):
+            if isinstance(found, UnreadableFile):
+                refused.update({number: str(found) for _, number in part})
+                continue
+            later, group = found
+            if later.columns != schema.columns:
+                growth.append(Growth(later.columns, part[0][1]))
+                had = later.columns
+            schema = later
+            groups.append(group)
     sources: list[RowSource] = []
     order: list[int] = []
     for group in _in_order(groups, contents) if spec.key else groups:
@@ -263,12 +276,19 @@ def _grown(
     contents: Mapping[int, File | pa.Table],
     wider: Mapping[int, Sequence[Column]],
 ) -> tuple[Schema, _Group]:
-    """Return the schema with what batches of a shape bring, and how these are read."""
+    """Return the schema with what batches of a shape bring, and how these are read.
+
+    Raises:
+        WrongColumns: they do not fit; of what they bring nothing is taken up.
+        UnreadableFile: one of them cannot be read, or has a column that no dataset can hold.
+    """
     brought = Brought([*schema.required, *shape.names])
     if reader.spec.evolves:
         brought = shape.format.brought(reader, schema, shape, list(contents.values()))
     asked_for = [(column.name, column.type) for number in contents for column in wider.get(number, ())]
     later, passed_over = grow(reader.spec, schema, brought.names, [*asked_for, *brought.columns])
+    columns = shape.format.columns(reader.spec, later, shape, brought.names)
+    select_rows(reader.spec, later, columns, "", "0", passed_over)
     return later, _Group(shape, contents, brought.names, passed_over)
 
 

@@ -126,6 +126,10 @@ class _Load:
         while left := [number for number in numbers if number not in done.answers]:
             try:
                 found = self._attempt(left)
+            except _NotTogether:
+                # What the first ones bring holds for the others only once it is staged.
+                middle = len(left) // 2
+                found = self.run(left[:middle]).and_then(self.run(left[middle:]))
             except TimestoreError as error:
                 found = Loaded(dict.fromkeys(left, error))
             except Exception as error:
@@ -297,10 +301,10 @@ class _Load:
                 except OF_ROWS as error:
                     found = None
                     if not isinstance(error, duckdb.OutOfMemoryException):
-                        found = self._culprits(connection, plan.schema, group)
+                        found = self._culprits(connection, outlook.schema, group)
                     if found is None:
                         raise
-                    return plan, None, found
+                    return plan, None, _bad_after_all(plan, answered, found)
         except TooManyWindows as error:
             with store.ledger.read() as tx:
                 as_before = store.policy(tx, spec).limits.max_windows == error.limit
@@ -323,36 +327,41 @@ class _Load:
     def _culprits(
         self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, group: Sequence[int]
     ) -> Loaded | None:
-        """Answer the batches that made a segment fail; None where reading them is not what failed."""
-        try:
-            reasons = self._search(connection, schema, group)
-        except duckdb.OutOfMemoryException:
-            return None  # which says nothing of the rows
-        found = {
-            number: self._rows.unreadable(connection, schema, number, reason) for number, reason in reasons.items()
-        }
-        return Loaded({number: error for number, error in found.items() if error is not None}) if found else None
+        """Answer the batches that made a segment fail; None where reading them is not what failed.
 
-    def _search(
-        self, connection: duckdb.DuckDBPyConnection, schema: Schema | None, group: Sequence[int]
-    ) -> dict[int, str]:
-        """Return why batches cannot be read: those that fail alone too."""
+        ``schema`` is what holds without any of them: a batch that cannot be read alone is refused for what it is
+        itself, and not for what another one brought.
 
-        def read(numbers: Sequence[int]) -> Mapping[int, str]:
+        Raises:
+            _NotTogether: each can be read alone.
+        """
+
+        def read(numbers: Sequence[int]) -> None:
             try:
-                plan = self._rows.plan(connection, schema, numbers)
-                for source in plan.sources:
+                for source in self._rows.plan(connection, schema, numbers).sources:
                     read_through(connection, source)
             except duckdb.OutOfMemoryException:
                 raise
             except OF_ROWS as error:
                 raise UnreadableFile(readable_reason(error)) from error
-            return plan.refused
 
-        found: dict[int, str] = {}
-        for numbers, refused in attempt_by_halves(group, read, UnreadableFile):
-            found.update({numbers[0]: str(refused)} if isinstance(refused, UnreadableFile) else refused)
-        return found
+        try:
+            parts = list(attempt_by_halves(group, read, UnreadableFile))
+        except duckdb.OutOfMemoryException:
+            return None  # which says nothing of the rows
+        reasons = {numbers[0]: str(error) for numbers, error in parts if error is not None}
+        if not reasons:
+            if len(parts) > 1:
+                raise _NotTogether
+            return None
+        found = {
+            number: self._rows.unreadable(connection, schema, number, reason) for number, reason in reasons.items()
+        }
+        return Loaded({number: error for number, error in found.items() if error is not None})
+
+
+class _NotTogether(Exception):
+    """Batches cannot be staged together, and each of them can be read alone."""
 
 
 def _bad_after_all(plan: ReadPlan, answered: Loaded, bad: Loaded) -> Loaded:
