@@ -7,7 +7,6 @@ round.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +17,6 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.store import Store
-
-log = logging.getLogger(__name__)
 
 Done = TypeVar("Done")
 
@@ -94,5 +91,4 @@ def _attempt(what: str, act: Callable[[], Done], nothing: Done) -> tuple[Done, l
         with alone():
             return act(), []
     except TimestoreError as error:
-        log.warning("%s: %s", what, error)
         return nothing, [f"{what}: {error}"]

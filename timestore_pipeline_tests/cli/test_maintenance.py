@@ -45,6 +45,20 @@ def test_build_publishes_and_compacts(installation: Install, timestore: Run):  #
     assert files(store) == 1
 
 
+def test_a_problem_of_maintenance_is_told_once(installation: Install, timestore: Run):  # noqa: F811
+    store = installation()
+    flushed(store)
+    entry = sorted((store.table("weather").root / "_delta_log").glob("*.json"))[-1]
+    entry.write_text("{")
+
+    finished = timestore("maintain")
+
+    assert finished.code == 1
+    told = [line.removeprefix("timestore: ") for line in finished.err.splitlines()]
+    assert told
+    assert sorted(set(told)) == sorted(told)
+
+
 @pytest.mark.long
 def test_rebuild_names_what_is_missing(installation: Install, timestore: Run):  # noqa: F811
     store = installation(staging_retention_seconds=0)
