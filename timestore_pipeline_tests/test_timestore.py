@@ -108,6 +108,7 @@ WRONG = {
     "filter": (lambda t: t.read("weather", filter="wind > 1"), "wind"),
     "half a filter": (lambda t: t.read("weather", filter="temp >"), "syntax error"),
     "time": (lambda t: t.read("weather", start="yesterday"), "start is 'yesterday'; give a time as ISO 8601"),
+    "reversed": (lambda t: t.read("weather", "2026-01-02", "2026-01-01"), "end is 2026-01-01, which is before start"),
     "no columns yet": (lambda t: t.read("events"), "'events' has no columns yet"),
     "write": (lambda t: t.sql("DELETE FROM weather"), "only queries can be run"),
     "file": (lambda t: t.sql("SELECT * FROM read_csv('/etc/passwd')"), "read_csv cannot be used"),

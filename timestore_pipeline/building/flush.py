@@ -78,6 +78,8 @@ def flush_in_shares(store: Store, order: BuildOrder) -> BuildReport | None:
             break
         # Later windows only: what is staged meanwhile is for the next flush, or this one would never end.
         following = max(built.window for built in report.windows).next()
+        if order.windows.last is not None and order.windows.last < following:
+            break
         order = replace(order, windows=WindowRange(following, order.windows.last))
     return report_of_shares(reports)
 

@@ -20,7 +20,7 @@ from timestore_pipeline.cli.options import (
     NamedDatasets,
     chosen,
     open_store,
-    window_of,
+    windows_of,
 )
 from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.cli.run_commands import refusals
@@ -65,15 +65,14 @@ def build_datasets(
 
     Raises:
         UnknownDataset: a dataset is not declared.
-        ValueError: a key names no window of a dataset.
+        ValueError: a key names no window of a dataset, or the last one is before the first one.
     """
     from timestore_pipeline.building.order import BuildOrder
     from timestore_pipeline.building.recovery import settle_dead_builds
-    from timestore_pipeline.model.windows import WindowRange
     from timestore_pipeline.operating.backfill import materialize_again, materialize_windows
 
     specs = [store.datasets[name] for name in datasets or store.datasets]
-    ranges = [(spec.name, WindowRange(window_of(spec, first), window_of(spec, last))) for spec in specs]
+    ranges = [(spec.name, windows_of(spec, first, last)) for spec in specs]
     settle_dead_builds(store, command_has_died)
     materialize = materialize_again if rebuild else materialize_windows
     codes = refusals(store, datasets)

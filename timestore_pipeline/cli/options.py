@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from timestore_pipeline.datasets import DatasetSpec
-    from timestore_pipeline.model.windows import Window
+    from timestore_pipeline.model.windows import WindowRange
     from timestore_pipeline.store import Store
 
 Datasets = Annotated[
@@ -43,9 +43,15 @@ def chosen(datasets: Sequence[str] | None, all_datasets: bool) -> list[str]:
     return each_once(datasets)
 
 
-def window_of(spec: DatasetSpec, key: str | None) -> Window | None:
-    """Return the window of that key, None for none; raises ValueError where there is no such window."""
-    return None if key is None else spec.window_from_key(key)
+def windows_of(spec: DatasetSpec, first: str | None, last: str | None) -> WindowRange:
+    """Return the windows between two keys (None is unbounded).
+
+    Raises:
+        ValueError: there is no such window, or the last one is before the first one.
+    """
+    from timestore_pipeline.model.windows import WindowRange
+
+    return WindowRange(*(None if key is None else spec.window_from_key(key) for key in (first, last)))
 
 
 def seconds_of(text: str, option: str) -> float:

@@ -15,7 +15,7 @@ from timestore_pipeline.alone import alone
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
-from timestore_pipeline.cli.options import Datasets, FirstWindow, LastWindow, each_once, open_store, window_of
+from timestore_pipeline.cli.options import Datasets, FirstWindow, LastWindow, each_once, open_store, windows_of
 from timestore_pipeline.cli.output import say, warn
 from timestore_pipeline.errors import TimestoreError
 
@@ -134,16 +134,15 @@ def flush_datasets(store: Store, datasets: Sequence[str], first: str | None, las
 
     Raises:
         UnknownDataset: a dataset is not declared.
-        ValueError: a key names no window of a dataset.
+        ValueError: a key names no window of a dataset, or the last one is before the first one.
     """
     from timestore_pipeline.building.flush import flush_in_shares
     from timestore_pipeline.building.order import BuildOrder
     from timestore_pipeline.building.recovery import settle_dead_builds
-    from timestore_pipeline.model.windows import WindowRange
     from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
     specs = [store.datasets[name] for name in datasets or store.datasets]
-    ranges = [(spec.name, WindowRange(window_of(spec, first), window_of(spec, last))) for spec in specs]
+    ranges = [(spec.name, windows_of(spec, first, last)) for spec in specs]
     for settled in settle_dead_builds(store, command_has_died):
         outcome = "it had been published" if settled.published else "its rows are staged again"
         build = settled.build

@@ -143,10 +143,18 @@ def windows_between(first: Window, last: Window) -> Iterator[Window]:
 
 @dataclass(frozen=True)
 class WindowRange:
-    """The windows ``first … last``, both included; None is unbounded."""
+    """The windows ``first … last``, both included; None is unbounded.
+
+    Raises:
+        ValueError: the last one is before the first one.
+    """
 
     first: Window | None = None
     last: Window | None = None
+
+    def __post_init__(self) -> None:
+        if self.first is not None and self.last is not None and self.last < self.first:
+            raise ValueError(f"the last window {self.last.key} is before the first window {self.first.key}")
 
     def __contains__(self, window: Window) -> bool:
         """Whether a window is one of them."""

@@ -95,6 +95,8 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
             known = dataset_columns(tx, spec)
         if known is not None:
             ranges = None if metadata.get(RANGE_METADATA) == "all" else _time_ranges(context)
+            if ranges is not None and not ranges:
+                raise failure(f"{spec.name}: no partition is asked for; a range must not end before it begins")
             columns = None if wanted is None else list(wanted)
             sql = " UNION ALL ".join(
                 range_query(spec, known, start, end, columns, None)

@@ -188,7 +188,10 @@ def _requested_windows(context: dg.AssetExecutionContext, spec: DatasetSpec, wan
             f"partitions/{spec.name}: the run has partitions, so first_window and last_window must not be set"
         )
     keys = context.partition_key_range
-    return list(windows_between(spec.window_from_key(keys.start), spec.window_from_key(keys.end)))
+    first, last = spec.window_from_key(keys.start), spec.window_from_key(keys.end)
+    if last < first:  # no window would be taken for every window
+        raise failure(f"partitions/{spec.name}: the run's last partition {keys.end} is before its first, {keys.start}")
+    return list(windows_between(first, last))
 
 
 def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpec, wanted: CheckedConfig) -> bool:

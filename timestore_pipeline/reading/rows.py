@@ -164,7 +164,8 @@ def range_query(
         condition: more to ask of a row, as in a WHERE clause.
 
     Raises:
-        QueryError: a column does not exist, a time cannot be read, or there are no columns yet.
+        QueryError: a column does not exist, a time cannot be read, the end is before the start, or there are no columns
+            yet.
     """
     if known is None:
         raise QueryError(f"dataset {spec.name!r} has no columns yet: its first batch says what they are")
@@ -178,6 +179,8 @@ def range_query(
     conditions = []
     if start is not None or end is not None:
         low, high = _moment(start, _EARLIEST, "start"), _moment(end, _LATEST, "end")
+        if high < low:
+            raise QueryError(f"end is {end}, which is before start, {start}")
         conditions.append(time_range_sql(time, to_micros(low), to_micros(high)))
     if condition is not None:
         conditions.append(f"({condition}\n)")  # a comment at its end must not hide what follows

@@ -225,6 +225,16 @@ def test_only_the_named_windows_are_published(timestore: Run, installation: Inst
     assert count_of(timestore) == 3
 
 
+@pytest.mark.parametrize("command", [("flush",), ("build",), ("build", "--rebuild")], ids=" ".join)
+def test_a_range_that_ends_before_it_begins_is_refused(timestore: Run, installation: Install, command: tuple[str, ...]):
+    installation()
+
+    finished = timestore(*command, "weather", "--first", "2026-02-01", "--last", "2026-01-01")
+
+    assert finished.code is ExitCode.USAGE
+    assert "the last window 2026-01-01 is before the first window 2026-02-01" in " ".join(finished.err.split())
+
+
 def test_a_build_in_flight_means_later(timestore: Run, installation: Install, make_file: MakeFile):
     store = installation()
     timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))

@@ -155,6 +155,14 @@ class TestPartitionsOfTheUi:
         assert "a.csv" in str(metadata["sources"])
         assert metadata["freshness_seconds"] >= 0
 
+    def test_a_range_that_ends_before_it_begins_is_no_request_for_everything(self, weather: Location):
+        reversed_range = ("2026-01-03", "2025-12-31")
+
+        run = weather.materialize("partitions/weather", between=reversed_range, raise_on_error=False)
+
+        assert not run.success
+        assert published_rows(weather.store, "weather") == 0
+
     @pytest.mark.long
     def test_a_range_marks_every_window_also_those_without_rows(self, weather: Location):
         weather.materialize("partitions/weather", between=("2025-12-31", "2026-01-03"))
