@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, update
 
-from timestore_pipeline.errors import BuildInFlight, LedgerError
+from timestore_pipeline.errors import LedgerError
 from timestore_pipeline.ledger.builds import Build, NewBuild, build_of_row
 from timestore_pipeline.ledger.lanes import (
     claimed_already,
     find_lane,
     free_slices,
     ids_of,
+    queued_windows,
     refuse_windows_of,
     share,
     staged_slices,
-    staged_windows,
 )
 from timestore_pipeline.ledger.schema import batch_slices, builds, datasets, replaced_windows, schemas, slices
 from timestore_pipeline.ledger.slices import IN_SLICE, Slice, assign_slices, slices_of_build
@@ -93,8 +93,8 @@ def claim_build(tx: Connection, new: NewBuild, wanted: Wanted) -> Claim | None:
             free = free_slices(dataset, first, last, ids_of(left_alone))
             share_ends = _last_of_share(tx, free, lane.free, wanted.least_rows)
         pieces = staged_slices(tx, dataset, first, last if share_ends is None else share_ends, left_alone)
-        if not pieces and left_alone and staged_windows(tx, dataset, first, last):
-            raise BuildInFlight(dataset, others[0].id, others[0].owner)
+        if not pieces and left_alone:
+            refuse_windows_of(tx, left_alone, queued_windows(tx, dataset, first, last))
     starts = wanted.windows | {piece.window_start for piece in pieces}
     if not is_flush:
         refuse_windows_of(tx, others, starts)

@@ -235,6 +235,21 @@ def test_a_range_that_ends_before_it_begins_is_refused(timestore: Run, installat
     assert "the last window 2026-01-01 is before the first window 2026-02-01" in " ".join(finished.err.split())
 
 
+def test_what_a_build_beside_this_one_has_claimed_means_later(
+    timestore: Run, installation: Install, make_file: MakeFile
+):
+    store = installation(build_concurrent_builds=2)
+    timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))
+    claim(store, "some-run")
+
+    finished = timestore("flush", "weather")
+
+    assert finished.code is ExitCode.TRY_LATER
+    assert "of some-run is in flight" in finished.err
+    assert "nothing is staged" not in finished.out
+    assert timestore("flush", "weather", "--first", "2026-03-01").out == "weather: nothing is staged\n"
+
+
 def test_a_build_in_flight_means_later(timestore: Run, installation: Install, make_file: MakeFile):
     store = installation()
     timestore("stage", "weather", make_file("a.csv", WEATHER_CSV))
