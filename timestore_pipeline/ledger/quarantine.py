@@ -6,7 +6,7 @@ Slices whose segment cannot be read are set aside under an entry, and given back
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from sqlalchemy import Connection, RowMapping, bindparam, case, exists, func, select, text, update
 
@@ -30,6 +30,12 @@ _STAGING = "staging"
 
 # Of a file system's block, and about what the ledger keeps of it.
 _SMALLEST_FILE = 4_096
+
+
+# How a reason goes on, where files of one content came under several names.
+_ALSO_NAMED = "; the same file came as "
+_AND_NAMED = " and "
+_MOST_NAMES = 20
 
 
 _TRIED_AFTER_SECONDS = (600, 3_600, 21_600)
@@ -212,12 +218,30 @@ def name_resolver(tx: Connection, entry_id: int, by: str) -> None:
 
 
 def change_reason(tx: Connection, entry_id: int, reason: str) -> None:
-    """Record why an open entry could not be retried just now."""
+    """Record why an open entry could not be retried just now; the other names of its file stay said."""
+    entry = find_entry(tx, entry_id)
+    if entry is not None:
+        _say(tx, entry, reason + "".join(entry.reason.partition(_ALSO_NAMED)[1:]))
+
+
+def name_also(tx: Connection, entry: QuarantineEntry, name: str) -> QuarantineEntry:
+    """Say of an open entry that its file has come under another name too; return it as it is now.
+
+    Whoever has dropped that one finds it nowhere else. Of very many names the last ones are not said.
+    """
+    names = entry.reason.partition(_ALSO_NAMED)[2]
+    if name == entry.source or repr(name) in names or names.count(_AND_NAMED) >= _MOST_NAMES:
+        return entry
+    return _say(tx, entry, f"{entry.reason}{_AND_NAMED if names else _ALSO_NAMED}{name!r}")
+
+
+def _say(tx: Connection, entry: QuarantineEntry, reason: str) -> QuarantineEntry:
     tx.execute(
         update(quarantine)
-        .where(quarantine.c.id == entry_id, quarantine.c.state == QuarantineState.OPEN.value)
+        .where(quarantine.c.id == entry.id, quarantine.c.state == QuarantineState.OPEN.value)
         .values(reason=reason)
     )
+    return replace(entry, reason=reason)
 
 
 def resolved_paths(tx: Connection) -> set[str]:

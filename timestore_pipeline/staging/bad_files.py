@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -12,7 +12,7 @@ from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.landing import end_readings
-from timestore_pipeline.ledger.quarantine import NewEntry, QuarantineEntry, next_try_at, set_aside
+from timestore_pipeline.ledger.quarantine import NewEntry, QuarantineEntry, name_also, next_try_at, set_aside
 from timestore_pipeline.ledger.states import QuarantineKind
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.segments.description import IncomingBatch
@@ -39,8 +39,9 @@ def record_bad_file(
 ) -> QuarantineEntry | None:
     """Let the ledger know of a bad file (``file_id`` before it was read), which is then to be moved to quarantine.
 
-    In this order, so that after a crash in between the file is found again. None where the file was not bad: another
-    ingest staged it, and cleared it away while it was read here.
+    In this order, so that after a crash in between the file is found again. Files of one content have one entry, which
+    says all their names; it is returned with the name of this one. None where the file was not bad: another ingest
+    staged it, and cleared it away while it was read here.
     """
     relative = key_aside(spec.name, unique_name(batch.fingerprint, batch.source))
 
@@ -63,9 +64,9 @@ def record_bad_file(
             created_at=now,
             try_again_at=next_try_at(0, now) if bad.try_again else None,
         )
-        entry = set_aside(tx, aside)
+        entry = name_also(tx, set_aside(tx, aside), batch.source)
         end_readings(tx, spec.name, [file_id])
-        return entry
+        return replace(entry, source=batch.source)
 
     entry = store.ledger.transact(record)
     if entry is not None:

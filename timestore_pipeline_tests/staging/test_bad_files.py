@@ -17,6 +17,7 @@ from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.quarantine import open_entries
 from timestore_pipeline.ledger.states import QuarantineKind
+from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
@@ -297,8 +298,27 @@ def test_the_same_bad_file_offered_again_is_one_entry(store: Store, drop: Drop):
     with store.ledger.read() as tx:
         (entry,) = open_entries(tx)
     assert entry.source == "bad.csv"
+    assert entry.reason.endswith("; the same file came as 'renamed.csv'")
     assert not again.exists()
     assert store.staging.fetch(entry.path).read_bytes() == b"rubbish"
+
+
+def test_bad_files_of_one_content_are_all_named(store: Store, drop: Drop):
+    for name in ("a.csv", "b.csv", "c.csv"):
+        drop(store, "weather", name, b"rubbish")
+
+    report = ingest(store)["weather"]
+    drop(store, "weather", "b.csv", b"rubbish")
+    (again,) = ingest(store)["weather"].quarantined
+    assert not retry_entry(store, again.id, "me").done
+
+    assert [entry.source for entry in report.quarantined] == ["a.csv", "b.csv", "c.csv"]
+    assert {entry.id for entry in report.quarantined} == {again.id}
+    assert again.source == "b.csv"
+    with store.ledger.read() as tx:
+        (entry,) = open_entries(tx)
+    assert entry.source == "a.csv"
+    assert entry.reason.endswith("; the same file came as 'b.csv' and 'c.csv'")
 
 
 @pytest.mark.parametrize("name", ["x" * 251 + ".csv", "ü" * 125 + "x.csv", "😀" * 62 + ".csv"])
