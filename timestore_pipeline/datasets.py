@@ -365,11 +365,8 @@ class DatasetSpec(_Model):
         return Window.from_key(key, self.window)
 
     def window_of_partition(self, key: str | None) -> Window | None:
-        """Return the window of a partition of the table; None for one that only another program can have made."""
-        try:
-            return None if key is None else self.window_from_key(key)
-        except ValueError:
-            return None
+        """Return the window of a partition of the table, as :meth:`Window.of_partition`."""
+        return Window.of_partition(key, self.window)
 
     def window_at(self, start_micros: int) -> Window:
         """Return the window that starts at ``start_micros`` (microseconds since the epoch)."""

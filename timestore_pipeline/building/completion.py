@@ -25,6 +25,7 @@ from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.tables import advance_table_version, table_versions
 from timestore_pipeline.ledger.windows import PublishedWindow, put_windows, window_totals, windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
+from timestore_pipeline.model.windows import Granularity, Window
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.table_folder import entry_is_empty, file_name, has_table
 from timestore_pipeline.store import Store
@@ -105,8 +106,8 @@ def _record(store: Store, tx: Connection, commits: Iterable[Committed]) -> None:
             tx,
             each.build,
             table_version=each.table_version,
-            published=published_windows(spec, each.files),
-            kept=published_windows(spec, each.kept),
+            published=published_windows(spec.window, each.files),
+            kept=published_windows(spec.window, each.kept),
             now=now_micros(),
         )
 
@@ -190,7 +191,7 @@ def _totals_of_changed(
     store: Store, spec: DatasetSpec, table: DeltaTable, commits: Iterable[ForeignCommit]
 ) -> dict[int, PublishedWindow]:
     """Return what the table has of each window that other programs changed; of all where nobody can say which."""
-    there = published_windows(spec, live_files(table))
+    there = published_windows(spec.window, live_files(table))
     keys = [commit.window_keys for commit in commits]
     if None in keys:
         with store.ledger.read() as tx:
@@ -253,11 +254,11 @@ def found_in_table(
     return Committed(build, version, written, kept)
 
 
-def published_windows(spec: DatasetSpec, files: Iterable[ParquetFile | TableFile]) -> dict[int, PublishedWindow]:
+def published_windows(granularity: Granularity, files: Iterable[ParquetFile | TableFile]) -> dict[int, PublishedWindow]:
     """Return what files have of each window, by the window's start in microseconds."""
     found: dict[int, PublishedWindow] = {}
     for file in files:
-        window = spec.window_of_partition(file.window_key)
+        window = Window.of_partition(file.window_key, granularity)
         if window is None:
             continue
         start = window.start_micros

@@ -63,7 +63,7 @@ def build_report(
     duration_seconds: float,
 ) -> BuildReport:
     """Return the report of a build that published the slices of ``claim``."""
-    published = published_windows(spec, committed.files)
+    published = published_windows(spec.window, committed.files)
     batches: dict[int, list[WindowBatch]] = defaultdict(list)
     for batch in contributing:
         batches[batch.window_start].append(batch)

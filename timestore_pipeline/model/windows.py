@@ -103,6 +103,14 @@ class Window:
             raise ValueError(f"{key!r} is no key of a window of one {granularity}; such a key looks like {example!r}")
         return cls(start, granularity)
 
+    @classmethod
+    def of_partition(cls, key: str | None, granularity: Granularity) -> Window | None:
+        """Return the window of a partition of a table; None for one that only another program can have made."""
+        try:
+            return None if key is None else cls.from_key(key, granularity)
+        except ValueError:
+            return None
+
     @property
     def key(self) -> str:
         """The window's name and Dagster partition key."""

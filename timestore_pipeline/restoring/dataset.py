@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 import duckdb
 from sqlalchemy import Connection
 
+from timestore_pipeline.building.completion import published_windows
 from timestore_pipeline.building.damage import damaged_slices
 from timestore_pipeline.errors import LedgerError, TimestoreError
 from timestore_pipeline.ledger.datasets import Fixed, declared
@@ -30,16 +31,14 @@ from timestore_pipeline.ledger.restoring import (
 )
 from timestore_pipeline.ledger.slices import Slice, SliceRow
 from timestore_pipeline.ledger.states import QuarantineKind
-from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.evolution import oldest_first
-from timestore_pipeline.model.windows import Granularity
+from timestore_pipeline.model.windows import Granularity, Window
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.restoring.evidence import Evidence, FoundSegment, carve
 from timestore_pipeline.restoring.restored import (
     Choice,
-    batch_row,
     choose,
     each_batch_once,
     refused,
@@ -47,7 +46,6 @@ from timestore_pipeline.restoring.restored import (
     unexplained,
     unlinked,
     was_retried,
-    window_of,
 )
 from timestore_pipeline.segments.description import staged_at_of
 from timestore_pipeline.segments.identity import file_batch_id, unread_file_id
@@ -57,7 +55,7 @@ from timestore_pipeline.storage import Entry
 from timestore_pipeline.storage.layout import segment_key
 from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
-from timestore_pipeline.table.contents import TableFile, sequence_of_file
+from timestore_pipeline.table.contents import sequence_of_file
 from timestore_pipeline.table.manifests import Published
 
 _UNKNOWN_REASON = "it was set aside before the ledger was lost, and the reason with it; a retry says what is wrong"
@@ -112,7 +110,7 @@ class Restoring:
         )
         fixed = Fixed(granularity.value, said.key if said else None, said.time if said else None)
         restore_dataset(self.tx, name, fixed, restored_table, versions, now)
-        totals = self._totals(table.files if table else (), granularity)
+        totals = published_windows(granularity, table.files if table else ())
         published_at: dict[int, int] = {}
         for segment in segments:
             for start, moment in segment.published.items():
@@ -191,7 +189,7 @@ class Restoring:
         files = self.evidence.table.files if self.evidence.table else ()
         ours = [file for file in files if sequence_of_file(file_name(file.path)) is not None]
         for granularity in Granularity:
-            if ours and all(window_of(file, granularity) for file in ours):
+            if ours and all(Window.of_partition(file.window_key, granularity) for file in ours):
                 return granularity
         return None
 
@@ -202,17 +200,6 @@ class Restoring:
         staged = {segment.columns for segment in segments if segment.columns is not None}
         versions = published + oldest_first(staged.difference(published))
         return versions or ([table.columns] if table else [])
-
-    def _totals(self, files: Iterable[TableFile], granularity: Granularity) -> dict[int, PublishedWindow]:
-        found: dict[int, PublishedWindow] = {}
-        for file in files:
-            window = window_of(file, granularity)
-            if window is None:
-                continue
-            start = window.start_micros
-            had = found.get(start, PublishedWindow(start, 0, 0, 0))
-            found[start] = PublishedWindow(start, had.rows + file.rows, had.bytes + file.bytes, had.files + 1)
-        return found
 
     def _segments(self) -> list[RestoredSegment]:
         """What is on disk, each batch once, and what manifests say of segments that are gone."""
@@ -323,7 +310,7 @@ class Restoring:
                 if not each.refused_rows or not acknowledged:
                     continue  # never acknowledged: its file is still in landing, or its sender was not told
                 if each.batch.batch_id not in known:
-                    alone.append(batch_row(each))
+                    alone.append(each.row)
                 if not decided:
                     batch, rows = each.batch, each.refused_rows
                     entry = self._entry(file, QuarantineKind.ROWS, batch.batch_id, batch.source, each.reason, rows)
@@ -349,15 +336,15 @@ class Restoring:
 
     def _unreadable_files(self) -> list[RestoredEntry]:
         entries = []
-        for found in self.evidence.unreadable:
-            shown = self.store.staging.shown(found.file.key)
-            self.problems.append(f"{shown}: its rows are not restored: {found.reason}")
+        for file, why in self.evidence.unreadable:
+            shown = self.store.staging.shown(file.key)
+            self.problems.append(f"{shown}: its rows are not restored: {why}")
             reason = (
-                f"{found.reason}. Its rows are not in the rebuilt ledger: restore the file from a backup and run "
+                f"{why}. Its rows are not in the rebuilt ledger: restore the file from a backup and run "
                 "'timestore ledger rebuild --replace', or discard it"
             )
-            stem = PurePosixPath(found.file.key).stem
-            entries.append(self._entry(found.file, QuarantineKind.SEGMENT, stem, _name(found.file), reason, None))
+            stem = PurePosixPath(file.key).stem
+            entries.append(self._entry(file, QuarantineKind.SEGMENT, stem, _name(file), reason, None))
         return entries
 
     def _entry(

@@ -92,14 +92,6 @@ class FoundSegment:
 
 
 @dataclass(frozen=True)
-class UnreadableFile:
-    """A segment or a file of refused rows that does not say what it holds, and why."""
-
-    file: Entry
-    reason: str
-
-
-@dataclass(frozen=True)
 class TableEvidence:
     """The table as it stands behind the fence with the sequence ``fenced``, and what its manifests say.
 
@@ -121,11 +113,15 @@ class TableEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is found of one dataset; ``resolved`` are (file of refused rows, ordinal) that are decided."""
+    """All that is found of one dataset.
+
+    ``unreadable`` are segments and files of refused rows that do not say what they hold, each with the reason;
+    ``resolved`` are (file of refused rows, ordinal) that are decided.
+    """
 
     dataset: str
     segments: tuple[FoundSegment, ...] = ()
-    unreadable: tuple[UnreadableFile, ...] = ()
+    unreadable: tuple[tuple[Entry, str], ...] = ()
     refused: tuple[tuple[Entry, Description], ...] = ()
     resolved: frozenset[tuple[str, int]] = frozenset()
     bad_files: tuple[Entry, ...] = ()
@@ -191,7 +187,7 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
     notes: list[str] = []
     table = _table_evidence(store, dataset, notes, fence, take_over)
     segments: list[FoundSegment] = []
-    unreadable: list[UnreadableFile] = []
+    unreadable: list[tuple[Entry, str]] = []
     home, aside = (_files(store, folder) for folder in folders_of(dataset))
     refused: list[tuple[Entry, Description]] = []
     bad_files: list[Entry] = []
@@ -224,7 +220,7 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
     )
 
 
-def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[UnreadableFile]) -> T | None:
+def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[tuple[Entry, str]]) -> T | None:
     path = store.staging.fetch(file.key)
     if not os.access(path, os.R_OK):
         raise TimestoreError(f"{path} must not be read by this user; run this as the user of the service")
@@ -234,7 +230,7 @@ def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[
         if store.staging.forget(file.key):  # it may be the copy that is damaged
             with suppress(NotDescribed):
                 return read(store.staging.fetch(file.key))
-        unreadable.append(UnreadableFile(file, str(error)))
+        unreadable.append((file, str(error)))
         return None
 
 

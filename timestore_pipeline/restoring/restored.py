@@ -15,11 +15,10 @@ from timestore_pipeline.ledger.slices import SliceRow
 from timestore_pipeline.model.windows import Granularity, Window, from_micros
 from timestore_pipeline.operating.kept_rows import origins_of_retry
 from timestore_pipeline.restoring.evidence import Evidence, FoundSegment
-from timestore_pipeline.segments.description import DescribedBatch, Description, staged_at_of
+from timestore_pipeline.segments.description import DescribedBatch, Description, IncomingBatch, staged_at_of
 from timestore_pipeline.segments.identity import RETRY_MARK
 from timestore_pipeline.segments.segment import slices_of
 from timestore_pipeline.storage.layout import segment_key
-from timestore_pipeline.table.contents import TableFile
 from timestore_pipeline.table.manifests import Published
 
 
@@ -64,7 +63,7 @@ def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment
     row = SegmentRow(found.id, found.file.key, found.file.bytes, found.description.rows)
     return RestoredSegment(
         row=row,
-        batches=tuple(batch_row(each) for each in found.description.batches),
+        batches=tuple(each.row for each in found.description.batches),
         slices=slices_of(found.description.groups, row),
         staged_at=staged_at_of(found.id),
         published={part.contribution.window_start: part.published_at for part in parts},
@@ -93,16 +92,10 @@ def unlinked(dataset: str, segment_id: str, parts: Iterable[Published]) -> Resto
             max_time=each.max_time,
             batch_rows={**(had.batch_rows if had else {}), each.ordinal: each.rows},
         )
-        batches[each.ordinal] = BatchRow(
-            batch_id=each.batch_id,
-            fingerprint=each.fingerprint,
-            source=each.source,
-            source_bytes=each.source_bytes,
-            rows=each.batch_rows,
-            quarantined_rows=each.quarantined_rows,
-            dropped_rows=each.dropped_rows,
-            ordinal=each.ordinal,
-        )
+        batch = IncomingBatch(each.batch_id, each.fingerprint, each.source, each.source_bytes)
+        batches[each.ordinal] = DescribedBatch(
+            each.ordinal, batch, each.batch_rows, each.quarantined_rows, dropped_rows=each.dropped_rows
+        ).row
     size, rows = (sum(getattr(piece, what) for piece in slices.values()) for what in ("bytes", "rows"))
     return RestoredSegment(
         row=SegmentRow(segment_id, segment_key(dataset, segment_id), size, rows),
@@ -124,20 +117,6 @@ def each_batch_once(segments: list[RestoredSegment]) -> list[RestoredSegment]:
         seen |= {batch.batch_id for batch in mine}
         found.append(replace(segment, batches=mine))
     return found
-
-
-def batch_row(each: DescribedBatch) -> BatchRow:
-    """Return the ledger's row of a batch that a file describes."""
-    return BatchRow(
-        batch_id=each.batch.batch_id,
-        fingerprint=each.batch.fingerprint,
-        source=each.batch.source,
-        source_bytes=each.batch.source_bytes,
-        rows=each.rows,
-        quarantined_rows=each.refused_rows,
-        dropped_rows=each.dropped_rows,
-        ordinal=each.ordinal,
-    )
 
 
 def was_retried(each: DescribedBatch, known: Iterable[str]) -> bool:
@@ -184,14 +163,6 @@ def unexplained(
                 "retention before, restore the table from a backup and run this again with --replace"
             )
     return found
-
-
-def window_of(file: TableFile, granularity: Granularity) -> Window | None:
-    """Return the window of a table's file; None where another program has put it into no window of that granularity."""
-    try:
-        return None if file.window_key is None else Window.from_key(file.window_key, granularity)
-    except ValueError:
-        return None
 
 
 def last_retry(evidence: Evidence) -> int:

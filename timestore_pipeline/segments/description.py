@@ -14,6 +14,7 @@ from pathlib import Path
 import duckdb
 
 from timestore_pipeline.duck.sql import literal
+from timestore_pipeline.ledger.batches import BatchRow
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.segments.identity import Client
 
@@ -52,6 +53,20 @@ class DescribedBatch:
     refused_rows: int
     reason: str = ""
     dropped_rows: int = 0
+
+    @property
+    def row(self) -> BatchRow:
+        """The ledger's row of it."""
+        return BatchRow(
+            batch_id=self.batch.batch_id,
+            fingerprint=self.batch.fingerprint,
+            source=self.batch.source,
+            source_bytes=self.batch.source_bytes,
+            rows=self.rows,
+            quarantined_rows=self.refused_rows,
+            ordinal=self.ordinal,
+            dropped_rows=self.dropped_rows,
+        )
 
 
 @dataclass(frozen=True)

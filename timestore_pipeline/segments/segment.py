@@ -27,6 +27,7 @@ from timestore_pipeline.rows.read_plan import RowSource
 from timestore_pipeline.segments.description import (
     METADATA_KEY,
     SEGMENT_TABLE,
+    DescribedBatch,
     DescribedGroup,
     Description,
     IncomingBatch,
@@ -53,15 +54,15 @@ _TABLE = f"segment.{SEGMENT_TABLE}"
 class WrittenSegment:
     """What :func:`write_segment` made; nothing of it counts before the ledger has it.
 
-    ``row`` is None where no row could be staged. ``batch_rows``, ``refused`` and ``dropped`` (rows that came too late,
-    and are nowhere) go by batch ordinal; ``refused_path`` (relative to the staging directory) holds the refused rows
-    of all batches. ``judged_at`` is the moment by which they were late, in microseconds since the epoch. ``numbers`` is
-    how many row numbers were given out, to refused rows too, where the dataset has a key.
+    ``row`` is None where no row could be staged. ``batches`` say what of each was staged. ``refused`` and ``dropped``
+    (rows that came too late, and are nowhere) go by batch ordinal; ``refused_path`` (relative to the staging directory)
+    holds the refused rows of all batches. ``judged_at`` is the moment by which they were late, in microseconds since
+    the epoch. ``numbers`` is how many row numbers were given out, to refused rows too, where the dataset has a key.
     """
 
     row: SegmentRow | None
     slices: tuple[SliceRow, ...] = ()
-    batch_rows: Mapping[int, int] = field(default_factory=dict)
+    batches: tuple[DescribedBatch, ...] = ()
     refused: Mapping[int, Sequence[RefusedRows]] = field(default_factory=dict)
     refused_path: str | None = None
     refused_bytes: int = 0
@@ -168,7 +169,7 @@ def write_segment(
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
-    segment = SegmentRow(segment_id, key, size, sum(written.batch_rows.values()))
+    segment = SegmentRow(segment_id, key, size, sum(batch.rows for batch in written.batches))
     return replace(written, row=segment, slices=slices_of(groups, segment))
 
 
@@ -201,10 +202,9 @@ def _fill(
     judged = judge.look(connection, _TABLE, draft.times)
     if judged.dropped:
         connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
-    batch_rows = _rows_by_ordinal(judged.groups)
     described = described_batches(
         batches,
-        batch_rows,
+        _rows_by_ordinal(judged.groups),
         {ordinal: sum(part.rows for part in parts) for ordinal, parts in judged.refused.items()},
         {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
         judged.dropped,
@@ -219,7 +219,7 @@ def _fill(
     connection.execute("COMMIT; DETACH segment")
     written = WrittenSegment(
         row=None,
-        batch_rows=batch_rows,
+        batches=described,
         refused=judged.refused,
         refused_path=refused_path,
         refused_bytes=refused_bytes,

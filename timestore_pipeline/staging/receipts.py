@@ -11,7 +11,6 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected, CommitUnknown, GuardrailExceeded
 from timestore_pipeline.ledger.batches import (
-    BatchRow,
     KnownBatch,
     NewSegment,
     acknowledge,
@@ -148,19 +147,7 @@ def acknowledge_segment(
     """
     now = now_micros()
     refused_rows = written.refused_rows
-    rows = [
-        BatchRow(
-            batch_id=batch.batch_id,
-            fingerprint=batch.fingerprint,
-            source=batch.source,
-            source_bytes=batch.source_bytes,
-            rows=written.batch_rows.get(ordinal, 0),
-            quarantined_rows=refused_rows.get(ordinal, 0),
-            ordinal=ordinal,
-            dropped_rows=written.dropped.get(ordinal, 0),
-        )
-        for ordinal, batch in enumerate(batches)
-    ]
+    rows = [batch.row for batch in written.batches]
 
     def refused_entries(tx: Connection) -> list[QuarantineEntry]:
         return [

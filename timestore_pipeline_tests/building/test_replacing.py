@@ -118,7 +118,7 @@ def test_several_windows_are_replaced_in_one_commit_and_readers_see_it_with_the_
     assert published(store) == expected(store)
     assert readable(store) == before
     with store.ledger.write() as tx:
-        contents = published_windows(store.datasets["weather"], files)
+        contents = published_windows(store.datasets["weather"].window, files)
         assert mark_published(tx, claim.build, table_version=after, published=contents, now=now_micros())
     assert readable(store) == expected(store)
     assert totals(store) == [("2026-01-01", 1, 1), ("2026-01-02", 1, 1), ("2026-01-03", 3, 1)]
@@ -131,7 +131,7 @@ def test_a_window_that_is_replaced_by_nothing_is_gone(two_windows: Store):
 
     version = commit(store, claim, files, read(store, claim))
     with store.ledger.write() as tx:
-        contents = published_windows(store.datasets["weather"], files)
+        contents = published_windows(store.datasets["weather"].window, files)
         mark_published(tx, claim.build, table_version=version, published=contents, now=now_micros())
 
     assert [window for window, _, _ in totals(store)] == ["2026-01-02", "2026-01-03"]

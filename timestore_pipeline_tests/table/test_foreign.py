@@ -354,7 +354,7 @@ def assert_totals_are_those_of_the_table(store: Store, dataset: str = "weather")
         seen = table_versions(tx)[dataset]
         found = {total.window_start: (total.rows, total.bytes, total.files) for total in window_totals(tx, dataset)}
     files = live_files(open_table(store.table(dataset), dataset, seen))
-    windows = published_windows(store.datasets[dataset], files)
+    windows = published_windows(store.datasets[dataset].window, files)
     assert found == {start: (window.rows, window.bytes, window.files) for start, window in windows.items()}
 
 
