@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.batches import BatchPart, BatchState
 from timestore_pipeline.model.windows import from_micros
+from timestore_pipeline.rows.reasons import UnreadableRow
 from timestore_pipeline.staging.receipts import Receipt
 
 
@@ -155,6 +156,11 @@ class BadRow(_Answer):
 
     row: int = Field(ge=1, description="Its number in the body, from 1; a header line is not counted.")
     reason: str
+
+    @classmethod
+    def of(cls, unreadable: UnreadableRow) -> BadRow:
+        """Return what is answered to a row that cannot be read."""
+        return cls(row=unreadable.row, reason=str(unreadable))
 
 
 class ProblemAnswer(BaseModel):

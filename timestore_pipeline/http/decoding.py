@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +20,7 @@ from blake3 import blake3
 from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import quote
+from timestore_pipeline.http.answers import BadRow
 from timestore_pipeline.http.bodies import Holding, pieces_of
 from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, rejected, too_large
@@ -33,7 +33,7 @@ from timestore_pipeline.rows.formats.arrow_files import arrow_table
 from timestore_pipeline.rows.formats.format import File, Format, Reader
 from timestore_pipeline.rows.formats.known import MEDIA_TYPES
 from timestore_pipeline.rows.read_plan import RowSource, plan_reads, read_as_written, schema_alone, wider_columns
-from timestore_pipeline.rows.reasons import BadRow, TooLarge, UnreadableFile, readable_reason
+from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, UnreadableRow, readable_reason
 from timestore_pipeline.store import Store
 
 SPOOL_PREFIX = "http-"
@@ -190,8 +190,8 @@ def _rewrite(path: Path, file: File, reading: Reading) -> None:
             file.format.rewrite(body, written, reading.bounds, check)
     except TooLarge:
         raise
-    except BadRow as error:
-        raise rejected(f"row {error.row}: {error}; nothing was staged", [_problem(error)]) from error
+    except UnreadableRow as error:
+        raise rejected(f"row {error.row}: {error}; nothing was staged", [BadRow.of(error)]) from error
     except UnreadableFile as error:
         raise rejected(str(error)) from error
 
@@ -310,14 +310,10 @@ def _refused_rows(
     return rejected(f"dataset {spec.name!r}: {reason}; nothing was staged", rows)
 
 
-def _rows_in(spec: DatasetSpec, reason: str, file: File, budget: CpuBudget) -> list[dict[str, Any]]:
+def _rows_in(spec: DatasetSpec, reason: str, file: File, budget: CpuBudget) -> list[BadRow]:
     """Return the row that the reader stumbled over, where that can be told."""
     bad = file.format.bad_row(spec, file.path, reason, budget.check)
-    return [] if bad is None else [_problem(bad)]
-
-
-def _problem(row: BadRow) -> dict[str, Any]:
-    return {"row": row.row, "reason": str(row)}
+    return [] if bad is None else [BadRow.of(bad)]
 
 
 def _named(reason: str, path: Path) -> str:

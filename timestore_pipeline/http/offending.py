@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.http.answers import BadRow
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.culprits import find_culprits
 from timestore_pipeline.rows.fit import select_rows
@@ -26,14 +26,14 @@ MOST_NAMED_ROWS = 20
 class BadRows:
     """The first rows that do not fit (numbers from 1), and whether there are more."""
 
-    rows: list[dict[str, Any]]
+    rows: list[BadRow]
     more: bool
 
     @property
     def in_words(self) -> str:
         """How many rows do not fit, and the first of them."""
         count = f"more than {len(self.rows)} rows" if self.more else f"{len(self.rows)} row(s)"
-        return f"{count} cannot be staged, the first is row {self.rows[0]['row']}: {self.rows[0]['reason']}"
+        return f"{count} cannot be staged, the first is row {self.rows[0].row}: {self.rows[0].reason}"
 
 
 def bad_rows(
@@ -54,11 +54,11 @@ def bad_rows(
     except UnreadableFile:
         return BadRows([], more=False)
 
-    def found_rows() -> Iterator[dict[str, Any]]:
+    def found_rows() -> Iterator[BadRow]:
         first = 1
         for table in parts:
             for row, error in find_culprits(range(table.num_rows), partial(read_rows, table), UnreadableFile):
-                yield {"row": first + row, "reason": str(error)}
+                yield BadRow(row=first + row, reason=str(error))
             first += table.num_rows
 
     def read_rows(table: pa.Table, rows: Sequence[int]) -> None:

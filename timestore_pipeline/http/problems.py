@@ -29,6 +29,7 @@ from timestore_pipeline.errors import (
     WriterClosed,
     WriterFull,
 )
+from timestore_pipeline.http.answers import BadRow
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -73,9 +74,10 @@ def too_large(detail: str) -> Problem:
     return Problem(413, "too-large", detail)
 
 
-def rejected(detail: str, rows: Sequence[Mapping[str, Any]] = (), *, more_rows: bool = False) -> Problem:
-    """Return the answer to rows that do not fit the dataset; each of ``rows`` has its number from 1 and a reason."""
-    return Problem(422, "rows-rejected", detail, more={"rows": list(rows), "more_rows": more_rows})
+def rejected(detail: str, rows: Sequence[BadRow] = (), *, more_rows: bool = False) -> Problem:
+    """Return the answer to rows that do not fit the dataset: ``rows`` are the first of them."""
+    named = [row.model_dump() for row in rows]
+    return Problem(422, "rows-rejected", detail, more={"rows": named, "more_rows": more_rows})
 
 
 _SOON = 1.0

@@ -34,7 +34,7 @@ class TooLarge(UnreadableFile):
     """What it would take to read it is more than it may take."""
 
 
-class BadRow(UnreadableFile):
+class UnreadableRow(UnreadableFile):
     """A row of it, counted from 1, is what cannot be read."""
 
     def __init__(self, row: int, reason: str) -> None:

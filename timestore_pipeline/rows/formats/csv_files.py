@@ -23,7 +23,7 @@ from timestore_pipeline.rows.formats.format import (
     each_alone,
 )
 from timestore_pipeline.rows.formats.texts import TextFormat, compression
-from timestore_pipeline.rows.reasons import BadRow, UnreadableFile
+from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow
 
 _MAX_HEADER_BYTES = 1 << 20
 _LINE = re.compile(r"\b[Ll]ine:? (\d+)")
@@ -74,12 +74,12 @@ class Csv(TextFormat):
         how = f"columns = {{{struct}}}, auto_detect = false, {_options(spec, shape)}"
         return f"read_csv({list_of_files(file.path for file in files)}, {how})"
 
-    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> BadRow | None:
+    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> UnreadableRow | None:
         """Return the row of the line that the reader names."""
         del path, check
         line = _LINE.search(reason)
         row = int(line[1]) - (0 if spec.landing.csv.header else 1) if line else 0
-        return BadRow(row, reason) if row > 0 else None
+        return UnreadableRow(row, reason) if row > 0 else None
 
 
 def _header(reader: Reader, file: File) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import duckdb
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.bounds import Bounds
-from timestore_pipeline.rows.reasons import BadRow, UnreadableFile, unreadable
+from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,11 +168,11 @@ class Format(ABC):
         ``check`` is told how many rows it has so far, and raises where they are too many or take too long.
 
         Raises:
-            UnreadableFile: it cannot be read; BadRow tells the row.
+            UnreadableFile: it cannot be read; UnreadableRow tells the row.
         """
         raise NotImplementedError
 
-    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> BadRow | None:
+    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> UnreadableRow | None:
         """Return the row that a reader stumbled over, by the ``reason`` that it gives or by another look.
 
         ``check`` raises where looking takes too long.

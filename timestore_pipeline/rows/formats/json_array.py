@@ -13,7 +13,7 @@ from typing import IO, ClassVar, NoReturn
 
 from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES, Bounds
 from timestore_pipeline.rows.formats.json_lines import JsonLines
-from timestore_pipeline.rows.reasons import BadRow, UnreadableFile
+from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow
 
 _READ_AT_ONCE = 1 << 16
 # Each value of a row becomes an object, of many times its bytes.
@@ -61,7 +61,7 @@ class JsonArray(JsonLines):
             raise UnreadableFile(f"the body is no UTF-8: {error.reason}, behind row {rows}") from error
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise BadRow(rows + 1, reason) from error
+            raise UnreadableRow(rows + 1, reason) from error
         if rest:
             raise UnreadableFile("the body has something behind its JSON array")
         if not rows:

@@ -21,7 +21,7 @@ from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES
 from timestore_pipeline.rows.culprits import attempt_by_halves
 from timestore_pipeline.rows.formats.format import File, Identified, NamesAndTypes, Reader, Shape
 from timestore_pipeline.rows.formats.texts import TextFormat, compression
-from timestore_pipeline.rows.reasons import BadRow, UnreadableFile, readable_reason
+from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow, readable_reason
 
 _SAMPLE_CHARACTERS = 60
 
@@ -88,7 +88,7 @@ class JsonLines(TextFormat):
         types = json.dumps({**{name: "VARCHAR" for name, _ in columns}, ROW_COLUMN: "DECIMAL(1,0)"})
         return f"(SELECT file_index, unnest(json_transform(json, {literal(types)})) FROM {_objects(shape, files)})"
 
-    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> BadRow | None:
+    def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> UnreadableRow | None:
         """Return the first line that is no JSON object; empty lines are no rows."""
         del spec, reason
         number = 0
@@ -100,7 +100,7 @@ class JsonLines(TextFormat):
                 number += 1
                 problem = _problem_of_line(line)
                 if problem is not None:
-                    return BadRow(number, problem)
+                    return UnreadableRow(number, problem)
         return None
 
 
