@@ -60,10 +60,20 @@ class FileFormat(StrEnum):
     """Format of landing files."""
 
     AUTO = "auto"
-    CSV = "csv"
-    JSON_LINES = "jsonl"
-    PARQUET = "parquet"
-    ARROW = "arrow"
+    CSV = "csv", ".csv", ".tsv", ".txt"
+    JSON_LINES = "jsonl", ".jsonl", ".ndjson", ".json"
+    PARQUET = "parquet", ".parquet", ".pq"
+    ARROW = "arrow", ".arrow", ".arrows", ".feather", ".ipc"
+
+    endings: tuple[str, ...]
+    """How names of such files end, in lower case; after those of texts a .gz may follow."""
+
+    def __new__(cls, value: str, *endings: str) -> Self:
+        """Return the member ``value``."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.endings = endings
+        return member
 
 
 class LatePolicy(StrEnum):
@@ -143,8 +153,8 @@ class LandingSpec(_Model):
     pattern: str = Field(default="*", description="Glob that a file's name must match.")
     format: FileFormat = Field(
         default=FileFormat.AUTO,
-        description="Format of the files; `auto` goes by the name: .csv .csv.gz .tsv .jsonl .ndjson .json (.gz) "
-        ".parquet .arrow .feather .ipc .arrows.",
+        description="Format of the files; `auto` goes by the name: "
+        f"{' '.join(ending for known in FileFormat for ending in known.endings)}; of CSV and JSON also with .gz.",
     )
     csv: CsvOptions = Field(default=CsvOptions(), description="Options for CSV files.")
     ignore_columns: tuple[str, ...] = Field(

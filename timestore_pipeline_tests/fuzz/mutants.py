@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from timestore_pipeline.rows.formats.arrow_files import Arrow
+from timestore_pipeline.rows.formats.csv_files import Csv
+from timestore_pipeline.rows.formats.json_array import JsonArray
+from timestore_pipeline.rows.formats.json_lines import JsonLines
+from timestore_pipeline.rows.formats.parquet_files import Parquet
 from timestore_pipeline_tests.builders import arrow_bytes, hourly, parquet_bytes, weather_csv
 
 
@@ -33,7 +38,8 @@ def _batches() -> list[Batch]:
     views = table.set_column(1, "station", table["station"].cast(pa.string_view()))
     nested = table.append_column("extra", pa.array([[{"a": 1}]] * 60))
     rows = [{"ts": f"2026-01-01T{hour:02}:00:00Z", "station": "JFK", "temp": hour / 2} for hour in range(20)]
-    parquet, arrow = "application/vnd.apache.parquet", "application/vnd.apache.arrow.stream"
+    (parquet,), (stream, file), (csv,) = Parquet.media_types, Arrow.media_types, Csv.media_types
+    json_lines, json_array = JsonLines.media_types[0], JsonArray.media_types[0]
     text = weather_csv(*(f"2026-01-01T{hour:02}:00:00Z,JFK,{hour}" for hour in range(20))).encode()
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     zstd = pa.BufferOutputStream()
@@ -64,14 +70,14 @@ def _batches() -> list[Batch]:
                 },
             ),
         ),
-        *(Batch(arrow, ".arrows", arrow_bytes(each, stream=True)) for each in (table, words, views, nested)),
-        Batch(arrow, ".arrows", zstd.getvalue().to_pybytes()),
-        Batch("application/vnd.apache.arrow.file", ".arrow", arrow_bytes(words)),
-        Batch("text/csv", ".csv", text),
-        Batch("text/csv", ".csv.gz", gzip.compress(text)),
-        Batch("application/x-ndjson", ".jsonl", lines),
-        Batch("application/x-ndjson", ".jsonl.gz", gzip.compress(lines)),
-        Batch("application/json", ".json", json.dumps(rows).encode()),
+        *(Batch(stream, ".arrows", arrow_bytes(each, stream=True)) for each in (table, words, views, nested)),
+        Batch(stream, ".arrows", zstd.getvalue().to_pybytes()),
+        Batch(file, ".arrow", arrow_bytes(words)),
+        Batch(csv, ".csv", text),
+        Batch(csv, ".csv.gz", gzip.compress(text)),
+        Batch(json_lines, ".jsonl", lines),
+        Batch(json_lines, ".jsonl.gz", gzip.compress(lines)),
+        Batch(json_array, ".json", json.dumps(rows).encode()),
     ]
 
 

@@ -16,6 +16,7 @@ import httpx
 import pyarrow as pa
 
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.rows.formats.csv_files import Csv
 from timestore_pipeline.settings import PREFIX, load_settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
@@ -124,7 +125,7 @@ class Run:
             self._fail(f"{way} of a {batch.ending} took more memory than it may", content)
 
     def _good(self, client: httpx.Client, content: bytes) -> None:
-        headers = {"Content-Type": "text/csv", "Idempotency-Key": f"good-{self.outcome.mutants}"}
+        headers = {"Content-Type": Csv.media_types[0], "Idempotency-Key": f"good-{self.outcome.mutants}"}
         started = time.monotonic()
         try:
             answer = client.post("/datasets/good/batches", content=GOOD, headers=headers)

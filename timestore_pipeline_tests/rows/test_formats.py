@@ -394,10 +394,11 @@ def test_an_awkward_name_is_read_in_every_format(store: Store, drop: Drop, suffi
 
 
 def test_every_format_that_a_dataset_may_name_is_known_and_no_name_means_two():
-    landing = [format_ for format_ in FORMATS if format_.endings]
-    endings = [ending for format_ in landing for ending in format_.endings]
+    names = [format_.name for format_ in FORMATS if format_.name]
+    endings = [ending for name in names for ending in name.endings]
 
-    assert sorted(format_.name for format_ in landing) == sorted(set(FileFormat) - {FileFormat.AUTO})
+    assert sorted(names) == sorted(set(FileFormat) - {FileFormat.AUTO})
+    assert all(name.endings for name in names)
     assert len(set(endings)) == len(endings)
     assert len(MEDIA_TYPES) == sum(len(format_.media_types) for format_ in FORMATS)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from timestore_pipeline.rows.formats.known import FORMATS, MEDIA_TYPES
 from timestore_pipeline_tests.fuzz.mutants import BATCHES, mutated
 
 
@@ -22,6 +23,10 @@ def test_whatever_is_made_of_a_batch_the_next_good_one_is_taken(tmp_path: Path):
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "60 good batches" in done.stdout
+
+
+def test_mutants_are_made_of_every_format():
+    assert {MEDIA_TYPES[batch.media_type] for batch in BATCHES} == set(FORMATS)
 
 
 def test_a_seed_makes_the_same_mutants_again():

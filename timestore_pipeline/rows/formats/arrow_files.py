@@ -45,7 +45,6 @@ class Arrow(Format):
     """Arrow's own format, which a table in memory has as well: each batch is a table before it is read."""
 
     name = FileFormat.ARROW
-    endings = (".arrow", ".arrows", ".feather", ".ipc")
     media_types = ("application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file")
     is_read_in_memory = True
 

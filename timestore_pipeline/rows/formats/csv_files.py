@@ -33,7 +33,6 @@ class Csv(TextFormat):
     """Lines of fields."""
 
     name = FileFormat.CSV
-    endings = (".csv", ".tsv", ".txt")
     media_types = ("text/csv",)
 
     def identify(

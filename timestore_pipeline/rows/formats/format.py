@@ -98,11 +98,8 @@ class Relation:
 class Format(ABC):
     """A format of files and bodies."""
 
-    name: ClassVar[FileFormat]
-    """How ``landing.format`` calls it."""
-
-    endings: ClassVar[tuple[str, ...]] = ()
-    """How names of its files end, in lower case; each may be followed by ``.gz``. Without one no file lands in it."""
+    name: ClassVar[FileFormat | None] = None
+    """How ``landing.format`` calls it. Without a name no file lands in it."""
 
     media_types: ClassVar[tuple[str, ...]] = ()
     """The Content-Types of bodies in it."""

@@ -24,7 +24,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 class JsonArray(JsonLines):
     """One JSON document."""
 
-    endings = ()
+    name = None
     media_types = ("application/json",)
     body_schema: ClassVar = {"type": "array", "minItems": 1, "items": {"type": "object"}}
     is_rewritten = True

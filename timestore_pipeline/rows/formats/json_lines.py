@@ -30,7 +30,6 @@ class JsonLines(TextFormat):
     """A JSON object on each line. A key that a row lacks is null."""
 
     name = FileFormat.JSON_LINES
-    endings = (".jsonl", ".ndjson", ".json")
     media_types = ("application/x-ndjson", "application/jsonl")
 
     def identify(

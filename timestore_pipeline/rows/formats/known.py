@@ -22,8 +22,8 @@ FORMATS: tuple[Format, ...] = (JsonArray(), JsonLines(), Csv(), TABLES, Parquet(
 MEDIA_TYPES: Mapping[str, Format] = {media_type: format_ for format_ in FORMATS for media_type in format_.media_types}
 """The Content-Types that are taken."""
 
-_BY_NAME = {format_.name: format_ for format_ in FORMATS if format_.endings}
-_BY_ENDING = {ending: format_ for format_ in FORMATS for ending in format_.endings}
+_BY_NAME = {format_.name: format_ for format_ in FORMATS if format_.name}
+_BY_ENDING = {ending: format_ for name, format_ in _BY_NAME.items() for ending in name.endings}
 
 
 def file_of(spec: DatasetSpec, path: Path) -> File:

@@ -35,7 +35,6 @@ class Parquet(Format):
     """Files with a footer."""
 
     name = FileFormat.PARQUET
-    endings = (".parquet", ".pq")
     media_types = ("application/vnd.apache.parquet",)
     may_repeat_values = True
 
