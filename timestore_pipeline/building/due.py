@@ -80,7 +80,7 @@ def plan_flushes(store: Store, now: int | None = None) -> FlushPlan:
     for name, state in states.items():
         if name not in store.datasets:
             refused = store.datasets.refused.get(name)
-            why = f"cannot be published: {refused}" if refused else "but the dataset is not declared any more"
+            why = f"and cannot be published: {refused}" if refused else "but the dataset is not declared any more"
             waiting.append(f"{name}: {state.pending_rows:,} rows are staged {why}")
             continue
         try:
@@ -101,16 +101,16 @@ def _requests(
     windows: Sequence[StagedWindow] | None,
     now: int,
 ) -> tuple[list[FlushRequest], list[str]]:
-    """Return the builds that a dataset needs now; where it needs none, a sentence that says why."""
+    """Return the builds that a dataset needs now; where it needs none, a line that says why it waits."""
     spec = store.datasets[state.dataset]
     thresholds, max_pending = policy.flush, policy.limits.max_pending
     busy = "".join(f"; {_describe(build, now)}" for build in in_flight)
     lanes = policy.limits.concurrent_builds - len(in_flight)
     if lanes < 1:
-        return [], [f"{distance(state, thresholds, max_pending, now)}{busy}"]
+        return [], [f"{distance_in_words(state, thresholds, max_pending, now)}{busy}"]
     free = state if windows is None else left_to_claim(state, windows)
     due = due_windows(free, thresholds, max_pending, now)
-    why = distance(free, thresholds, max_pending, now)
+    why = distance_in_words(free, thresholds, max_pending, now)
     if due is None:
         return [], [f"{why}{busy}"]
     return [
@@ -187,11 +187,11 @@ def group_requests(requests: Iterable[FlushRequest]) -> list[FlushGroup]:
 
 
 def _describe(build: Build, now: int) -> str:
-    return f"build {build.id} of {build.owner} in flight for {max(0, now - build.claimed_at) / 1e6:,.0f} s"
+    return f"build {build.id} of {build.owner} has been in flight for {max(0, now - build.claimed_at) / 1e6:,.0f} s"
 
 
-def distance(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> str:
-    """Say in words and numbers how far the dataset is from each of its thresholds."""
+def distance_in_words(state: QueueState, thresholds: FlushThresholds, max_pending: int, now: int) -> str:
+    """Return a line that says how far the dataset is from each of its thresholds, ``weather: 3 of 50,000 rows, …``."""
     parts = [
         f"{state.staged_rows:,}{_of(f'{thresholds.max_rows:,}', thresholds.max_rows)} rows",
         f"{state.staged_bytes / 1e6:,.1f}{_of(f'{thresholds.max_bytes / 1e6:,.1f}', thresholds.max_bytes)} MB",

@@ -58,9 +58,9 @@ def held_back(
             again_at, times = _again_at(dataset, runs, build)
             if now < again_at:
                 reasons[dataset] = (
-                    f"{dataset}: the last {times} runs failed, next attempt in {again_at - now:.0f} s"
+                    f"{dataset}: the last {times} runs failed, the sensor asks again in {again_at - now:.0f} s"
                     if times > 1
-                    else f"{dataset}: the last run failed, next attempt in {again_at - now:.0f} s"
+                    else f"{dataset}: the last run failed, the sensor asks again in {again_at - now:.0f} s"
                 )
     return reasons
 

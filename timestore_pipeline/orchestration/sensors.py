@@ -94,7 +94,7 @@ def landing_sensor(settings: Settings) -> dg.SensorDefinition:
             files = shares[name]
             size = sum(file.bytes for file in files) / 1e6
             log_of(context).info(
-                "%s: ingest, because %s files of %s MB are ready", name, f"{len(files):,}", f"{size:,.1f}"
+                "%s: %s files of %s MB are ready, an ingest run is asked for", name, f"{len(files):,}", f"{size:,.1f}"
             )
         # A file that ends its run ends no other dataset's.
         alone = suspected_datasets(store.opened, {name: shares[name] for name in wanted})
@@ -146,7 +146,8 @@ def flush_sensor(settings: Settings, datasets: Mapping[str, DatasetSpec], jobs: 
         if not requests:
             return dg.SkipReason(bounded(others) or "nothing is staged")
         launched = [
-            f"{request.why}: flush by {request.trigger}, windows {request.first.key} … {request.last.key}"
+            f"{request.why}: a flush by {request.trigger} is asked for, "
+            f"windows {request.first.key} … {request.last.key}"
             for group in plan.groups
             for request in group.requests
             if request.dataset not in held
@@ -189,7 +190,7 @@ def housekeeping_sensor() -> dg.SensorDefinition:
     )
     def tidy_up(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         said = [
-            f"ended run {run_id[:8]}, whose process is gone"
+            f"run {run_id[:8]} was ended, as its process is gone"
             for run_id in end_runs_without_process(context.instance, (LANDING_SENSOR, FLUSH_SENSOR))
         ]
         return dg.SkipReason(bounded(said) or "every run that goes on has a process")
@@ -262,10 +263,10 @@ def _why_no_ingest(store: Store, scan: LandingScan, shares: Mapping[str, Sequenc
     if len(shares) < len({file.dataset for file in scan.files}):
         lines += waiting_for_room(store, scan)
     lines += [
-        f"{name}: {len(files):,} files were left in place by the last ingest run (its log says why); trying again later"
+        f"{name}: the last ingest run left {len(files):,} files in place, its log says why; the sensor asks again later"
         for name, files in sorted(shares.items())
     ]
-    return lines or ["no new files"]
+    return lines or ["no dataset has new files"]
 
 
 def _held_back(instance: dg.DagsterInstance, store: Store, plan: FlushPlan) -> dict[str, str]:

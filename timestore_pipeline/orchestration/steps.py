@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from timestore_pipeline.building.due import distance
+from timestore_pipeline.building.due import distance_in_words
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger, due_trigger
 from timestore_pipeline.datasets import DatasetSpec
@@ -201,7 +201,10 @@ def _still_due(context: dg.AssetExecutionContext, store: Store, spec: DatasetSpe
     now = now_micros()
     if due_trigger(state, wanted.thresholds, limit, now) is not None:
         return True
-    log_of(context).info("not due (any more): %s", distance(state, wanted.thresholds, limit, now))
+    log_of(context).info(
+        "Nothing is built, no threshold is reached any more: %s",
+        distance_in_words(state, wanted.thresholds, limit, now),
+    )
     return False
 
 

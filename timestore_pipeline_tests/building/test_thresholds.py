@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timestore_pipeline.building.due import FlushRequest, distance, group_requests, plan_flushes
+from timestore_pipeline.building.due import FlushRequest, distance_in_words, group_requests, plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import (
@@ -153,7 +153,7 @@ def test_late_rows_count_as_overdue_only_when_they_are():
 
 
 def test_a_distance_says_how_long_late_rows_have_waited():
-    assert distance(late_queue(0, 42_000), FlushThresholds(0, 0, 60_000, 600_000), 0, NOW).endswith(
+    assert distance_in_words(late_queue(0, 42_000), FlushThresholds(0, 0, 60_000, 600_000), 0, NOW).endswith(
         "1 batches, 1 of the rows late, oldest 42 of 600 s"
     )
 
@@ -166,17 +166,17 @@ def test_an_age_is_never_negative_though_clocks_go_back(state: QueueState, back:
 def test_a_distance_says_every_number_beside_its_threshold():
     state = queue(rows=12_345, size=5_600_000, age=42_000, batches=7)
 
-    assert distance(state, FlushThresholds(50_000, 134_217_728, 60_000), 1_000, NOW) == (
+    assert distance_in_words(state, FlushThresholds(50_000, 134_217_728, 60_000), 1_000, NOW) == (
         "weather: 12,345 of 50,000 rows, 5.6 of 134.2 MB, oldest 42 of 60 s, 7 of 500 batches"
     )
-    assert distance(state, OFF, 0, NOW) == "weather: 12,345 rows, 5.6 MB, oldest 42 s, 7 batches"
+    assert distance_in_words(state, OFF, 0, NOW) == "weather: 12,345 rows, 5.6 MB, oldest 42 s, 7 batches"
 
 
 @given(queues, thresholds_of, limits)
 def test_a_distance_is_one_line_that_names_the_dataset(
     state: QueueState, thresholds: FlushThresholds, max_pending: int
 ):
-    text = distance(state, thresholds, max_pending, NOW)
+    text = distance_in_words(state, thresholds, max_pending, NOW)
 
     assert text.startswith("weather: ")
     assert "\n" not in text
@@ -302,7 +302,7 @@ def test_a_dataset_with_a_build_in_flight_waits_and_holds_no_other(make_store: M
 
     assert [item.dataset for group in plan.groups for item in group.requests] == ["b"]
     (sentence,) = plan.waiting
-    assert "build 1 of run-1 in flight" in sentence
+    assert "build 1 of run-1 has been in flight" in sentence
 
 
 def test_what_is_due_of_a_dataset_with_lanes_is_divided_among_runs(make_store: MakeStore):
@@ -326,7 +326,7 @@ def test_a_lane_that_is_free_is_used_for_windows_that_nobody_builds(make_store: 
     stage(store, "a", hourly(24, station="LGA"))
     plan = plan_flushes(store)
     assert plan.groups == (), "its window is being built"
-    assert "build 1 of run-1 in flight" in plan.waiting[0]
+    assert "build 1 of run-1 has been in flight" in plan.waiting[0]
     stage(store, "a", hourly(48, station="EWR"))
 
     (group,) = plan_flushes(store).groups

@@ -264,7 +264,7 @@ def test_status_doctor_and_the_plan_of_flushes_name_the_one_that_is_refused(make
     assert "refused" in status_as_row(refused)
     assert (refused.published.rows, refused.queue.pending_rows) == (3, 3)
     assert [str(found.level) for found in look_at_ledger(store) if found.part == "dataset w"] == ["error"]
-    assert re.search("w: 3 rows are staged cannot be published: .*time was", " ".join(plan_flushes(store).waiting))
+    assert re.search("w: 3 rows are staged and cannot be published: .*time was", " ".join(plan_flushes(store).waiting))
     (left,) = drain(store, ["w"], owner="the test", by="me", reason="-", timeout_seconds=30).remainders
     assert not left.passes
     assert "time was" in " ".join(left.reasons)

@@ -70,7 +70,7 @@ def test_failures_hold_for_longer_and_longer():
 
     assert held(failed=failures[:1], now=NOW + 9)
     assert not held(failed=failures[:1], now=NOW + 10)
-    assert held(failed=failures, now=NOW + 79) == {"a": "a: the last 4 runs failed, next attempt in 1 s"}
+    assert held(failed=failures, now=NOW + 79) == {"a": "a: the last 4 runs failed, the sensor asks again in 1 s"}
     assert not held(failed=failures, now=NOW + 80)
 
 

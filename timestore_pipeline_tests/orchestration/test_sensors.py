@@ -102,7 +102,7 @@ class TestLandingSensor:
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
         drop(here.store, "weather", "b.csv", WEATHER_CSV)
 
-        assert here.tick_log("landing_sensor") == ["weather: ingest, because 2 files of 0.0 MB are ready"]
+        assert here.tick_log("landing_sensor") == ["weather: 2 files of 0.0 MB are ready, an ingest run is asked for"]
 
     def test_only_datasets_with_files_are_in_the_run(self, here: Location, drop: Drop):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
@@ -129,7 +129,7 @@ class TestLandingSensor:
     def test_without_files_it_says_so(self, here: Location):
         here.store.settings.landing_path.mkdir(parents=True)
 
-        assert words_of(here.tick("landing_sensor")) == "no new files"
+        assert words_of(here.tick("landing_sensor")) == "no dataset has new files"
 
     def test_what_is_wrong_in_landing_is_said(self, here: Location, drop: Drop):
         drop(here.store, "wether", "a.csv", WEATHER_CSV)
@@ -144,7 +144,7 @@ class TestLandingSensor:
         uri = here.definitions.resolve_asset_graph().get(dg.AssetKey(["landing", "weather"])).metadata["dagster/uri"]
         assert uri == f"{s3_bucket.url}/landing/weather"
 
-        assert words_of(here.tick("landing_sensor")) == "no new files"
+        assert words_of(here.tick("landing_sensor")) == "no dataset has new files"
         s3_bucket.put("landing/weather/a.csv", WEATHER_CSV)
         with s3_bucket.proxy.spoilt(denied(times=None)):
             assert "landing cannot be looked at: LIST" in words_of(here.tick("landing_sensor"))
@@ -174,7 +174,7 @@ class TestLandingSensor:
 
         again = here.tick("landing_sensor", cursor=context.cursor)
 
-        assert "were left in place" in words_of(again)
+        assert "left 1 files in place" in words_of(again)
 
     def test_a_new_file_is_asked_for_at_once(self, here: Location, drop: Drop):
         drop(here.store, "weather", "a.csv", WEATHER_CSV)
@@ -256,7 +256,7 @@ class TestFlushSensor:
         launched, waiting = here.tick_log("flush_sensor")
 
         assert launched.startswith("events: 2 of 2 rows, ")
-        assert launched.endswith(": flush by rows, windows 2026-01-01T00 … 2026-01-02T00")
+        assert launched.endswith(": a flush by rows is asked for, windows 2026-01-01T00 … 2026-01-02T00")
         assert waiting.startswith("weather: 3 of 50,000 rows, ")
 
     @pytest.mark.long
@@ -330,7 +330,7 @@ class TestFlushSensor:
         (request,) = requests_of(here.tick("flush_sensor"))
         launch(here, request, "flush_sensor", dg.DagsterRunStatus.FAILURE)
 
-        assert "weather: the last run failed, next attempt in " in words_of(here.tick("flush_sensor"))
+        assert "weather: the last run failed, the sensor asks again in " in words_of(here.tick("flush_sensor"))
 
     @pytest.mark.long
     def test_a_success_ends_the_waiting(self, here: Location, drop: Drop):
@@ -421,7 +421,7 @@ class TestHousekeepingSensor:
         (request,) = requests_of(here.tick("landing_sensor"))
         run = launch(here, with_parent(request, tmp_path / "gone"), "landing_sensor", dg.DagsterRunStatus.STARTED)
 
-        assert f"ended run {run.run_id[:8]}" in words_of(here.tick("housekeeping_sensor"))
+        assert f"run {run.run_id[:8]} was ended" in words_of(here.tick("housekeeping_sensor"))
 
         ended = here.instance.get_run_by_id(run.run_id)
         assert ended
