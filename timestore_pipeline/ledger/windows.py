@@ -80,7 +80,9 @@ def move_windows(
             removed.files + before.files - rest.files,
         )
         if kind is BuildKind.EXPIRY:
-            note_expired(tx, dataset, start, before.rows - rest.rows + (0 if rest.files else superseded), now)
+            with_them = 0 if rest.files else superseded
+            note_expired(tx, dataset, start, before.rows - rest.rows + with_them, now)
+            superseded -= with_them
         elif kind is BuildKind.REBUILD:
             forget_expired(tx, dataset, start)
             end_losses(tx, dataset, start, by=f"rebuild, build {build_id}", now=now)
@@ -88,7 +90,8 @@ def move_windows(
             superseded = _rows(tx, dataset, start, slices.c.published_at.is_not(None)) - new.rows if keyed else 0
         elif kind is BuildKind.FLUSH and keyed and start in replaced:
             superseded += before.rows + _rows(tx, dataset, start, slices.c.build_id == build_id) - rest.rows - new.rows
-        if not new.files + rest.files:
+        # Rows that a later one had taken the place of are not lost with it, so what is known of them stays.
+        if not new.files + rest.files and not superseded:
             gone.append(start)
             continue
         totals.append(

@@ -68,6 +68,25 @@ def test_a_file_that_is_gone_leaves_the_table_and_its_rows_are_a_loss(two_days: 
         accept(two_days, 24)
 
 
+def test_rows_that_later_ones_had_taken_the_place_of_are_not_lost_with_these(make_store: MakeStore):
+    columns = "columns: {ts: timestamptz, station: varchar, temp: double}"
+    store = make_store(f"datasets: {{weather: {{{columns}, time: ts, window: day, key: {{columns: [ts]}}}}}}")
+    for number, hours in enumerate((24, 24, 9)):
+        stage(store, "weather", hourly(hours, station=f"S{number}"))
+        build(store)
+    assert len(readable(store)) == 24
+    for file in table_files(store):
+        file.unlink()
+
+    assert accept(store, 24) == [24]
+
+    assert wrong(store) == {}
+    assert counted(store, LOST_ROWS) == {"": 24}
+    stage(store, "weather", hourly(3, station="LATER"))
+    build(store)
+    assert (len(readable(store)), wrong(store)) == (3, {})
+
+
 def test_what_a_damaged_file_still_has_is_kept(two_days: Store):
     first, second = table_files(two_days)
     cut_rows(first)
