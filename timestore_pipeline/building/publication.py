@@ -20,6 +20,7 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_build
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
+from timestore_pipeline.duck.connections import AS_SET
 from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
@@ -29,13 +30,17 @@ from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.ledger.states import BuildKind
+from timestore_pipeline.ledger.windows import windows_replaced_by
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.staging.room import check_disk
+from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.commit import commit_build
-from timestore_pipeline.table.contents import ParquetFile
+from timestore_pipeline.table.contents import ParquetFile, live_files
+from timestore_pipeline.table.damaged_files import may_be_damage, refuse_damaged_files
 from timestore_pipeline.table.manifests import keep_manifest, merge_manifests, write_manifest
+from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.replacement import Replacement, SequenceTaken
 
@@ -141,7 +146,7 @@ def publishing(store: Store, build: Build, columns: Sequence[Column]) -> Iterato
     reach(CrashPoint.SLICES_CLAIMED)
     publication = Publication(store, build, columns)
     try:
-        with _kept_alive(store, build):
+        with _kept_alive(store, build), _damage_named(store, build):
             yield publication
     except SequenceTaken:
         # Fenced by a recovery; or this very commit is in the table, and only its answer was lost.
@@ -157,6 +162,28 @@ def publishing(store: Store, build: Build, columns: Sequence[Column]) -> Iterato
         raise
     record_commit(store, publication.committed)
     reach(CrashPoint.PUBLICATION_COMMITTED)
+
+
+@contextmanager
+def _damage_named(store: Store, build: Build) -> Iterator[None]:
+    """Say which file of the table is damaged where a build comes upon one.
+
+    Raises:
+        TableError: one of a window that the build replaces is, or one that the error names, or it is gone.
+    """
+    try:
+        yield
+    except duckdb.Error as error:
+        spec, table = store.datasets[build.dataset], open_table(store.table(build.dataset), build.dataset)
+        keys = set()
+        if may_be_damage(error):
+            with store.ledger.read() as tx:
+                keys = {spec.window_at(start).key for start in windows_replaced_by(tx, build.id)}
+        files = [
+            file.path for file in live_files(table) if file.window_key in keys or file_name(file.path) in str(error)
+        ]
+        refuse_damaged_files(store, build.dataset, table.version(), files, AS_SET, error)
+        raise
 
 
 def lease_micros(store: Store) -> int:

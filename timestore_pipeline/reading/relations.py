@@ -15,8 +15,7 @@ from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.building.damage import unreadable_slices
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import Reach, Share
-from timestore_pipeline.duck.remote_files import of_the_store, reason_of
-from timestore_pipeline.duck.sql import EVERY_VALUE, column_list, quote, typed_nulls
+from timestore_pipeline.duck.sql import column_list, quote, typed_nulls
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.ledger.datasets import dataset_schema
@@ -40,21 +39,13 @@ from timestore_pipeline.segments.slices import (
 from timestore_pipeline.storage.table_folder import file_name
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.contents import file_bounds, sequence_of_file
+from timestore_pipeline.table.damaged_files import may_be_damage, refuse_damaged_files, without_query
 from timestore_pipeline.table.own_table import OwnTable, open_to_read
 from timestore_pipeline.table.parquet import parquet_relation
 
 # A segment can only go missing under a reader if it was published and unlinked after the snapshot was taken;
 # then a new snapshot finds its rows in the table.
 _ATTEMPTS = 5
-
-# What DuckDB says of a damaged file; anything else does not cost a look at all segments.
-_SIGNS_OF_DAMAGE = (
-    *("Corrupt database file", "IO Error", "INTERNAL Error", "FATAL Error"),
-    # Of Parquet files.
-    *("Out of buffer", "orrupted", "Failed to read file", "Varint-decoding", "don't know what type"),
-)
-
-_OUT_OF_BOUNDS = (duckdb.OutOfMemoryException, duckdb.InterruptException)
 
 
 @dataclass(frozen=True)
@@ -190,50 +181,16 @@ def _table_named(store: Store, snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        _raise_if_files_are_gone(store, snapshot, error)
-        _raise_if_a_file_is_damaged(store, snapshot, error)
+        _refuse_damaged(store, snapshot, error)
         name, place = snapshot.spec.name, store.table(snapshot.spec.name).location
-        raise TableError(f"dataset {name!r}: the table at {place} cannot be read: {_without_query(error)}") from error
+        raise TableError(f"dataset {name!r}: the table at {place} cannot be read: {without_query(error)}") from error
 
 
-def _raise_if_files_are_gone(store: Store, snapshot: Snapshot, error: Exception) -> None:
-    name, place = snapshot.spec.name, store.table(snapshot.spec.name)
-    if snapshot.table_version is None:
-        return
-    files = _published_files(store, snapshot)["path"].to_pylist()
-    sizes = place.sizes()
-    gone = [path for path in files if sizes(path) is None]
-    if gone:
-        raise TableError(
-            f"dataset {name!r}: {len(gone):,} of {len(files):,} files of table version {snapshot.table_version} are "
-            f"gone, such as {place.shown(gone[0])}. If another program has vacuumed the table, read a later version; "
-            f"what the latest one lacks is in 'timestore loss show {name}': restore it from a backup, or derive it "
-            "again with 'timestore build --rebuild'."
-        ) from error
-
-
-def _raise_if_a_file_is_damaged(store: Store, snapshot: Snapshot, error: Exception) -> None:
-    """Read the files of a table one by one, until one fails."""
-    name, place = snapshot.spec.name, store.table(snapshot.spec.name)
-    if snapshot.table_version is None:
-        return
-    with store.connect(place, share=Share(bounds=query_bounds(store.settings))) as connection:
-        for path in _published_files(store, snapshot)["path"].to_pylist():
-            try:
-                connection.execute(f"SELECT {EVERY_VALUE} FROM {parquet_relation(place, [path])}").fetchall()
-            except duckdb.Error as damaged:
-                if of_the_store(damaged) or out_of_files(damaged) or isinstance(damaged, _OUT_OF_BOUNDS):
-                    return  # which says nothing of the file
-                raise TableError(
-                    f"dataset {name!r}: {place.shown(path)} is damaged: {_without_query(damaged)}. Restore it from a "
-                    f"backup. Without one, move it elsewhere: 'timestore loss show {name}' then says which rows are "
-                    "missing, and what to do."
-                ) from error
-
-
-def _without_query(error: Exception) -> str:
-    """Return what DuckDB says, but for the statement, which is ours."""
-    return reason_of(error).partition("\n\nLINE ")[0]
+def _refuse_damaged(store: Store, snapshot: Snapshot, error: Exception) -> None:
+    if snapshot.table_version is not None:
+        files = _published_files(store, snapshot)["path"].to_pylist()
+        share = Share(bounds=query_bounds(store.settings))
+        refuse_damaged_files(store, snapshot.spec.name, snapshot.table_version, files, share, error)
 
 
 @contextmanager
@@ -254,11 +211,10 @@ def damage_named(store: Store, snapshots: Iterable[Snapshot]) -> Iterator[None]:
         if out_of_files(error):
             raise TooManyOpenFiles("segments and tables were read") from error
         # Of whatever class: Arrow has its own for what goes wrong while it fetches the rows of a query.
-        if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+        if may_be_damage(error):
             _raise_if_damaged(store, snapshots, error)
             for snapshot in snapshots:
-                _raise_if_files_are_gone(store, snapshot, error)
-                _raise_if_a_file_is_damaged(store, snapshot, error)
+                _refuse_damaged(store, snapshot, error)
         raise
 
 
