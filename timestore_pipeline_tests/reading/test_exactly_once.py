@@ -57,7 +57,11 @@ rows = st.tuples(
 )
 batches = st.lists(rows, max_size=6).map(lambda some: weather(*some))
 day_numbers = st.integers(0, 6)
-ranges = st.tuples(st.none() | day_numbers, st.none() | day_numbers)
+ranges = (
+    st.tuples(day_numbers, day_numbers).map(lambda days: (min(days), max(days)))
+    | st.tuples(st.none(), st.none() | day_numbers)
+    | st.tuples(day_numbers, st.none())
+)
 
 
 def window(store: Store, day: int | None) -> Window | None:
