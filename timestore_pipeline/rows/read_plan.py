@@ -6,6 +6,7 @@ position and drops unknown JSON keys in silence; a dataset takes neither.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,9 @@ import pyarrow as pa
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import EVERY_VALUE, quote
 from timestore_pipeline.errors import TooManyOpenFiles
-from timestore_pipeline.model.columns import Column
+from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema, grown
-from timestore_pipeline.rows.culprits import attempt_by_halves
+from timestore_pipeline.rows.culprits import attempt_by_halves, find_culprits
 from timestore_pipeline.rows.fit import WrongColumns, select_rows
 from timestore_pipeline.rows.formats.format import (
     Brought,
@@ -34,6 +35,9 @@ from timestore_pipeline.rows.formats.format import (
 from timestore_pipeline.rows.formats.known import TABLES, file_of
 from timestore_pipeline.rows.growth import first_schema, grow
 from timestore_pipeline.rows.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason, unreadable
+
+_OF_VALUES = (duckdb.DataError, duckdb.InvalidInputException)
+_TELLS_WHERE = re.compile(r"\b(column|line)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -162,10 +166,28 @@ def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> No
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        raise UnreadableFile(readable_reason(error)) from error
+        raise UnreadableFile(_reason_with_column(connection, source, error)) from error
     finally:
         for name in source.tables:
             connection.unregister(name)
+
+
+def _reason_with_column(connection: duckdb.DuckDBPyConnection, source: RowSource, error: duckdb.Error) -> str:
+    """Return what is wrong with a value, and in which column where DuckDB tells neither that nor the row."""
+    reason = readable_reason(error)
+    if not isinstance(error, _OF_VALUES) or _TELLS_WHERE.search(reason):
+        return reason
+
+    def read(names: Sequence[str]) -> None:
+        connection.execute(f"SELECT bit_xor(hash({', '.join(map(quote, names))})) FROM ({source.sql})").fetchall()
+
+    try:
+        names = [row[0] for row in connection.execute(f"DESCRIBE {source.sql}").fetchall()]
+        read([BATCH_COLUMN])  # else it is not a matter of one column
+    except duckdb.Error:
+        return reason
+    culprit = next(find_culprits(names, read, duckdb.Error), None)
+    return f"{reason}, in column {culprit[0]!r}" if culprit else reason
 
 
 def _content(spec: DatasetSpec, batch: Path | File | pa.Table) -> File | pa.Table:

@@ -348,6 +348,37 @@ def test_a_very_long_name_that_is_in_the_archive_already_is_archived_too(store: 
     )
 
 
+MICROS = 1_767_225_600_000_000
+UNNAMED = {
+    "zoned seconds": ("ts", pa.array([MICROS], pa.timestamp("s", "UTC"))),
+    "seconds beyond time": ("{column: ts, unit: s}", pa.array([2**62])),
+    "text of another format": ("{column: ts, format: '%Y'}", pa.array(["then"])),
+}
+
+
+@pytest.mark.parametrize(("time", "moments"), UNNAMED.values(), ids=UNNAMED)
+def test_a_value_that_cannot_be_converted_is_refused_with_its_column(
+    make_store: MakeStore, time: str, moments: pa.Array
+):
+    columns = "columns: {n: bigint, ts: timestamp, temp: double}"
+    store = make_store(f"datasets: {{weather: {{{columns}, time: {time}, window: day}}}}")
+
+    with pytest.raises(BatchRejected, match="in column 'ts'"):
+        stage(store, "weather", pa.table({"n": [1], "ts": moments, "temp": [1.0]}))
+
+
+@pytest.mark.parametrize("evolve", ["false", "true"])
+@pytest.mark.parametrize("value", ["1", '"one"'])
+def test_a_column_without_a_name_is_refused_as_such(make_store: MakeStore, tmp_path: Path, evolve: str, value: str):
+    columns = f"columns: {{ts: timestamp, temp: double}}, evolve: {evolve}"
+    store = make_store(f"datasets: {{weather: {{{columns}, time: ts, window: day}}}}")
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"ts": "2026-01-01", "temp": 1, "": {value}}}\n')
+
+    with pytest.raises(BatchRejected, match=r"column '': column name '' is not allowed|unknown columns: ''"):
+        stage_file(store, "weather", path)
+
+
 def test_an_undeclared_dataset_is_refused_by_name(store: Store, tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_text(WEATHER_CSV)

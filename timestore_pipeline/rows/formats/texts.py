@@ -73,7 +73,8 @@ class TextFormat(Format):
         relation = self.inferring_sql(reader.spec, shape, files)
         try:
             found = describe(reader.connection, relation)
-            texts = [name for name, type_ in found if type_ == "VARCHAR"]
+            # A column without a name cannot be asked for; that it may not be is said where columns are taken up.
+            texts = [name for name, type_ in found if name and type_ == "VARCHAR"]
             if texts:
                 counts = ", ".join(f"count({quote(name)})" for name in texts)
                 values = reader.connection.execute(f"SELECT {counts} FROM {relation}").fetchall()[0]
