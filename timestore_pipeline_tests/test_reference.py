@@ -76,9 +76,10 @@ def test_pages_do_not_depend_on_the_process_that_makes_them():
     assert json.loads(made.stdout) == reference.pages()
 
 
-@pytest.mark.parametrize("field", Settings.model_fields)
-def test_every_setting_is_on_its_page(field: str):
-    assert reference.pages()["configuration.md"].count(f"| `{variable_name(field)}` |") == 1
+def test_every_setting_is_on_its_page():
+    page = reference.pages()["configuration.md"]
+
+    assert [field for field in Settings.model_fields if page.count(f"| `{variable_name(field)}` |") != 1] == []
 
 
 def test_every_series_and_counter_is_on_its_page():

@@ -550,6 +550,7 @@ class LanesOnPostgreSQL(Lanes):
     ledger = "postgresql"
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "count"),

@@ -67,6 +67,7 @@ def assert_own(store: Store, identity: str) -> None:
         assert owner_of(open_table(store.table(dataset), dataset)) == identity
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("job", ["new identity", "new identity in place"])
 @pytest.mark.parametrize(("point", "times"), KILLED, ids=str)
 def test_a_change_of_identity_that_was_killed_is_ended_by_the_same_again(

@@ -186,7 +186,7 @@ def cluster(
         servers |= object_store.access(objects.endpoint)
         home = tmp_path / "first" / "dagster_home"
         home.parent.mkdir()
-        write_instance(home, max_concurrent_runs=2)
+        write_instance(home, silence_seconds=15, max_concurrent_runs=2)
         environment |= {**servers, "DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT)}
         with pytest.MonkeyPatch.context() as patched:
             for name, value in servers.items():

@@ -220,6 +220,7 @@ COSTLY = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", COSTLY)
 @pytest.mark.parametrize("dataset", ["weather", "events"])
 def test_a_body_that_would_cost_much_is_refused_and_the_next_one_is_taken(

@@ -244,6 +244,7 @@ class ComingAndGoing(RuleBasedStateMachine):
             assert readable(self.store) == rows_of(*self.acked)
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.parametrize("ledger", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 def test_whatever_comes_and_goes_every_row_is_there_once_in_the_end(ledger: str):

@@ -79,6 +79,7 @@ def land(store: Store, name: str, table: pa.Table) -> None:
     (folder / name).write_bytes(parquet_bytes(table))
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.parametrize("ledger", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 @given(st.lists(st.tuples(st.lists(batches, min_size=1, max_size=4), st.booleans(), st.none() | ranges), max_size=5))

@@ -58,6 +58,7 @@ def accounts(store: Store, dataset: str = "weather") -> dict[str, WindowAccount]
     return {store.datasets[dataset].window_at(start).key: account for start, account in found.items()}
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.only_on("sqlite", "postgresql")
 @pytest.mark.parametrize("retired", [False, True], ids=["retained", "unlinked"])

@@ -64,6 +64,7 @@ def csv_of(table: pa.Table) -> str:
     return ",".join(table.column_names) + "\n" + ",".join(str(column[0]) for column in table.columns) + "\n"
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "arrow", "csv.gz"])
 @pytest.mark.parametrize("dataset", ["weather", "events"])

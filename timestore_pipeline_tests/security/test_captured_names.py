@@ -258,6 +258,7 @@ def test_a_column_called_like_a_row_does_not_hide_which_batch_is_wrong(make_stor
     assert isinstance(answers[1].exception(), BatchRejected)
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.parametrize(
     "name",

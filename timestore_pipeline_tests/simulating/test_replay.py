@@ -134,6 +134,7 @@ def test_every_batch_is_flushed_once_or_left_and_none_waits_longer_than_its_age_
         assert found.left_batches == 0
 
 
+@pytest.mark.matrix
 @pytest.mark.long
 @pytest.mark.parametrize(
     "thresholds", [{"flush_max_rows": 40}, {"flush_max_bytes": 60_000}, {"flush_max_age_ms": 30_000}, {}]
