@@ -44,6 +44,14 @@ def put_back(store: Store, copy: LedgerCopy) -> None:
                 )
 
 
+@contextmanager
+def ledger_put_back(store: Store) -> Iterator[None]:
+    """Put the ledger back, after the block, as it was before: it knows nothing of what the block did."""
+    night = copy_of_ledger(store)
+    yield
+    put_back(store, night)
+
+
 def state_of_folder(folder: Path) -> dict[str, bytes]:
     """Return all files under a folder with their content, to see whether anything has changed."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

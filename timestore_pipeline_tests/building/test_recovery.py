@@ -200,13 +200,18 @@ def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore, monkeypa
     assert published(store) == rows_of(hourly(3))
 
 
-def test_a_fence_left_by_a_recoverer_that_died_is_not_taken_for_a_publication(store: Store):
-    stage(store, "weather", hourly(30))
+def die_behind_a_fence(store: Store) -> None:
+    """Let a build die before its commit, and whoever settles it right after the fence."""
     interrupted_build(store, "commit_build")
     with pytest.MonkeyPatch.context() as patched:
         stop_at(patched, "mark_aborted", module=recovery_module)
         with pytest.raises(Killed):
             settle_dead_builds(store, everyone)
+
+
+def test_a_fence_left_by_a_recoverer_that_died_is_not_taken_for_a_publication(store: Store):
+    stage(store, "weather", hourly(30))
+    die_behind_a_fence(store)
     table = DeltaTable(str(store.table("weather").root))
     with store.ledger.read() as tx:
         (flight,) = builds_in_flight(tx)
@@ -225,11 +230,7 @@ def test_a_fence_behind_earlier_publications_is_not_taken_for_one_of_them(store:
     stage(store, "weather", hourly(3))
     build(store)
     stage(store, "weather", hourly(4))
-    interrupted_build(store, "commit_build")
-    with pytest.MonkeyPatch.context() as patched:
-        stop_at(patched, "mark_aborted", module=recovery_module)
-        with pytest.raises(Killed):
-            settle_dead_builds(store, everyone)
+    die_behind_a_fence(store)
 
     (settled,) = settle_dead_builds(store, everyone)
 

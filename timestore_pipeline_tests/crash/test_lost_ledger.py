@@ -15,7 +15,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import lose_ledger
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
-from timestore_pipeline_tests.crash.child import killed_at, signal_at, start
+from timestore_pipeline_tests.crash.child import Child, killed_at, signal_at, start
 from timestore_pipeline_tests.crash.conftest import Recover
 
 pytestmark = [pytest.mark.crash, pytest.mark.only_on("sqlite")]
@@ -81,6 +81,17 @@ def test_every_row_is_there_once_on_a_server(
     assert_rebuilt_after(job, point, at_work, make_store, recover)
 
 
+def rebuilt_while_it_sleeps(store: Store, make_store: MakeStore, job: str, point: CrashPoint) -> tuple[Store, Child]:
+    """Rebuild the ledger while a job sleeps at a point, and let it go on; return the new store, and the job."""
+    zombie = start(store, job, signal_at(point, signal.SIGSTOP))
+    zombie.wait_until_stopped()
+    lose_ledger(store)
+    rebuilt(store)
+    store = make_store(rows.DATASETS_YAML, staging_retention_seconds=0)
+    zombie.signal(signal.SIGCONT)
+    return store, zombie
+
+
 def assert_rebuilt_after(
     job: str, point: CrashPoint, at_work: Callable[..., Store], make_store: MakeStore, recover: Recover
 ) -> None:
@@ -108,14 +119,7 @@ def assert_rebuilt_after(
 def test_a_build_that_sleeps_through_it_cannot_publish_what_is_staged_again(
     at_work: Callable[..., Store], make_store: MakeStore, recover: Recover, point: CrashPoint
 ):
-    store = at_work()
-    zombie = start(store, "build", signal_at(point, signal.SIGSTOP))
-    zombie.wait_until_stopped()
-
-    lose_ledger(store)
-    rebuilt(store)
-    store = make_store(rows.DATASETS_YAML, staging_retention_seconds=0)
-    zombie.signal(signal.SIGCONT)
+    store, zombie = rebuilt_while_it_sleeps(at_work(), make_store, "build", point)
 
     assert zombie.exit_code() == 1
     recover(store)
@@ -125,14 +129,7 @@ def test_a_build_that_sleeps_through_it_cannot_publish_what_is_staged_again(
 def test_a_sender_that_sleeps_through_it_is_not_told_that_it_got_in(
     at_work: Callable[..., Store], make_store: MakeStore, recover: Recover
 ):
-    store = at_work()
-    zombie = start(store, "stage", signal_at(CrashPoint.BATCHES_RECORDED, signal.SIGSTOP))
-    zombie.wait_until_stopped()
-
-    lose_ledger(store)
-    rebuilt(store)
-    store = make_store(rows.DATASETS_YAML, staging_retention_seconds=0)
-    zombie.signal(signal.SIGCONT)
+    store, zombie = rebuilt_while_it_sleeps(at_work(), make_store, "stage", CrashPoint.BATCHES_RECORDED)
 
     assert zombie.exit_code() == 1
     assert zombie.ending().error == "LedgerReplaced"

@@ -6,11 +6,9 @@ import base64
 import logging
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -24,6 +22,7 @@ from timestore_pipeline.metrics.series import METRICS_TIMESTAMP, SERIES
 from timestore_pipeline.settings import RESERVED_LABELS, Settings, load_settings, variable_name
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.metrics.servers import Gateway, pushgateway
+from timestore_pipeline_tests.stub_server import QuietHandler, answering_with
 
 USER = "timestore"
 PASSWORD = "pl4nted:pass wörd"
@@ -174,7 +173,7 @@ def proxy_with_token(gateway: Gateway) -> Iterator[tuple[str, list[str | None]]]
     """A proxy before a Pushgateway that lets pass who shows the token; yields its URL and what it was shown."""
     shown: list[str | None] = []
 
-    class Proxy(BaseHTTPRequestHandler):
+    class Proxy(QuietHandler):
         def do_PUT(self) -> None:
             shown.append(self.headers["Authorization"])
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -185,13 +184,8 @@ def proxy_with_token(gateway: Gateway) -> Iterator[tuple[str, list[str | None]]]
                     self.send_response(answer.status)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", shown
-        server.shutdown()
+    with answering_with(Proxy) as port:
+        yield f"http://127.0.0.1:{port}", shown
 
 
 @pytest.mark.server

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -22,6 +21,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.conftest import MakeStore, find_program
 from timestore_pipeline_tests.metrics.servers import Gateway, pushgateway
 from timestore_pipeline_tests.metrics.work import short_processes
+from timestore_pipeline_tests.stub_server import QuietHandler, answering_with
 
 REASONS = next(each.values for each in SERIES if each.name == DROPPED_BATCHES)
 
@@ -250,20 +250,14 @@ def test_a_ledger_that_cannot_be_used_is_a_warning(make_store: MakeStore, free_p
 def test_a_password_is_sent_and_never_shown(make_store: MakeStore, caplog: pytest.LogCaptureFixture):
     sent: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_PUT(self) -> None:
             sent.append(self.headers["Authorization"])
             self.send_response(401)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        store = make_store(pushgateway_url=f"http://me:p%40ss@127.0.0.1:{server.server_address[1]}")
-        result = push_metrics(store)
-        server.shutdown()
+    with answering_with(Handler) as port:
+        result = push_metrics(make_store(pushgateway_url=f"http://me:p%40ss@127.0.0.1:{port}"))
 
     assert sent == ["Basic " + base64.b64encode(b"me:p@ss").decode()]
     assert "HTTP 401" in result.reason

@@ -111,6 +111,16 @@ def ends_of_builds(store: Store) -> object:
         return latest_builds(tx), open_entries(tx), table_versions(tx)
 
 
+def assert_nothing_is_removed_or_read(store: Store) -> None:
+    """A place is not there, so whoever removes or reads is refused."""
+    with pytest.raises(PlaceError):
+        sweep_orphans(store, older_than_seconds=0)
+    with pytest.raises(PlaceError):
+        unlink_published_segments(store, retention_micros=0)
+    with pytest.raises(PlaceError):
+        readable(store)
+
+
 class TestTables:
     @pytest.mark.parametrize("instead", MISSING)
     def test_not_there_during_a_flush(self, published_and_staged: Store, instead: str):
@@ -121,12 +131,7 @@ class TestTables:
             for _ in range(3):
                 with pytest.raises(PlaceError, match="TIMESTORE_TABLES_URL"):
                     build(store)
-            with pytest.raises(PlaceError):
-                sweep_orphans(store, older_than_seconds=0)
-            with pytest.raises(PlaceError):
-                unlink_published_segments(store, retention_micros=0)
-            with pytest.raises(PlaceError):
-                readable(store)
+            assert_nothing_is_removed_or_read(store)
             stage(store, "weather", NEWER)
             assert ends_of_builds(store) == before
 
@@ -224,12 +229,7 @@ class TestStaging:
                     stage(store, "weather", NEWER)
                 with pytest.raises(PlaceError):
                     build(store)
-            with pytest.raises(PlaceError):
-                sweep_orphans(store, older_than_seconds=0)
-            with pytest.raises(PlaceError):
-                unlink_published_segments(store, retention_micros=0)
-            with pytest.raises(PlaceError):
-                readable(store)
+            assert_nothing_is_removed_or_read(store)
             make_store(ledger_url=store.settings.resolved_ledger_url)  # opens, and makes no folder in its place
             assert ends_of_builds(store) == before
 

@@ -93,6 +93,16 @@ def set_segment_aside(store: Store) -> Path:
     return path
 
 
+def with_an_entry_of_each_kind(make_store: MakeStore, drop: Drop) -> Store:
+    """A store with a segment, rows and a file in quarantine."""
+    store = make_store(STRICT_YAML)
+    set_segment_aside(store)
+    stage(store, "weather", OLD)
+    drop(store, "weather", "a.csv", "nonsense")
+    ingest(store)
+    return store
+
+
 def test_a_file_that_can_be_staged_by_now_is_staged_and_archived(make_store: MakeStore, drop: Drop):
     narrow = make_store(DATASETS_YAML.replace(", temp: double", ""))
     drop(narrow, "weather", "a.csv", weather_csv("2026-01-01,JFK,1"))
@@ -351,11 +361,7 @@ def test_what_cannot_be_removed_after_a_retry_is_left_to_the_sweep(store: Store,
 
 @pytest.mark.long
 def test_discarding_removes_the_bytes_and_remembers_who_and_when(make_store: MakeStore, drop: Drop):
-    store = make_store(STRICT_YAML)
-    set_segment_aside(store)
-    stage(store, "weather", OLD)
-    drop(store, "weather", "a.csv", "nonsense")
-    ingest(store)
+    store = with_an_entry_of_each_kind(make_store, drop)
     kinds = {entry.kind: entry for entry in entries(store)}
     assert set(kinds) == set(QuarantineKind)
 
@@ -404,11 +410,7 @@ def test_a_crash_after_the_ledger_was_told_of_a_discard_leaves_bytes_that_are_sw
 
 
 def test_an_open_entry_is_never_swept(make_store: MakeStore, drop: Drop):
-    store = make_store(STRICT_YAML)
-    set_segment_aside(store)
-    stage(store, "weather", OLD)
-    drop(store, "weather", "a.csv", "nonsense")
-    ingest(store)
+    store = with_an_entry_of_each_kind(make_store, drop)
 
     sweep_orphans(store, older_than_seconds=-60)
 

@@ -31,7 +31,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
-from timestore_pipeline_tests.installations import copy_of_ledger, put_back
+from timestore_pipeline_tests.installations import ledger_put_back
 
 Drop = Callable[..., Path]
 
@@ -114,11 +114,10 @@ def test_nothing_goes_by_a_ledger_that_is_older_than_what_it_does_not_know_to_be
 ):
     stage(store, "weather", hourly(1))
     build(store)
-    night = copy_of_ledger(store)
-    stage(store, "weather", hourly(1, station="LGA"))
-    build(store)
-    stage(store, "weather", hourly(1, station="EWR"))
-    put_back(store, night)
+    with ledger_put_back(store):
+        stage(store, "weather", hourly(1, station="LGA"))
+        build(store)
+        stage(store, "weather", hourly(1, station="EWR"))
     taken_out = make_store(WITHOUT)
     before = files_of(taken_out, "weather")
 

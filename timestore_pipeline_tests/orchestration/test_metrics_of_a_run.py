@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dagster as dg
 import pytest
@@ -16,6 +14,7 @@ from timestore_pipeline.ledger.counters import DROPPED_BATCHES, count
 from timestore_pipeline.orchestration.logs import InertLog
 from timestore_pipeline.orchestration.resources import MetricsResource
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.stub_server import QuietHandler, answering_with
 
 LOG = InertLog(logging.getLogger(__name__), {})
 
@@ -25,7 +24,7 @@ def gateway(seconds: float) -> Iterator[tuple[str, list[bytes]]]:
     """A gateway that takes its time for each push; gives its URL and the bodies that it got."""
     bodies: list[bytes] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_PUT(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             time.sleep(seconds)
@@ -33,13 +32,8 @@ def gateway(seconds: float) -> Iterator[tuple[str, list[bytes]]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", bodies
-        server.shutdown()
+    with answering_with(Handler) as port:
+        yield f"http://127.0.0.1:{port}", bodies
 
 
 @pytest.mark.long

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.server
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from timestore_pipeline_tests.builders import published
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 from timestore_pipeline_tests.e2e.conftest import ROOT
 from timestore_pipeline_tests.ports import unused_port
+from timestore_pipeline_tests.stub_server import QuietHandler, answering_with
 
 SECRET = "pl4nted"
 
@@ -49,7 +48,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 def refusing_pushgateway() -> Iterator[int]:
     """A server that lets nobody in and repeats what it was told."""
 
-    class Refuse(http.server.BaseHTTPRequestHandler):
+    class Refuse(QuietHandler):
         def do_PUT(self) -> None:
             self.send_response(401)
             self.end_headers()
@@ -57,13 +56,8 @@ def refusing_pushgateway() -> Iterator[int]:
             decoded = base64.b64decode(sent.removeprefix("Basic ")).decode() if sent.startswith("Basic ") else ""
             self.wfile.write(f"no: {sent} {decoded}".encode())
 
-        def log_message(self, format: str, *_: object) -> None:
-            """Say nothing."""
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Refuse)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
+    with answering_with(Refuse) as port:
+        yield port
 
 
 def run_everything(instance: dg.DagsterInstance) -> dict[str, bool]:

@@ -6,17 +6,16 @@ import http.client
 import re
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from timestore_pipeline_tests.ports import unused_port
+from timestore_pipeline_tests.stub_server import QuietHandler, answering_with
 
 pytestmark = pytest.mark.server
 
@@ -42,7 +41,7 @@ class Webserver:
 def webserver() -> Iterator[Webserver]:
     noted = Webserver()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def answer(self) -> None:
             noted.arrived.append((self.command, self.path, self.headers["Host"]))
             if self.headers.get("Upgrade") == "websocket":
@@ -61,16 +60,8 @@ def webserver() -> Iterator[Webserver]:
 
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = answer
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        noted.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with answering_with(Handler) as noted.port:
         yield noted
-        server.shutdown()
-        thread.join()
 
 
 @dataclass(frozen=True)

@@ -239,41 +239,33 @@ def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(
     assert store.staging.fetch(entry.path).read_bytes() == b"rubbish"
 
 
-def test_when_it_is_unknown_whether_the_ledger_committed_the_segment_is_kept(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
-    """As when the connection to the ledger breaks after the server has committed."""
-    drop(store, "weather", "a.csv", WEATHER_CSV)
+def ingest_that_ends_once_acknowledged(store: Store, error: BaseException) -> None:
+    """Ingest, and meet an error when the ledger has the segment already."""
     acknowledge = load.acknowledge_segment
 
-    def break_off(*args: object, **options: object) -> None:
+    def acknowledge_then_fail(*args: object, **options: object) -> None:
         acknowledge(*args, **options)  # type: ignore[arg-type]
-        raise CommitUnknown("the connection was lost")
+        raise error
 
-    with monkeypatch.context() as patched:
-        patched.setattr(load, "acknowledge_segment", break_off)
-        with pytest.raises(CommitUnknown):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(load, "acknowledge_segment", acknowledge_then_fail)
+        with pytest.raises(type(error)):
             ingest(store)
+
+
+def test_when_it_is_unknown_whether_the_ledger_committed_the_segment_is_kept(store: Store, drop: Drop):
+    """As when the connection to the ledger breaks after the server has committed."""
+    drop(store, "weather", "a.csv", WEATHER_CSV)
+    ingest_that_ends_once_acknowledged(store, CommitUnknown("the connection was lost"))
 
     assert len(readable(store)) == 3
     assert ingest(store)["weather"].duplicates == 1
     assert len(readable(store)) == 3
 
 
-def test_a_process_that_is_interrupted_in_the_ledger_does_not_take_the_segment_away(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_process_that_is_interrupted_in_the_ledger_does_not_take_the_segment_away(store: Store, drop: Drop):
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    acknowledge = load.acknowledge_segment
-
-    def interrupted(*args: object, **options: object) -> None:
-        acknowledge(*args, **options)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(load, "acknowledge_segment", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ingest(store)
+    ingest_that_ends_once_acknowledged(store, KeyboardInterrupt())
 
     assert len(readable(store)) == 3
 

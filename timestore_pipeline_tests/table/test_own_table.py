@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.compact import compact_windows
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
-from timestore_pipeline.crash_points import CrashPoint
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import TableError, TableNotOurs, TimestoreError
 from timestore_pipeline.ledger.schema import builds
 from timestore_pipeline.ledger.slices import unpublished_slices
@@ -51,9 +50,11 @@ from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, lose_ledger, published, readable, rows_of
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.installations import (
+    LedgerCopy,
     another_installation,
     copy_installation,
     copy_of_ledger,
+    ledger_put_back,
     put_back,
     state_of_folder,
 )
@@ -120,17 +121,24 @@ class TestWhatATableSays:
         OwnTable(store, "weather").opened()
 
 
+def ledger_before_the_commit(store: Store) -> LedgerCopy:
+    """Build, and return the ledger as it was when the build was about to commit."""
+    copies: list[LedgerCopy] = []
+    with at(CrashPoint.MANIFEST_WRITTEN, lambda: copies.append(copy_of_ledger(store))):
+        build(store)
+    return copies[0]
+
+
 class TestAnOlderLedger:
     @pytest.mark.parametrize("builds_since", [1, 2])
     def test_it_is_refused_before_anything_is_written(self, store: Store, builds_since: int):
         stage(store, "weather", FIRST)
         build(store)
-        night = copy_of_ledger(store)
-        since = [LOST, MORE][:builds_since]
-        for table in since:
-            stage(store, "weather", table)
-            build(store)
-        put_back(store, night)
+        with ledger_put_back(store):
+            since = [LOST, MORE][:builds_since]
+            for table in since:
+                stage(store, "weather", table)
+                build(store)
         stage(store, "weather", NEW)
         before = state_of_folder(store.table("weather").root)
 
@@ -151,14 +159,13 @@ class TestAnOlderLedger:
         if builds_before:
             build(store)
             stage(store, "weather", LOST)
-        night = copy_of_ledger(store)
-        build(store)
-        for table in (MORE, hourly(2, station="another")):
-            stage(store, "weather", table)
+        with ledger_put_back(store):
             build(store)
-        expected = published(store)
-        another_program_compacts_and_cleans_up(store)
-        put_back(store, night)
+            for table in (MORE, hourly(2, station="another")):
+                stage(store, "weather", table)
+                build(store)
+            expected = published(store)
+            another_program_compacts_and_cleans_up(store)
         before = state_of_folder(store.table("weather").root)
 
         with pytest.raises(TableNotOurs, match=r"its log entry was cleaned up.*ledger rebuild") as raised:
@@ -174,10 +181,9 @@ class TestAnOlderLedger:
         for table in tables:
             stage(store, "weather", table)
             build(store)
-        night = copy_of_ledger(store)
-        stage(store, "weather", LOST)
-        build(store)
-        put_back(store, night)
+        with ledger_put_back(store):
+            stage(store, "weather", LOST)
+            build(store)
         stage(store, "weather", NEW)
 
         for attempt in (
@@ -194,11 +200,10 @@ class TestAnOlderLedger:
     def test_nor_where_the_log_was_cleaned_up_since(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
-        night = copy_of_ledger(store)
-        stage(store, "weather", LOST)
-        build(store)
-        another_program_compacts_and_cleans_up(store)
-        put_back(store, night)
+        with ledger_put_back(store):
+            stage(store, "weather", LOST)
+            build(store)
+            another_program_compacts_and_cleans_up(store)
 
         with pytest.raises(TableError, match=r"is not read, as rows would be missing: .*ledger rebuild --replace"):
             readable(store)
@@ -207,9 +212,8 @@ class TestAnOlderLedger:
         for number in range(3):
             stage(store, "weather", hourly(2, station=f"S{number}"))
             build(store)
-        night = copy_of_ledger(store)
-        compact_windows(store, BuildOrder("weather", owner="x"))
-        put_back(store, night)
+        with ledger_put_back(store):
+            compact_windows(store, BuildOrder("weather", owner="x"))
         before = state_of_folder(store.table("weather").root)
 
         report = maintain(store, owner="x", now=now_micros() + 40 * 86_400_000_000)
@@ -221,83 +225,51 @@ class TestAnOlderLedger:
     def test_segments_that_it_does_not_know_are_not_swept(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
-        night = copy_of_ledger(store)
-        stage(store, "weather", LOST)
-        build(store)
-        stage(store, "weather", MORE)
-        put_back(store, night)
+        with ledger_put_back(store):
+            stage(store, "weather", LOST)
+            build(store)
+            stage(store, "weather", MORE)
         before = state_of_folder(store.staging.root / "weather")
 
         sweep_orphans(store, older_than_seconds=-60)
 
         assert state_of_folder(store.staging.root / "weather") == before
 
-    def test_its_build_in_flight_is_settled_where_nothing_came_after(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_its_build_in_flight_is_settled_where_nothing_came_after(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
         stage(store, "weather", LOST)
-        copies = []
-        commit = publication_module.commit_build
-
-        def copy_then_commit(*arguments: Any) -> int:
-            copies.append(copy_of_ledger(store))
-            return commit(*arguments)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(publication_module, "commit_build", copy_then_commit)
-            build(store)
-        put_back(store, copies[0])
+        put_back(store, ledger_before_the_commit(store))
 
         (settled,) = settle_dead_builds(store, lambda owner: True)
 
         assert settled.published
         assert published(store) == readable(store) == rows_of(FIRST, LOST)
 
-    def test_a_build_in_flight_of_then_is_left_where_more_came_after(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_a_build_in_flight_of_then_is_left_where_more_came_after(self, store: Store):
         stage(store, "weather", FIRST)
-        copies = []
-        commit = publication_module.commit_build
-
-        def copy_then_commit(*arguments: Any) -> int:
-            copies.append(copy_of_ledger(store))
-            return commit(*arguments)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(publication_module, "commit_build", copy_then_commit)
-            build(store)
+        then = ledger_before_the_commit(store)
         stage(store, "weather", LOST)
         build(store)
-        put_back(store, copies[0])
+        put_back(store, then)
         before = state_of_folder(store.table("weather").root)
 
         assert settle_dead_builds(store, lambda owner: True) == []
         assert state_of_folder(store.table("weather").root) == before
 
-    def test_one_that_was_put_back_while_a_build_wrote_its_files_is_refused_at_the_commit(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_one_that_was_put_back_while_a_build_wrote_its_files_is_refused_at_the_commit(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
         night = copy_of_ledger(store)
         stage(store, "weather", LOST)
-        commit = publication_module.commit_build
 
-        def others_first(*arguments: Any) -> int:
-            monkeypatch.undo()
-            mine = copy_of_ledger(store)
-            put_back(store, night)
-            stage(store, "weather", MORE)
-            build(store)
-            put_back(store, mine)
-            return commit(*arguments)
+        def others_build() -> None:
+            with ledger_put_back(store):
+                put_back(store, night)
+                stage(store, "weather", MORE)
+                build(store)
 
-        monkeypatch.setattr(publication_module, "commit_build", others_first)
-
-        with pytest.raises(TableNotOurs):
+        with at(CrashPoint.MANIFEST_WRITTEN, others_build), pytest.raises(TableNotOurs):
             flush(store)
 
         assert published(store) == rows_of(FIRST, MORE)
@@ -436,12 +408,11 @@ class TestATableFromBefore:
             assert state_of_folder(other.tables.root) == before
 
     def test_nor_is_it_where_the_ledger_is_older(self, store: Store, old: Store):
-        night = copy_of_ledger(old)
-        stage(old, "weather", NEW)
-        with old.ledger.write() as tx:
-            tx.exec_driver_sql("UPDATE datasets SET table_id = NULL")
-        build(old)
-        put_back(old, night)
+        with ledger_put_back(old):
+            stage(old, "weather", NEW)
+            with old.ledger.write() as tx:
+                tx.exec_driver_sql("UPDATE datasets SET table_id = NULL")
+            build(old)
 
         stage(old, "weather", MORE)
         with pytest.raises(TimestoreError):
@@ -563,12 +534,11 @@ class TestWaysOut:
         """A ledger that was put back to before the last two builds; one of them was merged with what was before."""
         stage(store, "weather", FIRST)
         build(store)
-        night = copy_of_ledger(store)
-        for table in (LOST, MORE):
-            stage(store, "weather", table)
-            build(store)
-        compact_windows(store, BuildOrder("weather", owner="x"))
-        put_back(store, night)
+        with ledger_put_back(store):
+            for table in (LOST, MORE):
+                stage(store, "weather", table)
+                build(store)
+            compact_windows(store, BuildOrder("weather", owner="x"))
         stage(store, "weather", NEW)
         with pytest.raises(TableNotOurs):
             flush(store)
