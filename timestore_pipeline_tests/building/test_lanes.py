@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -70,7 +66,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
-from timestore_pipeline_tests.postgresql import fresh_ledger
+from timestore_pipeline_tests.machines import MachineOnALedger
 from timestore_pipeline_tests.sampling import examples
 
 GONE = (SequenceTaken, FileNotFoundError)
@@ -439,20 +435,15 @@ def test_shares_are_fair_and_not_too_small():
     assert (free_lane({0, 2}, 3), free_lane({0, 1}, 2), free_lane({7}, 2)) == (1, None, 0)
 
 
-class Lanes(RuleBasedStateMachine):
+class Lanes(MachineOnALedger):
     """Builds whose steps are taken in any order, beside compactions, recoveries and vacuums."""
-
-    ledger = "sqlite"
 
     def __init__(self) -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp())
-        self.resources = ExitStack()
-        self.resources.enter_context(fresh_ledger(self.ledger))
-        (self.home / "datasets.yaml").write_text(DATASETS_YAML, encoding="utf-8")
+        (self.root / "datasets.yaml").write_text(DATASETS_YAML, encoding="utf-8")
         self.store = Store.open(
             Settings(
-                home=self.home, staging_min_free_disk_bytes=0, build_concurrent_builds=LANES, vacuum_grace_seconds=0.001
+                home=self.root, staging_min_free_disk_bytes=0, build_concurrent_builds=LANES, vacuum_grace_seconds=0.001
             )
         )
         self.acked: list[pa.Table] = []
@@ -540,8 +531,7 @@ class Lanes(RuleBasedStateMachine):
         assert in_order(in_table) == in_order(rows_of(*self.acked))
         assert not audit_rows(self.store, self.dataset).wrong
         self.store.close()
-        self.resources.close()
-        shutil.rmtree(self.home)
+        super().teardown()
 
 
 class LanesOnPostgreSQL(Lanes):

@@ -7,9 +7,7 @@ nothing, and no read in between gives a part of the rows.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +15,6 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
@@ -43,7 +40,7 @@ from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import hourly, ingest, published, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML
-from timestore_pipeline_tests.postgresql import fresh_ledger
+from timestore_pipeline_tests.machines import MachineOnALedger
 from timestore_pipeline_tests.sampling import examples
 
 PLACES = ("staging", "tables", "archive")
@@ -52,16 +49,11 @@ OTHERS = "0123456789abcdef" * 2
 places = st.sampled_from(PLACES)
 
 
-class ComingAndGoing(RuleBasedStateMachine):
+class ComingAndGoing(MachineOnALedger):
     """An installation beside a model: the rows that were acknowledged, and where each place is or is hidden."""
-
-    ledger = "sqlite"
 
     def __init__(self) -> None:
         super().__init__()
-        self.resources = ExitStack()
-        self.root = Path(self.resources.enter_context(tempfile.TemporaryDirectory()))
-        self.resources.enter_context(fresh_ledger(self.ledger))
         self.home = self.root / "home"
         self.home.mkdir()
         (self.home / "datasets.yaml").write_text(DATASETS_YAML)
@@ -88,7 +80,7 @@ class ComingAndGoing(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.store.close()
-        self.resources.close()
+        super().teardown()
 
     def next_batch(self) -> pa.Table:
         self.number += 1

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import recovery as recovery_module
@@ -41,6 +40,7 @@ from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
+from timestore_pipeline_tests.machines import MachineOnALedger
 from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples
 
@@ -140,17 +140,12 @@ RECOVERY_STEPS = [
 ]
 
 
-class ExactlyOnce(RuleBasedStateMachine):
+class ExactlyOnce(MachineOnALedger):
     """A store beside a model that is a multiset of acked rows, those that must be in the table, and batch ids."""
-
-    ledger = "sqlite"
 
     def __init__(self) -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp())
-        self.resources = ExitStack()
-        self.resources.enter_context(fresh_ledger(self.ledger))
-        self.store = open_store(self.home)
+        self.store = open_store(self.root)
         self.acked: dict[str, pa.Table] = {}
         self.patched = pytest.MonkeyPatch()
         # So small that most builds and reads gather segments first, and some do not.
@@ -167,9 +162,8 @@ class ExactlyOnce(RuleBasedStateMachine):
             assert queue_states(tx) == {}
             assert sum(total.rows for total in window_totals(tx, "weather")) == len(expected)
         self.store.close()
-        self.resources.close()
         self.patched.undo()
-        shutil.rmtree(self.home)
+        super().teardown()
 
     def building(self) -> bool:
         with self.store.ledger.read() as tx:
@@ -280,7 +274,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule()
     def open_again(self) -> None:
         self.store.close()
-        self.store = open_store(self.home)
+        self.store = open_store(self.root)
 
     @invariant()
     def every_acked_row_is_readable_exactly_once(self) -> None:
