@@ -20,7 +20,7 @@ from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES
 from timestore_pipeline.rows.culprits import attempt_by_halves
 from timestore_pipeline.rows.formats.format import File, Identified, NamesAndTypes, Reader, Shape
-from timestore_pipeline.rows.formats.texts import TextFormat, compression
+from timestore_pipeline.rows.formats.texts import TextFormat, compression, refuse_nameless
 from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow, readable_reason
 
 _SAMPLE_CHARACTERS = 60
@@ -55,9 +55,11 @@ class JsonLines(TextFormat):
         """Count the keys."""
         shape = Shape(self, is_packed=file.is_packed)
         keys = reader.connection.execute(
-            f"SELECT count(DISTINCT key) FROM (SELECT unnest(json_keys(json)) AS key FROM {_objects(shape, [file])})"
+            f"SELECT count(DISTINCT key), min(key) FROM ("
+            f"SELECT unnest(json_keys(json)) AS key FROM {_objects(shape, [file])})"
         ).fetchall()
         reader.bounds.check_columns(keys[0][0])
+        refuse_nameless([] if keys[0][1] is None else [keys[0][1]])  # nothing sorts before no name
         return shape
 
     def columns(self, spec: DatasetSpec, schema: Schema, shape: Shape, names: Sequence[str]) -> NamesAndTypes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import duckdb
@@ -47,7 +47,9 @@ class TextFormat(Format):
 
     def describe(self, reader: Reader, content: Any) -> NamesAndTypes:
         """Return the columns by the values of a file."""
-        relation = self.inferring_sql(reader.spec, self.shape_alone(reader, content), [content])
+        shape = self.shape_alone(reader, content)
+        refuse_nameless(shape.names)
+        relation = self.inferring_sql(reader.spec, shape, [content])
         if reader.connection.execute(f"SELECT 1 FROM {relation} LIMIT 1").fetchone() is None:
             raise NoRowsToInferFrom
         return describe(reader.connection, relation)
@@ -58,6 +60,7 @@ class TextFormat(Format):
         unknown = [name for name in shape.names if name not in known]
         if not unknown:
             return Brought([*shape.names] or [*schema.required])
+        refuse_nameless(unknown)
         found = self._by_values(reader, shape, contents)
         # DuckDB gives one of two names that differ in case another one, which no file has.
         names = [name for name, _ in found if name in known]
@@ -73,8 +76,7 @@ class TextFormat(Format):
         relation = self.inferring_sql(reader.spec, shape, files)
         try:
             found = describe(reader.connection, relation)
-            # A column without a name cannot be asked for; that it may not be is said where columns are taken up.
-            texts = [name for name, type_ in found if name and type_ == "VARCHAR"]
+            texts = [name for name, type_ in found if type_ == "VARCHAR"]
             if texts:
                 counts = ", ".join(f"count({quote(name)})" for name in texts)
                 values = reader.connection.execute(f"SELECT {counts} FROM {relation}").fetchall()[0]
@@ -83,6 +85,13 @@ class TextFormat(Format):
         except duckdb.Error as error:
             raise UnreadableFile(readable_reason(error)) from error
         return found
+
+
+def refuse_nameless(names: Iterable[str]) -> None:
+    """Raise UnreadableFile where a name is empty: DuckDB cannot ask for it, or takes the rows for something else."""
+    for name in names:
+        if not name.strip():
+            raise UnreadableFile(f"column {name!r}: its name is empty; give it one")
 
 
 def compression(shape: Shape) -> str:
