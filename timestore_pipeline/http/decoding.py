@@ -15,6 +15,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from blake3 import blake3
 
 from timestore_pipeline.cpu_time import CpuBudget, TookTooLong
@@ -32,7 +33,14 @@ from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.formats.arrow_files import arrow_table
 from timestore_pipeline.rows.formats.format import File, Format, Reader
 from timestore_pipeline.rows.formats.known import MEDIA_TYPES
-from timestore_pipeline.rows.read_plan import RowSource, plan_reads, read_as_written, schema_alone, wider_columns
+from timestore_pipeline.rows.read_plan import (
+    RowSource,
+    plain_sql,
+    plan_reads,
+    read_as_written,
+    schema_alone,
+    wider_columns,
+)
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile, UnreadableRow, readable_reason
 from timestore_pipeline.store import Store
 
@@ -41,6 +49,9 @@ SPOOL_PREFIX = "http-"
 
 ROWS_AT_ONCE = 2_048
 """So many rows are fetched, or looked at, together."""
+
+MOST_PLAIN_BYTES = 1 << 20
+"""Most bytes of a body that is read as if its values were plain, and once more where they are not."""
 
 # The way without the copy of which DuckDB warns plans a query twice. For what a body may hold that costs more: half of
 # the time that reading a thousand rows of text takes.
@@ -212,15 +223,18 @@ def _read_file(store: Store, spec: DatasetSpec, file: File, reading: Reading) ->
         reader = Reader(connection, spec, reading.bounds)
         try:
             schema = _schema(store, reader, file)
+            plain = _fetch_plain(reader, schema, file, reading)
+            if plain is not None:
+                return plain
             try:
-                return _fetch(reader, _plan(reader, schema, file), file.format, reading)
+                return _fetch_source(reader, _plan(reader, schema, file), file.format, reading)
             except duckdb.OutOfMemoryException:
                 raise
             except _UNREADABLE:
                 wider = wider_columns(reader, schema, file) if spec.evolves else ()
                 if not wider:
                     raise
-                return _fetch(reader, _plan(reader, schema, file, wider), file.format, reading)
+                return _fetch_source(reader, _plan(reader, schema, file, wider), file.format, reading)
         except (duckdb.OutOfMemoryException, TooLarge):
             raise
         except UnreadableFile as error:
@@ -244,18 +258,39 @@ def _plan(reader: Reader, schema: Schema, file: File, wider: Sequence[Column] = 
     return plan.sources[0]
 
 
-def _fetch(reader: Reader, source: RowSource, format_: Format, reading: Reading) -> pa.Table:
+def _fetch_plain(reader: Reader, schema: Schema, file: File, reading: Reading) -> pa.Table | None:
+    """Read a small body of plain values; None where it is another one, or anything is wrong with it."""
+    try:
+        sql = plain_sql(reader, schema, file) if file.path.stat().st_size <= MOST_PLAIN_BYTES else None
+        if sql is None:
+            return None
+        table = _fetch(reader.connection, sql, reading)
+    except (UnreadableFile, OSError, Problem, *_UNREADABLE):
+        return None  # the plan finds out what it is, and says so
+    *_, is_plain = table.columns
+    if pc.call_function("all", [is_plain]).as_py() is not False:
+        return table.drop_columns([table.column_names[-1]])
+    reading.holding.give_back(table.nbytes)
+    return None
+
+
+def _fetch_source(reader: Reader, source: RowSource, format_: Format, reading: Reading) -> pa.Table:
     """Read a source, in the order of the file, without the number of its batch."""
-    connection, bounds = reader.connection, reading.bounds
     if format_.may_repeat_values:
-        _check_texts(connection, source, bounds)
-    fetched = connection.execute(source.sql).to_arrow_reader(ROWS_AT_ONCE)
+        _check_texts(reader.connection, source, reading.bounds)
+    table = _fetch(reader.connection, source.sql, reading)
+    return table.drop_columns([table.column_names[-1]])
+
+
+def _fetch(connection: duckdb.DuckDBPyConnection, sql: str, reading: Reading) -> pa.Table:
+    """Return all rows of a statement, whose bytes are counted as held."""
+    fetched = connection.execute(sql).to_arrow_reader(ROWS_AT_ONCE)
     assert fetched is not None
     batches, size, rows = [], 0, 0
     try:
         for batch in fetched:
             size, rows = size + batch.nbytes, rows + batch.num_rows
-            _check_size(rows, size, bounds)
+            _check_size(rows, size, reading.bounds)
             reading.budget.check()
             reading.holding.take(batch.nbytes)
             batches.append(batch)
@@ -265,8 +300,7 @@ def _fetch(reader: Reader, source: RowSource, format_: Format, reading: Reading)
         with suppress(duckdb.Error):
             connection.execute("SELECT 1").fetchall()
         raise
-    table = pa.Table.from_batches(batches, fetched.schema)
-    return table.drop_columns([table.column_names[-1]])
+    return pa.Table.from_batches(batches, fetched.schema)
 
 
 def _check_size(rows: int, size: int, bounds: Bounds) -> None:

@@ -7,9 +7,15 @@ microseconds, as Delta has no finer ones.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 from timestore_pipeline.datasets import TimeSpec, TimeUnit
 from timestore_pipeline.duck.sql import literal, quote
 from timestore_pipeline.model.columns import Column, Kind, decimal_digits, kind_of, whole_numbers_below
+
+# What text has in it that a whole number would lose.
+_FRACTION = r"\.[0-9_]*[1-9]|[eE]-"
 
 _MICROS_PER_UNIT = {TimeUnit.SECONDS: "* 1000000", TimeUnit.MILLISECONDS: "* 1000", TimeUnit.MICROSECONDS: ""}
 
@@ -60,6 +66,35 @@ def cast_sql(column: Column, source_type: str) -> str:
         cut = f"make_timestamp({_micros_of_nanos(f'epoch_ns({name})')})"
         return f"CASE WHEN isfinite({name}) THEN CAST({cut} AS {column.type}) ELSE CAST({name} AS {column.type}) END"
     return f"CAST({name} AS {column.type})"
+
+
+def plain_cast_sql(column: Column) -> str:
+    """Return SQL that casts text to ``column``'s type as :func:`cast_sql` does where :func:`plain_condition` holds.
+
+    It is short, because to plan what looks at every kind of value takes longer than to cast a thousand values.
+    """
+    is_short = kind_of(column.type) in (Kind.WHOLE, Kind.DECIMAL, Kind.FLOATING, Kind.TRUTH)
+    return f"CAST({quote(column.name)} AS {column.type})" if is_short else cast_sql(column, "VARCHAR")
+
+
+def plain_condition(columns: Iterable[Column]) -> str:
+    """Return the condition under which :func:`plain_cast_sql` casts a row's texts as :func:`cast_sql` does.
+
+    It is not false where they are null. What the one raises an error of, the other does, or this is false.
+    """
+    by_pattern: dict[str, list[str]] = defaultdict(list)
+    by_limit: dict[int, list[str]] = defaultdict(list)
+    for column in columns:
+        kept = kind_of(column.type)
+        if kept is Kind.WHOLE:
+            by_pattern[_FRACTION].append(quote(column.name))
+        elif kept is Kind.DECIMAL:
+            by_pattern[f"[eE]|{_too_fine(column)}"].append(quote(column.name))
+        elif kept is Kind.FLOATING:
+            by_limit[whole_numbers_below(column.type)].append(f"abs({plain_cast_sql(column)})")
+    # One condition for all columns that are alike: what planning takes grows with the square of their number.
+    matches = [f"NOT regexp_matches(concat_ws(' ', {', '.join(of)}), '{like}')" for like, of in by_pattern.items()]
+    return " AND ".join([*matches, *(f"greatest({', '.join(of)}) < {limit}" for limit, of in by_limit.items())])
 
 
 def time_sql(column: Column, time: TimeSpec, source_type: str) -> str:
@@ -122,7 +157,7 @@ def _day(column: Column, instant: str) -> str:
 
 def _text_to_integer(column: Column, text: str) -> str:
     return (
-        f"CASE WHEN {text} IS NULL THEN NULL WHEN regexp_matches({text}, '\\.[0-9_]*[1-9]|[eE]-') "
+        f"CASE WHEN {text} IS NULL THEN NULL WHEN regexp_matches({text}, '{_FRACTION}') "
         f"THEN {_refusal(column, text)} "
         f"ELSE coalesce(TRY_CAST({text} AS {column.type}), {_refusal(column, text)}) END"
     )
@@ -130,17 +165,26 @@ def _text_to_integer(column: Column, text: str) -> str:
 
 def _text_to_decimal(column: Column, text: str) -> str:
     """Return SQL that counts the digits after the point: those that the column has no place for must be zeros."""
-    _, scale = decimal_digits(column.type) or (0, 0)
+    scale = _scale(column)
     places = f"length(regexp_extract({text}, '\\.([0-9_]*?)[0_]*[eE]', 1))"
     exponent = f"TRY_CAST(regexp_extract({text}, '[eE]([+-]?[0-9]+)', 1) AS INTEGER)"
     lossy = (
         f"CASE WHEN regexp_matches({text}, '[eE]') THEN coalesce({places} - {exponent} > {scale}, true) "
-        f"ELSE regexp_matches({text}, '\\.[0-9_]{{{scale}}}[0-9_]*[1-9]') END"
+        f"ELSE regexp_matches({text}, '{_too_fine(column)}') END"
     )
     return (
         f"CASE WHEN {text} IS NULL THEN NULL WHEN {lossy} THEN {_refusal(column, text)} "
         f"ELSE coalesce(TRY_CAST({text} AS {column.type}), {_refusal(column, text)}) END"
     )
+
+
+def _scale(column: Column) -> int:
+    return (decimal_digits(column.type) or (0, 0))[1]
+
+
+def _too_fine(column: Column) -> str:
+    """Return the pattern of digits for which a decimal without an exponent has no place."""
+    return rf"\.[0-9_]{{{_scale(column)}}}[0-9_]*[1-9]"
 
 
 def _text_to_float(column: Column, text: str) -> str:

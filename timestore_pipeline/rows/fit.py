@@ -6,13 +6,13 @@ A batch whose columns do not fit is refused; the reason says what is wrong colum
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import quote
 from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema
-from timestore_pipeline.rows.casts import LossyCast, cast_sql, time_sql
+from timestore_pipeline.rows.casts import LossyCast, cast_sql, plain_cast_sql, plain_condition, time_sql
 from timestore_pipeline.rows.reasons import UnreadableFile
 
 _UNKNOWN = "unknown columns"
@@ -34,6 +34,39 @@ def select_rows(
     Raises:
         UnreadableFile: columns are missing, unknown, or of a type that would lose something: all of them are named.
     """
+    casts = _casts(spec, schema, found, passed_over, _cast)
+    return f"SELECT {casts}, CAST({ordinal} AS INTEGER) AS {BATCH_COLUMN} FROM {relation}"
+
+
+def select_plain_rows(
+    spec: DatasetSpec, schema: Schema, found: Sequence[tuple[str, str]], relation: str, condition: str
+) -> str:
+    """Return SQL as :func:`select_rows` does, for rows of plain text; behind the columns, whether a row is plain.
+
+    Rows of which that is true are the same as those of :func:`select_rows`; of others nothing is known.
+
+    Raises:
+        UnreadableFile: as :func:`select_rows` raises.
+    """
+    types = dict(found)
+    texts = [column for column in schema.columns if types.get(column.name) == "VARCHAR"]
+    plain = {column: None for column in texts if column.name != spec.time.column}
+
+    def plain_cast(spec: DatasetSpec, column: Column, source_type: str) -> str:
+        return plain_cast_sql(column) if column in plain else _cast(spec, column, source_type)
+
+    casts = _casts(spec, schema, found, (), plain_cast)
+    conditions = " AND ".join(filter(None, [condition, plain_condition(plain)]))
+    return f"SELECT {casts}, ({conditions}) IS NOT false FROM {relation}"
+
+
+def _casts(
+    spec: DatasetSpec,
+    schema: Schema,
+    found: Sequence[tuple[str, str]],
+    passed_over: Collection[str],
+    cast: Callable[[DatasetSpec, Column, str], str],
+) -> str:
     types = dict(found)
     problems = wrong_names(spec, schema, [name for name, _ in found], passed_over)
     expressions = []
@@ -42,12 +75,12 @@ def select_rows(
             expressions.append(f"CAST(NULL AS {column.type}) AS {quote(column.name)}")
             continue
         try:
-            expressions.append(f"{_cast(spec, column, types[column.name])} AS {quote(column.name)}")
+            expressions.append(f"{cast(spec, column, types[column.name])} AS {quote(column.name)}")
         except UnreadableFile as error:
             problems.append(str(error))
     if problems:
         raise WrongColumns(spec, schema.columns, problems)
-    return f"SELECT {', '.join(expressions)}, CAST({ordinal} AS INTEGER) AS {BATCH_COLUMN} FROM {relation}"
+    return ", ".join(expressions)
 
 
 class WrongColumns(UnreadableFile):

@@ -21,7 +21,7 @@ from timestore_pipeline.errors import TooManyOpenFiles
 from timestore_pipeline.model.columns import BATCH_COLUMN, Column
 from timestore_pipeline.model.evolution import Schema, grown
 from timestore_pipeline.rows.culprits import attempt_by_halves, find_culprits
-from timestore_pipeline.rows.fit import WrongColumns, select_rows
+from timestore_pipeline.rows.fit import WrongColumns, select_plain_rows, select_rows
 from timestore_pipeline.rows.formats.format import (
     Brought,
     File,
@@ -136,6 +136,21 @@ def wider_columns(reader: Reader, schema: Schema, batch: Path | File | pa.Table)
         return brought if grown(schema.columns, brought) != schema.columns else ()
     except (UnreadableFile, OSError, ValueError):
         return ()
+
+
+def plain_sql(reader: Reader, schema: Schema, file: File) -> str | None:
+    """Return SQL that reads a small file in short, where it is as most are: the dataset's columns, and a truth.
+
+    Where that is true for every row, a plan reads the very same rows. Else, and where anything goes wrong, nothing is
+    known. None where a plan is as short.
+
+    Raises:
+        UnreadableFile, OSError: it is not as most are.
+    """
+    plain = file.format.plain_relation(reader, schema, file)
+    if plain is None:
+        return None
+    return select_plain_rows(reader.spec, schema, plain.columns, plain.sql, plain.condition)
 
 
 def read_as_written(reader: Reader, schema: Schema, batch: Path | File) -> tuple[str, NamesAndTypes]:

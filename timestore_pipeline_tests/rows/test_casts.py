@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.errors import BatchRejected
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.rows.casts import LossyCast, cast_sql
+from timestore_pipeline.rows.casts import LossyCast, cast_sql, plain_cast_sql, plain_condition
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline_tests.builders import arrow_bytes, ingest, parquet_bytes, readable
 from timestore_pipeline_tests.conftest import MakeStore
@@ -74,6 +74,35 @@ def test_a_text_becomes_the_decimal_that_it_says_or_is_refused(
             assert kept == value
         elif "e" not in text:
             assert not fits
+
+
+@given(
+    st.one_of(number_texts(), st.text(" _+-.0123456789eEinfINFaA", max_size=8), st.sampled_from(["", "true", "f"])),
+    st.sampled_from([*INTEGER_BITS, "FLOAT", "DOUBLE", "DECIMAL(4,2)", "DECIMAL(38,0)", "BOOLEAN"]),
+)
+@example("1.5", "BIGINT")
+@example("1e-3", "BIGINT")
+@example("9007199254740993", "DOUBLE")
+@example("16777217", "FLOAT")
+@example("1e400", "DOUBLE")
+@example("nan", "DOUBLE")
+@example("1.005", "DECIMAL(4,2)")
+@example("1.50e-1", "DECIMAL(4,2)")
+def test_a_plain_text_is_cast_in_short_to_the_same_value(connection: duckdb.DuckDBPyConnection, text: str, type_: str):
+    column = Column("v", type_)
+    condition = plain_condition([column]) or "true"
+    values = f"(SELECT unnest([{literal(text)}, NULL]) AS v)"
+    try:
+        (kept, is_plain), of_null = connection.execute(
+            f"SELECT {plain_cast_sql(column)}, ({condition}) IS NOT false FROM {values}"
+        ).fetchall()
+    except duckdb.Error:
+        return  # then the exact cast is asked
+
+    assert of_null == (None, True)
+    if is_plain:
+        (exactly,), _ = connection.execute(f"SELECT {cast_sql(column, 'VARCHAR')} FROM {values}").fetchall()
+        assert exactly == kept
 
 
 @given(number_texts(), st.sampled_from(list(INTEGER_BITS)))

@@ -18,6 +18,7 @@ from timestore_pipeline.rows.formats.format import (
     File,
     Identified,
     NamesAndTypes,
+    PlainRelation,
     Reader,
     Shape,
     each_alone,
@@ -55,6 +56,12 @@ class Csv(TextFormat):
             (name, "VARCHAR" if name == spec.time.column and is_converted else type_in_text(types.get(name, "VARCHAR")))
             for name in shape.names
         ]
+
+    def plain_relation(self, reader: Reader, schema: Schema, file: File) -> PlainRelation:
+        """Read the header line."""
+        shape = self.shape_alone(reader, file)
+        columns = self.columns(reader.spec, schema, shape, shape.names)
+        return PlainRelation(self.reading_sql(reader.spec, shape, columns, [file]), columns)
 
     def columns_as_written(self, schema: Schema, shape: Shape) -> NamesAndTypes:
         """Return text."""

@@ -95,6 +95,15 @@ class Relation:
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PlainRelation:
+    """What follows FROM to read a file that is as most are, its columns, and the SQL of whether a row is."""
+
+    sql: str
+    columns: NamesAndTypes
+    condition: str = "true"
+
+
 class Format(ABC):
     """A format of files and bodies."""
 
@@ -158,6 +167,17 @@ class Format(ABC):
         self, spec: DatasetSpec, shape: Shape, columns: NamesAndTypes, contents: Sequence[File | pa.Table], first: int
     ) -> Relation:
         """Return how batches of a shape are read as these columns; the first of them has the ordinal ``first``."""
+
+    def plain_relation(self, reader: Reader, schema: Schema, file: File) -> PlainRelation | None:
+        """Return how a small file is read before anything is found out by statements; None where that gains nothing.
+
+        A row that meets the condition is read as :meth:`relation` reads it, and its file has nothing that is refused.
+
+        Raises:
+            UnreadableFile, OSError: it cannot be read.
+        """
+        del reader, schema, file
+        return None
 
     def rewrite(self, body: IO[bytes], file: IO[bytes], bounds: Bounds, check: Callable[[int], None]) -> None:
         """Write a body as what is read of it, where ``is_rewritten``; no more of it is held than a row.

@@ -19,7 +19,7 @@ from timestore_pipeline.model.columns import ROW_COLUMN
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES
 from timestore_pipeline.rows.culprits import attempt_by_halves
-from timestore_pipeline.rows.formats.format import File, Identified, NamesAndTypes, Reader, Shape
+from timestore_pipeline.rows.formats.format import File, Identified, NamesAndTypes, PlainRelation, Reader, Shape
 from timestore_pipeline.rows.formats.texts import TextFormat, compression, refuse_nameless
 from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow, readable_reason
 
@@ -85,9 +85,20 @@ class JsonLines(TextFormat):
     def reading_sql(self, spec: DatasetSpec, shape: Shape, columns: NamesAndTypes, files: Sequence[File]) -> str:
         """Return what reads the values as they are written. That the lines are objects is to be known before."""
         del spec
-        # A decimal among the types, which no row has, makes DuckDB leave all numbers as they are written.
-        types = json.dumps({**{name: "VARCHAR" for name, _ in columns}, ROW_COLUMN: "DECIMAL(1,0)"})
-        return f"(SELECT file_index, unnest(json_transform(json, {literal(types)})) FROM {_objects(shape, files)})"
+        return f"(SELECT file_index, {_values(columns)} FROM {_objects(shape, files)})"
+
+    def plain_relation(self, reader: Reader, schema: Schema, file: File) -> PlainRelation:
+        """Count the keys of each row, and those that are known: then none is unknown or there twice."""
+        shape, columns = Shape(self, is_packed=file.is_packed), self.columns_as_written(schema, Shape(self))
+        known = {name for name, _ in columns}.union(reader.spec.landing.ignore_columns)
+        pointers = ", ".join(literal(f"/{name.replace('~', '~0').replace('/', '~1')}") for name in sorted(known))
+        fits = f"len(json_keys(json)) = list_count(json_type(json, [{pointers}])) AND json_type(json) = 'OBJECT'"
+        # No column has a space in its name.
+        return PlainRelation(
+            f'(SELECT ({fits}) IS true AS "is plain", {_values(columns)} FROM {_objects(shape, [file])})',
+            columns,
+            '"is plain"',
+        )
 
     def bad_row(self, spec: DatasetSpec, path: Path, reason: str, check: Callable[[], None]) -> UnreadableRow | None:
         """Return the first line that is no JSON object; empty lines are no rows."""
@@ -130,6 +141,12 @@ def _what_is_wrong(reader: Reader, keys: Sequence[str], no_object: str | None, r
     if repeating is not None:
         return f"a line of it has a key twice: {repeating.removeprefix('OBJECT ')}"
     return None
+
+
+def _values(columns: NamesAndTypes) -> str:
+    # A decimal among the types, which no row has, makes DuckDB leave all numbers as they are written.
+    types = json.dumps({**{name: "VARCHAR" for name, _ in columns}, ROW_COLUMN: "DECIMAL(1,0)"})
+    return f"unnest(json_transform(json, {literal(types)}))"
 
 
 def _objects(shape: Shape, files: Sequence[File]) -> str:
