@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_ROW_BYTES = 16 << 20
-"""Most bytes of one row of JSON, as DuckDB has it."""
+"""Most bytes of one row of JSON, as DuckDB has it, and of one line of CSV."""
 
 LONG_ROW = f"it is longer than {MOST_ROW_BYTES >> 20} MiB"
 """What is wrong with a row that has more."""

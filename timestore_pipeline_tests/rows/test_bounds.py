@@ -21,7 +21,7 @@ from timestore_pipeline.rows.formats.parquet_files import check_parquet
 from timestore_pipeline.rows.reasons import TooLarge, UnreadableFile
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import arrow_bytes, hourly, ingest, parquet_bytes
+from timestore_pipeline_tests.builders import arrow_bytes, hourly, ingest, parquet_bytes, weather_csv
 
 BOUNDS = Bounds(columns=50, metadata_bytes=1 << 16, bytes=1 << 20)
 
@@ -86,6 +86,33 @@ def test_a_file_of_too_many_columns_is_refused_early_in_each_format(store: Store
     assert "columns, and a batch may have 2,000" in entry.reason
     assert len(entry.reason) < 1_000
     assert time.thread_time() - started < 10, "it took half a minute when it was quadratic"
+
+
+LONG_LINES = {
+    "a row": b"2026-01-01T00:00:00Z," + b"x" * 40_000_000 + b",1\n",
+    "a row without an end": b"2026-01-01T00:00:00Z," + b"x" * 40_000_000 + b",1",
+    "no separator": b"g" * 33_000_000,
+    "zeros": bytes(40_000_000),
+    "as long as a buffer": b"2026-01-01T00:00:00Z," + b"x" * 31_999_950 + b",1\r\n",
+    "shorter": b"2026-01-01T00:00:00Z," + b"x" * 20_000_000 + b",1\n",
+}
+
+
+@pytest.mark.matrix
+@pytest.mark.long
+@pytest.mark.parametrize("content", LONG_LINES.values(), ids=LONG_LINES)
+@pytest.mark.parametrize("follows", ["", "2026-01-01T01:00:00Z,JFK,2\n"], ids=["last", "in the middle"])
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_line_of_csv_that_is_too_long_is_refused_with_its_file_and_never_left_out(
+    store: Store, drop, ending: str, follows: str, content: bytes
+):
+    whole = weather_csv("2026-01-01T00:00:00Z,JFK,1").encode() + content + follows.encode()
+    drop(store, "weather", f"long.{ending}", gzip.compress(whole, 1) if ending == "csv.gz" else whole)
+
+    report = ingest(store)["weather"]
+
+    assert (len(report.quarantined), report.batches) == (1, 0), report
+    assert len(report.quarantined[0].reason) < 1_000
 
 
 def test_a_frame_is_held_to_the_same(store: Store):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from timestore_pipeline.datasets import DatasetSpec, FileFormat
 from timestore_pipeline.duck.sql import list_of_files, literal
 from timestore_pipeline.model.evolution import Schema, types_by_name
-from timestore_pipeline.rows.bounds import unpacked_start
+from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES, unpacked_start
 from timestore_pipeline.rows.casts import type_in_text
 from timestore_pipeline.rows.formats.format import (
     File,
@@ -27,6 +30,9 @@ from timestore_pipeline.rows.formats.texts import TextFormat, compression
 from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow
 
 _MAX_HEADER_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
+# A byte of gzip holds no more than so many.
+_MOST_PACKED = 1_032
 _LINE = re.compile(r"\b[Ll]ine:? (\d+)")
 
 
@@ -44,7 +50,9 @@ class Csv(TextFormat):
         return each_alone(contents, lambda file: Identified(self.shape_alone(reader, file), file))
 
     def shape_alone(self, reader: Reader, file: File) -> Shape:
-        """Read the header line."""
+        """Read the header line, and refuse lines of which DuckDB's reader would drop the last one without a word."""
+        if _has_long_line(file):
+            raise UnreadableFile(f"a line is too long: {LONG_ROW}")
         return Shape(self, _header(reader, file), is_packed=file.is_packed)
 
     def columns(self, spec: DatasetSpec, schema: Schema, shape: Shape, names: Sequence[str]) -> NamesAndTypes:
@@ -86,6 +94,24 @@ class Csv(TextFormat):
         line = _LINE.search(reason)
         row = int(line[1]) - (0 if spec.landing.csv.header else 1) if line else 0
         return UnreadableRow(row, reason) if row > 0 else None
+
+
+def _has_long_line(file: File) -> bool:
+    """Return whether a line has more than ``MOST_ROW_BYTES``; what is damaged before that is for the reader to say."""
+    if file.path.stat().st_size * (_MOST_PACKED if file.is_packed else 1) <= MOST_ROW_BYTES:
+        return False
+    length = 0
+    with (
+        suppress(EOFError, gzip.BadGzipFile, zlib.error),
+        (gzip.open if file.is_packed else open)(file.path, "rb") as stream,
+    ):
+        while length <= MOST_ROW_BYTES and (piece := stream.read(_PIECE_BYTES)):
+            ends = [end for end in (piece.find(b"\n"), piece.find(b"\r")) if end >= 0]
+            if ends and length + min(ends) <= MOST_ROW_BYTES:
+                length = len(piece) - max(piece.rfind(b"\n"), piece.rfind(b"\r")) - 1
+            else:
+                length += min(ends, default=len(piece))
+    return length > MOST_ROW_BYTES
 
 
 def _header(reader: Reader, file: File) -> tuple[str, ...]:
