@@ -7,19 +7,21 @@ browser opens could launch a run. There is no option for that, so the webserver 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 _READING = ("GET", "HEAD")
+# A name or an address, and perhaps a port. Whatever else may stand in a URL before a path is no host.
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]+)?")
 
 
 def refusal(kind: str, method: str, path: str, headers: Mapping[str, str], names: Collection[str]) -> int | None:
@@ -33,7 +35,8 @@ def refusal(kind: str, method: str, path: str, headers: Mapping[str, str], names
         names: names of this machine, in lower case; addresses are always its own, as no site can give them away.
     """
     host = headers.get("host", "")
-    if not _is_own(urlsplit(f"//{host}").hostname or "", names):
+    named = _HOST.fullmatch(host)
+    if named is None or not _is_own(named[1] or named[2], names):
         return 421
     # Programs send no Origin; a browser always does, but for what merely reads.
     if (kind == "websocket" or method not in _READING) and headers.get("origin", f"http://{host}") != f"http://{host}":
@@ -61,16 +64,20 @@ class OnlyItsOwnPages:
     async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] in ("http", "websocket"):
-            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            headers: dict[str, str] = {}
+            for name, value in scope["headers"]:
+                # One that is there twice is both of them, which none that may pass is.
+                key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+                headers[key] = f"{headers[key]}, {text}" if key in headers else text
             status = refusal(scope["type"], scope.get("method", ""), scope["path"], headers, self.names)
             if status is not None and scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
             if status is not None:
-                text = b"only pages of this webserver may ask for that; see docs/security.md\n"
+                body = b"only pages of this webserver may ask for that; see docs/security.md\n"
                 plain = [(b"content-type", b"text/plain")]
                 await send({"type": "http.response.start", "status": status, "headers": plain})
-                await send({"type": "http.response.body", "body": text})
+                await send({"type": "http.response.body", "body": body})
                 return
         await self.app(scope, receive, send)
 

@@ -71,9 +71,16 @@ def browser(guarded) -> TestClient:
         ("GET", "/assets", {"Host": "elsewhere.example:3000"}, 421),
         ("POST", "/graphql", {"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}, 421),
         ("GET", "/", {"Host": ""}, 421),
+        ("GET", "/", {"Host": "[evil"}, 421),
+        ("GET", "/", {"Host": "127.0.0.1:3000/"}, 421),
+        ("POST", "/graphql", {"Host": "evil.example@127.0.0.1", "Origin": "http://evil.example@127.0.0.1"}, 421),
+        ("POST", "/graphql", [("Origin", "https://elsewhere.example"), ("Origin", OURS)], 403),
+        ("GET", "/", [("Host", "elsewhere.example"), ("Host", "localhost")], 421),
     ],
 )
-def test_what_passes(browser: TestClient, method: str, path: str, headers: dict[str, str], status: int):
+def test_what_passes(
+    browser: TestClient, method: str, path: str, headers: dict[str, str] | list[tuple[str, str]], status: int
+):
     assert browser.request(method, path, headers=headers).status_code == status
 
 
