@@ -17,6 +17,7 @@ from timestore_pipeline.ledger.builds import PUBLISHING, Build, NewBuild, builds
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import datasets, replaced_windows, schemas, slices
 from timestore_pipeline.ledger.slices import SLICE_IS_FREE, SLICE_IS_QUEUED, Slice, slices_where
+from timestore_pipeline.ledger.statements import of_windows
 from timestore_pipeline.ledger.states import BuildKind
 
 
@@ -81,19 +82,10 @@ def free_slices(
     dataset: str, first_window: int | None, last_window: int | None, others: Collection[int] = ()
 ) -> list[ColumnElement[bool]]:
     """Return the conditions for slices that can be claimed while the builds ``others`` are in flight."""
-    free = [SLICE_IS_FREE, *_between(dataset, first_window, last_window)]
+    free = [SLICE_IS_FREE, *of_windows(slices, dataset, first_window, last_window)]
     if others:
         free.append(slices.c.window_start.not_in(windows_of_builds(others)))
     return free
-
-
-def _between(dataset: str, first_window: int | None, last_window: int | None) -> list[ColumnElement[bool]]:
-    found = [slices.c.dataset == dataset]
-    if first_window is not None:
-        found.append(slices.c.window_start >= first_window)
-    if last_window is not None:
-        found.append(slices.c.window_start <= last_window)
-    return found
 
 
 def staged_by_window(tx: Connection, dataset: str, others: Collection[int]) -> list[StagedWindow]:
@@ -131,7 +123,7 @@ def staged_windows(
 
 def queued_windows(tx: Connection, dataset: str, first_window: int | None, last_window: int | None) -> set[int]:
     """Return the starts of the windows in which anything is staged, be it claimed or not."""
-    queued = [SLICE_IS_QUEUED, *_between(dataset, first_window, last_window)]
+    queued = [SLICE_IS_QUEUED, *of_windows(slices, dataset, first_window, last_window)]
     return set(tx.execute(select(slices.c.window_start).where(*queued).distinct()).scalars())
 
 

@@ -13,6 +13,7 @@ from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.builds import Build, get_build
 from timestore_pipeline.ledger.schema import batch_slices, batches, builds, replaced_windows, segments, slices, windows
 from timestore_pipeline.ledger.slices import IN_SLICE, OF_BATCH, Slice, slices_where
+from timestore_pipeline.ledger.statements import of_windows
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,12 @@ class Coverage:
 
 def published_coverage(tx: Connection, dataset: str, first_window: int | None, last_window: int | None) -> Coverage:
     """Return what the published rows of the windows ``first_window … last_window`` came from (None is unbounded)."""
-    published = (slices.c.published_at.is_not(None), *_range(slices, dataset, first_window, last_window))
+    published = (slices.c.published_at.is_not(None), *of_windows(slices, dataset, first_window, last_window))
     recorded = {
         start: int(rows)
         for start, rows in tx.execute(
             select(windows.c.window_start, windows.c.rows + windows.c.superseded).where(
-                *_range(windows, dataset, first_window, last_window)
+                *of_windows(windows, dataset, first_window, last_window)
             )
         )
     }
@@ -163,17 +164,8 @@ def published_batches(
     tx: Connection, dataset: str, first_window: int | None, last_window: int | None
 ) -> list[WindowBatch]:
     """Return which batches gave the published rows of these windows."""
-    published = (slices.c.published_at.is_not(None), *_range(slices, dataset, first_window, last_window))
+    published = (slices.c.published_at.is_not(None), *of_windows(slices, dataset, first_window, last_window))
     return batches_of_slices(tx, *published)
-
-
-def _range(table, dataset: str, first_window: int | None, last_window: int | None) -> list[ColumnElement[bool]]:
-    found = [table.c.dataset == dataset]
-    if first_window is not None:
-        found.append(table.c.window_start >= first_window)
-    if last_window is not None:
-        found.append(table.c.window_start <= last_window)
-    return found
 
 
 @dataclass(frozen=True)

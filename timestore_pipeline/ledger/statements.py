@@ -1,4 +1,4 @@
-"""What statements of several nouns are made with: upserts, and lists in parts that one statement can hold.
+"""What statements of several nouns are made with: upserts, ranges of windows, and lists in parts that fit into one.
 
 An upsert inserts or updates at once, so that two writers at one moment neither collide nor lose what the other wrote.
 """
@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnCollection, Connection, Table
+from sqlalchemy import ColumnCollection, ColumnElement, Connection, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -30,6 +30,21 @@ def in_parts(items: Iterable[T], values_each: int = 1) -> Iterator[list[T]]:
     left = iter(items)
     while part := list(islice(left, _VALUES_PER_STATEMENT // values_each)):
         yield part
+
+
+def of_windows(
+    table: Table, dataset: str, first_window: int | None, last_window: int | None
+) -> list[ColumnElement[bool]]:
+    """Return the conditions for rows of a dataset in the windows from the first to the last, by their starts.
+
+    Without a first or a last one the range has no end there.
+    """
+    found = [table.c.dataset == dataset]
+    if first_window is not None:
+        found.append(table.c.window_start >= first_window)
+    if last_window is not None:
+        found.append(table.c.window_start <= last_window)
+    return found
 
 
 def upsert(tx: Connection, table: Table, row: Mapping[str, Any], changes: Changes | None = None) -> None:

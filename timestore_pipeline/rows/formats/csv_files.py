@@ -101,6 +101,7 @@ def _has_long_line(file: File) -> bool:
     if file.path.stat().st_size * (_MOST_PACKED if file.is_packed else 1) <= MOST_ROW_BYTES:
         return False
     length = 0
+    # Not by `unpacked`, as a large file may have more members than a body: tools that pack in blocks make one for each.
     with (
         suppress(EOFError, gzip.BadGzipFile, zlib.error),
         (gzip.open if file.is_packed else open)(file.path, "rb") as stream,
