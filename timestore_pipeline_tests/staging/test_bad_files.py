@@ -75,7 +75,7 @@ BAD_FILES = {
     "not_json.jsonl": (b"neither this\n", "JSON"),
     "array.json": (b'[{"ts": "2026-01-01", "station": "JFK", "temp": 1}]', "ARRAY"),
     "scalars.jsonl": (b"1\n2\n", "OBJECT"),
-    "bom.jsonl": (b'\xef\xbb\xbf{"ts": "2026-01-01"}\n', "byte order mark"),
+    "bom_and_no_json.jsonl": (b'\xef\xbb\xbf{"ts": "2026-01-01"}\n{"ts":}\n', "line 2: it is no JSON"),
     "repeated_key.jsonl": (b'{"ts": "2026-01-01", "temp": 1, "temp": 2}\n', "temp"),
     "extra_key.jsonl": (b'{"ts": "2026-01-01"}\n{"ts": "2026-01-01", "wind": 1}\n', "unknown columns: 'wind'"),
     "text_in_number.jsonl": (b'{"ts": "2026-01-01", "temp": "warm"}\n', "warm"),

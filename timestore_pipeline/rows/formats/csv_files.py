@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from timestore_pipeline.rows.formats.format import (
     Shape,
     each_alone,
 )
-from timestore_pipeline.rows.formats.texts import TextFormat, compression
+from timestore_pipeline.rows.formats.texts import TextFormat, compression, unpacked_stream
 from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow
 
 _MAX_HEADER_BYTES = 1 << 20
@@ -101,11 +98,7 @@ def _has_long_line(file: File) -> bool:
     if file.path.stat().st_size * (_MOST_PACKED if file.is_packed else 1) <= MOST_ROW_BYTES:
         return False
     length = 0
-    # Not by `unpacked`, as a large file may have more members than a body: tools that pack in blocks make one for each.
-    with (
-        suppress(EOFError, gzip.BadGzipFile, zlib.error),
-        (gzip.open if file.is_packed else open)(file.path, "rb") as stream,
-    ):
+    with unpacked_stream(file) as stream:
         while length <= MOST_ROW_BYTES and (piece := stream.read(_PIECE_BYTES)):
             ends = [end for end in (piece.find(b"\n"), piece.find(b"\r")) if end >= 0]
             if ends and length + min(ends) <= MOST_ROW_BYTES:

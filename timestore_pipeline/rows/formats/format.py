@@ -54,14 +54,15 @@ class File:
 class Shape:
     """What rows must have in common to be read together: format, column names in order, and types if it has types.
 
-    Of JSON lines the names are those keys that are no columns of the dataset. Arrow tables must have the very same
-    schema, which says more than DuckDB's names of its types do.
+    Of JSON lines the names are those keys that are no columns of the dataset; ``is_marked`` are those that begin with a
+    byte order mark. Arrow tables must have the very same schema, which says more than DuckDB's names of its types do.
     """
 
     format: Format
     names: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     is_packed: bool = False
+    is_marked: bool = False
     schema: pa.Schema | None = None
 
     @property

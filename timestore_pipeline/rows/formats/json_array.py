@@ -9,10 +9,10 @@ import codecs
 import json
 import re
 from collections.abc import Callable
-from typing import IO, ClassVar, NoReturn
+from typing import IO, ClassVar
 
 from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES, Bounds
-from timestore_pipeline.rows.formats.json_lines import JsonLines
+from timestore_pipeline.rows.formats.json_lines import STRICT, JsonLines
 from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow
 
 _READ_AT_ONCE = 1 << 16
@@ -32,8 +32,6 @@ class JsonArray(JsonLines):
     def rewrite(self, body: IO[bytes], file: IO[bytes], bounds: Bounds, check: Callable[[int], None]) -> None:
         """Write each row as a line."""
         window = _Window(body)
-        # Numbers are passed on as they are written: nobody looks at them, and Python makes no integer of many digits.
-        decoder = json.JSONDecoder(parse_constant=_no_constant, parse_int=str, parse_float=str)
         rows = 0
         try:
             if window.next() != "[":
@@ -47,7 +45,7 @@ class JsonArray(JsonLines):
                         raise ValueError("a comma is missing between two rows")
                     window.pass_by()
                     window.next()
-                row, text = window.row(decoder)
+                row, text = window.row()
                 if not isinstance(row, dict):
                     raise ValueError("it is no JSON object")
                 check(rows + 1)
@@ -92,7 +90,7 @@ class _Window:
         """Go on by a character."""
         self._at += 1
 
-    def row(self, decoder: json.JSONDecoder) -> tuple[object, str]:
+    def row(self) -> tuple[object, str]:
         """Return the value that begins here, and how it was written; go behind it.
 
         Raises:
@@ -100,7 +98,7 @@ class _Window:
         """
         while True:
             try:
-                value, end = decoder.raw_decode(self._text, self._at)
+                value, end = STRICT.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 # It may only be that its end is not here yet.
                 if len(self._text) - self._at > MOST_ROW_BYTES:
@@ -123,7 +121,3 @@ class _Window:
         self._ended = not piece
         self._text, self._at = left + self._decoder.decode(piece, final=self._ended), 0
         return True
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

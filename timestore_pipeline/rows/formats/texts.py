@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import BufferedIOBase
 from typing import Any, ClassVar
 
 import duckdb
@@ -97,3 +101,16 @@ def refuse_nameless(names: Iterable[str]) -> None:
 def compression(shape: Shape) -> str:
     """Said outright, because DuckDB's own look at the name is led astray by a question mark in it."""
     return "'gzip'" if shape.is_packed else "'none'"
+
+
+@contextmanager
+def unpacked_stream(file: File) -> Iterator[BufferedIOBase]:
+    """Give a file's text, to find something in it; where it is damaged the block ends, for the reader says so.
+
+    It is not unpacked as a body is: a large file may have more members, as tools that pack in blocks make one for each.
+    """
+    with (
+        suppress(EOFError, gzip.BadGzipFile, zlib.error),
+        (gzip.open if file.is_packed else open)(file.path, "rb") as stream,
+    ):
+        yield stream
