@@ -210,21 +210,13 @@ class _Handler(BaseHTTPRequestHandler):
         )
         fault = proxy.enter(request)
         effect = fault.effect if fault else None
-        if effect is Effect.HANG:
-            return self._hang()
-        if effect is Effect.DROP_BEFORE:
-            return self._reset()
-        if fault and effect is Effect.ERROR:
-            return self._refuse(request, fault)
+        if fault and effect in (Effect.HANG, Effect.DROP_BEFORE, Effect.ERROR):
+            return self._fail(request, fault)
         if fault and effect is Effect.CALL and fault.call:
             fault.call(request)
         answer, body = self._pass_on(request)
-        if effect is Effect.HANG_AFTER:
-            return self._hang()
-        if effect is Effect.DROP_AFTER:
-            return self._reset()
-        if fault and effect is Effect.ERROR_AFTER:
-            return self._refuse(request, fault)
+        if fault and effect in (Effect.HANG_AFTER, Effect.DROP_AFTER, Effect.ERROR_AFTER):
+            return self._fail(request, fault)
         request.status = answer.status
         self._answer_head(answer, len(body))
         if effect is Effect.CUT:
@@ -260,6 +252,14 @@ class _Handler(BaseHTTPRequestHandler):
         told = answer.getheader("Content-Length", "0") if self.command == "HEAD" else str(length)
         self.send_header("Content-Length", told)
         self.end_headers()
+
+    def _fail(self, request: Request, fault: Fault) -> None:
+        if fault.effect in (Effect.HANG, Effect.HANG_AFTER):
+            self._hang()
+        elif fault.effect in (Effect.DROP_BEFORE, Effect.DROP_AFTER):
+            self._reset()
+        else:
+            self._refuse(request, fault)
 
     def _refuse(self, request: Request, fault: Fault) -> None:
         request.status = fault.status

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from examples.demo.source import Source
@@ -72,49 +73,20 @@ def _flawed(source: Source, spec: DatasetSpec, regular: Sequence[Delivery]) -> I
     def pick(tenths: int) -> tuple[date, str]:
         return files[len(files) * tenths // 10]
 
-    def text(key: tuple[date, str], header: str = source.header) -> bytes:
-        return _as_csv(header, source.lines[key], ())
+    def spoilt(key: tuple[date, str], spoil: Callable[[bytes], bytes]) -> bytes:
+        return spoil(_as_csv(source.header, source.lines[key], ()))
 
-    key = pick(1)
-    yield Delivery(
-        source.dataset,
-        f"{stem}{key[0]}-{key[1]}-cut-off.csv",
-        key[0],
-        lambda key=key: text(key)[:-30],
-        Fate.QUARANTINED,
-        flaw="ends in the middle of a row",
+    spoils: tuple[tuple[int, str, Callable[[bytes], bytes], str], ...] = (
+        (1, "cut-off.csv", lambda csv: csv[:-30], "ends in the middle of a row"),
+        (2, "cut-off.csv.gz", lambda csv: gzip.compress(csv, mtime=0)[:-40], "a gzip file without its end"),
+        (3, "renamed-column.csv", lambda csv: csv.replace(b"origin", b"airport", 1), "column origin is called airport"),
+        (4, "word-for-number.csv", lambda csv: csv.replace(b"2013", b"last year", 1), "a word where a number belongs"),
+        (5, "empty.csv", lambda _: b"", "0 bytes"),
     )
-    key = pick(2)
-    yield Delivery(
-        source.dataset,
-        f"{stem}{key[0]}-{key[1]}-cut-off.csv.gz",
-        key[0],
-        lambda key=key: gzip.compress(text(key), mtime=0)[:-40],
-        Fate.QUARANTINED,
-        flaw="a gzip file without its end",
-    )
-    key = pick(3)
-    yield Delivery(
-        source.dataset,
-        f"{stem}{key[0]}-{key[1]}-renamed-column.csv",
-        key[0],
-        lambda key=key: text(key, source.header.replace("origin", "airport")),
-        Fate.QUARANTINED,
-        flaw="column origin is called airport",
-    )
-    key = pick(4)
-    yield Delivery(
-        source.dataset,
-        f"{stem}{key[0]}-{key[1]}-word-for-number.csv",
-        key[0],
-        lambda key=key: text(key).replace(b"2013", b"last year", 1),
-        Fate.QUARANTINED,
-        flaw="a word where a number belongs",
-    )
-    key = pick(5)
-    yield Delivery(
-        source.dataset, f"{stem}{key[0]}-{key[1]}-empty.csv", key[0], bytes, Fate.QUARANTINED, flaw="0 bytes"
-    )
+    for tenths, ending, spoil, flaw in spoils:
+        key = pick(tenths)
+        name = f"{stem}{key[0]}-{key[1]}-{ending}"
+        yield Delivery(source.dataset, name, key[0], partial(spoilt, key, spoil), Fate.QUARANTINED, flaw=flaw)
     original = next(delivery for delivery in regular if delivery.dataset == source.dataset)
     yield replace(
         original, name=f"copy of {original.name}", fate=Fate.DUPLICATE, flaw="sent a second time, under another name"

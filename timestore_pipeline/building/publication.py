@@ -55,7 +55,7 @@ class WrittenFiles:
     replacement: Replacement | None = None
 
 
-def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind, now: int) -> NewBuild:
+def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind) -> NewBuild:
     """Return the build that an order asks for; a repair has no other build of its dataset beside it."""
     spec = store.datasets[order.dataset]
     return NewBuild(
@@ -63,7 +63,7 @@ def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind, 
         kind=kind,
         owner=order.owner,
         trigger=order.trigger,
-        now=now,
+        now=now_micros(),
         lease_micros=lease_micros(store),
         lanes=1 if kind is BuildKind.REPAIR else store.policy(tx, spec).limits.concurrent_builds,
         replaces=spec.key is not None,
@@ -94,8 +94,8 @@ def claim_published(store: Store, order: BuildOrder, kind: BuildKind, windows: I
     Raises:
         BuildInFlight: as many builds of the dataset as may be have not ended, or one has such a window.
     """
-    wanted, now = Wanted(windows=frozenset(windows), rows=rows), now_micros()
-    claim = store.ledger.transact(lambda tx: claim_build(tx, new_build(store, tx, order, kind, now), wanted))
+    wanted = Wanted(windows=frozenset(windows), rows=rows)
+    claim = store.ledger.transact(lambda tx: claim_build(tx, new_build(store, tx, order, kind), wanted))
     assert claim is not None, "nothing is asked for"
     return claim.build
 
