@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildInFlight, SegmentUnreadable, TableError, TimestoreError
 from timestore_pipeline.ledger.builds import NewBuild, build_in_flight
 from timestore_pipeline.ledger.counters import FLUSH_BATCHES, FLUSH_ROWS
@@ -30,8 +31,6 @@ from timestore_pipeline.ledger.windows import window_totals
 from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import commit as commit_module
-from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
@@ -472,18 +471,15 @@ def test_a_table_whose_log_is_damaged_is_reported_and_claims_nothing(store: Stor
     assert published(store) == rows_of(hourly(3), hourly(4))
 
 
-def test_a_file_that_is_not_whole_before_the_commit_is_not_committed(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_is_not_whole_before_the_commit_is_not_committed(store: Store):
     stage(store, "weather", hourly(3))
-    commit = commit_module.commit_build
 
-    def cut_first(own: OwnTable, build: Any, columns: Any, files: Any, replacement: Any) -> int:
-        (own.place.root / files[0].path).write_bytes(parquet_bytes(hourly(1)))
-        return commit(own, build, columns, files, replacement)
+    def cut() -> None:
+        (file,) = store.table("weather").root.rglob("*.parquet")
+        file.write_bytes(parquet_bytes(hourly(1)))
 
-    with monkeypatch.context() as patched:
-        patched.setattr("timestore_pipeline.building.publication.commit_build", cut_first)
-        with pytest.raises(TableError, match=r"has \d+ bytes instead of \d+"):
-            build(store)
+    with at(CrashPoint.MANIFEST_WRITTEN, cut), pytest.raises(TableError, match=r"has \d+ bytes instead of \d+"):
+        build(store)
 
     build(store)
     assert published(store) == rows_of(hourly(3))
@@ -499,12 +495,9 @@ def test_everything_is_synced_before_the_ledger_hears_of_it(store: Store, monkey
     for module in ("storage.table_folder", "storage.local", "durable_files"):
         for name in ("fsync_path", "sync_private"):
             monkeypatch.setattr(f"timestore_pipeline.{module}.{name}", sync, raising=False)
-    from timestore_pipeline.building import publication as publication_module
 
-    mark = publication_module.record_commit
-    monkeypatch.setattr(publication_module, "record_commit", lambda *a, **k: synced.append("LEDGER") or mark(*a, **k))
-
-    build(store)
+    with at(CrashPoint.PUBLICATION_RECORDED, lambda: synced.append("LEDGER")):
+        build(store)
 
     order = {name: synced.index(name) for name in synced}
     data = [name for name in synced if ".tmp/" in name]

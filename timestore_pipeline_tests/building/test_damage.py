@@ -14,6 +14,7 @@ import pytest
 from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, open_totals
 from timestore_pipeline.ledger.queue import pending_batches, queue_states, staged_bytes
@@ -42,6 +43,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 GOOD = hourly(5, station="LGA")
 BAD = hourly(24, station="JFK")
@@ -214,17 +216,17 @@ def test_neither_retention_nor_sweeping_touches_what_is_in_quarantine(make_store
 
 
 @pytest.mark.long
-def test_a_failure_that_is_not_of_the_segments_sets_nothing_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_failure_that_is_not_of_the_segments_sets_nothing_aside(store: Store):
     stage(store, "weather", GOOD)
-    with monkeypatch.context() as patched:
-        patched.setattr("timestore_pipeline.building.writing.write_window", full_disk)
-        attempt(store, 5)
+    for _ in range(5):
+        with at(CrashPoint.PARQUET_WRITTEN, full_disk):
+            attempt(store, 1)
 
     assert entries(store) == []
     assert build(store).rows == 5
 
 
-def full_disk(*_: object) -> None:
+def full_disk() -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -241,25 +243,15 @@ def test_a_staging_folder_that_is_not_there_sets_nothing_aside(make_store: MakeS
     assert build(store).rows == 5
 
 
-def test_a_build_that_died_of_a_segment_is_followed_by_one_that_looks_first(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_build_that_died_of_a_segment_is_followed_by_one_that_looks_first(make_store: MakeStore):
     from timestore_pipeline.building.recovery import settle_dead_builds
-
-    class Killed(BaseException):
-        pass
-
-    def die(*_: object, **__: object) -> None:
-        raise Killed
 
     store = make_store(build_max_attempts=2)
     stage(store, "weather", GOOD)
     truncate(segment_file(store, stage(store, "weather", BAD).segment_id))
     for _ in range(2):
-        with monkeypatch.context() as patched:
-            patched.setattr("timestore_pipeline.building.flush.write_claim", die)
-            with pytest.raises(Killed):
-                flush_windows(store, BuildOrder("weather", owner="the test"))
+        with dies_at(CrashPoint.SLICES_CLAIMED):
+            flush_windows(store, BuildOrder("weather", owner="the test"))
         settle_dead_builds(store, lambda owner: True)
 
     assert build(store).rows == 5

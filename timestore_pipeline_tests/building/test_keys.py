@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from timestore_pipeline.building import publication
 from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import BatchRejected, DatasetsFileError, DeclarationChanged, SegmentUnreadable
 from timestore_pipeline.ledger.accounts import window_accounts
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -31,6 +31,7 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, build, in_order, ingest, parquet_bytes
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 DATASETS = """
 datasets:
@@ -239,25 +240,14 @@ def test_compaction_keeps_the_positions(make_store: MakeStore):
     assert audit_rows(store, "orders").wrong == ()
 
 
-def test_a_build_that_failed_after_its_commit_counts_what_it_superseded_once(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_build_that_failed_after_its_commit_counts_what_it_superseded_once(make_store: MakeStore):
     store = make_store(LATEST)
     stage(store, "orders", orders((1, "a", 1.0), (2, "a", 1.0)))
     flush(store)
     stage(store, "orders", orders((1, "a", 2.0), (1, "a", 3.0)))
 
-    class Killed(BaseException):
-        pass
-
-    def die(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(publication, "record_commit", die)
-        patched.setattr(publication, "settle_build", die)
-        with pytest.raises(Killed):
-            flush_windows(store, BuildOrder("orders", owner="the test"))
+    with dies_at(CrashPoint.MANIFEST_KEPT):
+        flush_windows(store, BuildOrder("orders", owner="the test"))
     assert values(store) == [(1, "a", 3.0), (2, "a", 1.0)]
     settle_dead_builds(store, lambda owner: True)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 
 import pytest
 
-from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.flush import flush_windows
-from timestore_pipeline.building.lost_table import give_up_table
+from timestore_pipeline.building.lost_table import give_up_table, prepare_table
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, TableError, TableGone
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import LOST_ROWS
@@ -22,25 +23,11 @@ from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, counted, hourly, published, readable, rows_of, segment_file
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 OLD = hourly(5)
 NEW = hourly(3, station="LGA")
 NEWER = hourly(2, station="EWR")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def die_in_a_build(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "commit_build", die)
-        patched.setattr(publication_module, "settle_build", die)  # a dead process does not tidy up
-        with pytest.raises(Killed):
-            flush_windows(store, BuildOrder("weather", owner="the dead"))
 
 
 @pytest.fixture
@@ -55,11 +42,12 @@ def forgetful(make_store: MakeStore) -> Store:
 
 @pytest.mark.parametrize("writing", [False, True])
 def test_a_build_in_flight_is_settled_although_its_table_is_gone(
-    forgetful: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writing: bool
+    forgetful: Store, caplog: pytest.LogCaptureFixture, writing: bool
 ):
     store = forgetful
     stage(store, "weather", NEW)
-    die_in_a_build(store, monkeypatch)
+    with dies_at(CrashPoint.MANIFEST_WRITTEN):
+        flush_windows(store, BuildOrder("weather", owner="the dead"))
     shutil.rmtree(store.table("weather").root)
     if writing:  # its builder went on for a while
         with store.ledger.read() as tx:
@@ -125,77 +113,56 @@ def test_what_is_still_retained_is_published_again(store: Store, caplog: pytest.
     assert stage(store, "weather", OLD).duplicate
 
 
-def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch):
-    """Its slices were given back by another process, which also made the new table."""
+def build_while_its_table_is_given_up(store: Store, meanwhile: Callable[[], object]) -> None:
+    """Build, and let others give up the table and do ``meanwhile`` just before the commit, which is refused."""
     stage(store, "weather", OLD)
     build(store)
     stage(store, "weather", NEW)
-    commit = publication_module.commit_build
+    root, away = store.table("weather").root, store.tables.root / "away"
 
-    def sleep_then_commit(*arguments):
-        shutil.rmtree(store.table("weather").root)
+    def others() -> None:
+        with store.ledger.read() as tx:
+            (flight,) = builds_in_flight(tx, "weather")
+        root.rename(away)
         give_up_table(store, "weather")
-        settle_dead_builds(store, lambda owner: owner == "the sleeper")
-        for file in arguments[3]:  # as if it wrote its files only now
-            path = store.table("weather").root / file.path
+        meanwhile()
+        for file in away.rglob(f"{file_prefix(flight.sequence)}*"):  # as if it wrote its files only now
+            path = root / file.relative_to(away)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"x" * file.bytes)
-        return commit(*arguments)
+            file.rename(path)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "commit_build", sleep_then_commit)
-        with pytest.raises(BuildAborted):
-            flush_windows(store, BuildOrder("weather", owner="the sleeper"))
+    with at(CrashPoint.MANIFEST_WRITTEN, others), pytest.raises(BuildAborted):
+        flush_windows(store, BuildOrder("weather", owner="the sleeper"))
+
+
+def test_a_builder_that_slept_through_it_all_publishes_nothing(store: Store):
+    """Its slices were given back by another process, which also made the new table."""
+    build_while_its_table_is_given_up(store, lambda: settle_dead_builds(store, lambda owner: owner == "the sleeper"))
 
     assert readable(store) == rows_of(OLD, NEW)
     assert build(store).rows == 8
     assert published(store) == readable(store) == rows_of(OLD, NEW)
 
 
-def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_new_table_is_born_with_all_earlier_builds_fenced(store: Store):
     """Nobody settles the build in flight: it is the next build's table that refuses it."""
-    stage(store, "weather", OLD)
-    build(store)
-    stage(store, "weather", NEW)
-    commit = publication_module.commit_build
-
-    def another_makes_the_table(*arguments):
-        from timestore_pipeline.building.lost_table import prepare_table
-
-        shutil.rmtree(store.table("weather").root)
-        give_up_table(store, "weather")
-        prepare_table(store, store.datasets["weather"], store.datasets["weather"].declared_columns or ())
-        for file in arguments[3]:
-            path = store.table("weather").root / file.path
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"x" * file.bytes)
-        return commit(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "commit_build", another_makes_the_table)
-        with pytest.raises(BuildAborted):
-            flush_windows(store, BuildOrder("weather", owner="the sleeper"))
+    spec = store.datasets["weather"]
+    build_while_its_table_is_given_up(store, lambda: prepare_table(store, spec, spec.declared_columns or ()))
     settle_dead_builds(store, lambda owner: True)
 
     assert build(store).rows == 8
     assert published(store) == readable(store) == rows_of(OLD, NEW)
 
 
-def test_a_crash_between_giving_up_the_table_and_making_the_new_one_changes_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_crash_after_giving_up_the_table_or_making_the_new_one_changes_nothing(store: Store):
     stage(store, "weather", OLD)
     build(store)
     shutil.rmtree(store.table("weather").root)
     give_up_table(store, "weather")
+    assert readable(store) == rows_of(OLD)
 
-    def die(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr("timestore_pipeline.building.lost_table.ensure_table", die)
-        with pytest.raises(Killed):
-            flush_windows(store, BuildOrder("weather", owner="the test"))
+    with dies_at(CrashPoint.TABLE_CREATED):
+        flush_windows(store, BuildOrder("weather", owner="the test"))
     assert readable(store) == rows_of(OLD)
 
     assert build(store).rows == 5

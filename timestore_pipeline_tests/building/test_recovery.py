@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building import recovery as recovery_module
-from timestore_pipeline.building import writing as writing_module
 from timestore_pipeline.building.recovery import SettledBuild, settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError
@@ -38,58 +33,32 @@ from timestore_pipeline_tests.builders import (
     rows_of,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 ROWS = rows_of(hourly(30))
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
 
 
 def everyone(_: str) -> bool:
     return True
 
 
-def stop_at(
-    monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool = False, module: Any = publication_module
-) -> None:
-    """Let the process end before (or after) it calls ``name``."""
-    real = getattr(module, name)
-
-    def stop(*args: Any, **kwargs: Any) -> None:
-        if after:
-            real(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(module, name, stop)
-
-
-def interrupted_build(store: Store, name: str, *, after: bool = False, module: Any = publication_module) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        stop_at(patched, name, after=after, module=module)
-        stop_at(patched, "settle_build")  # an interrupted process would still tidy up, a dead one cannot
-        with pytest.raises(Killed):
-            build(store)
-
-
 BEFORE_THE_COMMIT = [
-    pytest.param("write_window", False, writing_module, id="slices claimed"),
-    pytest.param("write_window", True, writing_module, id="a window written"),
-    pytest.param("commit_build", False, publication_module, id="all windows written"),
+    pytest.param(CrashPoint.SLICES_CLAIMED, id="slices claimed"),
+    pytest.param(CrashPoint.PARQUET_IN_PLACE, id="a window written"),
+    pytest.param(CrashPoint.MANIFEST_WRITTEN, id="all windows written"),
 ]
 AFTER_THE_COMMIT = [
-    pytest.param("_sync_commit", False, commit_module, id="committed and not synced"),
-    pytest.param("commit_build", True, publication_module, id="committed"),
-    pytest.param("record_commit", False, publication_module, id="before the ledger"),
+    pytest.param(CrashPoint.TABLE_COMMITTED, id="committed and not synced"),
+    pytest.param(CrashPoint.TABLE_SYNCED, id="committed"),
+    pytest.param(CrashPoint.MANIFEST_KEPT, id="before the ledger"),
 ]
 
 
-@pytest.mark.parametrize(("name", "after", "module"), BEFORE_THE_COMMIT)
-def test_a_build_that_died_before_its_commit_is_fenced_and_its_rows_are_staged_again(
-    store: Store, name: str, after: bool, module: Any
-):
+@pytest.mark.parametrize("point", BEFORE_THE_COMMIT)
+def test_a_build_that_died_before_its_commit_is_fenced_and_its_rows_are_staged_again(store: Store, point: CrashPoint):
     stage(store, "weather", hourly(30))
-    interrupted_build(store, name, after=after, module=module)
+    with dies_at(point):
+        build(store)
     assert readable(store) == ROWS
 
     (settled,) = settle_dead_builds(store, everyone)
@@ -108,10 +77,11 @@ def test_a_build_that_died_before_its_commit_is_fenced_and_its_rows_are_staged_a
     assert settle_dead_builds(store, everyone) == []
 
 
-@pytest.mark.parametrize(("name", "after", "module"), AFTER_THE_COMMIT)
-def test_a_build_that_died_after_its_commit_is_marked_published(store: Store, name: str, after: bool, module: Any):
+@pytest.mark.parametrize("point", AFTER_THE_COMMIT)
+def test_a_build_that_died_after_its_commit_is_marked_published(store: Store, point: CrashPoint):
     stage(store, "weather", hourly(30))
-    interrupted_build(store, name, after=after, module=module)
+    with dies_at(point):
+        build(store)
     assert readable(store) == ROWS
     stage(store, "weather", hourly(3, station="MORE"))
 
@@ -132,13 +102,13 @@ def test_a_build_that_died_after_its_commit_is_marked_published(store: Store, na
 
 def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", hourly(3))
-    interrupted_build(store, "_sync_commit", module=commit_module)
+    with dies_at(CrashPoint.TABLE_COMMITTED):
+        build(store)
     done: list[str] = []
     monkeypatch.setattr(local, "sync_private", lambda path: done.append(path.name))
-    mark = recovery_module.record_commit
-    monkeypatch.setattr(recovery_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 
-    settle_dead_builds(store, everyone)
+    with at(CrashPoint.PUBLICATION_RECORDED, lambda: done.append("LEDGER")):
+        settle_dead_builds(store, everyone)
 
     assert done.index(f"{1:020d}.json") < done.index("LEDGER")
     assert done.index("_delta_log") < done.index("LEDGER")
@@ -146,18 +116,16 @@ def test_a_recovery_syncs_what_it_finds_before_the_ledger_hears_of_it(store: Sto
 
 def test_a_build_syncs_a_fence_before_its_commit_that_nobody_has_synced(store: Store, monkeypatch: pytest.MonkeyPatch):
     stage(store, "weather", hourly(3))
-    interrupted_build(store, "commit_build")
-    with monkeypatch.context() as patched:
-        stop_at(patched, "_sync_commit", module=commit_module)
-        with pytest.raises(Killed):
-            settle_dead_builds(store, everyone)
+    with dies_at(CrashPoint.MANIFEST_WRITTEN):
+        build(store)
+    with dies_at(CrashPoint.TABLE_COMMITTED):
+        settle_dead_builds(store, everyone)
     settle_dead_builds(store, everyone)
     done: list[str] = []
     monkeypatch.setattr(local, "sync_private", lambda path: done.append(path.name))
-    mark = publication_module.record_commit
-    monkeypatch.setattr(publication_module, "record_commit", lambda *a, **k: done.append("LEDGER") or mark(*a, **k))
 
-    assert build(store).table_version == 2
+    with at(CrashPoint.PUBLICATION_RECORDED, lambda: done.append("LEDGER")):
+        assert build(store).table_version == 2
 
     # After a power cut a log with a gap would be no table any more.
     for version in (1, 2):
@@ -167,7 +135,8 @@ def test_a_build_syncs_a_fence_before_its_commit_that_nobody_has_synced(store: S
 def test_a_build_lives_while_its_lease_does(make_store: MakeStore):
     store = make_store(build_lease_seconds=100)
     stage(store, "weather", hourly(3))
-    interrupted_build(store, "commit_build")
+    with dies_at(CrashPoint.MANIFEST_WRITTEN):
+        build(store)
 
     assert settle_dead_builds(store) == []
     assert settle_dead_builds(store, now=now_micros() + 99_000_000) == []
@@ -180,21 +149,19 @@ def test_a_build_lives_while_its_lease_does(make_store: MakeStore):
 
 
 @pytest.mark.long
-def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore):
     store, other = make_store(build_lease_seconds=0.3), make_store(build_lease_seconds=0.3)
     stage(store, "weather", hourly(3))
-    write = writing_module.write_window
     leases: set[int] = set()
 
-    def slow(*args: Any) -> Any:
+    def wait() -> None:
         deadline = now_micros() + 20_000_000
         while len(leases) < 4 and now_micros() < deadline:
             with other.ledger.read() as tx:
                 leases.update(claimed.lease_expires_at for claimed in builds_in_flight(tx))
-        return write(*args)
 
-    monkeypatch.setattr(writing_module, "write_window", slow)
-    build(store)
+    with at(CrashPoint.PARQUET_WRITTEN, wait):
+        build(store)
 
     assert len(leases) == 4
     assert published(store) == rows_of(hourly(3))
@@ -202,11 +169,10 @@ def test_a_lease_is_extended_while_a_build_works(make_store: MakeStore, monkeypa
 
 def die_behind_a_fence(store: Store) -> None:
     """Let a build die before its commit, and whoever settles it right after the fence."""
-    interrupted_build(store, "commit_build")
-    with pytest.MonkeyPatch.context() as patched:
-        stop_at(patched, "mark_aborted", module=recovery_module)
-        with pytest.raises(Killed):
-            settle_dead_builds(store, everyone)
+    with dies_at(CrashPoint.MANIFEST_WRITTEN):
+        build(store)
+    with dies_at(CrashPoint.RECOVERY_FENCED):
+        settle_dead_builds(store, everyone)
 
 
 def test_a_fence_left_by_a_recoverer_that_died_is_not_taken_for_a_publication(store: Store):
@@ -239,39 +205,22 @@ def test_a_fence_behind_earlier_publications_is_not_taken_for_one_of_them(store:
     assert readable(store) == rows_of(hourly(3), hourly(4))
 
 
-def zombie(store: Store, wake_at: str, meanwhile: Callable[[], object]) -> pytest.ExceptionInfo[TimestoreError]:
-    """Run a build that sleeps before ``wake_at`` until ``meanwhile`` is done; return how it ended."""
-    module = writing_module if wake_at == "write_window" else publication_module
-    real = getattr(module, wake_at)
-
-    def sleep_then(*args: Any, **kwargs: Any) -> Any:
-        meanwhile()
-        return real(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, wake_at, sleep_then)
-        with pytest.raises(TimestoreError) as caught:
-            build(store)
-    return caught
-
-
-@pytest.mark.parametrize("wake_at", ["write_window", "commit_build"])
+@pytest.mark.parametrize("wake_at", [CrashPoint.SLICES_CLAIMED, CrashPoint.MANIFEST_WRITTEN])
 @pytest.mark.parametrize("others_build", [True, False])
 def test_a_builder_that_wakes_up_after_it_was_fenced_publishes_nothing(
-    make_store: MakeStore, wake_at: str, others_build: bool
+    make_store: MakeStore, wake_at: CrashPoint, others_build: bool
 ):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
-    real_build = writing_module.write_window, publication_module.commit_build
 
     def meanwhile() -> None:
-        writing_module.write_window, publication_module.commit_build = real_build
         assert [settled.published for settled in settle_dead_builds(other, everyone)] == [False]
         if others_build:
             stage(other, "weather", hourly(3, station="MORE"))
             build(other)
 
-    caught = zombie(store, wake_at, meanwhile)
+    with at(wake_at, meanwhile), pytest.raises(TimestoreError) as caught:
+        build(store)
 
     assert caught.errisinstance(BuildAborted) or "published nothing" in str(caught.value)
     expected = rows_of(hourly(30), hourly(3, station="MORE")) if others_build else ROWS
@@ -286,15 +235,11 @@ def test_a_builder_that_wakes_up_after_it_was_fenced_publishes_nothing(
 def test_a_builder_that_wakes_up_after_it_was_marked_published_changes_nothing(make_store: MakeStore):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
-    commit = publication_module.commit_build
 
-    def woken(*args: Any) -> int:
-        version = commit(*args)
+    def others_settle() -> None:
         assert [settled.published for settled in settle_dead_builds(other, everyone)] == [True]
-        return version
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(publication_module, "commit_build", woken)
+    with at(CrashPoint.TABLE_SYNCED, others_settle):
         report = build(store)
 
     assert report.rows == 30
@@ -304,36 +249,27 @@ def test_a_builder_that_wakes_up_after_it_was_marked_published_changes_nothing(m
         assert sum(total.rows for total in window_totals(tx, "weather")) == 30
 
 
-def test_a_commit_whose_sync_failed_is_published_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_commit_whose_sync_failed_is_published_all_the_same(store: Store):
     stage(store, "weather", hourly(3))
-    sync, failed = commit_module._sync_commit, []
 
-    def fails_once(*args: Any, **kwargs: Any) -> int:
-        if not failed:
-            failed.append(True)
-            raise OSError(5, "Input/output error")
-        return sync(*args, **kwargs)
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(commit_module, "_sync_commit", fails_once)
-
-    report = build(store)
+    with at(CrashPoint.TABLE_COMMITTED, fail):
+        report = build(store)
 
     assert report.table_version == 1
     assert published(store) == readable(store) == rows_of(hourly(3))
 
 
-def test_when_the_ledger_fails_after_the_commit_the_rows_stay_readable_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_when_the_ledger_fails_after_the_commit_the_rows_stay_readable_once(store: Store):
     stage(store, "weather", hourly(3))
 
-    def locked(*_: Any, **__: Any) -> bool:
+    def fail() -> None:
         raise LedgerError("the ledger is locked")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "record_commit", locked)
-        with pytest.raises(LedgerError):
-            build(store)
+    with at(CrashPoint.PUBLICATION_RECORDED, fail), pytest.raises(LedgerError):
+        build(store)
     assert readable(store) == published(store) == rows_of(hourly(3))
 
     settle_dead_builds(store, everyone)
@@ -369,7 +305,8 @@ def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
 def test_two_recoveries_at_once_settle_a_build_once(make_store: MakeStore):
     store, other = make_store(), make_store()
     stage(store, "weather", hourly(30))
-    interrupted_build(store, "commit_build")
+    with dies_at(CrashPoint.MANIFEST_WRITTEN):
+        build(store)
     inner = list[SettledBuild]()
 
     # The next commit is the fence.
@@ -386,12 +323,8 @@ def test_two_recoveries_at_once_settle_a_build_once(make_store: MakeStore):
 def test_stage_file_after_a_kill_is_what_a_caller_would_do(store: Store, tmp_path: Path):
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet_bytes(hourly(3)))
-    with pytest.MonkeyPatch.context() as patched:
-        from timestore_pipeline.staging import load
-
-        stop_at(patched, "acknowledge_segment", after=True, module=load)
-        with pytest.raises(Killed):
-            stage_file(store, "weather", path)
+    with dies_at(CrashPoint.BATCHES_ACKNOWLEDGED):
+        stage_file(store, "weather", path)
 
     assert stage_file(store, "weather", path).duplicate
     assert readable(store) == rows_of(hourly(3))

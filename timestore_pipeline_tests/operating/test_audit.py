@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
-from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.damage import set_unreadable_aside
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.lost_table import give_up_table
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.schema import batch_slices, slices, windows
@@ -38,6 +38,7 @@ from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, hourly, segment_file
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 from timestore_pipeline_tests.sampling import examples
 
 NEW_YEAR = "2026-01-01"
@@ -218,29 +219,17 @@ def test_a_new_table_in_place_of_a_deleted_one_adds_up(make_store: MakeStore):
     assert wrong(store) == {}
 
 
-def test_a_build_that_died_after_its_commit_adds_up_before_and_after_it_is_settled(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_build_that_died_after_its_commit_adds_up_before_and_after_it_is_settled(store: Store):
     stage(store, "weather", hourly(5))
     build(store)
     stage(store, "weather", hourly(5, station="LGA"))
-    with monkeypatch.context() as patched:
-        patched.setattr(publication_module, "record_commit", _die)
-        with pytest.raises(_Killed):
-            flush_windows(store, BuildOrder("weather", owner="the dead"))
+    with dies_at(CrashPoint.MANIFEST_KEPT):
+        flush_windows(store, BuildOrder("weather", owner="the dead"))
 
     assert len(table_files(store)) == 2
     assert wrong(store) == {}
     settle_dead_builds(store, owner_is_gone=lambda _: True)
     assert wrong(store) == {}
-
-
-class _Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def _die(*_: object, **__: object) -> None:
-    raise _Killed
 
 
 @pytest.mark.long

@@ -58,6 +58,7 @@ from timestore_pipeline_tests.builders import (
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 from timestore_pipeline_tests.sampling import examples
 from timestore_pipeline_tests.soak.faults import failing_calls
 
@@ -243,25 +244,15 @@ def test_rows_that_are_still_impossible_stay_and_the_others_go(make_store: MakeS
     assert retry_batch_id(left) == f"b/rows/{left.id}"
 
 
-def test_a_retry_of_which_the_ledger_knows_already_changes_nothing(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_retry_of_which_the_ledger_knows_already_changes_nothing(make_store: MakeStore):
     """The process ends after the rows are acknowledged; the same transaction has resolved the entry."""
     strict = make_store(STRICT_YAML)
     stage(strict, "weather", OLD)
     entry = the_entry(strict)
     store = make_store()
 
-    class Killed(BaseException):
-        pass
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    monkeypatch.setattr("timestore_pipeline.operating.quarantine._now", die)
-    with pytest.raises(Killed):
+    with dies_at(CrashPoint.BATCHES_ACKNOWLEDGED):
         retry_entry(store, entry.id, "ann@host")
-    monkeypatch.undo()
 
     assert readable(store) == rows_of(OLD)
     with pytest.raises(EntryNotOpen):

@@ -6,14 +6,12 @@ each step every row that was published is there for any reader of Delta tables, 
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from deltalake import DeltaTable
@@ -22,8 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from pydantic import SecretStr
 
-from timestore_pipeline import crash_points
-from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building.compact import compact_windows
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
@@ -39,6 +35,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly
+from timestore_pipeline_tests.deaths import may_die_at
 from timestore_pipeline_tests.installations import LedgerCopy, copy_of_ledger, put_back, state_of_folder
 from timestore_pipeline_tests.sampling import examples
 
@@ -61,14 +58,6 @@ CRASHES = [
     CrashPoint.PUBLICATION_RECORDED,
 ]
 which = st.sampled_from(["a", "b"])
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
-
-
-def die(*_: Any, **__: Any) -> None:
-    raise Killed
 
 
 class Installation:
@@ -130,15 +119,8 @@ class TwoInstallations(RuleBasedStateMachine):
     def die_in_a_flush(self, who: str, point: CrashPoint) -> None:
         store = self.all[who].store
         self.act(who, lambda: settle_dead_builds(store, lambda owner: True))
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(os, "kill", die)
-            patched.setattr(publication_module, "settle_build", die)
-            crash_points.arm(f"{point}=SIGKILL")
-            try:
-                with suppress(Killed, TimestoreError):
-                    flush_windows(store, BuildOrder("weather", owner="the test"))
-            finally:
-                crash_points.arm(None)
+        with suppress(TimestoreError), may_die_at(point):
+            flush_windows(store, BuildOrder("weather", owner="the test"))
         self.look()
 
     @rule(who=which)

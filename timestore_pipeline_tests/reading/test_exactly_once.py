@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,14 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from timestore_pipeline.building import publication as publication_module
-from timestore_pipeline.building import recovery as recovery_module
 from timestore_pipeline.building import writing as writing_module
 from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import BatchConflict, BuildInFlight, RebuildRefused
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.queue import queue_states
@@ -35,11 +33,11 @@ from timestore_pipeline.segments import slices as slices_module
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import commit as commit_module
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
+from timestore_pipeline_tests.deaths import may_die_at, may_end_at
 from timestore_pipeline_tests.machines import MachineOnALedger
 from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples
@@ -115,28 +113,20 @@ def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
         assert readable(store) == published(store) == rows_of(*acked)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
-
-
-def die(*_: Any, **__: Any) -> None:
-    raise Killed
-
-
 STEPS = [
-    (writing_module, "write_window", False),
-    (writing_module, "write_window", True),
-    (publication_module, "commit_build", False),
-    (commit_module, "_sync_commit", False),
-    (publication_module, "commit_build", True),
-    (publication_module, "record_commit", False),
-    (publication_module, "record_commit", True),
+    CrashPoint.SLICES_CLAIMED,
+    CrashPoint.PARQUET_IN_PLACE,
+    CrashPoint.MANIFEST_WRITTEN,
+    CrashPoint.TABLE_COMMITTED,
+    CrashPoint.TABLE_SYNCED,
+    CrashPoint.MANIFEST_KEPT,
+    CrashPoint.PUBLICATION_COMMITTED,
 ]
 RECOVERY_STEPS = [
-    (recovery_module, "commit_fence", True),
-    (recovery_module, "mark_aborted", False),
-    (recovery_module, "record_commit", False),
-    (recovery_module, "_remove_files", False),
+    CrashPoint.TABLE_SYNCED,
+    CrashPoint.RECOVERY_FENCED,
+    CrashPoint.MANIFEST_KEPT,
+    CrashPoint.RECOVERY_ABORTED,
 ]
 
 
@@ -208,37 +198,24 @@ class ExactlyOnce(MachineOnALedger):
         else:
             flush_windows(self.store, BuildOrder("weather", WindowRange(first, last), owner="the test"))
 
-    @rule(step=st.sampled_from(STEPS), days=ranges, killed=st.booleans())
-    def flush_and_end(self, step: tuple[Any, str, bool], days: tuple[int | None, int | None], killed: bool) -> None:
+    @rule(step=st.sampled_from(STEPS), days=ranges, end=st.sampled_from([may_die_at, may_end_at]))
+    def flush_and_end(
+        self,
+        step: CrashPoint,
+        days: tuple[int | None, int | None],
+        end: Callable[[CrashPoint], AbstractContextManager[None]],
+    ) -> None:
         """Killed a process just ends; interrupted it still settles its build."""
         first, last = (window(self.store, day) for day in days)
         if self.building():
             return
-        with pytest.MonkeyPatch.context() as patched:
-            if killed:
-                patched.setattr(publication_module, "settle_build", die)
-            self.dying(
-                step,
-                lambda: flush_windows(self.store, BuildOrder("weather", WindowRange(first, last), owner="the test")),
-            )
+        with end(step):
+            flush_windows(self.store, BuildOrder("weather", WindowRange(first, last), owner="the test"))
 
     @rule(step=st.sampled_from(RECOVERY_STEPS))
-    def recover_and_die(self, step: tuple[Any, str, bool]) -> None:
-        self.dying(step, lambda: settle_dead_builds(self.store, lambda owner: True))
-
-    def dying(self, step: tuple[Any, str, bool], action: Any) -> None:
-        module, name, after = step
-        real = getattr(module, name)
-
-        def end(*args: Any, **kwargs: Any) -> None:
-            if after:
-                real(*args, **kwargs)
-            raise Killed
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(module, name, end)
-            with suppress(Killed):
-                action()
+    def recover_and_die(self, step: CrashPoint) -> None:
+        with may_die_at(step):
+            settle_dead_builds(self.store, lambda owner: True)
 
     @rule()
     def recover(self) -> None:
@@ -251,12 +228,11 @@ class ExactlyOnce(MachineOnALedger):
             compact_fully(self.store, BuildOrder("weather", owner="the test"))
 
     @rule(step=st.sampled_from(STEPS[2:]))
-    def compact_and_die(self, step: tuple[Any, str, bool]) -> None:
+    def compact_and_die(self, step: CrashPoint) -> None:
         if self.building():
             return
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(publication_module, "settle_build", die)
-            self.dying(step, self.compact)
+        with may_die_at(step):
+            self.compact()
 
     @rule(days=ranges)
     def rebuild(self, days: tuple[int | None, int | None]) -> None:

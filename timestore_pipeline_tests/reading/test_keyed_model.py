@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from timestore_pipeline.building import publication as publication_module
 from timestore_pipeline.building import writing as writing_module
 from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.quarantine import DamagedSegment, open_entries, set_slices_aside
 from timestore_pipeline.ledger.slices import unclaimed_slices
@@ -37,6 +36,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import NEW_YEAR, in_order, published
+from timestore_pipeline_tests.deaths import may_die_at
 from timestore_pipeline_tests.sampling import examples
 
 DATASETS = """
@@ -139,29 +139,17 @@ class OneRowPerKey(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.building())
     @rule(
-        step=st.sampled_from(
-            [("write_window", True, writing_module), ("commit_build", False, publication_module),
-             ("commit_build", True, publication_module), ("record_commit", True, publication_module)]
+        point=st.sampled_from(
+            [
+                CrashPoint.PARQUET_IN_PLACE,
+                CrashPoint.MANIFEST_WRITTEN,
+                CrashPoint.TABLE_SYNCED,
+                CrashPoint.PUBLICATION_COMMITTED,
+            ]
         )
-    )  # fmt: skip
-    def flush_and_die(self, step: tuple[str, bool, Any]) -> None:
-        name, after, module = step
-        real = getattr(module, name)
-
-        class Killed(BaseException):
-            pass
-
-        def end(*arguments: Any, **options: Any) -> None:
-            if after:
-                real(*arguments, **options)
-            raise Killed
-
-        def die(*_: Any, **__: Any) -> None:
-            raise Killed
-
-        with pytest.MonkeyPatch.context() as patched, suppress(Killed):
-            patched.setattr(module, name, end)
-            patched.setattr(publication_module, "settle_build", die)
+    )
+    def flush_and_die(self, point: CrashPoint) -> None:
+        with may_die_at(point):
             flush_windows(self.store, BuildOrder("orders", owner="the test"))
 
     @rule()

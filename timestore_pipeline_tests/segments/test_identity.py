@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchConflict, BatchIdReserved, TimestoreError
 from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.ledger.quarantine import open_entries
@@ -108,15 +109,10 @@ def test_a_conflict_that_comes_while_files_are_read_is_that_files_alone(
     taken = drop(store, "weather", "taken.csv", WEATHER_CSV.replace("1.5", "9.5"))
     drop(store, "weather", "honest.csv", WEATHER_CSV)
     given_as_before(monkeypatch)
-    others = [file_batch_id(file_fingerprint(taken))]
+    taken_id = file_batch_id(file_fingerprint(taken))
 
-    def overtaken(*arguments: object) -> object:
-        if others:
-            stage(store, "weather", hourly(1), others.pop())
-        return receipts.acknowledge_segment(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("timestore_pipeline.staging.load.acknowledge_segment", overtaken)
-    report = ingest(store)["weather"]
+    with at(CrashPoint.SEGMENT_IN_PLACE, lambda: stage(store, "weather", hourly(1), taken_id)):
+        report = ingest(store)["weather"]
 
     assert [receipt.source for receipt in report.staged] == ["honest.csv"]
     with store.ledger.read() as tx:

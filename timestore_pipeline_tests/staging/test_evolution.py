@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 
-from timestore_pipeline.building import publication
 from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
@@ -41,6 +40,7 @@ from timestore_pipeline_tests.builders import (
 )
 from timestore_pipeline_tests.builders import published as rows_in_table
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 INFERRED = "datasets: {weather: {time: ts, window: day}}"
 DECLARED = "datasets: {weather: {time: ts, window: day, columns: {ts: timestamptz, n: int}%s}}"
@@ -431,30 +431,17 @@ def test_a_compaction_between_staging_and_flush_keeps_what_the_table_has(make_st
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("point", "after"), [(CrashPoint.MANIFEST_WRITTEN, False), (CrashPoint.TABLE_SYNCED, True)])
 def test_a_widening_that_dies_at_its_commit_is_all_there_or_not_at_all(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, after: bool
+    make_store: MakeStore, point: CrashPoint, after: bool
 ):
     store = make_store(INFERRED)
     for day in range(2):
         stage(store, "weather", batch(day).set_column(0, "ts", pa.array([NEW_YEAR + timedelta(days=day)], TS)))
         build(store)
     stage(store, "weather", batch(1 << 40, pa.int64()))
-    commit = publication.commit_build
-
-    def die(*arguments: Any, **options: Any) -> None:
-        if after:
-            commit(*arguments, **options)
-        raise KeyboardInterrupt
-
-    def cannot(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(publication, "commit_build", die)
-        patched.setattr(publication, "settle_build", cannot)
-        with pytest.raises(KeyboardInterrupt):
-            build(store)
+    with dies_at(point):
+        build(store)
     expected = [(0,), (1,), (1 << 40,)]
     assert values(store, "n") == expected
     settle_dead_builds(store, lambda owner: True)

@@ -45,14 +45,11 @@ from timestore_pipeline_tests.builders import (
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 Drop = Callable[..., Path]
 
 OTHER_CSV = weather_csv("2026-01-03T00:00:00Z,EWR,9")
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
 
 
 def test_files_of_a_dataset_become_batches_of_one_segment(store: Store, drop: Drop):
@@ -192,14 +189,12 @@ def test_the_same_file_may_go_to_two_datasets(make_store: MakeStore, drop: Drop)
 
 @pytest.mark.parametrize("after", AfterIngest)
 def test_a_crash_between_acknowledging_and_clearing_away_stages_nothing_twice(
-    make_store: MakeStore, drop: Drop, monkeypatch: pytest.MonkeyPatch, after: AfterIngest
+    make_store: MakeStore, drop: Drop, after: AfterIngest
 ):
     store = make_store(landing_after_ingest=after)
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    with monkeypatch.context() as patched:
-        patched.setattr(folder_arrivals.FolderArrivals, "clear_away", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            ingest(store)
+    with dies_at(CrashPoint.BATCHES_ACKNOWLEDGED):
+        ingest(store)
     assert len(readable(store)) == 3
 
     report = ingest(store)["weather"]
@@ -209,28 +204,20 @@ def test_a_crash_between_acknowledging_and_clearing_away_stages_nothing_twice(
     assert scan_landing(store).files == ()
 
 
-def test_a_crash_before_acknowledging_leaves_the_file_for_the_next_run(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_crash_before_acknowledging_leaves_the_file_for_the_next_run(store: Store, drop: Drop):
     drop(store, "weather", "a.csv", WEATHER_CSV)
-    with monkeypatch.context() as patched:
-        patched.setattr(load, "acknowledge_segment", lambda *_, **__: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            ingest(store)
+    with dies_at(CrashPoint.BATCHES_RECORDED):
+        ingest(store)
     assert readable(store) == []
 
     assert ingest(store)["weather"].rows == 3
     assert len(readable(store)) == 3
 
 
-def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(store: Store, drop: Drop):
     landed = drop(store, "weather", "bad.csv", b"rubbish")
-    with monkeypatch.context() as patched:
-        patched.setattr(folder_arrivals.FolderArrivals, "set_aside", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            ingest(store)
+    with dies_at(CrashPoint.BAD_FILE_RECORDED):
+        ingest(store)
     assert landed.exists()
 
     (entry,) = ingest(store)["weather"].quarantined

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import ReadingTooLong, StagingQueueFull
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.landing import Readings, begin_alone, begin_readings
@@ -130,16 +131,13 @@ def test_readings_that_ended_leave_nothing_behind(store: Store, drop):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), StagingQueueFull("weather", 1, 1), RuntimeError("a bug")])
-def test_a_reading_that_was_interrupted_or_refused_is_no_suspicion(
-    store: Store, drop, monkeypatch: pytest.MonkeyPatch, error: BaseException
-):
+def test_a_reading_that_was_interrupted_or_refused_is_no_suspicion(store: Store, drop, error: BaseException):
     drop(store, "weather", "a.csv", WEATHER_CSV)
 
-    def fail(*_: object, **__: object) -> None:
+    def fail() -> None:
         raise error
 
-    monkeypatch.setattr(load, "acknowledge_segment", fail)
-    with contextlib.suppress(KeyboardInterrupt, RuntimeError):
+    with contextlib.suppress(KeyboardInterrupt, RuntimeError), at(CrashPoint.BATCHES_RECORDED, fail):
         ingest(store)
 
     assert unended(store) == {}

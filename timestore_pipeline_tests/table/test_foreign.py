@@ -6,11 +6,10 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import hypothesis
 import pyarrow as pa
@@ -21,7 +20,6 @@ from deltalake.transaction import AddAction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from timestore_pipeline.building import publication
 from timestore_pipeline.building.completion import follow_others, published_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint, at
@@ -43,19 +41,12 @@ from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, in_order, lose_ledger, readable, rows_of, weather
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 from timestore_pipeline_tests.sampling import examples
 
 FIRST, SECOND = hourly(3), hourly(3, start=NEW_YEAR + timedelta(hours=3))
 STAGED = hourly(3, start=NEW_YEAR + timedelta(hours=6))
 EXTRA = weather((NEW_YEAR + timedelta(hours=9), "foreign", 9.0))
-
-
-class Died(BaseException):
-    """Stands for the end of a process."""
-
-
-def died(*_: Any, **__: Any) -> None:
-    raise Died
 
 
 def table_of(store: Store) -> DeltaTable:
@@ -300,12 +291,8 @@ def test_files_of_another_program_without_statistics_are_counted(store: Store, s
 def test_a_commit_of_another_program_neither_hides_nor_doubles_rows_of_a_build_that_died(store: Store):
     """The build is in the table and not in the ledger; then another program commits, and somebody follows it."""
     two_flushes(store)
-    with pytest.MonkeyPatch.context() as patched:
-        # A process that dies records nothing, and settles nothing.
-        for name in ("record_commit", "settle_build"):
-            patched.setattr(publication, name, died)
-        with pytest.raises(Died):
-            build(store)
+    with dies_at(CrashPoint.MANIFEST_KEPT):
+        build(store)
     optimize(store)
     vacuum(store)
 
@@ -369,11 +356,8 @@ def test_what_another_program_commits_between_the_look_of_a_build_and_its_commit
         if recorded:
             build(store)
         else:
-            with pytest.MonkeyPatch.context() as patched:
-                for name in ("record_commit", "settle_build"):
-                    patched.setattr(publication, name, died)
-                with pytest.raises(Died):
-                    build(store)
+            with dies_at(CrashPoint.MANIFEST_KEPT):
+                build(store)
     if not recorded:
         settle_dead_builds(store, owner_is_gone=lambda _: True)
 
@@ -509,12 +493,8 @@ def test_every_row_is_there_once_whatever_other_programs_do_in_between(operation
                     stage(store, "weather", batch)
                     staged |= set(batch["temp"].to_pylist())
                 elif settle and staged:
-                    with pytest.MonkeyPatch.context() as patched:
-                        if operation == "die":
-                            for name in ("record_commit", "settle_build"):
-                                patched.setattr(publication, name, died)
-                        with suppress(Died):
-                            build(store)
+                    with dies_at(CrashPoint.MANIFEST_KEPT) if operation == "die" else nullcontext():
+                        build(store)
                     in_table, staged = in_table | staged, set()
                 elif operation == "maintain":
                     assert maintain(store, owner="the test").problems == ()

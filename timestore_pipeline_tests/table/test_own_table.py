@@ -35,7 +35,6 @@ from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import may_be_removed
 from timestore_pipeline.store import Store
-from timestore_pipeline.table import commit as commit_module
 from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.opening import declare_owner, owner_of
@@ -632,19 +631,13 @@ class TestWaysOut:
                 build(store)
             assert published(taken) == readable(taken) == rows_of(FIRST, LOST)
 
-    def test_a_build_that_is_about_to_commit_while_its_table_is_taken_over_is_refused(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_a_build_that_is_about_to_commit_while_its_table_is_taken_over_is_refused(self, store: Store):
         stage(store, "weather", FIRST)
 
-        def take_over(point: CrashPoint) -> None:
-            if point is CrashPoint.TABLE_CHECKED:
-                monkeypatch.undo()
-                declare_owner(store.table("weather"), "weather", table_of(store), "0" * 32)
+        def take_over() -> None:
+            declare_owner(store.table("weather"), "weather", table_of(store), "0" * 32)
 
-        monkeypatch.setattr(commit_module, "reach", take_over)
-
-        with pytest.raises(TableError):
+        with at(CrashPoint.TABLE_CHECKED, take_over), pytest.raises(TableError):
             flush(store)
 
         assert published(store) == []
