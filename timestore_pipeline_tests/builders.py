@@ -52,6 +52,13 @@ def hourly(count: int, *, start: datetime = NEW_YEAR, station: str = "JFK") -> p
     return weather(*((start + timedelta(hours=number), station, float(number)) for number in range(count)))
 
 
+def declared(**besides: str) -> str:
+    """A datasets file: each name has the columns of :func:`weather`, windows of a day, and what is said ``besides``."""
+    weather = ("columns: {ts: timestamptz, station: varchar, temp: double}", "time: ts", "window: day")
+    lines = (f"  {name}: {{{', '.join(filter(None, (*weather, more)))}}}\n" for name, more in besides.items())
+    return "datasets:\n" + "".join(lines)
+
+
 def weather_csv(*rows: str) -> str:
     """A CSV file of ``weather`` with a header; rows as they stand in the file."""
     return "".join(f"{line}\n" for line in ("ts,station,temp", *rows))

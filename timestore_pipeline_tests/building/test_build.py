@@ -36,6 +36,7 @@ from timestore_pipeline_tests.builders import (
     build,
     claim_slices,
     counted,
+    declared,
     files_under,
     hourly,
     parquet_bytes,
@@ -385,8 +386,7 @@ def test_a_missing_segment_fails_its_build_and_is_named(store: Store):
 
 @pytest.mark.parametrize("damage", ["truncated", "rubbish", "flipped", "empty"])
 def test_a_damaged_segment_releases_its_slices_and_other_datasets_go_on(make_store: MakeStore, damage: str):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
+    store = make_store(declared(weather="", other=""))
     receipt = stage(store, "weather", many_rows(5_000, shuffled=True))
     stage(store, "other", hourly(3))
     segment = store.settings.staging_path / "weather" / f"{receipt.segment_id}.duckdb"
@@ -422,8 +422,7 @@ def test_a_segment_with_other_rows_than_the_ledger_knows_is_not_published(store:
 
 
 def test_a_table_that_cannot_be_made_claims_nothing_and_other_datasets_go_on(make_store: MakeStore):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
+    store = make_store(declared(weather="", other=""))
     stage(store, "weather", hourly(3))
     stage(store, "other", hourly(3))
     store.table("weather").root.write_text("a file is in the way")

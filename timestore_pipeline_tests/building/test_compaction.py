@@ -43,6 +43,7 @@ from timestore_pipeline_tests.builders import (
     build,
     claim_slices,
     counted,
+    declared,
     hourly,
     published,
     readable,
@@ -148,10 +149,7 @@ def test_an_open_window_can_wait_until_it_closes(make_store: MakeStore):
 
 
 def test_a_window_closes_after_the_lateness_of_its_dataset(make_store: MakeStore):
-    store = make_store(
-        "datasets:\n  weather:\n    columns: {ts: timestamptz, station: varchar, temp: double}\n    time: ts\n"
-        "    window: day\n    lateness: 36h\n    compaction: {max_small_files: 2}\n"
-    )
+    store = make_store(declared(weather="lateness: 36h, compaction: {max_small_files: 2}"))
     flushed(store, 2)
     end = NEW_YEAR + timedelta(days=1)
 

@@ -58,6 +58,7 @@ from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     claim_slices,
+    declared,
     hourly,
     in_order,
     published,
@@ -74,18 +75,7 @@ GONE = (SequenceTaken, FileNotFoundError)
 
 LANES = 3
 DAYS = 4
-DATASETS_YAML = """
-datasets:
-  weather:
-    columns: {ts: timestamptz, station: varchar, temp: double}
-    time: ts
-    window: day
-  keyed:
-    columns: {ts: timestamptz, station: varchar, temp: double}
-    time: ts
-    window: day
-    key: {columns: [ts, station]}
-"""
+DATASETS_YAML = declared(weather="", keyed="key: {columns: [ts, station]}")
 
 
 @dataclass

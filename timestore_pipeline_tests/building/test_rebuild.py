@@ -24,6 +24,7 @@ from timestore_pipeline.upkeep.published_segments import unlink_published_segmen
 from timestore_pipeline_tests.builders import (
     build,
     claim_slices,
+    declared,
     flip_row,
     hourly,
     published,
@@ -126,11 +127,7 @@ def test_it_is_refused_once_retention_no_longer_covers_a_window(make_store: Make
 
 
 def test_a_dataset_can_keep_its_segments_for_longer(make_store: MakeStore):
-    yaml = (
-        "datasets:\n  weather:\n    columns: {ts: timestamptz, station: varchar, temp: double}\n    time: ts\n"
-        "    window: day\n    retention: {staging: 7d}\n"
-    )
-    store = make_store(yaml, staging_retention_seconds=0)
+    store = make_store(declared(weather="retention: {staging: 7d}"), staging_retention_seconds=0)
     stage(store, "weather", hourly(3))
     build(store)
 

@@ -25,6 +25,7 @@ from timestore_pipeline_tests.builders import (
     build,
     claim_slices,
     counted,
+    declared,
     files_under,
     hourly,
     parquet_bytes,
@@ -280,8 +281,7 @@ def test_when_the_ledger_fails_after_the_commit_the_rows_stay_readable_once(stor
 def test_a_build_that_cannot_be_settled_is_left_and_holds_no_other_dataset(
     make_store: MakeStore, caplog: pytest.LogCaptureFixture
 ):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{other: {spec}, weather: {spec}}}")
+    store = make_store(declared(other="", weather=""))
     for dataset in ("weather", "other"):
         stage(store, dataset, hourly(3))
         with store.ledger.write() as tx:

@@ -18,7 +18,7 @@ from timestore_pipeline.reading.lineage import trace_window
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
-from timestore_pipeline_tests.builders import build, counted, hourly, published, readable, rows_of
+from timestore_pipeline_tests.builders import build, counted, declared, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.operating.test_audit import (
     BREAKAGES,
@@ -69,8 +69,7 @@ def test_a_file_that_is_gone_leaves_the_table_and_its_rows_are_a_loss(two_days: 
 
 
 def test_rows_that_later_ones_had_taken_the_place_of_are_not_lost_with_these(make_store: MakeStore):
-    columns = "columns: {ts: timestamptz, station: varchar, temp: double}"
-    store = make_store(f"datasets: {{weather: {{{columns}, time: ts, window: day, key: {{columns: [ts]}}}}}}")
+    store = make_store(declared(weather="key: {columns: [ts]}"))
     for number, hours in enumerate((24, 24, 9)):
         stage(store, "weather", hourly(hours, station=f"S{number}"))
         build(store)

@@ -34,18 +34,11 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline.upkeep.orphans import sweep_orphans
-from timestore_pipeline_tests.builders import NEW_YEAR, hourly
+from timestore_pipeline_tests.builders import NEW_YEAR, declared, hourly
 from timestore_pipeline_tests.deaths import may_die_at
 from timestore_pipeline_tests.installations import LedgerCopy, copy_of_ledger, put_back, state_of_folder
 from timestore_pipeline_tests.sampling import examples
 
-DATASETS = """
-datasets:
-  weather:
-    columns: {ts: timestamptz, station: varchar, temp: double}
-    time: ts
-    window: day
-"""
 TEN_DAYS = 10 * 86_400 * 1_000_000
 CRASHES = [
     CrashPoint.TABLE_CREATED,
@@ -67,7 +60,7 @@ class Installation:
         self.home = home
         self.tables = home / "tables"
         home.mkdir(parents=True)
-        (home / "datasets.yaml").write_text(DATASETS)
+        (home / "datasets.yaml").write_text(declared(weather=""))
         self.open()
 
     def open(self) -> None:

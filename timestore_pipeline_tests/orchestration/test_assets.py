@@ -21,18 +21,14 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.orchestration import assets as assets_module
 from timestore_pipeline.orchestration import steps
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import claim_slices, weather_csv
+from timestore_pipeline_tests.builders import claim_slices, declared, weather_csv
 from timestore_pipeline_tests.conftest import DATASETS_YAML, WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.orchestration.conftest import Location
 
 Drop = Callable[[Store, str, str, str | bytes], Path]
 Locate = Callable[[Store], Location]
 
-TWO_DAILY = """
-datasets:
-  weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}
-  climate: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}
-"""
+TWO_DAILY = declared(weather="", climate="")
 
 
 @pytest.fixture

@@ -36,16 +36,22 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
-from timestore_pipeline_tests.builders import NEW_YEAR, ingest, parquet_bytes, published, readable, rows_of, weather
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    declared,
+    ingest,
+    parquet_bytes,
+    published,
+    readable,
+    rows_of,
+    weather,
+)
 from timestore_pipeline_tests.deaths import may_die_at, may_end_at
 from timestore_pipeline_tests.machines import MachineOnALedger
 from timestore_pipeline_tests.postgresql import fresh_ledger
 from timestore_pipeline_tests.sampling import examples
 
-DATASETS = """
-datasets:
-  weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}
-"""
+DATASETS = declared(weather="")
 HOURS = 24 * 6
 
 rows = st.tuples(

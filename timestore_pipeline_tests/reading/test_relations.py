@@ -20,7 +20,16 @@ from timestore_pipeline.table.commit import ensure_table
 from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
-from timestore_pipeline_tests.builders import NEW_YEAR, build, claim_slices, hourly, published, readable, rows_of
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    claim_slices,
+    declared,
+    hourly,
+    published,
+    readable,
+    rows_of,
+)
 from timestore_pipeline_tests.conftest import MakeStore
 
 COUNT_AND_SUM = "SELECT count(*) AS n, sum(temp) AS total FROM weather"
@@ -159,8 +168,7 @@ def live_paths(store: Store) -> list[str]:
 
 
 def test_a_damaged_dataset_does_not_stand_in_the_way_of_others(make_store: MakeStore):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
+    store = make_store(declared(weather="", other=""))
     receipt = stage(store, "other", hourly(3))
     (store.settings.staging_path / "other" / f"{receipt.segment_id}.duckdb").write_bytes(b"rubbish")
     stage(store, "weather", hourly(3))
@@ -190,8 +198,7 @@ def test_a_dataset_whose_columns_are_not_known_yet_has_no_view(store: Store):
 
 
 def test_datasets_can_be_joined(make_store: MakeStore):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{weather: {spec}, other: {spec}}}")
+    store = make_store(declared(weather="", other=""))
     stage(store, "weather", hourly(5))
     stage(store, "other", hourly(3))
     build(store, "other")
@@ -236,9 +243,7 @@ def test_staged_windows_are_read_and_no_others_of_the_same_segment(store: Store)
 def test_paths_with_awkward_letters_are_read(make_settings: Any, tmp_path: Any):
     home = tmp_path / 'it\'s [a] "home" {x} é*'
     home.mkdir()
-    (home / "datasets.yaml").write_text(
-        "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}}"
-    )
+    (home / "datasets.yaml").write_text(declared(weather=""))
     with Store.open(make_settings(home=home)) as store:
         stage(store, "weather", hourly(30))
         assert readable(store) == rows_of(hourly(30))

@@ -54,6 +54,7 @@ from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     Rows,
     build,
+    declared,
     files_under,
     flip_byte,
     hourly,
@@ -103,10 +104,7 @@ def clock_ahead(hours: float) -> Iterator[None]:
         yield
 
 
-KEYED = (
-    "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
-    "key: {columns: [station]}}}"
-)
+KEYED = declared(weather="key: {columns: [station]}")
 
 
 class TestTheOrderOfRowsOfOneKey:
@@ -170,10 +168,7 @@ class TestTheOrderOfRowsOfOneKey:
 
 class TestTheColumnsOfStagedRows:
     def test_are_in_the_order_in_which_they_came_whatever_the_clocks_said(self, make_store: MakeStore):
-        evolving = (
-            "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
-            "evolve: true}}"
-        )
+        evolving = declared(weather="evolve: true")
         store = make_store(evolving)
         with clock_ahead(hours=48):
             stage(store, "weather", hourly(1))

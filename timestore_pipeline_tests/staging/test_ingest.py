@@ -35,6 +35,7 @@ from timestore_pipeline_tests.builders import (
     arrow_bytes,
     build,
     counted,
+    declared,
     files_under,
     hourly,
     ingest,
@@ -177,8 +178,7 @@ def test_a_file_of_the_same_name_and_other_content_is_another_batch(store: Store
 
 
 def test_the_same_file_may_go_to_two_datasets(make_store: MakeStore, drop: Drop):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{weather: {spec}, copy: {spec}}}")
+    store = make_store(declared(weather="", copy=""))
     drop(store, "weather", "a.csv", WEATHER_CSV)
     drop(store, "copy", "a.csv", WEATHER_CSV)
 

@@ -33,6 +33,7 @@ from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     build,
     counted,
+    declared,
     files_under,
     hourly,
     published,
@@ -94,8 +95,7 @@ def test_the_same_id_with_other_content_is_an_error_and_changes_nothing(store: S
 
 
 def test_a_batch_id_belongs_to_its_dataset(make_store: MakeStore):
-    spec = "{columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day}"
-    store = make_store(f"datasets: {{one: {spec}, other: {spec}}}")
+    store = make_store(declared(one="", other=""))
 
     assert not stage(store, "one", hourly(3), batch_id="x").duplicate
     assert not stage(store, "other", hourly(4), batch_id="x").duplicate
@@ -206,11 +206,7 @@ def test_a_full_queue_says_how_full_and_what_to_do(make_store: MakeStore):
 
 
 def test_a_limit_of_its_own_goes_before_the_settings(make_store: MakeStore):
-    columns = "columns: {ts: timestamptz, station: varchar, temp: double}"
-    store = make_store(
-        f"datasets: {{weather: {{{columns}, time: ts, window: day, limits: {{max_pending: 0}}}}}}",
-        staging_max_pending=1,
-    )
+    store = make_store(declared(weather="limits: {max_pending: 0}"), staging_max_pending=1)
 
     for count in range(1, 5):
         stage(store, "weather", hourly(count))

@@ -39,7 +39,17 @@ from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.timestore import Timestore
 from timestore_pipeline.upkeep.maintenance import maintain
-from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, in_order, lose_ledger, readable, rows_of, weather
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    declared,
+    hourly,
+    in_order,
+    lose_ledger,
+    readable,
+    rows_of,
+    weather,
+)
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.deaths import dies_at
 from timestore_pipeline_tests.sampling import examples
@@ -376,10 +386,7 @@ def test_another_program_may_commit_before_the_first_build_of_a_new_table(store:
 def test_rows_that_another_program_adds_to_a_key_before_a_build_reads_it_are_not_taken_for_superseded_ones(
     make_store: MakeStore,
 ):
-    store = make_store(
-        "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
-        "key: {columns: [ts]}}}"
-    )
+    store = make_store(declared(weather="key: {columns: [ts]}"))
     stage(store, "weather", FIRST)
     build(store)
     stage(store, "weather", SECOND)
@@ -442,10 +449,7 @@ def test_a_file_that_goes_while_rows_are_fetched_is_a_table_error(store: Store):
 
 
 def test_rows_that_another_program_added_to_a_key_are_not_taken_for_superseded_ones(make_store: MakeStore):
-    store = make_store(
-        "datasets: {weather: {columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day, "
-        "key: {columns: [ts]}}}"
-    )
+    store = make_store(declared(weather="key: {columns: [ts]}"))
     stage(store, "weather", FIRST)
     build(store)
     append(store, EXTRA.append_column("_position", pa.array([0], pa.int64())))

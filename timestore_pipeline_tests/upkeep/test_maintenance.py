@@ -25,19 +25,12 @@ from timestore_pipeline.table.contents import live_files
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.upkeep.maintenance import MaintenanceReport, in_words, maintain
 from timestore_pipeline.upkeep.vacuum import vacuum_table
-from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
+from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, declared, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 
-WITH_RETENTION = """
-datasets:
-  weather:
-    columns: {ts: timestamptz, station: varchar, temp: double}
-    time: ts
-    window: day
-    retention: {table: 30d}
-"""
+WITH_RETENTION = declared(weather="retention: {table: 30d}")
 
 
 def later(micros: int) -> int:
