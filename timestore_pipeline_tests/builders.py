@@ -19,8 +19,9 @@ from sqlalchemy import Connection
 from timestore_pipeline.building.flush import BuildReport, flush_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
-from timestore_pipeline.ledger.builds import NewBuild
+from timestore_pipeline.ledger.builds import Build, NewBuild
 from timestore_pipeline.ledger.claims import Claim, Wanted, claim_build
+from timestore_pipeline.ledger.states import BuildKind, BuildState
 from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
@@ -96,6 +97,35 @@ def build(store: Store, dataset: str = "weather", first: str | None = None, last
     )
     assert report is not None
     return report
+
+
+def build_of(dataset: str, **said: Any) -> Build:
+    """A build as the ledger has it: a flush of one batch that is published, but for what is ``said``."""
+    return Build(
+        **{
+            "id": 1,
+            "dataset": dataset,
+            "sequence": 1,
+            "lane": 0,
+            "schema_version": 1,
+            "owner": "the test",
+            "kind": BuildKind.FLUSH,
+            "trigger": "rows",
+            "state": BuildState.PUBLISHED,
+            "claimed_at": 0,
+            "lease_expires_at": 0,
+            "finished_at": 0,
+            "first_window": 0,
+            "last_window": 0,
+            "batches": 1,
+            "rows": 1,
+            "bytes": 1,
+            "files": 1,
+            "table_version": 1,
+            "error": None,
+            **said,
+        }
+    )
 
 
 def claim_slices(

@@ -12,7 +12,9 @@ from sqlalchemy import delete, func, insert, select, text
 
 from timestore_pipeline.ledger.schema import builds, metadata, quarantine
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import build, hourly
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 
 LedgerCopy = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -50,6 +52,26 @@ def ledger_put_back(store: Store) -> Iterator[None]:
     night = copy_of_ledger(store)
     yield
     put_back(store, night)
+
+
+@contextmanager
+def table_put_back(store: Store) -> Iterator[None]:
+    """Put the table of ``weather`` back, after the block, as it was before: it lacks what the block published."""
+    table, backup = store.table("weather").root, store.tables.root / "backup"
+    shutil.copytree(table, backup)
+    yield
+    shutil.rmtree(table)
+    backup.rename(table)
+
+
+def build_behind_the_ledger(store: Store) -> None:
+    """Publish three rows; three more of which a ledger that was put back knows nothing; and stage another three."""
+    stage(store, "weather", hourly(3))
+    build(store)
+    with ledger_put_back(store):
+        stage(store, "weather", hourly(3, station="LOST"))
+        build(store)
+    stage(store, "weather", hourly(3, station="NEW"))
 
 
 def state_of_folder(folder: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.policy import FlushThresholds, LimitSource, Policy, service_levels
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import declared
 from timestore_pipeline_tests.conftest import MakeStore
 
 DAY_MICROS = 86_400_000_000
@@ -31,8 +32,7 @@ def source_of(store: Store, name: LimitName) -> LimitSource:
 
 
 def test_an_override_goes_before_the_file_and_the_file_before_the_environment(make_store: MakeStore):
-    columns = "columns: {ts: timestamptz, station: varchar, temp: double}, time: ts, window: day"
-    store = make_store(f"datasets: {{weather: {{{columns}, limits: {{max_pending: 7}}}}}}", staging_max_pending=5)
+    store = make_store(declared(weather="limits: {max_pending: 7}"), staging_max_pending=5)
     override(store, LimitName.MAX_PENDING, 9)
 
     assert source_of(store, LimitName.MAX_PENDING) is LimitSource.OVERRIDE

@@ -50,7 +50,7 @@ from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.fault_proxy import Effect, Fault, Request, denied, slow_down
-from timestore_pipeline_tests.installations import ledger_put_back
+from timestore_pipeline_tests.installations import build_behind_the_ledger
 from timestore_pipeline_tests.object_store import Bucket
 
 pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.server]
@@ -171,12 +171,7 @@ def test_a_commit_that_comes_after_its_build_was_fenced_is_refused_by_the_store(
 
 
 def test_an_older_ledger_changes_nothing_in_the_bucket(store: Store):
-    stage(store, "weather", hourly(3))
-    build(store)
-    with ledger_put_back(store):
-        stage(store, "weather", hourly(3, station="LOST"))
-        build(store)
-    stage(store, "weather", hourly(3, station="NEW"))
+    build_behind_the_ledger(store)
     place = store.table("weather")
     before = list(place.entries())
 

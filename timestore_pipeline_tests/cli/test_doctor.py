@@ -15,7 +15,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, hourly, lose_ledger, published, segment_file
 from timestore_pipeline_tests.cli.conftest import Finished
 from timestore_pipeline_tests.fault_proxy import denied
-from timestore_pipeline_tests.installations import ledger_put_back
+from timestore_pipeline_tests.installations import build_behind_the_ledger
 from timestore_pipeline_tests.object_store import Bucket
 
 Run = Callable[..., Finished]
@@ -45,12 +45,7 @@ def test_a_healthy_installation_has_no_errors(timestore: Run, installation: Inst
 @pytest.mark.long
 def test_a_table_that_is_not_written_to_is_said_everywhere_until_it_is_mended(timestore: Run, installation: Install):
     store = installation()
-    stage(store, "weather", hourly(3))
-    build(store)
-    with ledger_put_back(store):
-        stage(store, "weather", hourly(3, station="LOST"))
-        build(store)
-    stage(store, "weather", hourly(3, station="NEW"))
+    build_behind_the_ledger(store)
 
     assert timestore("flush", "weather").code is ExitCode.MISCONFIGURED
 

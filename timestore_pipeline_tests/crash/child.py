@@ -99,6 +99,24 @@ JOBS: dict[str, Callable[[Store], object]] = {
 """What a child can be told to do; the names are those of the parts of a run."""
 
 
+BUILDING = (
+    CrashPoint.SLICES_RECORDED,
+    CrashPoint.SLICES_CLAIMED,
+    CrashPoint.PARQUET_WRITTEN,
+    CrashPoint.PARQUET_SYNCED,
+    CrashPoint.PARQUET_RENAMED,
+    CrashPoint.PARQUET_IN_PLACE,
+    CrashPoint.MANIFEST_WRITTEN,
+    CrashPoint.TABLE_CHECKED,
+    CrashPoint.TABLE_COMMITTED,
+    CrashPoint.TABLE_SYNCED,
+    CrashPoint.MANIFEST_KEPT,
+    CrashPoint.PUBLICATION_RECORDED,
+    CrashPoint.PUBLICATION_COMMITTED,
+)
+"""Every point that a build passes, in this order."""
+
+
 REBUILD = "rebuild ledger"
 """A job that needs no store, for there is none."""
 

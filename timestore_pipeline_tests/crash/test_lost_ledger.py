@@ -15,7 +15,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import lose_ledger
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash import rows
-from timestore_pipeline_tests.crash.child import Child, killed_at, signal_at, start
+from timestore_pipeline_tests.crash.child import BUILDING, Child, killed_at, signal_at, start
 from timestore_pipeline_tests.crash.conftest import Recover
 
 pytestmark = [pytest.mark.crash, pytest.mark.only_on("sqlite")]
@@ -34,18 +34,8 @@ POINTS = [
         CrashPoint.BAD_FILE_RECORDED,
         CrashPoint.LANDING_FILE_CLEARED,
     )),
-    *(("build", point) for point in (
-        CrashPoint.SLICES_CLAIMED,
-        CrashPoint.PARQUET_RENAMED,
-        CrashPoint.PARQUET_IN_PLACE,
-        CrashPoint.MANIFEST_WRITTEN,
-        CrashPoint.TABLE_CHECKED,
-        CrashPoint.TABLE_COMMITTED,
-        CrashPoint.TABLE_SYNCED,
-        CrashPoint.MANIFEST_KEPT,
-        CrashPoint.PUBLICATION_RECORDED,
-        CrashPoint.PUBLICATION_COMMITTED,
-    )),
+    ("build", CrashPoint.SLICES_CLAIMED),
+    *(("build", point) for point in BUILDING[BUILDING.index(CrashPoint.PARQUET_RENAMED) :]),
     ("build and retire", CrashPoint.SEGMENT_UNLINKED),
     ("build and retire", CrashPoint.RETENTION_COMMITTED),
 ]  # fmt: skip

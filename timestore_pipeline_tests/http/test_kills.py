@@ -14,6 +14,7 @@ import pytest
 
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import build, published, readable
+from timestore_pipeline_tests.crash.rows import DATASETS_YAML
 from timestore_pipeline_tests.http.server import ServerProcess
 
 CONNECTIONS = 32
@@ -21,14 +22,6 @@ BATCHES_EACH = 4
 ROWS = 5
 KILLS = 2
 PATIENCE_SECONDS = 240
-
-DATASETS_YAML = """
-datasets:
-  readings:
-    columns: {id: bigint, at: timestamptz}
-    time: at
-    window: day
-"""
 
 
 @dataclass

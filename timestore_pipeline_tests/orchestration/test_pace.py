@@ -5,40 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.states import BuildKind, BuildState
+from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.orchestration.pace import FlushRun, held_back
+from timestore_pipeline_tests.builders import build_of
 
 NOW = 1_000_000.0
 LEASE = 120.0
 
 
-def build_of(dataset: str, run_id: str, ended: float, state: BuildState = BuildState.PUBLISHED) -> Build:
-    return Build(
-        id=1,
-        dataset=dataset,
-        sequence=1,
-        lane=0,
-        schema_version=1,
-        owner=run_id,
-        kind=BuildKind.FLUSH,
-        trigger="rows",
-        state=state,
-        claimed_at=0,
-        lease_expires_at=0,
-        finished_at=int(ended * 1e6),
-        first_window=0,
-        last_window=0,
-        batches=1,
-        rows=1,
-        bytes=1,
-        files=1,
-        table_version=1,
-        error=None,
-    )
-
-
 def run(run_id: str = "r1", *datasets: str, **times: float) -> FlushRun:
     return FlushRun(run_id, frozenset(datasets or ("a", "b")), **times)
+
+
+def ended(owner: str, moment: float, state: BuildState = BuildState.PUBLISHED) -> dict[str, Build]:
+    return {"a": build_of("a", owner=owner, finished_at=int(moment * 1e6), state=state)}
 
 
 def held(unfinished: Any = (), failed: Any = (), latest: Any = None, now: float = NOW) -> dict[str, str]:
@@ -58,7 +38,7 @@ def test_a_run_in_progress_holds_its_datasets():
 
 
 def test_a_run_in_progress_that_has_built_a_dataset_holds_it_no_more():
-    assert held([run(started_at=NOW - 5)], latest={"a": build_of("a", "r1", NOW - 1)}) == {}
+    assert held([run(started_at=NOW - 5)], latest=ended("r1", NOW - 1)) == {}
 
 
 def test_a_run_that_takes_long_for_others_does_not_hold_a_dataset_for_ever():
@@ -77,9 +57,9 @@ def test_failures_hold_for_longer_and_longer():
 def test_failures_before_the_last_success_do_not_count():
     failures = [run("r1", failed_at=NOW - 1)]
 
-    assert held(failed=failures, latest={"a": build_of("a", "other", NOW - 0.5)}) == {}
-    assert held(failed=failures, latest={"a": build_of("a", "other", NOW - 0.5, BuildState.ABORTED)})
+    assert held(failed=failures, latest=ended("other", NOW - 0.5)) == {}
+    assert held(failed=failures, latest=ended("other", NOW - 0.5, BuildState.ABORTED))
 
 
 def test_a_dataset_that_its_failed_run_published_is_not_held():
-    assert held(failed=[run("r1", failed_at=NOW)], latest={"a": build_of("a", "r1", NOW - 5)}) == {}
+    assert held(failed=[run("r1", failed_at=NOW)], latest=ended("r1", NOW - 5)) == {}

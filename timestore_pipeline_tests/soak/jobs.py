@@ -28,6 +28,7 @@ from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import ingest
+from timestore_pipeline_tests.crash.child import BUILDING
 from timestore_pipeline_tests.forks import take_environment
 from timestore_pipeline_tests.soak.books import Batch
 from timestore_pipeline_tests.soak.faults import Clock
@@ -88,21 +89,6 @@ _STAGING = (
     CrashPoint.BATCHES_RECORDED,
     CrashPoint.BATCHES_ACKNOWLEDGED,
 )
-_BUILDING = (
-    CrashPoint.SLICES_RECORDED,
-    CrashPoint.SLICES_CLAIMED,
-    CrashPoint.PARQUET_WRITTEN,
-    CrashPoint.PARQUET_SYNCED,
-    CrashPoint.PARQUET_RENAMED,
-    CrashPoint.PARQUET_IN_PLACE,
-    CrashPoint.MANIFEST_WRITTEN,
-    CrashPoint.TABLE_CHECKED,
-    CrashPoint.TABLE_COMMITTED,
-    CrashPoint.TABLE_SYNCED,
-    CrashPoint.MANIFEST_KEPT,
-    CrashPoint.PUBLICATION_RECORDED,
-    CrashPoint.PUBLICATION_COMMITTED,
-)
 POINTS: dict[str, tuple[CrashPoint, ...]] = {
     "stage": _STAGING,
     "ingest": (
@@ -111,8 +97,8 @@ POINTS: dict[str, tuple[CrashPoint, ...]] = {
         CrashPoint.LANDING_FILE_CLEARED,
         CrashPoint.LANDING_CLEARED,
     ),
-    "flush": _BUILDING,
-    "compact": _BUILDING[1:],
+    "flush": BUILDING,
+    "compact": BUILDING[1:],
     "maintain": (CrashPoint.SEGMENT_UNLINKED, CrashPoint.VACUUM_REMOVED, CrashPoint.LEDGER_PRUNED),
     "settle": (
         CrashPoint.TABLE_CHECKED,

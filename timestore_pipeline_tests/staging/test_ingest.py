@@ -21,7 +21,6 @@ from timestore_pipeline.errors import (
     DiskFull,
     GuardrailExceeded,
     LedgerError,
-    StagingQueueFull,
     TimestoreError,
 )
 from timestore_pipeline.landing.files import scan_landing
@@ -47,6 +46,7 @@ from timestore_pipeline_tests.builders import (
 )
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
 from timestore_pipeline_tests.deaths import dies_at
+from timestore_pipeline_tests.staging.test_stage import REFUSED_FOR_NOW
 
 Drop = Callable[..., Path]
 
@@ -546,14 +546,7 @@ def test_stage_file_and_landing_know_each_others_batches(store: Store, drop: Dro
     assert len(readable(store)) == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "reason"),
-    [
-        ({"staging_max_pending": 1}, StagingQueueFull, "queue_full"),
-        ({"staging_min_free_disk_bytes": 1 << 60}, DiskFull, "disk_full"),
-        ({"staging_max_dataset_bytes": 1, "staging_guardrail_mode": "enforce"}, GuardrailExceeded, "guardrail"),
-    ],
-)
+@REFUSED_FOR_NOW
 def test_a_file_that_is_refused_for_now_is_counted_as_dropped_while_landing_files_wait(
     make_store: MakeStore,
     drop: Drop,

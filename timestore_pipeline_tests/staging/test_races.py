@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,11 @@ STAGERS = 3
 ROUNDS = 12
 
 
-def race(home: Path, stager: Callable[[Path, int], list[str]]) -> list[str]:
-    """Run ``stager`` in several processes at once, with one more that builds; returns what they said, all together."""
+def race(home: Path, stage_turn: Callable[[Store, int, int], Iterable[str]]) -> list[str]:
+    """Do ``stage_turn`` in several processes at once, beside one that builds; return what they said, all together."""
     with process_pool(STAGERS + 1) as pool:
         builder = pool.submit(_build_until_all_are_done, home)
-        said = [pool.submit(stager, home, number) for number in range(STAGERS)]
+        said = [pool.submit(_stage_in_turns, home, number, stage_turn) for number in range(STAGERS)]
         outcomes = [word for each in said for word in each.result(120)]
         assert builder.result(120) > 0, "nothing was built meanwhile"
     return outcomes
@@ -62,41 +62,34 @@ def _build_until_all_are_done(home: Path) -> int:
     raise AssertionError("the stagers did not end")
 
 
-def _stage_the_same(home: Path, number: int) -> list[str]:
-    said = []
+def _stage_in_turns(home: Path, number: int, stage_turn: Callable[[Store, int, int], Iterable[str]]) -> list[str]:
+    """Be one of the stagers: what ``stage_turn`` does with the number of the turn and of this process, turn by turn."""
     with _open(home) as store:
-        for turn in range(ROUNDS):
-            _meet(home, f"turn-{turn}", number)
-            receipt = stage(store, "weather", hourly(1 + turn), batch_id=f"batch-{turn}")
-            said.append(f"{turn} {'duplicate' if receipt.duplicate else 'staged'}")
+        said = [word for turn in range(ROUNDS) for word in stage_turn(store, turn, number)]
     (home / f"done-{number}").touch()
     return said
 
 
-def _stage_other_content(home: Path, number: int) -> list[str]:
-    said = []
-    with _open(home) as store:
-        for turn in range(ROUNDS):
-            _meet(home, f"turn-{turn}", number)
-            try:
-                stage(store, "weather", hourly(2, station=f"{turn}-{number}"), batch_id=f"batch-{turn}")
-                said.append(f"staged {turn}-{number}")
-            except BatchConflict as error:
-                said.append(f"refused {error}")
-    (home / f"done-{number}").touch()
-    return said
+def _stage_the_same(store: Store, turn: int, number: int) -> Iterator[str]:
+    _meet(store.settings.home, f"turn-{turn}", number)
+    receipt = stage(store, "weather", hourly(1 + turn), batch_id=f"batch-{turn}")
+    yield f"{turn} {'duplicate' if receipt.duplicate else 'staged'}"
 
 
-def _stage_own(home: Path, number: int) -> list[str]:
-    said = []
-    with _open(home) as store:
-        for turn in range(ROUNDS):
-            receipt = stage(store, "weather", hourly(5, station=f"{turn}-{number}"))
-            assert not receipt.duplicate
-            said.append(receipt.batch_id)
-            said.append(str(receipt.segment_id))
-    (home / f"done-{number}").touch()
-    return said
+def _stage_other_content(store: Store, turn: int, number: int) -> Iterator[str]:
+    _meet(store.settings.home, f"turn-{turn}", number)
+    try:
+        stage(store, "weather", hourly(2, station=f"{turn}-{number}"), batch_id=f"batch-{turn}")
+        yield f"staged {turn}-{number}"
+    except BatchConflict as error:
+        yield f"refused {error}"
+
+
+def _stage_own(store: Store, turn: int, number: int) -> Iterator[str]:
+    receipt = stage(store, "weather", hourly(5, station=f"{turn}-{number}"))
+    assert not receipt.duplicate
+    yield receipt.batch_id
+    yield str(receipt.segment_id)
 
 
 @pytest.mark.process

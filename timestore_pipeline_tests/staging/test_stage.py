@@ -168,7 +168,7 @@ def test_columns_of_the_first_batch_are_fixed_in_name_and_type(make_store: MakeS
         )
 
 
-@pytest.mark.parametrize(
+REFUSED_FOR_NOW = pytest.mark.parametrize(
     ("settings", "error", "reason"),
     [
         ({"staging_max_pending": 1}, StagingQueueFull, "queue_full"),
@@ -176,6 +176,10 @@ def test_columns_of_the_first_batch_are_fixed_in_name_and_type(make_store: MakeS
         ({"staging_max_dataset_bytes": 1, "staging_guardrail_mode": "enforce"}, GuardrailExceeded, "guardrail"),
     ],
 )
+"""Settings by which the second batch is refused, how, and what it is counted as."""
+
+
+@REFUSED_FOR_NOW
 def test_a_batch_that_is_refused_for_now_is_counted_as_dropped(
     make_store: MakeStore, settings: dict[str, Any], error: type[TimestoreError], reason: str
 ):

@@ -56,6 +56,7 @@ from timestore_pipeline_tests.installations import (
     ledger_put_back,
     put_back,
     state_of_folder,
+    table_put_back,
 )
 
 FIRST = hourly(1, station="FIRST")
@@ -423,12 +424,9 @@ class TestATableThatWasRestored:
     def test_one_that_is_older_than_the_ledger_is_refused_whatever_was_committed_to_it_since(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
-        place = store.table("weather").root
-        shutil.copytree(place, place.with_name("backup"))
-        stage(store, "weather", LOST)
-        build(store)
-        shutil.rmtree(place)
-        place.with_name("backup").rename(place)
+        with table_put_back(store):
+            stage(store, "weather", LOST)
+            build(store)
         stage(store, "weather", NEW)
         with pytest.raises(TableError, match=r"is not read, .*it is at version 1, and was at 2.*entries of its log"):
             readable(store)
@@ -569,12 +567,9 @@ class TestWaysOut:
     def test_a_table_that_is_older_than_the_ledger_is_taken_as_it_is(self, store: Store):
         stage(store, "weather", FIRST)
         build(store)
-        place = store.table("weather").root
-        shutil.copytree(place, place.with_name("backup"))
-        stage(store, "weather", LOST)
-        build(store)
-        shutil.rmtree(place)
-        place.with_name("backup").rename(place)
+        with table_put_back(store):
+            stage(store, "weather", LOST)
+            build(store)
         lose_ledger(store)
 
         rebuild_ledger(store.settings, by="the test")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.states import BuildKind, BuildState
+from timestore_pipeline.ledger.states import BuildState
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.storage.local import LocalStorage
@@ -20,6 +20,7 @@ from timestore_pipeline.table.contents import ParquetFile, file_bounds, live_fil
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline_tests.bench.growth.cost import cost_of
+from timestore_pipeline_tests.builders import build_of
 
 ROUNDS = 5
 COMPACTED_FILES = 100
@@ -119,25 +120,5 @@ _LIKE = ParquetFile(path="", window_key="2026-01-01-00:00", rows=1_000, bytes=10
 
 def _build(sequence: int) -> Build:
     now = now_micros()
-    return Build(
-        id=sequence,
-        dataset=_NAME,
-        sequence=sequence,
-        lane=0,
-        schema_version=1,
-        owner="the benchmark",
-        kind=BuildKind.FLUSH,
-        trigger="age",
-        state=BuildState.CLAIMED,
-        claimed_at=now,
-        lease_expires_at=now + 10**9,
-        finished_at=None,
-        first_window=0,
-        last_window=0,
-        batches=1,
-        rows=1_000,
-        bytes=0,
-        files=0,
-        table_version=None,
-        error=None,
-    )
+    state, lease = BuildState.CLAIMED, now + 10**9
+    return build_of(_NAME, id=sequence, sequence=sequence, state=state, claimed_at=now, lease_expires_at=lease)
