@@ -28,6 +28,8 @@ class CrashPoint(StrEnum):
     REFUSED_ROWS_IN_PLACE = "segment.refused-rows-in-place"
     SEGMENT_WRITTEN = "segment.written"
     SEGMENT_IN_PLACE = "segment.in-place"
+    CORRECTION_IN_PLACE = "segment.correction-in-place"
+    CORRECTION_KEPT = "segment.correction-kept"
     BATCHES_RECORDED = "batches.recorded-not-committed"
     BATCHES_ACKNOWLEDGED = "batches.acknowledged"
     READINGS_BEGUN = "landing.readings-begun"
@@ -39,6 +41,7 @@ class CrashPoint(StrEnum):
     BAD_FILE_MOVED = "quarantine.moved"
 
     TABLE_CREATED = "table.created"
+    TAKEN_RECORDED = "build.taken-recorded"
     SLICES_RECORDED = "claim.recorded-not-committed"
     SLICES_CLAIMED = "claim.committed"
     TYPES_DECLARED = "table.types-declared"

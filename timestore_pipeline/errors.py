@@ -235,6 +235,16 @@ class BatchConflict(TimestoreError):
         )
 
 
+class BadRange(TimestoreError):
+    """What is to be replaced is no range of times."""
+
+    def __init__(self, dataset: str, reason: str) -> None:
+        self.dataset = dataset
+        super().__init__(
+            f"dataset {dataset!r}: {reason}. Give the first time that is replaced and the first that is not any more."
+        )
+
+
 class BatchesRefused(TimestoreError):
     """Batches of one segment cannot be staged, whatever the others are; nothing of the segment was.
 
@@ -397,6 +407,17 @@ class BuildInFlight(TimestoreError):
         self.build_id = build_id
         self.owner = owner
         super().__init__(f"dataset {dataset!r}: build {build_id} of {owner} is in flight; try again when it has ended.")
+
+
+class CorrectionPending(TimestoreError):
+    """Rows of windows are to be corrected, so their files are not merged before that."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+        super().__init__(
+            f"dataset {dataset!r}: published rows of these windows are to be corrected, and their files are merged "
+            "after that; the next flush corrects them."
+        )
 
 
 class BuildAborted(TimestoreError):

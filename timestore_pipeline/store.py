@@ -144,7 +144,7 @@ class Store:
     def segment_folders(self, dataset: str) -> tuple[Path, ...]:
         """The local folders of a dataset's segments: those damaged in part lie among what was set aside."""
         root = self.staging.root
-        home, aside = folders_of(dataset)
+        home, aside, _ = folders_of(dataset)
         return root / home, root / aside
 
     @property

@@ -13,12 +13,14 @@ import duckdb
 from timestore_pipeline.datasets import Datasets
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.ledger.datasets import dataset_columns
+from timestore_pipeline.model.windows import Moment
 from timestore_pipeline.reading.relations import Snapshot
-from timestore_pipeline.reading.rows import Moment, Rows, past_snapshots, query_rows, range_query
+from timestore_pipeline.reading.rows import Rows, past_snapshots, query_rows, range_query
 from timestore_pipeline.settings import Settings
+from timestore_pipeline.staging.frame_rows import range_of
 from timestore_pipeline.staging.frames import Frame
 from timestore_pipeline.staging.receipts import Receipt
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import incoming_of, stage_incoming
 from timestore_pipeline.staging.writer import MAX_WAITING_BYTES, Writer
 from timestore_pipeline.store import Store
 
@@ -120,12 +122,19 @@ class Timestore(Tables):
         *,
         source: str = "stage()",
         wait_seconds: float = 0.0,
+        replace: tuple[Moment, Moment] | None = None,
     ) -> Receipt:
         """Stage a frame as one batch. When this returns, its rows are on disk, and queries have them.
 
-        See :func:`timestore_pipeline.staging.stage.stage` for arguments and errors.
+        With ``replace=(start, end)`` they are all rows of that range of times (its end is not part of it): from then on
+        nobody sees an earlier one. See :func:`timestore_pipeline.staging.stage.stage` for arguments and errors, and
+        :func:`timestore_pipeline.staging.stage.incoming_of` for what a replacement is.
+
+        Raises:
+            BadRange: ``replace`` has no time in it; besides what ``stage`` raises.
         """
-        return stage(self._store, dataset, data, batch_id, source, wait_seconds)
+        incoming = incoming_of(self._store, dataset, data, batch_id, source, range_of(dataset, replace))
+        return stage_incoming(self._store, dataset, incoming, wait_seconds)
 
     def writer(
         self,

@@ -328,6 +328,7 @@ SHORT = {
     "orchestration.location": "it only lists what its neighbours define",
     "orchestration.logs": "it is the only way to write any",
     "rows.formats.known": "it is the list that a new one joins",
+    "rows.corrected": "builds and reads share it: both leave out the same rows",
     "rows.one_per_key": "builds and reads share it, so that both give the same rows",
     "staging.direct": "it is gone with the next release",
     "upkeep.disk_use": "each chore has a file",

@@ -198,6 +198,10 @@ def distance_in_words(state: QueueState, thresholds: FlushThresholds, max_pendin
         f"oldest {age_ms(state, now) / 1e3:,.0f}{_of(f'{thresholds.max_age_ms / 1e3:,.0f}', thresholds.max_age_ms)} s",
         f"{state.pending_batches:,}{_of(f'{max_pending // 2:,}', max_pending)} batches",
     ]
+    if state.corrections:
+        limit, old = thresholds.max_age_ms, milliseconds_since(state.corrections.oldest_at, now)
+        age = f"{old / 1e3:,.0f}{_of(f'{limit / 1e3:,.0f}', limit)} s"
+        parts.append(f"{state.corrections.windows:,} windows to correct, oldest {age}")
     late = state.late
     if late.rows:
         limit = thresholds.late_age_ms

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import duckdb
 
+from timestore_pipeline.building.corrected_files import corrections_of_build, files_to_rewrite
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.publication import WrittenFiles, claim_published, publishing
 from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.ledger.corrections import Taken, record_taken
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store
@@ -38,15 +41,22 @@ def repair_windows(store: Store, order: BuildOrder, damaged: Mapping[Window, Map
         found = read_for_replacement(own, claimed, [window.key for window in damaged])
         live = set(found.files)
         leaving = {window: [file for file in files if file in live] for window, files in damaged.items()}
+        corrections = corrections_of_build(store, claimed)
         written: list[ParquetFile] = []
+        taken: Taken = Counter()
         with store.connect(place) as connection, window_folders(store, claimed, columns) as folders:
             for window, files in leaving.items():
-                relations = [parquet_relation(place, [file.path], columns) for file in files if damaged[window][file]]
-                readable = [relation for relation in relations if _can_be_read(connection, relation)]
-                if readable:
-                    source = _what_is_left(spec, readable, files)
+                there = [file for file in files if damaged[window][file]]
+                readable = [file for file in there if _can_be_read(connection, parquet_relation(place, [file.path]))]
+                again = files_to_rewrite(folders, connection, window, readable, corrections.get(window, ()))
+                for number, rows in again.taken.items():
+                    taken[window.start_micros, number] += rows
+                if again.relations:
+                    source = _what_is_left(spec, again.relations, files)
                     target = order.file_bytes(store.settings)
                     written += write_window(folders, connection, window, source, target)
+        if taken:
+            store.ledger.transact(lambda tx: record_taken(tx, claimed.id, taken))
         gone = [file for files in leaving.values() for file in files]
         publication.commit(WrittenFiles(written, found.only(gone)))
 

@@ -68,16 +68,18 @@ def build_report(
     for batch in contributing:
         batches[batch.window_start].append(batch)
     windows = []
-    for start, pieces in claim.by_window().items():
-        window = published.get(start, PublishedWindow(start, 0, 0, 0))
+    staged = claim.by_window()
+    for start in sorted({*staged, *claim.replaced}):
+        window, pieces = published.get(start, PublishedWindow(start, 0, 0, 0)), staged.get(start, [])
+        built = spec.window_at(start)
         windows.append(
             BuiltWindow(
-                window=spec.window_at(start),
+                window=built,
                 rows=sum(piece.rows for piece in pieces),
                 bytes=window.bytes,
                 files=window.files,
-                min_time=from_micros(min(piece.min_time for piece in pieces)),
-                max_time=from_micros(max(piece.max_time for piece in pieces)),
+                min_time=from_micros(min((piece.min_time for piece in pieces), default=start)),
+                max_time=from_micros(max((piece.max_time for piece in pieces), default=built.end_micros - 1)),
                 batches=tuple(batches[start]),
             )
         )
@@ -93,7 +95,7 @@ def build_report(
         files=sum(window.files for window in windows),
         batches=claim.build.batches,
         duration_seconds=duration_seconds,
-        oldest_staged_at=min(piece.staged_at for piece in claim.slices),
+        oldest_staged_at=min((piece.staged_at for piece in claim.slices), default=claim.build.claimed_at),
         columns=columns,
         left_some=claim.left_some,
     )

@@ -19,6 +19,8 @@ class Trigger(StrEnum):
     """The queue passed half of its limit: tiny batches must not wait for their age."""
     EAGER = "eager"
     """All three thresholds are off, so whatever is staged is flushed."""
+    CORRECTION = "correction"
+    """Published rows are to be corrected: as soon as the correction has the age at which rows are flushed."""
     DIRECT = "direct"
     """Staging is switched off (deprecated): what is staged is published in the same call."""
     MANUAL = "manual"
@@ -50,7 +52,10 @@ def due_windows(state: QueueState, thresholds: FlushThresholds, max_pending: int
     if trigger is Trigger.AGE:
         on_time = on_time if _is_older(state.oldest_staged_at, thresholds.max_age_ms, now) else ()
         late = late if _is_older(state.late.oldest_staged_at, thresholds.late_age_ms, now) else ()
-    windows = [window for window in (*on_time, *late) if window is not None]
+    corrected = (state.corrections.first_window, state.corrections.last_window) if state.corrections else ()
+    if trigger is Trigger.CORRECTION:
+        on_time, late = (), ()
+    windows = [window for window in (*on_time, *late, *corrected) if window is not None]
     return Due(trigger, min(windows), max(windows))
 
 
@@ -64,7 +69,7 @@ def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int
         now: microseconds since the epoch.
     """
     if state.staged_rows == 0:
-        return None
+        return _correction_is_due(state, thresholds, now)
     if thresholds.all_off:
         return Trigger.EAGER
     if thresholds.max_rows and state.staged_rows >= thresholds.max_rows:
@@ -78,6 +83,12 @@ def due_trigger(state: QueueState, thresholds: FlushThresholds, max_pending: int
         return Trigger.AGE
     if max_pending and state.pending_batches * 2 >= max_pending:
         return Trigger.PRESSURE
+    return _correction_is_due(state, thresholds, now)
+
+
+def _correction_is_due(state: QueueState, thresholds: FlushThresholds, now: int) -> Trigger | None:
+    if state.corrections and milliseconds_since(state.corrections.oldest_at, now) >= thresholds.max_age_ms:
+        return Trigger.CORRECTION
     return None
 
 

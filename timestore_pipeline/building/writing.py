@@ -1,6 +1,7 @@
 """The files of a build: written from the slices that it claimed, and from those of the table that its commit replaces.
 
-A build replaces the windows of a dataset with a key, those that are rebuilt, and those whose files have narrower types:
+A build replaces the windows of a dataset with a key, those that are rebuilt, those of which corrections take published
+rows, and those whose files have narrower types:
 a reader of Delta tables takes a file without a column for nulls, but not every one takes an INT32 for a BIGINT or a
 DECIMAL(6,2) for a DECIMAL(8,4). So the commit that widens a column replaces all files that have it narrower.
 """
@@ -8,12 +9,19 @@ DECIMAL(6,2) for a DECIMAL(8,4). So the commit that widens a column replaces all
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import duckdb
 
+from timestore_pipeline.building.corrected_files import (
+    FilesToRewrite,
+    corrections_of_build,
+    files_to_rewrite,
+    files_with_taken_rows,
+)
 from timestore_pipeline.building.publication import WrittenFiles
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
@@ -22,8 +30,8 @@ from timestore_pipeline.duck.sql import column_list, literal, time_range_sql
 from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.claims import Claim, replace_also
+from timestore_pipeline.ledger.corrections import Taken, record_taken
 from timestore_pipeline.ledger.schemas import schema_history
-from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
@@ -36,6 +44,7 @@ from timestore_pipeline.segments.slices import (
     detach_segment,
     gather_slices,
     rows_of_segment,
+    rows_taken,
 )
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.storage.layout import gathering_file
@@ -48,7 +57,6 @@ from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.parquet import (
     WindowFolders,
     WindowSource,
-    parquet_relation,
     slices_as_source,
     window_folders,
     write_window,
@@ -72,17 +80,21 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
     """
     spec = store.datasets[claim.build.dataset]
     place = store.table(spec.name)
+    claim, taken = _without_taken_slices(claim)
     claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
     replaced = {spec.window_at(start) for start in claim.replaced}
     rebuilt = set(replaced) if claim.build.kind is BuildKind.REBUILD else set()
     files: list[ParquetFile] = []
+    narrow: set[Window] = set()
     with (
         store.connect(place, *store.segment_folders(spec.name)) as connection,
         window_folders(store, claim.build, columns) as folders,
     ):
         if claim.build.schema_version > 1:
             declare_types(OwnTable(store, spec.name), columns)
-            replaced |= _narrow_windows(store, connection, spec, columns, claim)
+            narrow = _narrow_windows(store, connection, spec, columns, claim)
+            replaced |= narrow
+        corrections = corrections_of_build(store, claim.build) if replaced - rebuilt else {}
         replacement = None
         live: dict[str | None, list[TableFile]] = defaultdict(list)
         if replaced:
@@ -90,22 +102,49 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
             replacement = read_for_replacement(OwnTable(store, spec.name), claim.build, keys)
             for file in replacement.files:
                 live[file.window_key].append(file)
+            if not spec.key and has_columns(replacement.table, columns):
+                # What a correction takes lies in some files of a window; the others stay as they are.
+                for window in corrections.keys() & replaced - narrow:
+                    files_of, acting = live[window.key], corrections[window]
+                    live[window.key] = files_with_taken_rows(folders, connection, window, files_of, acting)
+                replacement = replacement.only([file for some in live.values() for file in some])
 
-        def write(window: Window, pieces: Sequence[Slice], tables: Sequence[str]) -> None:
+        def write(window: Window, staged: WindowSource | None) -> None:
             check_disk(store, place.root)
-            source = slices_as_source(store, pieces, tables) if pieces else None
+            source = staged
             if replacement is not None and window in replaced:
-                kept = () if window in rebuilt else live[window.key]
-                source = rewritten_source(folders, connection, window, source, kept)
-            assert source is not None
-            files.extend(write_window(folders, connection, window, source, target_file_bytes))
+                again = FilesToRewrite()
+                if window not in rebuilt:
+                    acting = corrections.get(window, ())
+                    again = files_to_rewrite(folders, connection, window, live[window.key], acting)
+                for number, rows in again.taken.items():
+                    taken[window.start_micros, number] += rows
+                source = rewritten_source(folders, connection, window, staged, again)
+            if source is not None and source.rows != 0:
+                files.extend(write_window(folders, connection, window, source, target_file_bytes))
 
         if claim.slices:
-            for window, pieces, tables in _windows_with_tables(store, connection, spec, columns, claim):
-                write(window, pieces, tables)
+            for window, source, of_slices in _staged_windows(store, connection, spec, columns, claim):
+                taken.update(of_slices)
+                write(window, source)
         for window in sorted(replaced - claimed - rebuilt):
-            write(window, (), ())
+            write(window, None)
+    if taken:
+        store.ledger.transact(lambda tx: record_taken(tx, claim.build.id, taken))
+        reach(CrashPoint.TAKEN_RECORDED)
     return WrittenFiles(files, replacement)
+
+
+def _without_taken_slices(claim: Claim) -> tuple[Claim, Taken]:
+    """Return a claim with the slices that are to be read, and how many rows the others have, which all are taken."""
+    taken: Taken = Counter()
+    for piece in claim.slices:
+        if piece.is_taken:
+            first = next(each for each in piece.corrections if each.takes_all(piece.min_time, piece.max_time))
+            taken[piece.window_start, first.number] += piece.rows
+    if not taken:
+        return claim, taken
+    return replace(claim, slices=tuple(piece for piece in claim.slices if not piece.is_taken)), taken
 
 
 def _narrow_windows(
@@ -123,17 +162,18 @@ def _narrow_windows(
     return found
 
 
-def _windows_with_tables(
+def _staged_windows(
     store: Store, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, columns: Sequence[Column], claim: Claim
-) -> Iterator[tuple[Window, list[Slice], list[str]]]:
-    """Yield each window with its slices and the tables that hold their rows while it is written."""
+) -> Iterator[tuple[Window, WindowSource, Taken]]:
+    """Yield each window with its staged rows, which are there while it is written, and with what is taken of them."""
     by_window = claim.by_window()
     if max(len(pieces) for pieces in by_window.values()) > MOST_ATTACHED:
         with _scratch_file(store, connection, claim.build) as scratch:
             table = f"{scratch}.{SEGMENT_TABLE}"
-            gather_slices(store, connection, spec, columns, claim.slices, table)
+            gathered = gather_slices(store, connection, spec, columns, claim.slices, table)
             for window_start, pieces in by_window.items():
-                yield spec.window_at(window_start), pieces, [table]
+                here: Taken = Counter({each: rows for each, rows in gathered.items() if each[0] == window_start})
+                yield spec.window_at(window_start), slices_as_source(store, pieces, [table], here.total()), here
         return
     last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
     attached: set[str] = set()
@@ -143,7 +183,12 @@ def _windows_with_tables(
             if piece.segment_id not in attached:
                 attach_segment(store, connection, piece)
                 attached.add(piece.segment_id)
-        yield spec.window_at(window_start), pieces, [rows_of_segment(columns, piece) for piece in pieces]
+        taken: Taken = Counter()
+        for piece in pieces:
+            for number, rows in rows_taken(connection, spec, piece).items():
+                taken[window_start, number] += rows
+        tables = [rows_of_segment(spec, columns, piece) for piece in pieces]
+        yield spec.window_at(window_start), slices_as_source(store, pieces, tables, taken.total()), taken
         for segment_id in [name for name in attached if last_use[name] == window_start]:
             detach_segment(connection, segment_id)
             attached.remove(segment_id)
@@ -212,16 +257,17 @@ def rewritten_source(
     connection: duckdb.DuckDBPyConnection,
     window: Window,
     staged: WindowSource | None,
-    files: Iterable[TableFile],
-) -> WindowSource:
+    again: FilesToRewrite,
+) -> WindowSource | None:
     """Return the rows of a window from its live files and from what is ``staged``; with a key just those that win.
+
+    None where there are neither.
 
     Raises:
         SegmentUnreadable, TableError: with a key, another number of rows was read than there should be.
     """
     spec, columns = folders.spec, folders.columns
-    live = sorted(files, key=lambda file: file.path)
-    published = [parquet_relation(folders.place, [file.path for file in live], columns)] if live else []
+    live = again.files
 
     def wrong(reason: str) -> TimestoreError:
         return TableError(
@@ -229,17 +275,17 @@ def rewritten_source(
             f"Restore them from a backup: {', '.join(file.path for file in live[:3])}"
         )
 
-    if staged and not live and not spec.key:
+    if not live and not (staged and spec.key):
         return staged
     source = WindowSource(
-        relations=[*(staged.relations if staged else ()), *published],
-        rows=((staged and staged.rows) or 0) + sum(file.rows for file in live),
+        relations=[*(staged.relations if staged else ()), *again.relations],
+        rows=((staged and staged.rows) or 0) + again.rows,
         bytes=(staged.bytes if staged else 0) + sum(file.bytes for file in live),
         one_after_the_other=False,
         counted_by="the ledger and the table",
         wrong=staged.wrong if staged and not live else wrong,
     )
-    if not spec.key:
+    if not spec.key or not source.rows:
         return source
     condition = time_range_sql(spec.time_column(columns), window.start_micros, window.end_micros)
     parts = [f"SELECT {column_list(columns)} FROM {relation} WHERE {condition}" for relation in source.relations]

@@ -27,6 +27,7 @@ from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.formats.arrow_files import describe_arrow
 from timestore_pipeline.rows.reasons import UnreadableFile
 from timestore_pipeline.segments.identity import Client, file_batch_id
+from timestore_pipeline.staging.frame_rows import Sent
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.timestore import Timestore
@@ -119,7 +120,7 @@ class Intake:
                     raise
                 return known
         future = self._writer(spec.name).submit(
-            table, batch.batch_id, batch.source, timeout=0, fingerprint=batch.fingerprint, client=batch.client
+            table, batch.batch_id, batch.source, timeout=0, sent=Sent(batch.fingerprint, batch.client)
         )
         return _Submitted(spec, batch, table, future)
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from timestore_pipeline.ledger.corrections import corrected_rows
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import batch_slices, losses, past_rows, slices, windows
@@ -31,7 +32,8 @@ class WindowAccount:
     that cannot be read, or still ``queued``. ``recorded`` is what builds have put into the window in the table, and
     ``superseded`` how many rows a later one of the same key has taken the place of. ``pruned`` rows were published too,
     and the ledger has forgotten their batches. ``expired`` rows were published and are dropped from the table by age,
-    ``lost`` ones are gone from it, and an operator has given them up.
+    ``lost`` ones are gone from it, and an operator has given them up. ``corrected`` ones were taken back by corrections
+    and left out by builds, published before or not.
     """
 
     window_start: int
@@ -44,6 +46,7 @@ class WindowAccount:
     expired: int = 0
     superseded: int = 0
     lost: int = 0
+    corrected: int = 0
 
     @property
     def explained(self) -> int:
@@ -52,7 +55,8 @@ class WindowAccount:
 
     def unaccounted(self, rows_in_table: int) -> int:
         """Return how many published rows are nowhere if the table has ``rows_in_table``; below zero it has too many."""
-        return self.published + self.pruned - rows_in_table - self.superseded - self.expired - self.lost
+        gone = self.superseded + self.expired + self.lost + self.corrected
+        return self.published + self.pruned - rows_in_table - gone
 
 
 def recorded_rows(tx: Connection, dataset: str) -> dict[int, int]:
@@ -108,6 +112,7 @@ def _accounts(
     states = {row.window_start: row for row in by_state}
     past = past_of_windows(tx, dataset, window_starts)
     lost = lost_rows(tx, dataset, window_starts)
+    corrected = corrected_rows(tx, dataset, window_starts)
     acknowledged = tx.execute(
         select(batch_slices.c.window_start, func.sum(batch_slices.c.rows))
         .join(slices, IN_SLICE)
@@ -127,8 +132,9 @@ def _accounts(
             expired=past[start].expired if start in past else 0,
             superseded=superseded.get(start, 0),
             lost=lost.get(start, 0),
+            corrected=corrected.get(start, 0),
         )
-        for start in sorted({*states, *staged, *recorded, *past, *lost})
+        for start in sorted({*states, *staged, *recorded, *past, *lost, *corrected})
     }
 
 

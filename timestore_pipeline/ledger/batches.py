@@ -59,7 +59,7 @@ class NewSegment:
     """What is acknowledged together: a segment with its batches and slices; no ``row`` where none has a row to stage.
 
     ``schema_version`` is that of the columns that the rows have, ``position`` that of the segment's row number 0, of a
-    dataset with a key.
+    dataset with a key. ``after_correction`` is the number of the last correction that does not act on the rows.
     """
 
     row: SegmentRow | None
@@ -67,6 +67,7 @@ class NewSegment:
     slices: Sequence[SliceRow] = ()
     schema_version: int = 0
     position: int | None = None
+    after_correction: int = 0
 
 
 _KNOWN_BATCH = select(*(batches.c[each.name] for each in fields(KnownBatch)))
@@ -121,11 +122,22 @@ def ordinal_of_batch(tx: Connection, dataset: str, batch_id: str) -> int:
     ).scalar_one()
 
 
-def position_of_batch(tx: Connection, dataset: str, batch_id: str) -> int | None:
-    """Return the position of row number 0 of a known batch's segment; None where the dataset has no key."""
-    return tx.execute(
-        select(batches.c.position).where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)
-    ).scalar_one()
+@dataclass(frozen=True)
+class BatchOrder:
+    """Where a batch stands among others, which its rows keep however late they come back.
+
+    ``position`` is that of row number 0 of its segment, None where the dataset has no key, and ``after_correction`` the
+    number of the last correction before it.
+    """
+
+    position: int | None
+    after_correction: int
+
+
+def order_of_batch(tx: Connection, dataset: str, batch_id: str) -> BatchOrder:
+    """Return where a known batch stands among others."""
+    query = select(batches.c.position, batches.c.after_correction)
+    return BatchOrder(*tx.execute(query.where(batches.c.dataset == dataset, batches.c.batch_id == batch_id)).one())
 
 
 def acknowledge(tx: Connection, dataset: str, new: NewSegment, now: int, *, first_open_window: int = 0) -> None:
@@ -141,6 +153,7 @@ def acknowledge(tx: Connection, dataset: str, new: NewSegment, now: int, *, firs
                 dataset=dataset,
                 schema_version=new.schema_version,
                 position=new.position,
+                after_correction=new.after_correction,
                 staged_at=now,
             )
         )
@@ -149,6 +162,7 @@ def acknowledge(tx: Connection, dataset: str, new: NewSegment, now: int, *, firs
         "dataset": dataset,
         "segment_id": segment.id if segment else None,
         "position": new.position,
+        "after_correction": new.after_correction,
         "staged_at": now,
     }
     rows = [{**asdict(batch), **common, "published_at": None if batch.rows else now} for batch in new.batches]

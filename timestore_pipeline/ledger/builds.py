@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from sqlalchemy import Connection, Row, case, func, literal_column, select, update
 
+from timestore_pipeline.ledger.corrections import corrections_so_far, settle_windows, taken_by_build
 from timestore_pipeline.ledger.counters import (
     COMPACTED_FILES,
     COMPACTION_DURATION,
@@ -23,7 +24,7 @@ from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import builds, datasets
 from timestore_pipeline.ledger.slices import publish_slices, release_slices
 from timestore_pipeline.ledger.states import BuildKind, BuildState
-from timestore_pipeline.ledger.windows import CommittedWindows, PublishedWindow, move_windows
+from timestore_pipeline.ledger.windows import CommittedWindows, PublishedWindow, move_windows, windows_replaced_by
 
 # In words that partial indexes have too: a planner cannot tell that a parameter has the value that it takes.
 _IN_FLIGHT = builds.c.state == literal_column(f"'{BuildState.CLAIMED}'")
@@ -134,7 +135,12 @@ def mark_published(
             published_schema=case((schema < known, known), else_=schema),
         )
     )
-    removed = move_windows(tx, build.dataset, build.id, build.kind, CommittedWindows(published, kept or {}), now)
+    taken = taken_by_build(tx, build.id)
+    commit = CommittedWindows(published, kept or {}, taken)
+    removed = move_windows(tx, build.dataset, build.id, build.kind, commit, now)
+    if taken or corrections_so_far(tx, build.dataset):
+        replaced = windows_replaced_by(tx, build.id)
+        settle_windows(tx, build.dataset, build.kind, build.sequence, replaced, taken)
     if build.kind is BuildKind.COMPACTION:
         count(tx, COMPACTED_FILES, build.dataset, "", removed.files)
     elif build.kind is BuildKind.EXPIRY:

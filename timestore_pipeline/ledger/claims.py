@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, update
 
-from timestore_pipeline.errors import LedgerError
+from timestore_pipeline.errors import CorrectionPending, LedgerError
 from timestore_pipeline.ledger.builds import Build, NewBuild, build_of_row
+from timestore_pipeline.ledger.corrections import corrections_so_far, pending_corrections
 from timestore_pipeline.ledger.lanes import (
     claimed_already,
     find_lane,
@@ -20,6 +21,7 @@ from timestore_pipeline.ledger.lanes import (
     refuse_windows_of,
     share,
     staged_slices,
+    windows_in_flight,
 )
 from timestore_pipeline.ledger.schema import batch_slices, builds, datasets, replaced_windows, schemas, slices
 from timestore_pipeline.ledger.slices import IN_SLICE, Slice, assign_slices, slices_of_build
@@ -38,9 +40,10 @@ of a file, knows whose it is: no other build has it. 2**63 are enough for some 2
 class Wanted:
     """What a build claims of its dataset; windows by their starts, in microseconds since the epoch.
 
-    All that is staged from the first to the last window of ``staged`` becomes its own; None there is unbounded, and
-    without a range nothing does. ``windows`` are those whose ``rows`` published rows it writes anew, or drops. With
-    ``least_rows`` it leaves windows to builds in the lanes that are still free, if each of them then gets so many rows.
+    All that is staged from the first to the last window of ``staged`` becomes its own, and so do windows there whose
+    published rows are to be corrected; None there is unbounded, and without a range nothing does. ``windows`` are those
+    whose ``rows`` published rows it writes anew, or drops. With ``least_rows`` it leaves windows to builds in the lanes
+    that are still free, if each of them then gets so many rows.
     """
 
     staged: tuple[int | None, int | None] | None = None
@@ -78,24 +81,33 @@ def claim_build(tx: Connection, new: NewBuild, wanted: Wanted) -> Claim | None:
     Raises:
         BuildInFlight: no lane is free, others have the windows, or the columns have changed and one of the builds has
             to be alone.
+        CorrectionPending: a compaction wants windows whose rows are to be corrected.
     """
     dataset, is_flush = new.dataset, new.kind is BuildKind.FLUSH
     mine, others = claimed_already(tx, new)
     if mine is not None:
-        return Claim(mine, tuple(slices_of_build(tx, mine.id)), frozenset(windows_replaced_by(tx, mine.id)))
+        pieces = tuple(piece.before(mine.sequence) for piece in slices_of_build(tx, mine.id))
+        return Claim(mine, pieces, frozenset(windows_replaced_by(tx, mine.id)))
     lane = find_lane(tx, new, others)
     left_alone = others if is_flush else ()
     pieces: tuple[Slice, ...] = ()
     share_ends = None
+    to_correct: set[int] = set()
     if wanted.staged is not None:
         first, last = wanted.staged
         if wanted.least_rows is not None and lane.free > 1:
             free = free_slices(dataset, first, last, ids_of(left_alone))
             share_ends = _last_of_share(tx, free, lane.free, wanted.least_rows)
-        pieces = staged_slices(tx, dataset, first, last if share_ends is None else share_ends, left_alone)
-        if not pieces and left_alone:
-            refuse_windows_of(tx, left_alone, queued_windows(tx, dataset, first, last))
-    starts = wanted.windows | {piece.window_start for piece in pieces}
+        if share_ends is not None:
+            last = share_ends
+        pieces = staged_slices(tx, dataset, first, last, left_alone)
+        if is_flush and corrections_so_far(tx, dataset):
+            to_correct = pending_corrections(tx, dataset, first, last).keys() - windows_in_flight(tx, dataset)
+        if not pieces and not to_correct and left_alone:
+            refuse_windows_of(tx, left_alone, queued_windows(tx, dataset, *wanted.staged))
+    starts = wanted.windows | to_correct | {piece.window_start for piece in pieces}
+    if new.kind is BuildKind.COMPACTION:
+        _refuse_pending(tx, new, starts)
     if not is_flush:
         refuse_windows_of(tx, others, starts)
     if not starts:
@@ -110,9 +122,20 @@ def claim_build(tx: Connection, new: NewBuild, wanted: Wanted) -> Claim | None:
             f"dataset {dataset!r}: {assigned:,} slices were there to claim just after {len(pieces):,} were; "
             "something writes to the ledger without the dataset's lock. Nothing was claimed"
         )
-    replaced = starts if new.replaces or not is_flush else frozenset()
+    replaced = starts if new.replaces or not is_flush else frozenset(to_correct)
     _replace(tx, build, replaced)
     return Claim(build, pieces, replaced, left_some=share_ends is not None)
+
+
+def _refuse_pending(tx: Connection, new: NewBuild, starts: Collection[int]) -> None:
+    """Refuse to merge files with rows that are about to be left out: others would take them for rows that came later.
+
+    Raises:
+        CorrectionPending: there are any; their flush goes first.
+    """
+    pending = pending_corrections(tx, new.dataset) if corrections_so_far(tx, new.dataset) else {}
+    if not pending.keys().isdisjoint(starts):
+        raise CorrectionPending(new.dataset)
 
 
 def _new_build(

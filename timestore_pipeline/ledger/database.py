@@ -35,7 +35,7 @@ from timestore_pipeline.ledger.schema import VERSION_TABLE
 T = TypeVar("T")
 
 
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 """The Alembic revision that this code works with."""
 
 

@@ -210,19 +210,36 @@ def dataset_schema(tx: Connection, spec: DatasetSpec) -> Schema | None:
             them by it.
         DatasetRemoved: the ledger does not know the dataset any more.
     """
+    return schema_and_corrections(tx, spec)[0]
+
+
+def schema_and_corrections(tx: Connection, spec: DatasetSpec) -> tuple[Schema | None, int]:
+    """Return the columns as :func:`dataset_schema` does, and how many corrections the dataset has had.
+
+    Raises:
+        DeclarationChanged, DatasetRemoved: as :func:`dataset_schema`.
+    """
     rows = tx.execute(_DECLARED_HISTORY, {"dataset": spec.name}).all()
     if not rows:
         raise DatasetRemoved(spec.name)
+    corrections = rows[0].corrections
     if rows[0].version is None:
         columns = spec.declared_columns
-        return None if columns is None else Schema(0, columns, required_columns(spec, columns))
+        return None if columns is None else Schema(0, columns, required_columns(spec, columns)), corrections
     versions = [columns_from_text(row.columns) for row in rows]
     check_declaration(spec, Fixed(rows[0].granularity, rows[0].key, rows[0].time), versions)
-    return Schema(rows[-1].version, versions[-1], required_columns(spec, versions[0]))
+    return Schema(rows[-1].version, versions[-1], required_columns(spec, versions[0])), corrections
 
 
 _DECLARED_HISTORY = (
-    select(datasets.c.granularity, datasets.c.key, datasets.c.time, schemas.c.version, schemas.c.columns)
+    select(
+        datasets.c.granularity,
+        datasets.c.key,
+        datasets.c.time,
+        datasets.c.corrections,
+        schemas.c.version,
+        schemas.c.columns,
+    )
     .select_from(datasets.outerjoin(schemas, schemas.c.dataset == datasets.c.name))
     .where(datasets.c.name == bindparam("dataset"))
     .order_by(schemas.c.version)

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, note_pruned
+from timestore_pipeline.ledger.corrections import forget_corrected
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import (
     batches,
+    build_corrections,
     builds,
     datasets,
     metadata,
@@ -116,7 +118,8 @@ def prune_builds(tx: Connection, dataset: str, finished_before: int) -> Pruned:
     """Forget builds that ended before a moment, but not the last of them that published, nor any after it."""
     old = _old_builds(tx, dataset, finished_before)
     for some in in_parts(old):
-        tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(some)))
+        for of_builds in (replaced_windows, build_corrections):
+            tx.execute(delete(of_builds).where(of_builds.c.build_id.in_(some)))
         tx.execute(delete(builds).where(builds.c.id.in_(some)))
     return Pruned(builds=len(old))
 
@@ -211,6 +214,7 @@ def forget_table(tx: Connection, dataset: str, now: int) -> LostTable | None:
         )
     )
     end_losses(tx, dataset, by="the table was deleted", now=now)
+    forget_corrected(tx, dataset)
     result = LostTable(int(published), again)
     count(tx, LOST_ROWS, dataset, "", result.rows_gone)
     return result
@@ -220,7 +224,8 @@ def forget_dataset(tx: Connection, dataset: str) -> None:
     """Delete every row of a dataset, from every table."""
     own_builds = select(builds.c.id).where(builds.c.dataset == dataset)
     forget_slices(tx, slices.c.dataset == dataset)
-    tx.execute(delete(replaced_windows).where(replaced_windows.c.build_id.in_(own_builds)))
+    for of_builds in (replaced_windows, build_corrections):
+        tx.execute(delete(of_builds).where(of_builds.c.build_id.in_(own_builds)))
     # Whoever refers to a row goes before it.
     for table in reversed(metadata.sorted_tables):
         if table is not datasets and "dataset" in table.c:

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.builds import Build, get_build
+from timestore_pipeline.ledger.corrections import corrected_rows
 from timestore_pipeline.ledger.schema import batch_slices, batches, builds, replaced_windows, segments, slices, windows
 from timestore_pipeline.ledger.slices import IN_SLICE, OF_BATCH, Slice, slices_where
 from timestore_pipeline.ledger.statements import of_windows
@@ -143,6 +144,8 @@ def published_coverage(tx: Connection, dataset: str, first_window: int | None, l
             select(slices.c.window_start, func.sum(slices.c.rows)).where(*published).group_by(slices.c.window_start)
         )
     }
+    for start, rows in corrected_rows(tx, dataset, recorded).items():
+        recorded[start] += rows
     past = past_of_windows(tx, dataset)
     forgotten = {}
     for start in recorded.keys() | known.keys():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, and_, case, func, select
 
 from timestore_pipeline.ledger.batches import BATCH_IS_QUEUED
+from timestore_pipeline.ledger.corrections import PendingQueue, pending_queues
 from timestore_pipeline.ledger.schema import batches, slices
 from timestore_pipeline.ledger.slices import SLICE_IS_QUEUED
 
@@ -47,6 +48,8 @@ class QueueState:
     first_window: int | None = None
     last_window: int | None = None
     late: LateQueue = LateQueue()
+    corrections: PendingQueue | None = None
+    """Windows whose published rows are to be corrected, if there are any."""
 
     @property
     def oldest_at(self) -> int | None:
@@ -65,6 +68,14 @@ def queue_of(tx: Connection, dataset: str) -> QueueState:
 
 
 def queue_states(tx: Connection, dataset: str | None = None) -> dict[str, QueueState]:
+    """Return the queue of every dataset (or of one) with anything unpublished, or published and to be corrected."""
+    found = _queued(tx, dataset)
+    for name, pending in pending_queues(tx, dataset).items():
+        found[name] = replace(found.get(name, QueueState(name)), corrections=pending)
+    return found
+
+
+def _queued(tx: Connection, dataset: str | None) -> dict[str, QueueState]:
     """Return the queue of every dataset (or of one) with anything unpublished: one indexed aggregate query."""
     of_slices, of_batches = [SLICE_IS_QUEUED], [BATCH_IS_QUEUED]
     if dataset is not None:

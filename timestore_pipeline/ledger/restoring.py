@@ -8,9 +8,20 @@ from dataclasses import asdict, dataclass, fields
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
+from timestore_pipeline.ledger.corrections import Correction, count_corrected, mark_windows
 from timestore_pipeline.ledger.datasets import Fixed, claim_positions
 from timestore_pipeline.ledger.quarantine import NewEntry
-from timestore_pipeline.ledger.schema import batches, builds, datasets, past_rows, quarantine, segments, slices, windows
+from timestore_pipeline.ledger.schema import (
+    batches,
+    builds,
+    corrections,
+    datasets,
+    past_rows,
+    quarantine,
+    segments,
+    slices,
+    windows,
+)
 from timestore_pipeline.ledger.schemas import SchemaStep, add_versions
 from timestore_pipeline.ledger.slices import SliceRow, complete, quarantine_slices, restore_slices
 from timestore_pipeline.ledger.states import BuildKind, BuildState, QuarantineState
@@ -40,6 +51,7 @@ class RestoredSegment:
     on_disk: bool
     columns: tuple[Column, ...] | None
     numbers: int = 0
+    after_correction: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +64,16 @@ class RestoredEntry(NewEntry):
 
 @dataclass(frozen=True)
 class RestoredTable:
-    """What the ledger is to keep of a table: its version and Delta id, and what its next build and row are given."""
+    """What the ledger is to keep of a table: its version and Delta id, and what its next build and row are given.
+
+    ``corrections`` is the number of the dataset's last correction.
+    """
 
     table_version: int | None
     table_id: str | None
     next_sequence: int
     next_position: int
+    corrections: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,16 +194,26 @@ def restore_segment(
     numbers = max(given, restored.numbers)
     position = claim_positions(tx, dataset, numbers) if _has_key(tx, dataset) else None
     version = len(versions) if restored.columns is None else versions.index(restored.columns) + 1
-    new = NewSegment(restored.row, restored.batches, restored.slices, version, position)
+    after = restored.after_correction
+    new = NewSegment(restored.row, restored.batches, restored.slices, version, position, after)
     acknowledge(tx, dataset, new, restored.staged_at)
     restore_slices(tx, restored.row.id, build_id, restored.published)
     if not restored.on_disk:
         tx.execute(update(segments).where(segments.c.id == restored.row.id).values(unlinked_at=now))
 
 
-def restore_batches_without_rows(tx: Connection, dataset: str, rows: Sequence[BatchRow], staged_at: int) -> None:
-    """Enter batches of which every row was refused."""
-    acknowledge(tx, dataset, NewSegment(None, rows), staged_at)
+def restore_batches_without_rows(
+    tx: Connection, dataset: str, rows: Sequence[BatchRow], staged_at: int, after_correction: int
+) -> None:
+    """Enter batches of which every row was refused, or that had none."""
+    acknowledge(tx, dataset, NewSegment(None, rows, after_correction=after_correction), staged_at)
+
+
+def restore_corrections(tx: Connection, found: Iterable[Correction], pending: Mapping[int, Iterable[int]]) -> None:
+    """Enter corrections; ``pending`` has the windows whose files may have rows that one takes, by its number."""
+    for each in found:
+        tx.execute(insert(corrections).values({**asdict(each), "kind": each.kind.value}))
+        mark_windows(tx, each.dataset, each.number, pending.get(each.number, ()))
 
 
 def restore_entries(tx: Connection, entries: Iterable[RestoredEntry], *, first_id: int, by: str, now: int) -> int:
@@ -214,8 +240,11 @@ def restore_entries(tx: Connection, entries: Iterable[RestoredEntry], *, first_i
     return entry_id
 
 
-def restore_past_rows(tx: Connection, dataset: str, now: int) -> dict[int, int]:
+def restore_past_rows(tx: Connection, dataset: str, corrected: Mapping[int, int], now: int) -> dict[int, int]:
     """Enter the difference between what was published into each window and what the table has of it now.
+
+    ``corrected`` has the number of the last correction of windows of which one may have taken rows; which one took how
+    many nobody knows any more, so that one stands for all.
 
     Returns:
         Window start → rows that were published and that the table has no more (below zero: that it has besides), of
@@ -236,6 +265,9 @@ def restore_past_rows(tx: Connection, dataset: str, now: int) -> dict[int, int]:
         if keyed and start in live and more > 0:
             here = (windows.c.dataset == dataset, windows.c.window_start == start)
             tx.execute(update(windows).where(*here).values(superseded=more))
+            continue
+        if more > 0 and start in corrected:
+            count_corrected(tx, dataset, start, corrected[start], more)
             continue
         if more:
             past[start] = more

@@ -1,4 +1,4 @@
-"""The tables of the ledger; the states of their rows are in ``states``.
+"""The tables of the ledger; the states of their rows are in ``states`` (long, because it is one declaration).
 
 Times are microseconds since the Unix epoch (UTC), so that SQLite and PostgreSQL order and add them alike.
 """
@@ -83,6 +83,8 @@ datasets = Table(
     Column("published_at", BigInteger, comment="when rows were published last"),
     Column("published_schema", Integer, nullable=False, server_default=text("0"),
            comment="the latest version of its columns that a build has published"),
+    Column("corrections", BigInteger, nullable=False, server_default=text("0"),
+           comment="how many it has had, and so the number of the last one"),
     Column("table_id", String(36), comment="the Delta id; null: not looked at yet"),
     Column("refusal_reason", String(32), comment="why the table is not written to"),
     Column("refusal", Text, comment="the same, for people"),
@@ -111,6 +113,8 @@ segments = Table(
     Column("rows", BigInteger, nullable=False),
     Column("schema_version", Integer, nullable=False, comment="the columns that its rows have"),
     Column("position", BigInteger, comment="of its row number 0, where the dataset has a key"),
+    Column("after_correction", BigInteger, nullable=False, server_default=text("0"),
+           comment="number of the last correction before it; later ones act on its rows"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger, comment="when its last slice was published; retention counts from here"),
     Column("quarantined_at", BigInteger, comment="since when some of its slices are in quarantine, and its file too"),
@@ -135,6 +139,8 @@ batches = Table(
     Column("segment_id", String(32), ForeignKey("segments.id"), comment="null: the batch had no row to stage"),
     Column("ordinal", Integer, nullable=False, comment="the batch's number within its segment"),
     Column("position", BigInteger, comment="as of its segment; also where no row of it could be staged"),
+    Column("after_correction", BigInteger, nullable=False, server_default=text("0"),
+           comment="as of its segment; also where no row of it could be staged"),
     Column("staged_at", BigInteger, nullable=False),
     Column("published_at", BigInteger),
     Column("quarantined_at", BigInteger, comment="when all of its slices had left the queue, one of them unread"),
@@ -182,6 +188,48 @@ replaced_windows = Table(
     Column("window_start", BigInteger, nullable=False),
     PrimaryKeyConstraint("build_id", "window_start"),
     comment="windows whose files a build replaces, all others it adds to",
+)
+
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("number", BigInteger, nullable=False, comment="counts from 1, in the order of their acknowledgement"),
+    Column("kind", String(16), nullable=False),
+    Column("range_start", BigInteger, nullable=False, comment="of the times whose earlier rows it takes back"),
+    Column("range_end", BigInteger, nullable=False, comment="its end, which is not part of it"),
+    Column("before_sequence", BigInteger, nullable=False,
+           comment="it acts on the files of builds with lower ones: those were claimed before it"),
+    Column("batch_id", String(255), nullable=False, comment="the batch whose rows take the place"),
+    Column("fingerprint", String(64), nullable=False, comment="of that batch"),
+    Column("source", Text, nullable=False, comment="of that batch"),
+    Column("path", Text, nullable=False, comment="what a lost ledger knows it by, relative to the staging directory"),
+    Column("acknowledged_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("dataset", "number"),
+)  # fmt: skip
+
+corrected_windows = Table(
+    "corrected_windows",
+    metadata,
+    Column("dataset", String(63), ForeignKey("datasets.name"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False, comment="of the correction"),
+    Column("pending", Boolean, nullable=False, comment="published files may still have rows that it takes back"),
+    Column("rows", BigInteger, nullable=False, server_default=text("0"),
+           comment="rows that it took back and that builds have left out, published before or not"),
+    PrimaryKeyConstraint("dataset", "window_start", "number"),
+    Index("ix_corrected_windows_pending", "dataset", "window_start", "number", **_of_rows("pending")),
+)  # fmt: skip
+
+build_corrections = Table(
+    "build_corrections",
+    metadata,
+    Column("build_id", _RowId, ForeignKey("builds.id"), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False, comment="of the correction"),
+    Column("rows", BigInteger, nullable=False),
+    PrimaryKeyConstraint("build_id", "window_start", "number"),
+    comment="rows that a build leaves out of a window as a correction takes them back; known before it commits",
 )
 
 slices = Table(

@@ -24,7 +24,7 @@ is brought in line in the same transaction: by the move itself, or by :func:`com
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import (
     ColumnElement,
@@ -41,7 +41,17 @@ from sqlalchemy import (
     update,
 )
 
-from timestore_pipeline.ledger.schema import batch_slices, batches, quarantine, schemas, segments, slices, windows
+from timestore_pipeline.ledger.corrections import Correction, acting_on
+from timestore_pipeline.ledger.schema import (
+    batch_slices,
+    batches,
+    datasets,
+    quarantine,
+    schemas,
+    segments,
+    slices,
+    windows,
+)
 from timestore_pipeline.ledger.schemas import columns_from_text
 from timestore_pipeline.ledger.statements import in_parts
 from timestore_pipeline.ledger.states import QuarantineState
@@ -65,7 +75,8 @@ class Slice:
     """The rows of one segment that fall in one window; ``path`` is relative to the staging directory.
 
     ``columns`` are those that its segment has: of the dataset's columns later ones may be missing, and types narrower.
-    ``position`` is that of the segment's row number 0, where the dataset has a key.
+    ``position`` is that of the segment's row number 0, where the dataset has a key. ``corrections`` take rows of it,
+    oldest first; ``rows`` counts these too.
     """
 
     dataset: str
@@ -79,6 +90,18 @@ class Slice:
     staged_at: int
     columns: tuple[Column, ...] = field(compare=False)
     position: int | None = None
+    corrections: tuple[Correction, ...] = field(default=(), compare=False)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether one correction takes all of its rows, so that nobody need read them."""
+        return any(each.takes_all(self.min_time, self.max_time) for each in self.corrections)
+
+    def before(self, sequence: int) -> Slice:
+        """Return the slice with those corrections alone that were acknowledged before a build claimed it."""
+        if not self.corrections:
+            return self
+        return replace(self, corrections=tuple(each for each in self.corrections if each.before_sequence <= sequence))
 
 
 @dataclass(frozen=True)
@@ -106,16 +129,35 @@ _SLICE = select(
     slices.c.staged_at,
     schemas.c.columns,
     segments.c.position,
+    segments.c.after_correction,
+    datasets.c.corrections,
 ).select_from(
-    slices.join(segments, segments.c.id == slices.c.segment_id).join(
-        schemas, and_(schemas.c.dataset == segments.c.dataset, schemas.c.version == segments.c.schema_version)
-    )
+    slices.join(segments, segments.c.id == slices.c.segment_id)
+    .join(schemas, and_(schemas.c.dataset == segments.c.dataset, schemas.c.version == segments.c.schema_version))
+    .join(datasets, datasets.c.name == slices.c.dataset)
 )
 
 
 def _slices(tx: Connection, query: Select) -> list[Slice]:
-    rows = tx.execute(query).mappings()
-    return [Slice(**{**row, "columns": columns_from_text(row["columns"])}) for row in rows]
+    found: list[Slice] = []
+    after: list[int] = []
+    corrected: set[str] = set()
+    for row in tx.execute(query).mappings():
+        values = {**row, "columns": columns_from_text(row["columns"])}
+        after.append(values.pop("after_correction"))
+        if values.pop("corrections") > after[-1]:
+            corrected.add(row["dataset"])
+        found.append(Slice(**values))
+    for dataset in corrected:
+        here = [(number, piece) for number, piece in enumerate(found) if piece.dataset == dataset]
+        first, last = min(piece.min_time for _, piece in here), max(piece.max_time for _, piece in here)
+        later = acting_on(tx, dataset, min(after[number] for number, _ in here), first, last)
+        for number, piece in here:
+            acting = tuple(
+                each for each in later if each.number > after[number] and each.may_take(piece.min_time, piece.max_time)
+            )
+            found[number] = replace(piece, corrections=acting)
+    return found
 
 
 def unpublished_slices(tx: Connection, datasets: Iterable[str] | None = None) -> list[Slice]:

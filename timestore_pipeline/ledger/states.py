@@ -45,6 +45,13 @@ class BuildKind(StrEnum):
     """Takes files that are gone or damaged out of the table, with what can be read of them written anew."""
 
 
+class CorrectionKind(StrEnum):
+    """What a correction takes back."""
+
+    REPLACEMENT = "replacement"
+    """The rows of a range of times; those of a batch take their place."""
+
+
 class QuarantineKind(StrEnum):
     """What was set aside."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, func, or_, select, update
 
 from timestore_pipeline.ledger.builds import Build, build_in_flight, build_of_row
+from timestore_pipeline.ledger.corrections import Correction, pending_corrections
 from timestore_pipeline.ledger.installation import read_identity
 from timestore_pipeline.ledger.schema import builds, datasets
 from timestore_pipeline.ledger.statements import in_parts
@@ -27,18 +28,27 @@ def table_versions(tx: Connection, names: Sequence[str] | None = None) -> dict[s
 
 @dataclass(frozen=True)
 class VisibleTable:
-    """What readers are given of a table: a version, and the Delta id of the table that has it; None where unknown."""
+    """What readers are given of a table: a version, and the Delta id of the table that has it; None where unknown.
+
+    ``pending`` are the corrections that may still take rows of its files, by window start.
+    """
 
     version: int | None = None
     table_id: str | None = None
+    pending: Mapping[int, tuple[Correction, ...]] = field(default_factory=dict)
 
 
 def visible_tables(tx: Connection, names: Sequence[str]) -> dict[str, VisibleTable]:
     """Return per dataset what readers are given of its table."""
-    query = select(datasets.c.name, datasets.c.table_version, datasets.c.table_id)
+    query = select(datasets.c.name, datasets.c.table_version, datasets.c.table_id, datasets.c.corrections)
     if len(names) <= _NAMES_PER_QUERY:
         query = query.where(datasets.c.name.in_(names))
-    return {row.name: VisibleTable(row.table_version, row.table_id) for row in tx.execute(query)}
+    return {
+        row.name: VisibleTable(
+            row.table_version, row.table_id, pending_corrections(tx, row.name) if row.corrections else {}
+        )
+        for row in tx.execute(query).all()
+    }
 
 
 def advance_table_version(tx: Connection, dataset: str, version: int) -> None:

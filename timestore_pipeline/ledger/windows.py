@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, forget_expired, note_expired
+from timestore_pipeline.ledger.corrections import Taken
 from timestore_pipeline.ledger.schema import builds, datasets, replaced_windows, slices, windows
 from timestore_pipeline.ledger.statements import in_parts, upsert_all
 from timestore_pipeline.ledger.states import BuildKind
@@ -25,10 +27,14 @@ class PublishedWindow:
 
 @dataclass(frozen=True)
 class CommittedWindows:
-    """What a commit has ``written`` in each window (by its start), and ``kept`` of those whose files it replaced."""
+    """What a commit has ``written`` in each window (by its start), and ``kept`` of those whose files it replaced.
+
+    ``taken`` is what it left out because corrections take it.
+    """
 
     written: Mapping[int, PublishedWindow]
     kept: Mapping[int, PublishedWindow]
+    taken: Taken = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,9 @@ def move_windows(
     keyed = tx.execute(select(datasets.c.key).where(datasets.c.name == dataset)).scalar_one() is not None
     touched = sorted(replaced | commit.written.keys())
     had = _recorded(tx, dataset, touched)
+    taken: Counter[int] = Counter()
+    for (start, _), rows in commit.taken.items():
+        taken[start] += rows
     # A compaction or a repair publishes nothing: neither freshness nor "last published" may move with it.
     publishes = kind not in (BuildKind.COMPACTION, BuildKind.REPAIR)
     removed, gone, totals = Removed(), [], []
@@ -87,9 +96,11 @@ def move_windows(
             forget_expired(tx, dataset, start)
             end_losses(tx, dataset, start, by=f"rebuild, build {build_id}", now=now)
             # All that was ever published there has just been built again.
-            superseded = _rows(tx, dataset, start, slices.c.published_at.is_not(None)) - new.rows if keyed else 0
+            ever = _rows(tx, dataset, start, slices.c.published_at.is_not(None)) if keyed else 0
+            superseded = ever - new.rows - taken[start] if keyed else 0
         elif kind is BuildKind.FLUSH and keyed and start in replaced:
-            superseded += before.rows + _rows(tx, dataset, start, slices.c.build_id == build_id) - rest.rows - new.rows
+            claimed = _rows(tx, dataset, start, slices.c.build_id == build_id)
+            superseded += before.rows + claimed - rest.rows - new.rows - taken[start]
         # Rows that a later one had taken the place of are not lost with it, so what is known of them stays.
         if not new.files + rest.files and not superseded:
             gone.append(start)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -25,6 +25,60 @@ def to_micros(moment: datetime) -> int:
 def from_micros(micros: int) -> datetime:
     """Return the aware UTC datetime of ``micros`` microseconds since the Unix epoch."""
     return EPOCH + timedelta(microseconds=micros)
+
+
+Moment = datetime | date | str
+"""A time: aware, or naive and then UTC; a day means its midnight; text is ISO 8601."""
+
+
+def utc_moment(value: Moment, name: str) -> datetime:
+    """Return a time as an aware datetime in UTC; ``name`` is what the caller calls it.
+
+    Raises:
+        ValueError: it is no time, or none of the years 1 to 9999.
+    """
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{name} is {value!r}; give a time as ISO 8601, such as 2026-11-23T05:00Z") from None
+    if not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{name} is {value.isoformat()}, which is no time of the years 1 to 9999 in UTC") from None
+
+
+@dataclass(frozen=True)
+class TimeRange:
+    """The times from ``start`` until before ``end``, in microseconds since the Unix epoch.
+
+    Raises:
+        ValueError: it ends before it begins, or is empty.
+    """
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if self.end <= self.start:
+            raise ValueError(f"the range {self} has no time in it")
+
+    @classmethod
+    def between(cls, start: Moment, end: Moment) -> TimeRange:
+        """Return the range of times from ``start`` until before ``end``.
+
+        Raises:
+            ValueError: one is no time, or the end is not after the start.
+        """
+        low, high = utc_moment(start, "the start of the range"), utc_moment(end, "the end of the range")
+        if high <= low:
+            raise ValueError(f"the range ends at {end}, which is not after its start, {start}")
+        return cls(to_micros(low), to_micros(high))
+
+    def __str__(self) -> str:
+        return f"{from_micros(self.start).isoformat()} … {from_micros(self.end).isoformat()}"
 
 
 class Granularity(StrEnum):

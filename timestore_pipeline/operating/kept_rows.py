@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import file_literal, select_as
 from timestore_pipeline.errors import EntryUnusable, TimestoreError
-from timestore_pipeline.ledger.batches import ordinal_of_batch, position_of_batch
+from timestore_pipeline.ledger.batches import order_of_batch, ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, resolve_entry
 from timestore_pipeline.ledger.states import QuarantineState
 from timestore_pipeline.model.clock import now_micros
@@ -54,7 +54,7 @@ class KeptRows(Rows):
     def __init__(self, store: Store, spec: DatasetSpec, entry: QuarantineEntry, path: Path, by: str) -> None:
         with store.ledger.read() as tx:
             self._ordinal = ordinal_of_batch(tx, spec.name, entry.batch_id)
-            self.position = position_of_batch(tx, spec.name, entry.batch_id)
+            self.order = order_of_batch(tx, spec.name, entry.batch_id)
         content = hashlib.sha256(f"{file_fingerprint(path)}/{self._ordinal}".encode()).hexdigest()
         super().__init__(store, spec, [IncomingBatch(retry_batch_id(entry), content, entry.source, entry.bytes)])
         self._entry = entry

@@ -16,7 +16,7 @@ from timestore_pipeline.policy import FlushThresholds
 
 When = Literal["always", "due"]
 TriggerName = Literal[
-    "rows", "bytes", "age", "pressure", "eager", "direct", "manual", "drain", "backfill", "maintenance"
+    "rows", "bytes", "age", "pressure", "eager", "correction", "direct", "manual", "drain", "backfill", "maintenance"
 ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
@@ -18,12 +18,14 @@ from timestore_pipeline.duck.connections import Reach, Share
 from timestore_pipeline.duck.sql import column_list, quote, typed_nulls
 from timestore_pipeline.errors import SegmentUnreadable, TableError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
+from timestore_pipeline.ledger.corrections import Correction
 from timestore_pipeline.ledger.datasets import dataset_schema
 from timestore_pipeline.ledger.slices import Slice, unpublished_slices
 from timestore_pipeline.ledger.tables import VisibleTable, visible_tables
 from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import query_bounds
+from timestore_pipeline.rows.corrected import kept_rows
 from timestore_pipeline.rows.one_per_key import winning_rows
 from timestore_pipeline.segments.slices import (
     MOST_ATTACHED,
@@ -53,6 +55,8 @@ class Snapshot:
     """Where all rows of a dataset are at one moment: a table version, and the slices that it does not have yet.
 
     ``evolved`` says that files of the table may have fewer or narrower columns, ``table_id`` which table it is.
+    ``pending`` are the corrections that may take rows of the table's files, by the key of their window; those that take
+    rows of slices go with these.
     """
 
     spec: DatasetSpec
@@ -61,6 +65,7 @@ class Snapshot:
     slices: tuple[Slice, ...]
     evolved: bool = False
     table_id: str | None = None
+    pending: Mapping[str, tuple[Correction, ...]] = field(default_factory=dict)
 
 
 def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[Snapshot]:
@@ -76,7 +81,8 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
         tables = visible_tables(tx, names)
         slices: dict[str, list[Slice]] = defaultdict(list)
         for piece in unpublished_slices(tx, names):
-            slices[piece.dataset].append(piece)
+            if not piece.is_taken:
+                slices[piece.dataset].append(piece)
         return [
             Snapshot(
                 spec,
@@ -85,6 +91,7 @@ def take_snapshots(store: Store, datasets: Iterable[str] | None = None) -> list[
                 tuple(slices[spec.name]),
                 evolved=schema is not None and schema.version > 1,
                 table_id=table.table_id,
+                pending={spec.window_at(start).key: acting for start, acting in table.pending.items()},
             )
             for spec in specs
             for table in [tables.get(spec.name, VisibleTable())]
@@ -255,7 +262,7 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
     else:
         files = _published_files(store, snapshot)
         wanted, slices = _wanted(connection, snapshot, columns, pruning, files)
-        parts = _from_files(store, snapshot, columns, [path for path, _ in wanted])
+        parts = _from_files(store, snapshot, columns, wanted)
         parts += _staged(store, connection, snapshot, columns, slices)
     body = " UNION ALL ".join(parts) or f"SELECT {typed_nulls(columns)} WHERE false"
     connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
@@ -279,11 +286,11 @@ def _keyed(
     wanted, slices = _wanted(connection, snapshot, columns, pruning, files)
     asked = {key for _, key in wanted if key in keys}
     asked |= {spec.window_at(piece.window_start).key for piece in slices}
-    parts = _from_files(store, snapshot, columns, [path for path, key in wanted if key not in keys])
+    parts = _from_files(store, snapshot, columns, [(path, key) for path, key in wanted if key not in keys])
     if asked:
         starts = {keys[key] for key in asked}
         stored = spec.table_columns(columns)
-        rows = _from_files(store, snapshot, stored, [path for path, key in _keyed_paths(files) if key in asked])
+        rows = _from_files(store, snapshot, stored, [(path, key) for path, key in _keyed_paths(files) if key in asked])
         pieces = [piece for piece in snapshot.slices if piece.window_start in starts]
         rows += _staged(store, connection, snapshot, stored, pieces)
         parts.append(f"SELECT {column_list(columns)} FROM ({winning_rows(spec, stored, ' UNION ALL '.join(rows))})")
@@ -326,13 +333,22 @@ def _wanted(
     return [named[number] for number in of_files], [snapshot.slices[number] for number in of_slices]
 
 
-def _from_files(store: Store, snapshot: Snapshot, columns: tuple[Column, ...], paths: Sequence[str]) -> list[str]:
-    if not paths:
-        return []
+def _from_files(
+    store: Store, snapshot: Snapshot, columns: tuple[Column, ...], files: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Return SELECTs for the rows of files, each with the key of its window, without what corrections take."""
+    alike: dict[tuple[Correction, ...], list[str]] = defaultdict(list)
+    sequences = {path: sequence_of_file(file_name(path)) for path, _ in files}
+    for path, key in files:
+        pending = snapshot.pending.get(key, ())
+        alike[tuple(each for each in pending if each.acts_on_file(sequences[path]))].append(path)
     # Older files may have fewer or narrower columns, and so may those of another program.
-    may_differ = snapshot.evolved or any(sequence_of_file(file_name(path)) is None for path in paths)
-    relation = parquet_relation(store.table(snapshot.spec.name), paths, columns if may_differ else None)
-    return [f"SELECT {column_list(columns)} FROM {relation}"]
+    may_differ = snapshot.evolved or None in sequences.values()
+    parts = []
+    for acting, paths in alike.items():
+        relation = parquet_relation(store.table(snapshot.spec.name), paths, columns if may_differ else None)
+        parts.append(f"SELECT {column_list(columns)} FROM {kept_rows(snapshot.spec, columns, relation, acting)}")
+    return parts
 
 
 def _staged(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -20,7 +20,7 @@ from timestore_pipeline.duck.connections import kept_connection
 from timestore_pipeline.duck.sql import column_list, quote, time_range_sql
 from timestore_pipeline.errors import QueryError, TableError, TimestoreError
 from timestore_pipeline.model.columns import Column
-from timestore_pipeline.model.windows import to_micros
+from timestore_pipeline.model.windows import Moment, to_micros, utc_moment
 from timestore_pipeline.reading.queries import query_bounds, select, unfinished
 from timestore_pipeline.reading.relations import (
     Snapshot,
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 122_880
 """Rows of an Arrow batch unless told otherwise: DuckDB's own row group."""
-
-Moment = datetime | date | str
-"""A time: aware, or naive and then UTC; a day means its midnight; text is ISO 8601."""
 
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
@@ -209,7 +206,7 @@ def _past(store: Store, now: Snapshot, version: int | None, time: Moment | None)
     elif version is not None and (now.table_version is None or version > now.table_version):
         latest = "it has no table yet" if now.table_version is None else f"the latest is {now.table_version}"
         raise TableError(f"dataset {name!r}: there is no table version {version}; {latest}")
-    return replace(now, table_version=version, slices=())
+    return replace(now, table_version=version, slices=(), pending={})
 
 
 def _now(store: Store) -> Callable[[list[str]], list[Snapshot]]:
@@ -217,16 +214,7 @@ def _now(store: Store) -> Callable[[list[str]], list[Snapshot]]:
 
 
 def _moment(value: Moment | None, default: datetime, name: str) -> datetime:
-    if value is None:
-        return default
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise QueryError(f"{name} is {value!r}; give a time as ISO 8601, such as 2026-11-23T05:00Z") from None
-    if not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
     try:
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    except OverflowError:
-        raise QueryError(f"{name} is {value.isoformat()}, which is no time of the years 1 to 9999 in UTC") from None
+        return default if value is None else utc_moment(value, name)
+    except ValueError as error:
+        raise QueryError(str(error)) from error

@@ -22,6 +22,7 @@ from timestore_pipeline.ledger.restoring import (
     RestoredTable,
     finish_restoring,
     restore_batches_without_rows,
+    restore_corrections,
     restore_dataset,
     restore_dead_builds,
     restore_entries,
@@ -47,7 +48,8 @@ from timestore_pipeline.restoring.restored import (
     unlinked,
     was_retried,
 )
-from timestore_pipeline.segments.description import staged_at_of
+from timestore_pipeline.restoring.taken_back import acknowledged_corrections, last_corrections, windows_to_correct
+from timestore_pipeline.segments.description import DescribedBatch, staged_at_of
 from timestore_pipeline.segments.identity import file_batch_id, unread_file_id
 from timestore_pipeline.segments.segment import new_segment_id
 from timestore_pipeline.staging.arrivals import file_fingerprint
@@ -97,7 +99,11 @@ class Restoring:
         if granularity is None:
             self.problems.append(f"{name}: its windows are unknown; declare it in datasets.yaml and run this again")
             return self._outcome([], {}, 0), next_entry
-        segments = self._segments()
+        corrections = acknowledged_corrections(self.evidence, self.problems)
+        last = max([0, *(each.number for each in corrections)])
+        # Nobody reads a segment that is gone; what came after a correction is not known of it.
+        segments = [each if each.on_disk else replace(each, after_correction=last) for each in self._segments()]
+        last = max([last, *(each.after_correction for each in segments)])
         versions = self._versions(segments)
         table = self.evidence.table
         spec = self.store.datasets.get(name)
@@ -107,6 +113,7 @@ class Restoring:
             table_id=table.table_id if table else None,
             next_sequence=table.fenced + 1 if table else 1,
             next_position=self._first_position(now),
+            corrections=last,
         )
         fixed = Fixed(granularity.value, said.key if said else None, said.time if said else None)
         restore_dataset(self.tx, name, fixed, restored_table, versions, now)
@@ -125,7 +132,9 @@ class Restoring:
             build_id = restore_publication(self.tx, name, publication, owner=owner, now=now)
         for segment in segments:
             restore_segment(self.tx, name, segment, build_id, versions, now)
+        restore_corrections(self.tx, corrections, windows_to_correct(self.evidence, corrections, granularity))
         known = {batch.batch_id for segment in segments for batch in segment.batches}
+        self._emptied_ranges(known)
         entries = [
             *self._damaged_segments(segments),
             *self._refused_rows(known),
@@ -134,7 +143,7 @@ class Restoring:
         ]
         next_entry = restore_entries(self.tx, entries, first_id=next_entry, by=self.by, now=now)
         finish_restoring(self.tx, [segment.row.id for segment in segments], now)
-        past = restore_past_rows(self.tx, name, now)
+        past = restore_past_rows(self.tx, name, last_corrections(corrections, segments, totals), now)
         kept = Policy.of(self.store.settings, spec).table_retention_micros
         self.problems += unexplained(name, past, granularity, kept, now)
         open_entries = sum(not entry.resolved for entry in entries)
@@ -194,10 +203,16 @@ class Restoring:
         return None
 
     def _versions(self, segments: Iterable[RestoredSegment]) -> list[tuple[Column, ...]]:
-        """The columns that the dataset has had: those of manifests, then those that segments have beyond them."""
+        """The columns that the dataset has had: those of manifests, then those that segments have beyond them.
+
+        Where nothing was published, the declared ones are the first: rows that brought more have them all.
+        """
         table = self.evidence.table
         published = list(table.versions) if table else []
         staged = {segment.columns for segment in segments if segment.columns is not None}
+        spec = self.store.datasets.get(self.evidence.dataset)
+        if staged and not published and spec is not None and spec.declared_columns is not None:
+            staged.add(spec.declared_columns)
         versions = published + oldest_first(staged.difference(published))
         return versions or ([table.columns] if table else [])
 
@@ -222,6 +237,16 @@ class Restoring:
             segment = choice.segment if choice.whole else self._carved(choice)
             found.append(restored(segment, by_segment[choice.segment.id]))
         return each_batch_once([*found, *gone])
+
+    def _emptied_ranges(self, known: set[str]) -> None:
+        """Enter the batches of corrections that brought no row, so that a repeat of one is known."""
+        for each in self.evidence.corrections:
+            batch, file = each.said.batch, each.file
+            if each.said.segment_id is None and file is not None and batch.batch_id not in known:
+                row = DescribedBatch(0, batch, 0, 0).row
+                staged_at, number = staged_at_of(_name(file)), each.said.correction.number
+                restore_batches_without_rows(self.tx, self.evidence.dataset, [row], staged_at, number)
+                known.add(batch.batch_id)
 
     def _gone(self, segment_id: str, parts: list[Published]) -> RestoredSegment:
         restored = unlinked(self.evidence.dataset, segment_id, parts)
@@ -316,7 +341,8 @@ class Restoring:
                     entry = self._entry(file, QuarantineKind.ROWS, batch.batch_id, batch.source, each.reason, rows)
                     entries.append(replace(entry, bytes=file.bytes * rows // refused(description)))
             if alone:
-                restore_batches_without_rows(self.tx, self.evidence.dataset, alone, staged_at_of(_name(file)))
+                staged_at, after = staged_at_of(_name(file)), description.after_correction
+                restore_batches_without_rows(self.tx, self.evidence.dataset, alone, staged_at, after)
                 known |= {row.batch_id for row in alone}
         return entries
 

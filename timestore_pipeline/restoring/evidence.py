@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.errors import TableError, TableNotOurs, TablesAway, TimestoreError
 from timestore_pipeline.ledger.claims import MOST_APART
 from timestore_pipeline.model.columns import BATCH_COLUMN, Column
+from timestore_pipeline.segments.corrections import CorrectionFile, read_correction
 from timestore_pipeline.segments.description import (
     SEGMENT_TABLE,
     Description,
@@ -32,9 +33,11 @@ from timestore_pipeline.segments.description import (
 )
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.layout import (
+    acknowledged_correction,
     dataset_of,
     decided_by,
     folders_of,
+    is_correction,
     is_of_segment,
     is_refused_rows,
     is_segment,
@@ -92,6 +95,14 @@ class FoundSegment:
 
 
 @dataclass(frozen=True)
+class FoundCorrection:
+    """A correction that was acknowledged, and its file; None where only its segment says it any more."""
+
+    said: CorrectionFile
+    file: Entry | None
+
+
+@dataclass(frozen=True)
 class TableEvidence:
     """The table as it stands behind the fence with the sequence ``fenced``, and what its manifests say.
 
@@ -125,6 +136,7 @@ class Evidence:
     refused: tuple[tuple[Entry, Description], ...] = ()
     resolved: frozenset[tuple[str, int]] = frozenset()
     bad_files: tuple[Entry, ...] = ()
+    corrections: tuple[FoundCorrection, ...] = ()
     table: TableEvidence | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -188,7 +200,7 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
     table = _table_evidence(store, dataset, notes, fence, take_over)
     segments: list[FoundSegment] = []
     unreadable: list[tuple[Entry, str]] = []
-    home, aside = (_files(store, folder) for folder in folders_of(dataset))
+    home, aside, corrections = (_files(store, folder) for folder in folders_of(dataset))
     refused: list[tuple[Entry, Description]] = []
     bad_files: list[Entry] = []
     resolved: set[tuple[str, int]] = set()
@@ -208,6 +220,15 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
                 resolved.add(decided)
             elif not is_unfinished(file.key) and not is_of_segment(file.key):
                 bad_files.append(file)
+    published = {each.contribution.segment_id for each in table.published} if table else set()
+    pending = {file_name(path).partition(".")[0] for file in corrections if (path := acknowledged_correction(file.key))}
+    unsaid = {each.id for each in segments if each.description.correction and each.id in pending - published}
+    for segment_id in sorted(unsaid):
+        notes.append(
+            f"{dataset}: segment {segment_id} was to replace a range, and its files do not say that this was "
+            "acknowledged. It is left out, and swept after an hour: move it away to keep it"
+        )
+    segments = [each for each in segments if each.id not in unsaid]
     return Evidence(
         dataset,
         tuple(segments),
@@ -215,9 +236,30 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
         tuple(refused),
         frozenset(resolved),
         tuple(bad_files),
+        tuple(_corrections(store, corrections, segments, notes)),
         table,
         tuple(notes),
     )
+
+
+def _corrections(
+    store: Store, files: Iterable[Entry], segments: Iterable[FoundSegment], notes: list[str]
+) -> Iterator[FoundCorrection]:
+    """Go through the corrections that were acknowledged, by their files and, where these are gone, by segments."""
+    known = set()
+    for file in files:
+        if is_correction(file.key):
+            try:
+                yield FoundCorrection(read_correction(store, file.key), file)
+            except (NotDescribed, OSError) as error:
+                notes.append(f"{store.staging.shown(file.key)}: nobody knows any more what it corrected: {error}")
+            else:
+                known.add(PurePosixPath(file.key).stem)
+    for each in segments:
+        correction = each.description.correction
+        if correction is not None and each.id not in known:
+            said = CorrectionFile(correction, each.description.batches[0].batch, each.id)
+            yield FoundCorrection(said, None)
 
 
 def _try(store: Store, read: Callable[[Path], T], file: Entry, unreadable: list[tuple[Entry, str]]) -> T | None:

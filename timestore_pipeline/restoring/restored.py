@@ -70,6 +70,7 @@ def restored(found: FoundSegment, parts: Iterable[Published]) -> RestoredSegment
         on_disk=True,
         columns=found.columns,
         numbers=found.numbers,
+        after_correction=found.description.after_correction,
     )
 
 

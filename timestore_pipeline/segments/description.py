@@ -16,6 +16,7 @@ import duckdb
 from timestore_pipeline.duck.sql import literal
 from timestore_pipeline.ledger.batches import BatchRow
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
+from timestore_pipeline.model.windows import TimeRange
 from timestore_pipeline.segments.identity import Client
 
 SEGMENT_TABLE = "rows"
@@ -34,13 +35,17 @@ class NotDescribed(Exception):
 
 @dataclass(frozen=True)
 class IncomingBatch:
-    """A batch on its way in: identity, content hash, and where it comes from, with its client if it has one."""
+    """A batch on its way in: identity, content hash, and where it comes from, with its client if it has one.
+
+    ``replaces`` is the range of times of which its rows are all that there is to be.
+    """
 
     batch_id: str
     fingerprint: str
     source: str
     source_bytes: int
     client: Client | None = field(default=None, compare=False)
+    replaces: TimeRange | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,15 @@ class DescribedBatch:
 
 
 @dataclass(frozen=True)
+class DescribedCorrection:
+    """The correction that comes with a segment: its number, its range, and the builds that it comes after."""
+
+    number: int
+    range: TimeRange
+    before_sequence: int
+
+
+@dataclass(frozen=True)
 class DescribedGroup:
     """Rows of one batch in one window; times in microseconds since the epoch."""
 
@@ -86,6 +100,8 @@ class Description:
 
     ``after`` is the position that the dataset's next row would have had when the file was begun: whatever was
     acknowledged before that has lower ones. None without a key, and in files of versions that did not say it.
+    ``after_correction`` is the number of the last correction that does not act on the rows, which is ``correction``
+    where the batch came with one.
     """
 
     dataset: str
@@ -93,6 +109,8 @@ class Description:
     batches: tuple[DescribedBatch, ...]
     groups: tuple[DescribedGroup, ...]
     after: int | None = None
+    after_correction: int = 0
+    correction: DescribedCorrection | None = None
 
     @property
     def rows(self) -> int:
@@ -132,6 +150,8 @@ class Description:
                 "batches": batches,
                 "groups": groups,
                 **({} if self.after is None else {"after": self.after}),
+                **({"after_correction": self.after_correction} if self.after_correction else {}),
+                **({"correction": correction_as_list(self.correction)} if self.correction else {}),
             },
             separators=(",", ":"),
         )
@@ -156,9 +176,22 @@ class Description:
                 ),
                 groups=tuple(DescribedGroup(*group) for group in found["groups"]),
                 after=found.get("after"),
+                after_correction=found.get("after_correction", 0),
+                correction=correction_from_list(found["correction"]) if "correction" in found else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise NotDescribed("it does not say which batches it holds") from error
+
+
+def correction_as_list(correction: DescribedCorrection) -> list[int]:
+    """Return a correction as JSON has it, for :func:`correction_from_list`."""
+    return [correction.number, correction.range.start, correction.range.end, correction.before_sequence]
+
+
+def correction_from_list(values: Sequence[int]) -> DescribedCorrection:
+    """Read what :func:`correction_as_list` returned; raises ValueError or TypeError where it is something else."""
+    number, start, end, sequence = values
+    return DescribedCorrection(number, TimeRange(start, end), sequence)
 
 
 def described_batches(

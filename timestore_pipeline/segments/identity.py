@@ -11,13 +11,18 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from timestore_pipeline.model.windows import TimeRange
+
 MAX_BATCH_ID = 255
 """Most characters of a batch id."""
 
 RETRY_MARK = "/rows/"
 """Stands in the ids of batches that came out of quarantine, before the number of their entry."""
 
-_GIVEN = re.compile(rf"(file|arrow|unread)-[0-9a-f]{{64}}|.*{RETRY_MARK}[0-9]+|token/[A-Za-z0-9_.-]+/.*", re.DOTALL)
+_GIVEN = re.compile(
+    rf"(file|arrow|unread)-[0-9a-f]{{64}}|replaced-[0-9a-f]{{64}}-[0-9]+|.*{RETRY_MARK}[0-9]+|token/[A-Za-z0-9_.-]+/.*",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,16 @@ def content_batch_id(fingerprint: str) -> str:
     return f"arrow-{fingerprint}"
 
 
+def replacement_batch_id(fingerprint: str, number: int) -> str:
+    """Return the batch id of rows that came without one and replace a range, as the dataset's correction ``number``."""
+    return f"replaced-{fingerprint}-{number}"
+
+
+def replacement_fingerprint(fingerprint: str, replaces: TimeRange) -> str:
+    """Return the hash of what a replacement says: rows and the range of which they are all that there is to be."""
+    return blake3(f"{fingerprint}/{replaces.start}/{replaces.end}".encode()).hexdigest()
+
+
 def unread_file_id(*stamp: object) -> str:
     """Return what a file is called before its content is known, by what tells it from others and from itself later."""
     return f"unread-{blake3(repr(stamp).encode(errors='surrogatepass')).hexdigest()}"
@@ -65,4 +80,6 @@ def claims_given_id(batch_id: str, fingerprint: str, client: Client | None = Non
     own = {file_batch_id(fingerprint), content_batch_id(fingerprint)}
     if client is not None:
         own.add(client.batch_id or "")
-    return batch_id not in own and _GIVEN.fullmatch(batch_id) is not None
+    if batch_id in own or batch_id.startswith(replacement_batch_id(fingerprint, 0)[:-1]):
+        return False
+    return _GIVEN.fullmatch(batch_id) is not None

@@ -17,17 +17,21 @@ import duckdb
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import column_definitions, column_list, literal
-from timestore_pipeline.errors import StorageError
+from timestore_pipeline.errors import BatchesRefused, StorageError
 from timestore_pipeline.ledger.batches import SegmentRow
 from timestore_pipeline.ledger.datasets import next_position
 from timestore_pipeline.ledger.slices import SliceRow
+from timestore_pipeline.ledger.tables import last_claimed_sequence
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import BATCH_COLUMN, ROW_COLUMN, Column
+from timestore_pipeline.model.windows import TimeRange, from_micros
 from timestore_pipeline.rows.read_plan import RowSource
+from timestore_pipeline.segments.corrections import CorrectionFile, write_correction
 from timestore_pipeline.segments.description import (
     METADATA_KEY,
     SEGMENT_TABLE,
     DescribedBatch,
+    DescribedCorrection,
     DescribedGroup,
     Description,
     IncomingBatch,
@@ -35,7 +39,7 @@ from timestore_pipeline.segments.description import (
     described_batches,
 )
 from timestore_pipeline.segments.judging import BatchTimes, Judge, RefusedRows, reason_in_words
-from timestore_pipeline.storage.layout import refused_rows_key, segment_key
+from timestore_pipeline.storage.layout import pending_correction, refused_rows_key, segment_key
 from timestore_pipeline.store import Store
 
 # DuckDB's smallest and its default block size. Small blocks keep small segments small, 45 KB instead of 800 KB
@@ -58,6 +62,7 @@ class WrittenSegment:
     (rows that came too late, and are nowhere) go by batch ordinal; ``refused_path`` (relative to the staging directory)
     holds the refused rows of all batches. ``judged_at`` is the moment by which they were late, in microseconds since
     the epoch. ``numbers`` is how many row numbers were given out, to refused rows too, where the dataset has a key.
+    ``correction`` is what the rows replace, where they do, and ``correction_path`` the file that says it.
     """
 
     row: SegmentRow | None
@@ -69,6 +74,8 @@ class WrittenSegment:
     dropped: Mapping[int, int] = field(default_factory=dict)
     judged_at: int = 0
     numbers: int = 0
+    correction: DescribedCorrection | None = None
+    correction_path: str | None = None
 
     @property
     def refused_rows(self) -> dict[int, int]:
@@ -84,7 +91,9 @@ class WrittenSegment:
     @property
     def files(self) -> list[str]:
         """The files in staging that an acknowledgement rests on."""
-        return [path for path in (self.row and self.row.path, self.refused_path) if path]
+        pending = self.correction_path and pending_correction(self.correction_path)
+        paths = (self.row and self.row.path, self.refused_path, pending)
+        return [path for path in paths if path]
 
     def is_there(self, store: Store) -> bool:
         """Whether nobody has swept the files as orphans since they were written."""
@@ -116,6 +125,8 @@ class SegmentDraft:
         times: the times of the batches by ordinal, where they are known without reading them back.
         most_windows: how many windows a batch may have rows in; 0 is no limit.
         position: that of row number 0, where rows of a dataset with a key keep the places that they had.
+        after_correction: the number of the last correction that does not act on the rows.
+        correction: the one that comes with the rows, where they replace a range; it is filled in when they are written.
     """
 
     columns: Sequence[Column]
@@ -125,6 +136,13 @@ class SegmentDraft:
     times: Sequence[BatchTimes] | None = None
     most_windows: int = 0
     position: int | None = None
+    after_correction: int = 0
+    correction: DescribedCorrection | None = None
+
+    @property
+    def replaces(self) -> TimeRange | None:
+        """The range of which the rows are all that there is to be; whoever replaces one is alone in a segment."""
+        return self.batches[0].replaces if self.batches else None
 
 
 def write_segment(
@@ -134,6 +152,7 @@ def write_segment(
 
     Raises:
         TooManyWindows: batches have rows in more windows than they may; nothing is left behind.
+        BatchesRefused: rows lie outside of the range that they are to replace; nothing is left behind.
         PlaceError: staging, or the dataset's folder in it, is not the one that segments were written to before.
         duckdb.Error, OSError: rows cannot be read or cast, or the disk cannot take them; nothing is left behind.
     """
@@ -144,6 +163,11 @@ def write_segment(
         # By this a ledger that is made again from files tells what came first; clocks go back.
         with store.ledger.read() as tx:
             draft = replace(draft, position=next_position(tx, spec.name))
+    if draft.replaces is not None:
+        with store.ledger.read() as tx:
+            sequence = last_claimed_sequence(tx, spec.name) + 1
+        correction = DescribedCorrection(draft.after_correction + 1, draft.replaces, sequence)
+        draft = replace(draft, after_correction=correction.number, correction=correction, take_late=True)
     temporary = store.staging.scratch(key)
     try:
         written, groups = _fill(store, connection, spec, draft, temporary, segment_id)
@@ -160,6 +184,9 @@ def write_segment(
                 connection.unregister(name)
     try:
         reach(CrashPoint.SEGMENT_WRITTEN)
+        if draft.correction is not None:
+            said = CorrectionFile(draft.correction, draft.batches[0], segment_id if groups else None)
+            written = replace(written, correction_path=write_correction(store, spec.name, segment_id, said))
         if not groups:
             temporary.unlink()
             return written
@@ -200,6 +227,8 @@ def _fill(
     )
     numbers = _insert(connection, spec, draft.sources)
     judged = judge.look(connection, _TABLE, draft.times)
+    if draft.correction is not None:
+        _check_range(spec.name, draft.correction.range, judged.groups)
     if judged.dropped:
         connection.execute(f"DELETE FROM {_TABLE} WHERE {judge.too_late}")
     described = described_batches(
@@ -209,7 +238,9 @@ def _fill(
         {ordinal: reason_in_words(parts) for ordinal, parts in judged.refused.items()},
         judged.dropped,
     )
-    description = Description(spec.name, spec.window.value, described, judged.groups, draft.position)
+    description = Description(
+        spec.name, spec.window.value, described, judged.groups, draft.position, draft.after_correction, draft.correction
+    )
     refused_path, refused_bytes = None, 0
     if judged.refused:
         refused_path = refused_rows_key(spec.name, segment_id)
@@ -226,8 +257,23 @@ def _fill(
         dropped=judged.dropped,
         judged_at=judge.now,
         numbers=numbers,
+        correction=draft.correction,
     )
     return written, judged.groups
+
+
+def _check_range(dataset: str, replaced: TimeRange, groups: Iterable[DescribedGroup]) -> None:
+    """Refuse rows that lie outside of the range that they are to replace: what they would add is no replacement.
+
+    Raises:
+        BatchesRefused: there are any.
+    """
+    outside = [each for each in groups if each.min_time < replaced.start or each.max_time >= replaced.end]
+    if outside:
+        first = outside[0]
+        time = from_micros(first.min_time if first.min_time < replaced.start else first.max_time).isoformat()
+        reason = f"it is to replace the range {replaced}, and has rows outside of it, at {time} for one"
+        raise BatchesRefused(dataset, {first.ordinal: reason})
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, sources: Iterable[RowSource]) -> int:

@@ -6,7 +6,7 @@ table, some at a time: a statement over hundreds of attached files would take me
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import duckdb
@@ -14,8 +14,10 @@ import duckdb
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import column_definitions, literal, quote, select_as, time_range_sql
 from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
+from timestore_pipeline.ledger.corrections import Taken
 from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.model.columns import POSITION_COLUMN, ROW_COLUMN, Column
+from timestore_pipeline.rows.corrected import count_taken, kept_rows
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import SEGMENT_TABLE
 from timestore_pipeline.store import Store
@@ -73,10 +75,24 @@ def segment_table(segment_id: str) -> str:
     return f'"{segment_id}".{SEGMENT_TABLE}'
 
 
-def rows_of_segment(columns: Sequence[Column], piece: Slice) -> str:
-    """Return what follows FROM to read the segment of a slice as rows of ``columns``."""
-    table = segment_table(piece.segment_id)
+def rows_of_segment(spec: DatasetSpec, columns: Sequence[Column], piece: Slice) -> str:
+    """Return what follows FROM to read the segment of a slice as rows of ``columns``, without what corrections take."""
+    table = _kept_rows(spec, piece)
     return table if piece.columns == tuple(columns) else f"(SELECT {_as_rows_of(columns, piece)} FROM {table})"
+
+
+def _kept_rows(spec: DatasetSpec, piece: Slice) -> str:
+    return kept_rows(spec, piece.columns, segment_table(piece.segment_id), piece.corrections)
+
+
+def rows_taken(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, piece: Slice) -> dict[int, int]:
+    """Return how many rows of a slice, whose segment is attached, each correction takes, by its number.
+
+    Raises:
+        duckdb.Error: the segment cannot be read.
+    """
+    window = spec.window_at(piece.window_start)
+    return count_taken(connection, spec, piece.columns, segment_table(piece.segment_id), piece.corrections, window)
 
 
 def _as_rows_of(columns: Sequence[Column], piece: Slice) -> str:
@@ -96,10 +112,12 @@ def by_segment(slices: Iterable[Slice]) -> dict[str, list[Slice]]:
 
 
 def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence[Slice]) -> str:
-    """Return SQL for the rows of slices of one attached segment, as rows of ``columns``.
+    """Return SQL for the rows of slices of one attached segment, as rows of ``columns``, without what corrections take.
 
     Neighbouring windows are read as one range.
     """
+    taking = {each.number: each for piece in pieces for each in piece.corrections}
+    table = kept_rows(spec, pieces[0].columns, segment_table(pieces[0].segment_id), list(taking.values()))
     ranges: list[list[int]] = []
     for piece in sorted(pieces, key=lambda item: item.window_start):
         window = spec.window_at(piece.window_start)
@@ -110,7 +128,7 @@ def select_slices(spec: DatasetSpec, columns: Sequence[Column], pieces: Sequence
     stored = pieces[0].columns
     time = spec.time_column(stored)
     condition = " OR ".join(time_range_sql(time, start, end) for start, end in ranges)
-    return f"SELECT {_as_rows_of(columns, pieces[0])} FROM {segment_table(pieces[0].segment_id)} WHERE {condition}"
+    return f"SELECT {_as_rows_of(columns, pieces[0])} FROM {table} WHERE {condition}"
 
 
 def gather_slices(
@@ -120,13 +138,17 @@ def gather_slices(
     columns: Sequence[Column],
     slices: Iterable[Slice],
     table: str,
-) -> None:
+) -> Taken:
     """Copy the rows of many slices into a new ``table`` (a quoted SQL name) of the connection.
+
+    Returns:
+        What corrections take of them, which is not copied.
 
     Raises:
         SegmentUnreadable: a segment is missing or damaged, or has another number of rows than the ledger says.
     """
     connection.execute(f"CREATE TABLE {table} ({column_definitions(columns)})")
+    taken: Taken = Counter()
     groups = list(by_segment(slices).values())
     for start in range(0, len(groups), MOST_ATTACHED):
         chunk = groups[start : start + MOST_ATTACHED]
@@ -135,14 +157,20 @@ def gather_slices(
             attach_segment(store, connection, pieces[0])
         rows = " UNION ALL ".join(select_slices(spec, columns, pieces) for pieces in chunk)
         try:
+            of_chunk: Taken = Counter()
+            for piece in (piece for pieces in chunk for piece in pieces if piece.corrections):
+                for number, count in rows_taken(connection, spec, piece).items():
+                    of_chunk[piece.window_start, number] += count
             copied = connection.execute(f"INSERT INTO {table} {rows}").fetchall()[0][0]
         except duckdb.Error as error:
             raise _named(store, chunk, readable_reason(error)) from error
-        expected = sum(piece.rows for pieces in chunk for piece in pieces)
+        taken += of_chunk
+        expected = sum(piece.rows for pieces in chunk for piece in pieces) - of_chunk.total()
         if copied != expected:
             raise _named(store, chunk, f"{copied} rows were read where the ledger has {expected}")
         for pieces in chunk:
             detach_segment(connection, pieces[0].segment_id)
+    return taken
 
 
 def _named(store: Store, chunk: Sequence[Sequence[Slice]], reason: str) -> SegmentUnreadable:

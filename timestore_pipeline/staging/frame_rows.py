@@ -10,14 +10,21 @@ import duckdb
 import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
-from timestore_pipeline.errors import BatchRejected, SegmentNotWritten, TimestoreError
+from timestore_pipeline.errors import BadRange, BatchRejected, SegmentNotWritten, TimestoreError
+from timestore_pipeline.ledger.corrections import corrections_so_far, is_last_word, latest_replacement
 from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.model.windows import Moment, TimeRange
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.formats.format import Reader
 from timestore_pipeline.rows.read_plan import ReadPlan, plan_reads
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import IncomingBatch
-from timestore_pipeline.segments.identity import Client, content_batch_id
+from timestore_pipeline.segments.identity import (
+    Client,
+    content_batch_id,
+    replacement_batch_id,
+    replacement_fingerprint,
+)
 from timestore_pipeline.segments.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.frames import table_fingerprint
 from timestore_pipeline.staging.incoming import OF_ROWS, Rows
@@ -28,6 +35,18 @@ from timestore_pipeline.store import Store
 # To write less than this has nothing for a second thread to do (a row group of a segment has 122,880 rows), and sharing
 # it between threads costs more than it brings.
 _ONE_THREAD_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a server knows of a batch that was sent to it: the hash of what it was read from, and who sent it."""
+
+    fingerprint: str | None = None
+    client: Client | None = None
+
+
+NOT_SENT = Sent()
+"""Of a batch that came from the program itself."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +63,54 @@ class Incoming:
         table: pa.Table,
         batch_id: str | None,
         source: str,
-        fingerprint: str | None = None,
-        client: Client | None = None,
+        sent: Sent = NOT_SENT,
     ) -> Incoming:
         """Return a table as a batch, named after its content where it has no ``batch_id``.
 
-        ``fingerprint`` is the hash of what the table was read from, where that is the batch's content. ``client`` is
-        who sent it, where there are several.
+        Where it was ``sent`` with a hash of what it was read from, that is its content.
 
         Raises:
             BatchRejected: its id or source is one that no ledger can hold.
         """
         try:
-            fingerprint = fingerprint or table_fingerprint(table)
+            fingerprint = sent.fingerprint or table_fingerprint(table)
         except OF_ROWS as error:
             raise BatchRejected(dataset, source, readable_reason(error)) from error
-        batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes, client)
+        batch = IncomingBatch(batch_id or content_batch_id(fingerprint), fingerprint, source, table.nbytes, sent.client)
         return cls(check_texts(dataset, batch), table)
+
+    def replacing(self, store: Store, dataset: str, replaces: TimeRange, *, named: bool) -> Incoming:
+        """Return the batch as one whose rows are all that there is to be of a range of times.
+
+        ``named`` says that its caller has named it. Else it has the name that it was given before, where it is the last
+        that was said of the range, and so is a repeat; and a new one where anything came after it.
+        """
+        fingerprint = replacement_fingerprint(self.batch.fingerprint, replaces)
+        batch_id = self.batch.batch_id
+        if not named:
+            with store.ledger.read() as tx:
+                last = latest_replacement(tx, dataset, fingerprint)
+                if last is not None and is_last_word(tx, last):
+                    batch_id = last.batch_id
+                else:
+                    batch_id = replacement_batch_id(fingerprint, corrections_so_far(tx, dataset) + 1)
+        batch = replace(self.batch, batch_id=batch_id, fingerprint=fingerprint, replaces=replaces)
+        return Incoming(batch, self.table)
+
+
+def range_of(dataset: str, ends: tuple[Moment, Moment] | None) -> TimeRange | None:
+    """Return the range of times from the first to before the second of two moments; None of none.
+
+    Raises:
+        BadRange: they are no such range.
+    """
+    if ends is None:
+        return None
+    try:
+        start, end = ends
+        return TimeRange.between(start, end)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadRange(dataset, str(error)) from error
 
 
 def stage_together(

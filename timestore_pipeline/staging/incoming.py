@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchRejected, TimestoreError
+from timestore_pipeline.ledger.batches import BatchOrder
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.rows.read_plan import ReadPlan
 from timestore_pipeline.rows.reasons import UnreadableFile
@@ -42,8 +43,8 @@ class Rows(ABC):
     ids_are_ours = False
     """The batches have ids that the project has given them."""
 
-    position: int | None = None
-    """The place of row number 0, where the rows keep the places that they had."""
+    order: BatchOrder | None = None
+    """Where the rows stand among others, where they keep the places that they had."""
 
     def __init__(self, store: Store, spec: DatasetSpec, batches: Sequence[IncomingBatch]) -> None:
         self.store = store

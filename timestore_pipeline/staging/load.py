@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import duckdb
 
@@ -21,7 +21,7 @@ from timestore_pipeline.errors import (
     TooManyWindows,
 )
 from timestore_pipeline.ledger.batches import SegmentRow
-from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.ledger.datasets import schema_and_corrections
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
 from timestore_pipeline.ledger.schemas import SchemaStep
 from timestore_pipeline.model.columns import Column
@@ -63,7 +63,9 @@ def receipt_of(answer: Answer) -> Receipt:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the ledger says of a dataset: its columns, and how many windows a batch may have rows in (0: any number).
+    """What the ledger says of a dataset: its columns, how many windows a batch may have rows in, its last correction.
+
+    Any number of windows where ``most_windows`` is 0; ``corrections`` is the number of the last one.
 
     A writer passes on what its last group found, and its next one is written without asking first. The acknowledging
     transaction looks at everything anyway. Where something has changed it records nothing, and the group is done again
@@ -72,6 +74,7 @@ class Outlook:
 
     schema: Schema | None
     most_windows: int
+    corrections: int
 
 
 @dataclass(frozen=True)
@@ -189,11 +192,14 @@ class _Load:
         batches = [self._rows.batches[number] for number in group]
         with store.ledger.read() as tx:
             known = known_of(tx, spec.name, batches)
-            found = None if known or claiming else (*room_for(tx, store, spec, batches), dataset_schema(tx, spec))
+            found = None
+            if not known and not claiming:
+                limits, admitted = room_for(tx, store, spec, batches)
+                found = admitted, limits, *schema_and_corrections(tx, spec)
         if found is None:
             # What has such an id from before they were kept for us is known, and is a repeat.
             return Loaded(self._known(left) if known else claiming)
-        limits, admitted, schema = found
+        admitted, limits, schema, corrections = found
         check_disk(store)
         admissions = dict(zip(group, admitted, strict=True))
         over = Loaded(
@@ -208,7 +214,8 @@ class _Load:
             return over
         try:
             with turn(store, spec, limits) as in_turn:
-                return over.and_then(self._stage(Outlook(schema, limits.max_windows), taken, in_turn=in_turn))
+                outlook = Outlook(schema, limits.max_windows, corrections)
+                return over.and_then(self._stage(outlook, taken, in_turn=in_turn))
         except StagedMeanwhile:
             return Loaded()  # the ledger knows more by now
         except StagingQueueFull:
@@ -217,10 +224,16 @@ class _Load:
             return Loaded()  # it filled up meanwhile, but not so far that none of them fits
 
     def _one_of_each_id(self, left: Sequence[int]) -> list[int]:
-        """Return which batches to load now: once the first of two has its answer, the ledger knows of the second."""
+        """Return which batches to load now: once the first of two has its answer, the ledger knows of the second.
+
+        One that replaces a range is alone: what is acknowledged before it goes, and what comes after it stays.
+        """
         first: dict[str, int] = {}
         for number in left:
-            first.setdefault(self._rows.batches[number].batch_id, number)
+            batch = self._rows.batches[number]
+            if batch.replaces is not None:
+                return list(first.values()) or [number]
+            first.setdefault(batch.batch_id, number)
         return list(first.values())
 
     def _claiming(self, group: Sequence[int]) -> dict[int, Answer]:
@@ -257,21 +270,21 @@ class _Load:
             done = acknowledge_segment(
                 self._store,
                 self._spec,
-                Premises(base, steps, self._rows.position, in_turn),
+                Premises(base, steps, self._rows.order, in_turn, outlook.corrections),
                 written,
                 batches,
                 self._rows.record,
             )
         except BatchesRefused as error:
             return _bad_after_all(plan, answered, self._refused(plan, error))
-        as_expected = not (answered.answers or steps or in_turn)
+        as_expected = not (answered.answers or steps or in_turn or written.correction)
         return answered.and_then(
             Loaded(
                 dict(zip(plan.order, done.receipts, strict=True)),
                 (written.row,) if written.row else (),
                 done.quarantined,
                 plan.schema.columns if plan.schema else (),
-                Outlook(plan.schema, outlook.most_windows) if as_expected else None,
+                replace(outlook, schema=plan.schema) if as_expected else None,
             )
         )
 
@@ -293,7 +306,8 @@ class _Load:
                         rows.take_late,
                         rows.times(plan),
                         outlook.most_windows,
-                        rows.position,
+                        rows.order.position if rows.order else None,
+                        rows.order.after_correction if rows.order else outlook.corrections,
                     )
                     return plan, write_segment(store, connection, spec, draft), answered
                 except TimestoreError:
@@ -310,6 +324,8 @@ class _Load:
                 as_before = store.policy(tx, spec).limits.max_windows == error.limit
             # If the limit is another one now, it is asked for again.
             return plan, None, _bad_after_all(plan, answered, self._refused(plan, error) if as_before else Loaded())
+        except BatchesRefused as error:
+            return plan, None, _bad_after_all(plan, answered, self._refused(plan, error))
         except TimestoreError:
             raise
         except (duckdb.Error, OSError) as error:

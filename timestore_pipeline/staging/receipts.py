@@ -11,14 +11,21 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchConflict, BatchIdReserved, BatchRejected, CommitUnknown, GuardrailExceeded
 from timestore_pipeline.ledger.batches import (
+    BatchOrder,
     KnownBatch,
     NewSegment,
     acknowledge,
     known_batches,
     windows_of_batches,
 )
+from timestore_pipeline.ledger.corrections import (
+    NewCorrection,
+    acknowledge_correction,
+    mark_windows,
+    windows_with_files,
+)
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
-from timestore_pipeline.ledger.datasets import claim_positions, dataset_schema, fix_declaration, lock_dataset
+from timestore_pipeline.ledger.datasets import claim_positions, fix_declaration, lock_dataset, schema_and_corrections
 from timestore_pipeline.ledger.quarantine import (
     NewEntry,
     QuarantineEntry,
@@ -27,9 +34,11 @@ from timestore_pipeline.ledger.quarantine import (
     set_aside,
 )
 from timestore_pipeline.ledger.schemas import SchemaStep, add_versions
-from timestore_pipeline.ledger.states import QuarantineKind
+from timestore_pipeline.ledger.states import CorrectionKind, QuarantineKind
+from timestore_pipeline.ledger.tables import last_claimed_sequence
 from timestore_pipeline.model.clock import now_micros
-from timestore_pipeline.model.windows import Window
+from timestore_pipeline.model.windows import Window, from_micros
+from timestore_pipeline.segments.corrections import keep_correction
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import MAX_BATCH_ID
 from timestore_pipeline.segments.judging import reason_in_words
@@ -107,14 +116,16 @@ class Premises:
     """What a segment was written on, which may be otherwise by now.
 
     Its columns are those of version ``base`` in the ledger (0: none) with what is to be taken up (``steps``).
-    ``position`` is that of its row number 0 where its rows keep the places that they had, in a dataset with a key.
-    ``in_turn`` is False where it was written out of turn, because the dataset had no limit of turns.
+    ``order`` is where its rows stand among others, where they keep the places that they had; else ``corrections`` is
+    the number of the last correction, after which they come. ``in_turn`` is False where it was written out of turn,
+    because the dataset had no limit of turns.
     """
 
     base: int
     steps: tuple[SchemaStep, ...] = ()
-    position: int | None = None
+    order: BatchOrder | None = None
     in_turn: bool = True
+    corrections: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,9 +182,12 @@ def acknowledge_segment(
             raise StagedMeanwhile  # the limit is another one now: look at it again
         if limits.concurrent_ingests and not premises.in_turn:
             raise StagedMeanwhile  # there are turns now: wait for one
-        now_there = dataset_schema(tx, spec)
+        now_there, corrections = schema_and_corrections(tx, spec)
         if (now_there.version if now_there else 0) != premises.base:
             raise StagedMeanwhile  # written with columns that have changed: nobody's change is lost
+        after = premises.corrections if premises.order is None else premises.order.after_correction
+        if premises.order is None and corrections != premises.corrections:
+            raise StagedMeanwhile  # the segment says after which correction it comes
         check_pause(tx, spec.name)
         if not premises.base:
             fix_declaration(tx, spec)
@@ -184,10 +198,12 @@ def acknowledge_segment(
         check_shares(tx, spec, limits, batches)
         check_guardrails(tx, store, spec, limits)
         first_open = spec.first_open_window(written.judged_at).start_micros
-        position = premises.position
+        if written.correction is not None:
+            after = _correct(tx, spec, written, batches[0], now)
+        position = premises.order.position if premises.order else None
         if spec.key and position is None:
             position = claim_positions(tx, spec.name, written.numbers)
-        segment = NewSegment(written.row, rows, written.slices, version, position)
+        segment = NewSegment(written.row, rows, written.slices, version, position, after)
         acknowledge(tx, spec.name, segment, now, first_open_window=first_open)
         count_late_rows(tx, spec, written)
         resolve_staged_files(tx, spec.name, (batch.batch_id for batch in batches), now)
@@ -208,6 +224,8 @@ def acknowledge_segment(
         written.discard(store)
         raise
     reach(CrashPoint.BATCHES_ACKNOWLEDGED)
+    if written.correction_path is not None:
+        keep_correction(store, written.correction_path)
     log_breaches(breaches)
     windows: dict[int, list[Window]] = {}
     for piece in written.slices:
@@ -228,6 +246,35 @@ def acknowledge_segment(
         for row in rows
     )
     return Acknowledged(receipts, tuple(entries))
+
+
+def _correct(tx: Connection, spec: DatasetSpec, written: WrittenSegment, batch: IncomingBatch, now: int) -> int:
+    """Record the correction that a segment comes with; return its number.
+
+    Raises:
+        StagedMeanwhile: it is not the one that the segment says, or a build was claimed since the segment was written.
+    """
+    said = written.correction
+    assert said is not None
+    new = NewCorrection(
+        spec.name,
+        kind=CorrectionKind.REPLACEMENT,
+        range_start=said.range.start,
+        range_end=said.range.end,
+        batch_id=batch.batch_id,
+        fingerprint=batch.fingerprint,
+        source=batch.source,
+        path=written.correction_path or "",
+    )
+    if last_claimed_sequence(tx, spec.name) + 1 != said.before_sequence:
+        raise StagedMeanwhile
+    number = acknowledge_correction(tx, new, now)
+    if number != said.number:
+        raise StagedMeanwhile
+    ends = (from_micros(time) for time in (said.range.start, said.range.end - 1))
+    first, last = (Window.containing(moment, spec.window).start_micros for moment in ends)
+    mark_windows(tx, spec.name, number, windows_with_files(tx, spec.name, first, last))
+    return number
 
 
 def _is_recorded(tx: Connection, spec: DatasetSpec, written: WrittenSegment, known: Mapping[str, KnownBatch]) -> bool:

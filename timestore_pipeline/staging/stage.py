@@ -6,6 +6,7 @@ from pathlib import Path
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchIdReserved, BatchRejected, ReadingTooLong
+from timestore_pipeline.model.windows import TimeRange
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import file_batch_id
@@ -52,9 +53,41 @@ def stage(
             as dropped.
         UnknownDataset, ColumnsChanged, LedgerError: as they say.
     """
-    spec = store.datasets[dataset]
-    incoming = Incoming.of(dataset, as_table(dataset, data, source, Bounds.of(store.settings)), batch_id, source)
+    return stage_incoming(store, dataset, incoming_of(store, dataset, data, batch_id, source), wait_seconds)
 
+
+def incoming_of(
+    store: Store,
+    dataset: str,
+    data: Frame,
+    batch_id: str | None = None,
+    source: str = "stage()",
+    replaces: TimeRange | None = None,
+) -> Incoming:
+    """Return a frame as a batch for :func:`stage_incoming`.
+
+    With ``replaces`` its rows are all rows of that range of times. Once it is acknowledged nobody sees an earlier row
+    of the range, staged or published; without a row the range is emptied. Rows of closed windows are staged whatever
+    the dataset does with late ones. Without a ``batch_id`` the same rows for the same range are a repeat for as long as
+    nothing else was said of the range.
+
+    Raises:
+        NoFrame, BatchRejected, UnknownDataset: as :func:`stage` says.
+    """
+    bounds = Bounds.of(store.settings)
+    store.datasets[dataset]  # says which ones there are
+    incoming = Incoming.of(dataset, as_table(dataset, data, source, bounds), batch_id, source)
+    return incoming if replaces is None else incoming.replacing(store, dataset, replaces, named=batch_id is not None)
+
+
+def stage_incoming(store: Store, dataset: str, incoming: Incoming, wait_seconds: float = 0.0) -> Receipt:
+    """Stage a batch; when this returns, it is acknowledged.
+
+    Raises:
+        BatchRejected: the data does not fit the dataset, or has rows outside of the range that it is to replace.
+        TimestoreError: as :func:`stage` says.
+    """
+    spec = store.datasets[dataset]
     warn_of_direct_write(store, dataset)
     receipt = when_there_is_room(
         store, dataset, lambda: receipt_of(stage_together(store, spec, [incoming]).answers[0]), wait_seconds

@@ -10,9 +10,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from timestore_pipeline.segments.identity import Client
-from timestore_pipeline.staging.frame_rows import Incoming
+from timestore_pipeline.model.windows import TimeRange
+from timestore_pipeline.staging.frame_rows import Incoming, Sent
 from timestore_pipeline.staging.receipts import Receipt
+from timestore_pipeline.store import Store
 
 
 class _Writing(Protocol):
@@ -67,14 +68,15 @@ class Promise(Future[Receipt]):
 class Waiting:
     """A batch that has no answer yet."""
 
+    store: Store
     dataset: str
     table: pa.Table
     batch_id: str | None
     source: str
-    fingerprint: str | None
+    sent: Sent
     future: Future[Receipt]
     deadline: float
-    client: Client | None = None
+    replaces: TimeRange | None = None
     retries: int = 0
     bytes: int = field(init=False)
 
@@ -91,4 +93,7 @@ class Waiting:
         Raises:
             BatchRejected: its id or source is one that no ledger can hold.
         """
-        return Incoming.of(self.dataset, self.table, self.batch_id, self.source, self.fingerprint, self.client)
+        found = Incoming.of(self.dataset, self.table, self.batch_id, self.source, self.sent)
+        if self.replaces is None:
+            return found
+        return found.replacing(self.store, self.dataset, self.replaces, named=self.batch_id is not None)

@@ -19,10 +19,10 @@ from typing import Self
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull, WriterWaitsForItself
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
+from timestore_pipeline.model.windows import Moment
 from timestore_pipeline.rows.bounds import Bounds
-from timestore_pipeline.segments.identity import Client
 from timestore_pipeline.staging.direct import publish_if_direct, warn_of_direct_write
-from timestore_pipeline.staging.frame_rows import stage_together
+from timestore_pipeline.staging.frame_rows import NOT_SENT, Sent, range_of, stage_together
 from timestore_pipeline.staging.frames import Frame, as_table
 from timestore_pipeline.staging.load import Answer, Outlook
 from timestore_pipeline.staging.receipts import Receipt
@@ -118,8 +118,8 @@ class Writer:
         source: str | None = None,
         timeout: float | None = None,
         *,
-        fingerprint: str | None = None,
-        client: Client | None = None,
+        sent: Sent = NOT_SENT,
+        replace: tuple[Moment, Moment] | None = None,
     ) -> Future[Receipt]:
         """Hand over one batch; its future gets the receipt once it is acknowledged, or an error as of ``stage()``.
 
@@ -131,19 +131,22 @@ class Writer:
             batch_id: as for ``stage()``.
             source: where this batch comes from, if not from where the others do.
             timeout: how many seconds to wait while the writer is full; None waits for as long as it takes.
-            client: who sent it, where there are several: each has ids and a share of the queue of its own.
-            fingerprint: the BLAKE3 hash, in hex, of the bytes that ``data`` was read from, where these and not its
-                values say whether a batch is the same; then give a ``batch_id`` too.
+            sent: who sent it, where there are several: each has ids and a share of the queue of its own; and the BLAKE3
+                hash, in hex, of the bytes that ``data`` was read from, where these and not its values say whether a
+                batch is the same. Then give a ``batch_id`` too.
+            replace: as for ``Timestore.stage()``; such a batch has a commit of its own.
 
         Raises:
             NoFrame, BatchRejected: ``data`` cannot be read.
+            BadRange: ``replace`` has no time in it.
             WriterFull: too many bytes wait, and none were answered in time; in a callback, at once.
             WriterClosed: the writer is closed.
         """
         source = source or self._source
         table = as_table(self.dataset, data, source, Bounds.of(self._store.settings))
         deadline = time.monotonic() + self._wait_seconds
-        waiting = Waiting(self.dataset, table, batch_id, source, fingerprint, Promise(self), deadline, client)
+        future, replaces = Promise(self), range_of(self.dataset, replace)
+        waiting = Waiting(self._store, self.dataset, table, batch_id, source, sent, future, deadline, replaces)
         if self.is_writing_thread():
             timeout = 0.0  # room is made by this very thread
         with self._changed:
@@ -273,8 +276,12 @@ class Writer:
             taken: list[Waiting] = []
             size = 0
             while self._queue and len(taken) < _MOST_BATCHES_PER_GROUP and (not taken or size < _MOST_BYTES_PER_GROUP):
+                if taken and self._queue[0].replaces is not None:
+                    break  # what it is called depends on what was acknowledged before it
                 waiting = self._queue.popleft()
                 taken.append(waiting)
+                if waiting.replaces is not None:
+                    break
                 size += waiting.bytes
             return taken
 

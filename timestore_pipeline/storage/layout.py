@@ -7,6 +7,8 @@
 ``_quarantine/<dataset>/<segment>.rows.parquet``  the rows that were refused when the segment was written
 ``….rows.parquet.<ordinal>.resolved``           an empty file: the rows of one of the batches were dealt with
 ``_quarantine/<dataset>/<other name>``          a file that could not be read
+``_corrections/<dataset>/<segment>.json``       a correction, with the id of the segment that it came with
+``….json.pending``                              the same, before it is acknowledged
 ==============================================  =========================================================
 """
 
@@ -19,6 +21,9 @@ from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 ASIDE = "_quarantine"
 """The folder of what was set aside; no dataset can be called that."""
 
+_CORRECTIONS = "_corrections"
+_CORRECTION = ".json"
+_PENDING = ".pending"
 _SEGMENT = ".duckdb"
 _REFUSED_ROWS = ".rows.parquet"
 _DECIDED = ".resolved"
@@ -56,6 +61,26 @@ def segments_mark(dataset: str) -> str:
     return f"{dataset}/{_SEGMENTS_MARK}"
 
 
+def correction_key(dataset: str, segment_id: str) -> str:
+    """Return where the correction is that came with a segment, or with a batch that has no row."""
+    return f"{_CORRECTIONS}/{dataset}/{segment_id}{_CORRECTION}"
+
+
+def pending_correction(key: str) -> str:
+    """Return where a correction is before it is acknowledged."""
+    return f"{key}{_PENDING}"
+
+
+def acknowledged_correction(key: str) -> str | None:
+    """Return where a correction that is pending will be; None of a file that is none."""
+    return key.removesuffix(_PENDING) if key.endswith(f"{_CORRECTION}{_PENDING}") else None
+
+
+def is_correction(key: str) -> bool:
+    """Whether a file is a correction that was acknowledged, by its name and where it lies."""
+    return key.startswith(f"{_CORRECTIONS}/") and key.endswith(_CORRECTION)
+
+
 def gathering_file(dataset: str, sequence: int) -> str:
     """Return the name, in DuckDB's folder for temporary files, of what a build gathers rows in."""
     return f"{dataset}-{sequence}{_SEGMENT}{TEMPORARY_SUFFIX}"
@@ -66,17 +91,17 @@ def gathering_files(dataset: str) -> str:
     return f"{dataset}-*{_SEGMENT}{TEMPORARY_SUFFIX}*"
 
 
-def folders_of(dataset: str) -> tuple[str, str]:
-    """Return the folder of a dataset's segments, and that of what was set aside."""
-    return dataset, f"{ASIDE}/{dataset}"
+def folders_of(dataset: str) -> tuple[str, str, str]:
+    """Return the folders of a dataset's segments, of what was set aside, and of its corrections."""
+    return dataset, f"{ASIDE}/{dataset}", f"{_CORRECTIONS}/{dataset}"
 
 
 def dataset_of(key: str) -> str | None:
-    """Return the dataset of a segment, or of whatever was set aside; None for other files."""
+    """Return the dataset of a segment, a correction, or of whatever was set aside; None for other files."""
     match key.split("/"):
         case [dataset, name] if is_segment(name):
             return dataset
-        case [folder, dataset, _] if folder == ASIDE:
+        case [folder, dataset, _] if folder in (ASIDE, _CORRECTIONS):
             return dataset
     return None
 

@@ -145,16 +145,16 @@ class WindowSource:
     wrong: Callable[[str], TimestoreError]
 
 
-def slices_as_source(store: Store, slices: Sequence[Slice], tables: Sequence[str]) -> WindowSource:
+def slices_as_source(store: Store, slices: Sequence[Slice], tables: Sequence[str], taken: int = 0) -> WindowSource:
     """Return the rows of slices of one window: of a table per slice, in their order, or of one table with all of them.
 
-    ``tables`` are the SQL names.
+    ``tables`` are the SQL names. So many rows as ``taken`` says are not in them, as corrections take these.
     """
     ordered = all(earlier.max_time <= later.min_time for earlier, later in pairwise(slices))
     named = ", ".join(store.staging.shown(piece.path) for piece in slices[:3])
     return WindowSource(
         relations=tables,
-        rows=sum(piece.rows for piece in slices),
+        rows=sum(piece.rows for piece in slices) - taken,
         bytes=sum(piece.bytes for piece in slices),
         one_after_the_other=ordered or len(tables) == 1,
         counted_by="the ledger",
@@ -226,10 +226,12 @@ def write_window(
     found = sum(row[1] for row in written)
     if source.rows is not None and found != source.rows:
         raise source.wrong(f"{found} rows of window {window.key} were read where {source.counted_by} has {source.rows}")
-    # DuckDB numbers the files by which of its threads was first.
-    in_time_order = sorted(written, key=lambda row: _time_range(time, row[4]))
+    # DuckDB numbers the files by which of its threads was first, and writes one where there is no row.
+    in_time_order = sorted((row for row in written if row[1]), key=lambda row: _time_range(time, row[4]))
     place, partition = folders.place, folder.name
-    keys = [f"{partition}/{file_prefix(build.sequence)}{number:03d}{PARQUET_SUFFIX}" for number in range(len(written))]
+    keys = [
+        f"{partition}/{file_prefix(build.sequence)}{number:03d}{PARQUET_SUFFIX}" for number in range(len(in_time_order))
+    ]
     files = [
         ParquetFile(
             path=key,

@@ -19,13 +19,16 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.ledger.corrections import correction_paths
 from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.history import aborted_sequences
 from timestore_pipeline.ledger.quarantine import open_entries, resolved_paths
 from timestore_pipeline.ledger.segments import paths_on_disk
 from timestore_pipeline.model.freed import Freed
+from timestore_pipeline.segments.corrections import keep_correction
 from timestore_pipeline.storage import Entry, Storage
 from timestore_pipeline.storage.layout import (
+    acknowledged_correction,
     decided_by,
     folders_of,
     gathering_files,
@@ -76,13 +79,13 @@ class _Suspects:
         """Return those in staging that the ledger does not know, and those in scratch; together at most so many."""
         if not self.staged:
             return [], list(self.scratch[:most])
-        known = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)}
+        known = paths_on_disk(tx) | {entry.path for entry in open_entries(tx)} | correction_paths(tx)
         resolved = resolved_paths(tx)
         there = {entry.key for entry in self.staged}
         orphans = [
             entry
             for entry in self.staged
-            if entry.key not in known
+            if (acknowledged_correction(entry.key) or entry.key) not in known
             and (not is_aside(entry.key) or entry.key in resolved or _is_of_staging(entry.key, there))
         ][:most]
         return orphans, list(self.scratch[: None if most is None else most - len(orphans)])
@@ -153,6 +156,7 @@ def _sweep_files(store: Store, suspects: _Suspects, most: int | None) -> Freed:
         lock_datasets(tx, store.datasets)
         staged, scratch = suspects.unknown(tx, most)
         freed = _size_of(staged, ())
+        acknowledged = correction_paths(tx)
         _delete_orphans(store, [entry.key for entry in staged])
         for path in scratch:
             freed += _size_of((), [path])
@@ -161,6 +165,10 @@ def _sweep_files(store: Store, suspects: _Suspects, most: int | None) -> Freed:
             else:
                 path.unlink(missing_ok=True)
             reach(CrashPoint.ORPHAN_REMOVED)
+    # A process died after its correction was acknowledged, and before the file said so.
+    said = (acknowledged_correction(entry.key) for entry in suspects.staged)
+    for path in {path for path in said if path is not None} & acknowledged:
+        keep_correction(store, path)
     return freed
 
 
@@ -178,9 +186,10 @@ def _delete_orphans(store: Store, keys: Sequence[str]) -> None:
 
 def _staged(store: Store, datasets: Iterable[str]) -> Iterator[Entry]:
     for dataset in datasets:
-        home, aside = folders_of(dataset)
+        home, aside, corrections = folders_of(dataset)
         yield from (entry for entry in store.staging.entries(f"{home}/") if is_of_segment(entry.key))
         yield from store.staging.entries(f"{aside}/")
+        yield from store.staging.entries(f"{corrections}/")
 
 
 def _scratch(store: Store, datasets: Sequence[str]) -> Iterator[Path]:

@@ -171,10 +171,14 @@ def test_a_new_ledger_of_which_another_connection_makes_the_log_is_waited_for(pa
 def test_a_ledger_of_the_version_before_is_given_an_identity(ledger: Ledger, url: str):
     with ledger.write() as tx:
         count(tx, "a_metric", "weather", "x")
-        for table in ("installation", "places", "disk_use"):
+        for table in (
+            "installation", "places", "disk_use", "build_corrections", "corrected_windows", "corrections",
+        ):  # fmt: skip
             tx.execute(text(f"DROP TABLE {table}"))
         added = {
-            "datasets": ("table_id", "refusal_reason", "refusal", "refused_at", "time"),
+            "datasets": ("table_id", "refusal_reason", "refusal", "refused_at", "time", "corrections"),
+            "segments": ("after_correction",),
+            "batches": ("after_correction",),
             "readings": ("alone",),
             "quarantine": ("tries", "try_again_at"),
         }

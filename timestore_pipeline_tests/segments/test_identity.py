@@ -16,7 +16,7 @@ from timestore_pipeline.operating.quarantine import retry_entry
 from timestore_pipeline.segments.identity import Client, claims_given_id, content_batch_id, file_batch_id
 from timestore_pipeline.staging import load, receipts
 from timestore_pipeline.staging.arrivals import file_fingerprint
-from timestore_pipeline.staging.frame_rows import Incoming, stage_together
+from timestore_pipeline.staging.frame_rows import Incoming, Sent, stage_together
 from timestore_pipeline.staging.frames import table_fingerprint
 from timestore_pipeline.staging.room import Admission, admissions
 from timestore_pipeline.staging.stage import stage, stage_file
@@ -121,7 +121,7 @@ def test_a_conflict_that_comes_while_files_are_read_is_that_files_alone(
 
 def incoming(name: str, key: str, count: int) -> Incoming:
     client = Client(f"HTTP by {name}", name, key)
-    return Incoming.of("weather", hourly(count), client.batch_id, client.name, None, client)
+    return Incoming.of("weather", hourly(count), client.batch_id, client.name, Sent(client=client))
 
 
 def test_a_client_cannot_take_anothers_next_key(store: Store):
