@@ -72,7 +72,7 @@ class PlaceState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class IdentifiedPlace:
     """What was found of a place; ``mark`` is the identity that it carries, None where it has no mark."""
 
     name: PlaceName
@@ -116,7 +116,7 @@ class Place:
             storage_at(self._places.settings, location_of(self._places.settings, self.name) / key), self
         )
 
-    def find(self) -> Finding:
+    def find(self) -> IdentifiedPlace:
         """Look what it is.
 
         Raises:
@@ -134,7 +134,7 @@ class Place:
         self._seen = stamp if state is PlaceState.OURS else None
         if state is PlaceState.OURS:
             self._believed_until = time.monotonic() + self.raw.traits.believed_seconds
-        return Finding(self.name, self.raw.location, state, mark)
+        return IdentifiedPlace(self.name, self.raw.location, state, mark)
 
     def require(self) -> None:
         """Refuse a place that is missing or foreign; a new one has nothing in it yet.
@@ -175,7 +175,7 @@ class Place:
             raise refusal
         return found.state
 
-    def refusal(self, found: Finding) -> PlaceError | None:
+    def refusal(self, found: IdentifiedPlace) -> PlaceError | None:
         """Return the error that says what was found; None where the place may be used."""
         variable = variable_name(FIELDS[self.name])
         if found.state is PlaceState.MISSING:

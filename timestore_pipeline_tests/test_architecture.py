@@ -296,6 +296,28 @@ def test_a_module_name_is_used_once():
     assert [paths for paths in by_name.values() if len(paths) > 1] == []
 
 
+# Names of classes that stand for two ideas, and why.
+NAMED_ALIKE = {
+    "Rows": "reading's is the library's public name for rows that are read; staging's are all kinds of rows to load",
+}
+
+
+def test_the_name_of_a_class_that_other_modules_use_is_used_once():
+    """Not by a class of one module either: whoever reads both would take one for the other."""
+    by_name: dict[str, list[str]] = {}
+    for path in modules_under(PACKAGE_ROOT):
+        for node in nodes(path):
+            if isinstance(node, ast.ClassDef):
+                by_name.setdefault(node.name.lstrip("_"), []).append(f"{path.relative_to(PACKAGE_ROOT)}:{node.name}")
+    twice = {
+        name: places
+        for name, places in by_name.items()
+        if len(places) > 1 and any(place.endswith(f":{name}") for place in places)
+    }
+
+    assert twice.keys() == NAMED_ALIKE.keys(), twice
+
+
 def test_a_module_has_at_most_400_lines():
     """Or the first line of its docstring says why it is long: ``(long, because …)``."""
     long = {

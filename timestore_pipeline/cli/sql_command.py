@@ -35,7 +35,7 @@ TABLE_ROWS = 50
 _BATCH_ROWS = 50_000
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     """How the rows of a query are printed."""
 
     TABLE = "table"
@@ -48,7 +48,7 @@ def sql(
     query: Annotated[
         str, typer.Argument(metavar="QUERY", help='SQL for DuckDB, such as "select count(*) from weather".')
     ],
-    output_format: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
+    output_format: Annotated[OutputFormat, typer.Option("--format", help="How rows are printed.")] = OutputFormat.TABLE,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=0, metavar="N", help="Print at most N rows; by default 50 in a table, else all."),
@@ -59,7 +59,7 @@ def sql(
         print_query(store, query, output_format, limit)
 
 
-def print_query(store: Store, sql: str, output: Format, limit: int | None) -> None:
+def print_query(store: Store, sql: str, output: OutputFormat, limit: int | None) -> None:
     """Run ``sql`` and print its rows; CSV and JSON are streamed, a table is bounded.
 
     Raises:
@@ -72,9 +72,9 @@ def print_query(store: Store, sql: str, output: Format, limit: int | None) -> No
         with watch.call():
             reader = query_rows(store, sql).to_reader(_BATCH_ROWS)
         batches = _fetched(reader, watch)
-        if output is Format.TABLE:
+        if output is OutputFormat.TABLE:
             _print_table(reader.schema, batches, TABLE_ROWS if limit is None else limit)
-        elif output is Format.CSV:
+        elif output is OutputFormat.CSV:
             _print_csv(reader.schema, _at_most(batches, limit))
         else:
             _print_json(_at_most(batches, limit))

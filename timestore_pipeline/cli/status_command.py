@@ -58,7 +58,7 @@ def status(datasets: Datasets = None, as_json: JsonForTable = False) -> None:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTotals:
     """What is in the table of a dataset."""
 
     windows: int
@@ -81,7 +81,7 @@ class DatasetStatus:
     thresholds: FlushThresholds
     limits: EffectiveLimits
     due: Trigger | None
-    published: Published
+    published: PublishedTotals
     last_flush: Build | None
     in_flight: Build | None
     quarantine: QuarantineTotals
@@ -138,7 +138,7 @@ def collect_status(
                 thresholds=policy.flush,
                 limits=policy.limits,
                 due=due_trigger(queue, policy.flush, policy.limits.max_pending, moment),
-                published=Published(*published.get(spec.name, (0, 0, 0, 0))),
+                published=PublishedTotals(*published.get(spec.name, (0, 0, 0, 0))),
                 last_flush=flushed.get(spec.name),
                 in_flight=in_flight.get(spec.name),
                 quarantine=quarantined.get(spec.name, QuarantineTotals(batches=0, rows=0)),

@@ -48,9 +48,9 @@ def validate(
     dataset has its own table, and is removed at the end; one whose command was killed, by the next validation.
     """
     from timestore_pipeline.validation.run import validate as run
-    from timestore_pipeline.validation.verdict import Load
+    from timestore_pipeline.validation.verdict import LoadSize
 
-    load = Load(rate, rows, seconds_of(duration, "--duration"))
+    load = LoadSize(rate, rows, seconds_of(duration, "--duration"))
     with open_store() as store, terminated_like_interrupted():
         found = run(store, load, like=like, progress=warn)
     if as_json:

@@ -37,7 +37,7 @@ _DEADLY = (duckdb.InternalException, duckdb.FatalException)
 
 
 @dataclass(frozen=True)
-class Bounds:
+class StatementBounds:
     """What the statements of a connection may take: seconds each (0: no end), and bytes of disk in all."""
 
     seconds: float
@@ -56,7 +56,7 @@ class Share:
 
     threads: int | None = None
     memory_limit: str | None = None
-    bounds: Bounds | None = None
+    bounds: StatementBounds | None = None
 
 
 AS_SET = Share()
@@ -141,14 +141,16 @@ def interrupts_passed_on() -> Iterator[None]:
         raise KeyboardInterrupt("interrupted in a DuckDB query") from error
 
 
-def kept_connection(settings: Settings, folder: Reach, /, *more: Reach, bounds: Bounds) -> duckdb.DuckDBPyConnection:
+def kept_connection(
+    settings: Settings, folder: Reach, /, *more: Reach, bounds: StatementBounds
+) -> duckdb.DuckDBPyConnection:
     """Return a connection as :func:`connector` gives, which stays open for as long as a relation of it is in use."""
     connection = duckdb.connect(":memory:", config=connection_config(settings))
     _confine(connection, (folder, *more), bounds)
     return connection
 
 
-def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...], bounds: Bounds | None) -> None:
+def _confine(connection: duckdb.DuckDBPyConnection, reaches: tuple[Reach, ...], bounds: StatementBounds | None) -> None:
     places = [each for each in reaches if not isinstance(each, Path)]
     folders = [each if isinstance(each, Path) else each.root for each in reaches]
     # DuckDB compares names as they are written, and files are named to it as patterns.

@@ -33,7 +33,7 @@ _MOST_PIPELINED = 8
 """Requests that a client may send before the first of them is answered. Each is held with its headers."""
 
 
-class _Waiting:
+class _IdleConnections:
     """Connections that wait for a client, the longest waiting first; with too many of them that one goes."""
 
     def __init__(self, most: int) -> None:
@@ -77,7 +77,7 @@ class _Bounded(HttpToolsProtocol):
     """
 
     max_header_bytes: int
-    waiting: _Waiting
+    waiting: _IdleConnections
     _timer: asyncio.TimerHandle | None = None
     _unread = 0
     _said = 0
@@ -271,7 +271,7 @@ def _protocol(settings: Settings) -> type[asyncio.Protocol]:
         (_Bounded,),
         {
             "max_header_bytes": settings.http_max_header_bytes,
-            "waiting": _Waiting(settings.http_max_connections),
+            "waiting": _IdleConnections(settings.http_max_connections),
         },
     )
 

@@ -88,7 +88,7 @@ def datasets_with_tables(tx: Connection) -> list[str]:
     return list(tx.execute(found).scalars())
 
 
-class Place(StrEnum):
+class MeasuredPlace(StrEnum):
     """What is looked at."""
 
     ARCHIVE = "archive"
@@ -100,7 +100,7 @@ class DiskUse:
     """Files of one place, of a dataset or (where that is empty) of all; ``looked_at`` in microseconds."""
 
     dataset: str
-    place: Place
+    place: MeasuredPlace
     files: int
     bytes: int
     looked_at: int
@@ -108,7 +108,7 @@ class DiskUse:
 
 def all_disk_use(tx: Connection) -> list[DiskUse]:
     """Return what the last look found."""
-    return [DiskUse(**{**row, "place": Place(row["place"])}) for row in tx.execute(select(disk_use)).mappings()]
+    return [DiskUse(**{**row, "place": MeasuredPlace(row["place"])}) for row in tx.execute(select(disk_use)).mappings()]
 
 
 def put_disk_use(tx: Connection, found: Iterable[DiskUse]) -> None:

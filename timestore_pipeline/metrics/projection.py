@@ -25,7 +25,7 @@ from timestore_pipeline.datasets import SCRATCH_PREFIX
 from timestore_pipeline.errors import TimestoreError
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.counters import Histogram, bucket_bounds, counter_values, histogram_values
-from timestore_pipeline.ledger.installation import Place, all_disk_use, ledger_bytes
+from timestore_pipeline.ledger.installation import MeasuredPlace, all_disk_use, ledger_bytes
 from timestore_pipeline.ledger.landing import Backlog, landing_backlogs
 from timestore_pipeline.ledger.limits import all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import QuarantineTotals, open_totals, quarantined_bytes
@@ -181,7 +181,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
     for name, size in quarantined_bytes(tx).items():
         values[series.DISK_USAGE, name, "quarantine"] = size
     for each in all_disk_use(tx):
-        if each.place is Place.ARCHIVE:
+        if each.place is MeasuredPlace.ARCHIVE:
             values[series.DISK_USAGE, each.dataset, "archive"] = each.bytes
         else:
             values[series.WORK_BYTES, "", ""] = each.bytes

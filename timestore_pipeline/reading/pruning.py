@@ -165,14 +165,14 @@ def _restrict(
             continue
         # Without the name of a table in front, one that the SELECT list gives away may be meant.
         names = {column.name.lower(): column.name for column in known}
-        scope = _Scope(names, str(table.get("alias") or table["table_name"]).lower(), frozenset(aliases))
+        scope = _Names(names, str(table.get("alias") or table["table_name"]).lower(), frozenset(aliases))
         condition = _over_bounds(where, scope)
         if condition is not None:
             restricted.setdefault(id(table), []).append(condition)
 
 
 @dataclass(frozen=True)
-class _Scope:
+class _Names:
     """What the names in a WHERE clause mean: columns by their names in lower case, of a table of some name."""
 
     columns: Mapping[str, str]
@@ -201,7 +201,7 @@ def _restricted_by_where(from_table: dict[str, Any]) -> Iterator[dict[str, Any]]
             yield from _restricted_by_where(from_table["right"])
 
 
-def _over_bounds(expression: dict[str, Any], scope: _Scope) -> dict[str, Any] | None:
+def _over_bounds(expression: dict[str, Any], scope: _Names) -> dict[str, Any] | None:
     """Return the expression over bounds that is false wherever ``expression`` holds for no row, None if unknown."""
     kind = expression.get("type")
     if kind in ("CONJUNCTION_AND", "CONJUNCTION_OR"):

@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from timestore_pipeline.datasets import Datasets
-from timestore_pipeline.duck.connections import Bounds
+from timestore_pipeline.duck.connections import StatementBounds
 from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.durable_files import nearest_there
 from timestore_pipeline.errors import QueryError
@@ -55,7 +55,7 @@ _MOST_NAMED = 20
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(?:ANALYZE\s+)?(?:\([^()]*\)\s*)?", re.IGNORECASE)
 
 
-def query_bounds(settings: Settings) -> Bounds:
+def query_bounds(settings: Settings) -> StatementBounds:
     """Return what a query may take: time, and disk to spill to, so that enough is left for staging.
 
     It is half of what is free beyond the minimum, as another query may begin before this one has spilled anything.
@@ -65,7 +65,7 @@ def query_bounds(settings: Settings) -> Bounds:
     spill = max(0, beyond // 2)
     if settings.query_max_spill_bytes:
         spill = min(spill, settings.query_max_spill_bytes)
-    return Bounds(settings.query_max_seconds, spill)
+    return StatementBounds(settings.query_max_seconds, spill)
 
 
 def unfinished(error: Exception, settings: Settings) -> QueryError:

@@ -157,7 +157,7 @@ def commit_build(
             f"dataset {build.dataset!r}: its columns have changed, and only some files of a window would get the new "
             "ones; try again after the next flush."
         )
-    return _commit(own, _Entry(build, "publish", columns, transactions, actions, replacement))
+    return _commit(own, _LogEntry(build, "publish", columns, transactions, actions, replacement))
 
 
 def commit_fence(own: Owned, build: Build, columns: Sequence[Column]) -> int:
@@ -168,7 +168,7 @@ def commit_fence(own: Owned, build: Build, columns: Sequence[Column]) -> int:
         TableError: the commit failed.
     """
     fence = Transaction(app_id(build.dataset, build.lane), build.sequence)
-    return _commit(own, _Entry(build, "fence", columns, [fence]))
+    return _commit(own, _LogEntry(build, "fence", columns, [fence]))
 
 
 def declare_types(own: Owned, columns: Sequence[Column]) -> None:
@@ -230,7 +230,7 @@ def fence_all(place: Storage, dataset: str, sequence: int, installation: str) ->
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _LogEntry:
     """What a build enters in the log; ``action`` is "publish" or "fence", ``columns`` are those of the table then."""
 
     build: Build
@@ -241,7 +241,7 @@ class _Entry:
     replacement: Replacement | None = None
 
 
-def _commit(own: Owned, entry: _Entry) -> int:
+def _commit(own: Owned, entry: _LogEntry) -> int:
     """Commit on a new handle, or on the one that is held since the files to be removed were looked up.
 
     Either was looked at when it was opened. What the ledger has learnt since does not change what was in that version.
@@ -278,7 +278,7 @@ def _commit(own: Owned, entry: _Entry) -> int:
     return mine
 
 
-def _commit_on(table: DeltaTable, entry: _Entry, installation: str) -> None:
+def _commit_on(table: DeltaTable, entry: _LogEntry, installation: str) -> None:
     build, columns, replacement = entry.build, entry.columns, entry.replacement
     # delta-rs takes a new schema up only with an overwrite: of no window, so that it removes nothing by itself, or
     # of those that are replaced, whose files it then removes instead of actions that it would not take.

@@ -35,7 +35,7 @@ _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Look:
+class JudgedTable:
     """A table as it was opened, what the ledger knew of it before that, and what speaks against writing to it."""
 
     table: DeltaTable
@@ -89,7 +89,7 @@ class OwnTable:
             known = None
         raise self._overtaken()
 
-    def look(self, known: KnownTable | None = None, *, as_owner: bool = False, fences: bool = True) -> Look:
+    def look(self, known: KnownTable | None = None, *, as_owner: bool = False, fences: bool = True) -> JudgedTable:
         """Open its latest version, and see what speaks against writing to it, if anything; changes nothing.
 
         The ledger is asked first (or was, and said ``known``): whatever it knows to be in the table is in the version
@@ -110,9 +110,9 @@ class OwnTable:
         if others:
             with self.store.ledger.read() as tx:
                 builds |= builds_of_sequences(tx, self.dataset, others)
-        return Look(table, known, objection_to(self.dataset, title, known, builds))
+        return JudgedTable(table, known, objection_to(self.dataset, title, known, builds))
 
-    def accept(self, look: Look) -> DeltaTable:
+    def accept(self, look: JudgedTable) -> DeltaTable:
         """Let the ledger remember what a look has found; return the table that nothing speaks against.
 
         Raises:
@@ -196,7 +196,7 @@ class OwnTable:
         """Raise :class:`TableNotOurs` unless it is the table that the ledger knows, and the ledger knows all of it."""
         self._refuse_to_hand_over(self.look(as_owner=True))
 
-    def _refuse_to_hand_over(self, look: Look) -> None:
+    def _refuse_to_hand_over(self, look: JudgedTable) -> None:
         if look.objection is not None:
             raise self._refusal(*look.objection)
 

@@ -10,7 +10,7 @@ from datetime import date
 from functools import partial
 from itertools import islice
 
-from timestore_pipeline.ledger.installation import DiskUse, Place, all_disk_use, put_disk_use
+from timestore_pipeline.ledger.installation import DiskUse, MeasuredPlace, all_disk_use, put_disk_use
 from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.model.windows import from_micros
 from timestore_pipeline.storage import Entry
@@ -67,7 +67,7 @@ def _old_files(store: Store, now: int, most: int | None) -> Iterator[_OldFiles]:
     )
     first_kept = from_micros(now - int(retention * 1e6)).date().isoformat() if retention else ""
     with store.ledger.read() as tx:
-        used = {each.dataset: each for each in all_disk_use(tx) if each.place is Place.ARCHIVE}
+        used = {each.dataset: each for each in all_disk_use(tx) if each.place is MeasuredPlace.ARCHIVE}
     for dataset in store.datasets:
         known = used.get(dataset)
         excess = max(0, known.bytes - limit) if known and limit else 0

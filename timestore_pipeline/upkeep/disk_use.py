@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from timestore_pipeline.landing.found import bytes_on_disk
-from timestore_pipeline.ledger.installation import DiskUse, Place, all_disk_use, put_disk_use
+from timestore_pipeline.ledger.installation import DiskUse, MeasuredPlace, all_disk_use, put_disk_use
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.chores import Chore
 
@@ -27,9 +27,9 @@ def record_disk_use(store: Store, *, now: int) -> None:
     found = []
     for dataset in store.datasets:
         sizes = [entry.bytes for entry in store.archive.entries(f"{dataset}/")]
-        found.append(DiskUse(dataset, Place.ARCHIVE, len(sizes), sum(sizes), now))
+        found.append(DiskUse(dataset, MeasuredPlace.ARCHIVE, len(sizes), sum(sizes), now))
     work = list(_sizes((store.settings.work_path, store.settings.temp_path)))
-    found.append(DiskUse("", Place.WORK, len(work), sum(work), now))
+    found.append(DiskUse("", MeasuredPlace.WORK, len(work), sum(work), now))
     store.ledger.transact(lambda tx: put_disk_use(tx, found))
 
 

@@ -36,7 +36,7 @@ from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.validation.scratch import extend_lease, scratch_name, scratch_store
-from timestore_pipeline.validation.verdict import Check, Load, Measurements, RowCount, checks
+from timestore_pipeline.validation.verdict import Check, LoadSize, Measurements, RowCount, checks
 
 PRODUCERS = 4
 _LOOK_SECONDS = 0.2
@@ -64,7 +64,7 @@ class Validation:
 
 
 def validate(
-    store: Store, load: Load, *, like: str | None = None, progress: Progress = lambda text: None
+    store: Store, load: LoadSize, *, like: str | None = None, progress: Progress = lambda text: None
 ) -> Validation:
     """Put ``load`` through the installation in a scratch dataset, and hold what happens against what is promised.
 
@@ -116,7 +116,7 @@ class _Tally:
 
 
 class _Run:
-    def __init__(self, scratch: Store, load: Load, progress: Progress) -> None:
+    def __init__(self, scratch: Store, load: LoadSize, progress: Progress) -> None:
         self._store = scratch
         self._name = scratch_name(scratch)
         self._spec = scratch.datasets[self._name]

@@ -14,7 +14,7 @@ _STALL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadSize:
     """What to put in: batches per second, rows per batch, and for how many seconds."""
 
     batches_per_second: float
@@ -43,7 +43,7 @@ class Measurements:
     it through the read API and in the table itself. ``wrong_reads`` are counts that were impossible while the load ran.
     """
 
-    load: Load
+    load: LoadSize
     loaded_seconds: float
     settled_seconds: float
     acknowledged: Mapping[int, int]

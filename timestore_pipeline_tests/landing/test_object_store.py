@@ -19,7 +19,7 @@ from timestore_pipeline.operating.quarantine import kept_at, retry_entry
 from timestore_pipeline.settings import AfterIngest, SettingsError, load_settings
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.store import Store
-from timestore_pipeline.validation.run import Load, validate
+from timestore_pipeline.validation.run import LoadSize, validate
 from timestore_pipeline_tests.builders import Rows, hourly, ingest, readable, rows_of, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.crash.child import killed_at
@@ -439,7 +439,7 @@ def test_validation_drops_its_files_into_the_bucket_and_leaves_none(open_store: 
     store = open_store(flush_sensor_interval_seconds=1, landing_sensor_interval_seconds=1, staging_flush_max_rows=20)
     land(s3_bucket, "a.csv")
 
-    found = validate(store, Load(4, 10, 1))
+    found = validate(store, LoadSize(4, 10, 1))
 
     assert found.passed, found.checks
     assert len(s3_bucket.proxy.passed("PUT", "landing/.*")) == 2

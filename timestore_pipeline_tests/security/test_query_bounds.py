@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import pytest
 
-from timestore_pipeline.cli.sql_command import Format, print_query
+from timestore_pipeline.cli.sql_command import OutputFormat, print_query
 from timestore_pipeline.errors import QueryError
 from timestore_pipeline.reading import queries
 from timestore_pipeline.reading.queries import query_bounds
@@ -45,7 +45,7 @@ def test_a_query_that_does_not_end_is_ended(make_store: MakeStore, sql: str):
         lambda: query_rows(store, sql).to_arrow(),
         lambda: query_rows(store, sql).to_arrow(),
         lambda: list(query_rows(store, sql)),
-        lambda: print_query(store, sql, Format.CSV, None),
+        lambda: print_query(store, sql, OutputFormat.CSV, None),
     ):
         with pytest.raises(QueryError, match=r"longer than 0\.2 s.*TIMESTORE_QUERY_MAX_SECONDS"):
             ask()

@@ -26,7 +26,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.policy import ServiceLevels
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline.validation.run import Load, validate
+from timestore_pipeline.validation.run import LoadSize, validate
 from timestore_pipeline.validation.scratch import remove_leftovers, scratch_name, scratch_store
 from timestore_pipeline.validation.verdict import Measurements, RowCount, checks
 from timestore_pipeline_tests.builders import hourly, readable, rows_of
@@ -145,7 +145,7 @@ def test_rows_that_a_build_loses_are_found(make_store: MakeStore, monkeypatch: p
 
     monkeypatch.setattr(run, "flush_windows", forgetful)
 
-    found = validate(make_store(**QUICK), Load(4, 10, 1))
+    found = validate(make_store(**QUICK), LoadSize(4, 10, 1))
 
     assert not found.passed
     assert {check.name: check.passed for check in found.checks}["rows at the end"] is False
@@ -170,7 +170,7 @@ def test_thresholds_and_limits_are_those_of_another_dataset(make_store: MakeStor
 def test_what_no_threshold_takes_is_flushed_by_hand_at_the_end(make_store: MakeStore):
     store = make_store(**{**QUICK, "staging_flush_max_age_ms": 0})
 
-    found = validate(store, Load(4, 10, 1))
+    found = validate(store, LoadSize(4, 10, 1))
 
     assert found.passed, found.checks
     assert found.measurements.flushed_by_hand > 0
@@ -263,7 +263,7 @@ def measured(**fields: Any) -> Measurements:
     """A run of two batches of three rows that went well, but for ``fields``."""
     good = {1: RowCount(3, 3), 2: RowCount(3, 3)}
     defaults: dict[str, Any] = {
-        "load": Load(2, 3, 1), "loaded_seconds": 1.0, "settled_seconds": 1.0, "acknowledged": {1: 3, 2: 3},
+        "load": LoadSize(2, 3, 1), "loaded_seconds": 1.0, "settled_seconds": 1.0, "acknowledged": {1: 3, 2: 3},
         "refused": 0, "errors": [], "pending_batches": 0, "most_pending": 2, "flushed_by_hand": 0, "flushes": [1.0],
         "waits": [2.0], "reads": 3, "wrong_reads": [], "readable": good, "in_table": good, "stage_seconds": [0.1],
     }  # fmt: skip

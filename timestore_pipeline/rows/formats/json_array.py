@@ -31,7 +31,7 @@ class JsonArray(JsonLines):
 
     def rewrite(self, body: IO[bytes], file: IO[bytes], bounds: Bounds, check: Callable[[int], None]) -> None:
         """Write each row as a line."""
-        window = _Window(body)
+        window = _Buffer(body)
         rows = 0
         try:
             if window.next() != "[":
@@ -66,7 +66,7 @@ class JsonArray(JsonLines):
             raise UnreadableFile("the JSON array has no rows")
 
 
-class _Window:
+class _Buffer:
     """The part of a text that is looked at; it moves on, and grows for a row that does not fit."""
 
     def __init__(self, stream: IO[bytes]) -> None:
