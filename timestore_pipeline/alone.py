@@ -6,13 +6,13 @@ datasets does its part for each of them in :func:`alone`, and catches :class:`Ti
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from timestore_pipeline.errors import DatasetFailed, TimestoreError
+from timestore_pipeline.inert import log_named
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 @contextmanager

@@ -10,11 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from errno import EMFILE
 
 from timestore_pipeline.exhaustion import most_open_files
+from timestore_pipeline.inert import as_entry
 from timestore_pipeline.model.columns import Column
 
 
 class TimestoreError(Exception):
-    """Base of all errors raised on purpose; its message is meant for the person who reads it."""
+    """Base of all errors raised on purpose; its message is meant for the person who reads it.
+
+    It may have names that others gave. Whoever logs it, or a traceback that ends in it, gets it as an entry.
+    """
+
+    def __str__(self) -> str:
+        return as_entry(str(self.args[0]) if self.args else "")
 
 
 class SettingsError(TimestoreError):
@@ -46,10 +53,6 @@ class UnknownDataset(TimestoreError, KeyError):
             f"dataset {dataset!r} is not declared. Declared datasets: {declared}. "
             "Add it to datasets.yaml or correct the name."
         )
-
-    def __str__(self) -> str:
-        # A KeyError shows its argument in quotes.
-        return self.args[0]
 
 
 class LedgerError(TimestoreError):
@@ -468,10 +471,6 @@ class TooManyOpenFiles(TimestoreError, OSError):
             "damaged. Raise the limit (ulimit -n, LimitNOFILE= of systemd) or do less at once, and try again."
         )
 
-    def __str__(self) -> str:
-        # An OSError shows its arguments in its own way.
-        return str(self.args[0])
-
 
 class StorageError(TimestoreError, OSError):
     """An object store did not do what it was asked. An OSError too, as a disk would raise.
@@ -483,10 +482,6 @@ class StorageError(TimestoreError, OSError):
 
     what: str
     reason: str
-
-    def __str__(self) -> str:
-        # An OSError shows its arguments in its own way.
-        return self.args[0]
 
 
 class StorageUnavailable(StorageError):

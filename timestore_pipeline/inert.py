@@ -1,13 +1,15 @@
-"""Text of others, made inert (short, because whoever shows text uses these functions, and no others).
+"""Text of others, made inert: whoever shows text uses these functions, and no others.
 
 Names, reasons and values of cells are shown, and do nothing. There is one function for each place where text could act.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 
 _SCHEME = re.compile(r"\b(https?)://", re.IGNORECASE)
+_FORMATTER = logging.Formatter()
 
 
 def visible(text: str) -> str:
@@ -20,6 +22,26 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """Return ``text`` as :func:`visible` does, line by line."""
     return text if text.isprintable() else "\n".join(map(visible, text.split("\n")))
+
+
+def as_entry(text: str) -> str:
+    """Return ``text`` visible, and indented but for its first line: no line of it looks like another entry of a log."""
+    first, *more = visible_lines(text).split("\n")
+    return "\n".join([first, *(line if line.startswith(" ") else f"  {line}" for line in more)])
+
+
+def log_named(name: str) -> logging.Logger:
+    """Return the logger of that name, which makes entries of all that is logged by it, and of tracebacks."""
+    log = logging.getLogger(name)
+    log.addFilter(_make_entry)
+    return log
+
+
+def _make_entry(record: logging.LogRecord) -> bool:
+    record.msg, record.args = as_entry(record.getMessage()), ()
+    if record.exc_info:
+        _, _, record.exc_text = as_entry(f"\n{_FORMATTER.formatException(record.exc_info)}").partition("\n")
+    return True
 
 
 def json_escaped(document: str) -> str:
@@ -49,10 +71,10 @@ def as_code(text: str) -> str:
 
 
 def unlinked(text: str) -> str:
-    """Return ``text`` so that whoever looks for addresses in plain text, to make links of them, finds none.
+    """Return an entry so that whoever looks for addresses in plain text, to make links of them, finds none.
 
     Example:
         >>> unlinked("see http://example.org")
         'see http[:]//example.org'
     """
-    return _SCHEME.sub(r"\1[:]//", visible_lines(text))
+    return _SCHEME.sub(r"\1[:]//", as_entry(text))

@@ -7,7 +7,6 @@ allowed; a name that no setting has is reported, because a typo must not pass si
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from timestore_pipeline.errors import SettingsError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.model.durations import SHORTEST_FRESHNESS
 from timestore_pipeline.model.locations import ObjectUrl, is_url, parse_url
 
@@ -28,7 +28,7 @@ MOST_LANES = 32
 """Builds of one dataset that may be allowed at the same time; a fence against all of them names each lane."""
 _RUNBOOK = "docs/runbooks/timestore-staging-operations.md"
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 class AfterIngest(StrEnum):

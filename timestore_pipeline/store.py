@@ -5,7 +5,6 @@ The parts (landing, staging, building, …) are functions that take a :class:`St
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from timestore_pipeline.datasets import Datasets, DatasetSpec, load_datasets
 from timestore_pipeline.duck.connections import Connect, ConnectionPool, connector
 from timestore_pipeline.durable_files import make_folder
 from timestore_pipeline.errors import LedgerLost, TimestoreError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger import Ledger
 from timestore_pipeline.ledger.datasets import known_datasets, refused_datasets, register
 from timestore_pipeline.ledger.engines import parse_ledger_url, sqlite_file
@@ -31,7 +31,7 @@ from timestore_pipeline.storage import Storage
 from timestore_pipeline.storage.layout import folders_of, is_segment
 from timestore_pipeline.storage.table_folder import has_table
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ from timestore_pipeline_tests.forks import process_pool
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
 
+FORGING = "a\nERROR all is lost\rERROR\r\nERROR\x0bERROR\x85ERROR\u2028ERROR\x1b[1G\x1b[2KERROR.csv"
+"""The name of a file that ends a line in every way, and goes on as another entry of a log would begin."""
+
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 NOBODY = 65_534
 

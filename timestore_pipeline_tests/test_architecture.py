@@ -341,7 +341,6 @@ SHORT = {
     "cli.wording": "all commands use these, and none prints here",
     "definitions": "Dagster loads it and it decides nothing",
     "exhaustion": "errors of every library are asked by it",
-    "inert": "whoever shows text uses these functions, and no others",
     "model.clock": "everybody asks it, and most ask nothing else",
     "model.freed": "all that removes files counts them in this way",
     "model.named_files": "three parts read such files, and in one way",

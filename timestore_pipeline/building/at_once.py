@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import socket
@@ -13,10 +12,11 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import BuildInFlight
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import build_in_flight
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _POLL_SECONDS = (0.05, 0.25)
 

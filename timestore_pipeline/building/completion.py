@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.tables import advance_table_version, table_versions
@@ -37,7 +38,7 @@ from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.sequences import is_published, sync_found, version_of_build
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _ATTEMPTS = 10
 

@@ -8,7 +8,6 @@ build is tried again.
 from __future__ import annotations
 
 import errno
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import EVERY_VALUE, literal, time_range_sql, utc_timestamp_sql
 from timestore_pipeline.errors import ObjectMissing, PlaceError, StorageError
 from timestore_pipeline.exhaustion import out_of_files
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.history import failures_in_a_row
 from timestore_pipeline.ledger.quarantine import DamagedSegment, QuarantineEntry, set_slices_aside
 from timestore_pipeline.ledger.slices import Slice, unclaimed_slices
@@ -31,7 +31,7 @@ from timestore_pipeline.segments.slices import by_segment
 from timestore_pipeline.storage.layout import key_aside
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _NAMED_WINDOWS = 5
 

@@ -6,12 +6,12 @@ are still retained: these are staged again and the next build publishes them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from timestore_pipeline.building.completion import follow_others
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError, TableGone
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build, builds_in_flight
 from timestore_pipeline.ledger.forgetting import LostTable, forget_table
 from timestore_pipeline.model.clock import now_micros
@@ -26,7 +26,7 @@ from timestore_pipeline.table.contents import file_prefix
 from timestore_pipeline.table.manifests import forget_manifests
 from timestore_pipeline.table.own_table import OwnTable
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 def prepare_table(store: Store, spec: DatasetSpec, columns: Sequence[Column]) -> OwnTable:

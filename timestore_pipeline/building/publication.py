@@ -5,7 +5,6 @@ Whatever kind of build it is; should anything fail on the way, the table decides
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from timestore_pipeline.duck.connections import AS_SET
 from timestore_pipeline.duck.remote_files import reason_of
 from timestore_pipeline.errors import BuildAborted, LedgerError, TimestoreError, TooManyOpenFiles
 from timestore_pipeline.exhaustion import out_of_files
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build, NewBuild, extend_lease
 from timestore_pipeline.ledger.claims import Wanted, claim_build
 from timestore_pipeline.ledger.datasets import dataset_columns
@@ -44,7 +44,7 @@ from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.table.replacement import Replacement, SequenceTaken
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 @dataclass(frozen=True)

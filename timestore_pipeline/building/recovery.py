@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from timestore_pipeline.building.completion import found_in_table, record_commit
 from timestore_pipeline.building.lost_table import prepare_table
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, get_build, mark_aborted
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.states import BuildState
@@ -31,7 +31,7 @@ from timestore_pipeline.table.parquet import scratch_of_build
 from timestore_pipeline.table.replacement import SequenceTaken
 from timestore_pipeline.table.sequences import is_published, sync_found, version_of_build
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ DECIMAL(6,2) for a DECIMAL(8,4). So the commit that widens a column replaces all
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import duckdb_name, duckdb_path
 from timestore_pipeline.duck.sql import column_list, literal, time_range_sql
 from timestore_pipeline.errors import TableError, TimestoreError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.claims import Claim, replace_also
 from timestore_pipeline.ledger.corrections import Taken, record_taken
@@ -63,7 +63,7 @@ from timestore_pipeline.table.parquet import (
 )
 from timestore_pipeline.table.replacement import read_for_replacement
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _FILES_PER_LOOK = 500
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from timestore_pipeline.inert import json_escaped, visible, visible_lines
+from timestore_pipeline.inert import as_entry, json_escaped, visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -90,13 +90,7 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Print a line for people, beside the result; further lines of it are indented, so that none looks like another."""
     sys.stdout.flush()
-    first, *more = visible_lines(message).split("\n")
-    print(
-        f"timestore: {first}",
-        *(line if line.startswith(" ") else f"  {line}" for line in more),
-        sep="\n",
-        file=sys.stderr,
-    )
+    print(f"timestore: {as_entry(message)}", file=sys.stderr)
 
 
 def ask(question: str) -> bool:

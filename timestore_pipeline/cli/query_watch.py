@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from timestore_pipeline.cli.exit_codes import ExitCode
 from timestore_pipeline.errors import QueryError
-from timestore_pipeline.inert import visible_lines
+from timestore_pipeline.inert import as_entry
 from timestore_pipeline.settings import Settings
 
 # What an interrupt may take until DuckDB has cleaned up, and what a limit leaves to all but DuckDB's own memory.
@@ -99,7 +99,7 @@ def watched(settings: Settings) -> Iterator[QueryWatch]:
 
 def _end_this_process(reason: str) -> None:
     # Nothing is flushed: whoever reads what is printed may wait.
-    sys.stderr.write(f"timestore: {visible_lines(reason)}\n")
+    sys.stderr.write(f"timestore: {as_entry(reason)}\n")
     sys.stderr.flush()
     os._exit(ExitCode.FAILED)
 

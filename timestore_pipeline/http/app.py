@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -32,6 +31,7 @@ from timestore_pipeline.http.openapi import ENDPOINTS, EndpointSpec, openapi_doc
 from timestore_pipeline.http.problems import Problem, ProblemResponse, later, problem_of
 from timestore_pipeline.http.shares import Remembered, Slots, Turns
 from timestore_pipeline.http.tokens import Scope, Token, Tokens
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.batches import batch_state
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.limits import all_pauses, pause_of
@@ -41,7 +41,7 @@ from timestore_pipeline.segments.identity import MAX_BATCH_ID, Client
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.timestore import Timestore
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]

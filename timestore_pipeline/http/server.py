@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import signal
 import socket
@@ -19,10 +18,11 @@ from timestore_pipeline.errors import SettingsError, TimestoreError
 from timestore_pipeline.http.app import LOOPBACK_NAMES, Api
 from timestore_pipeline.http.problems import Problem
 from timestore_pipeline.http.tokens import Tokens
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.settings import Settings, load_settings, variable_name
 from timestore_pipeline.timestore import Timestore
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 HEADER_SECONDS = 10.0
 """How long a client may take from connecting, or from its first byte, to the end of its headers."""

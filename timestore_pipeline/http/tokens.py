@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -19,10 +18,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from timestore_pipeline.errors import SettingsError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.model.named_files import content_of, opened
 from timestore_pipeline.settings import Settings, variable_name
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 EVERY_DATASET = "*"
 

@@ -6,7 +6,6 @@ without a restart, and a ledger that comes back is found again.
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -18,11 +17,12 @@ from prometheus_client import CollectorRegistry, Metric, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.metrics.projection import collect_metrics
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _CLIENT_SECONDS = 10
 

@@ -7,7 +7,6 @@ looks to Prometheus like a restart, a lease in the ledger lets one process at a 
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -20,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client import push_to_gateway
 
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.leases import claim_lease, release_lease
 from timestore_pipeline.metrics.projection import Picture, collect_metrics
 from timestore_pipeline.metrics.transport import gateway_handler, secrets_sent
@@ -27,7 +27,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.settings import grouping_labels
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _QUOTED_CHARACTERS = 500
 

@@ -6,7 +6,6 @@ ledger transaction. Bytes go only after the ledger says so; a crash in between l
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from timestore_pipeline.errors import (
     TimestoreError,
     UnknownEntry,
 )
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.landing.found import is_ready_name
 from timestore_pipeline.ledger.batches import ordinal_of_batch
 from timestore_pipeline.ledger.quarantine import (
@@ -53,7 +53,7 @@ from timestore_pipeline.staging.stage import stage_late_file
 from timestore_pipeline.storage.layout import decided_key, key_aside, segment_key
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _MAINTENANCE = "maintenance"
 

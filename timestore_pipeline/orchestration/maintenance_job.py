@@ -92,7 +92,8 @@ def maintenance_schedule(settings: Settings) -> dg.ScheduleDefinition:
         lines = [*in_words(report), *_runs_in_words(runs, dry_run=True), *report.problems]
         if not lines:
             return dg.SkipReason("there is nothing to do")
-        log_of(context).info("%s", "\n".join(lines))
+        for line in lines:
+            log_of(context).info("%s", line)
         return dg.RunRequest(tags={TRIGGER_TAG: Trigger.MAINTENANCE.value})
 
     return ask_for_maintenance

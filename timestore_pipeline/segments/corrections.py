@@ -8,11 +8,11 @@ acknowledged: without a ledger nobody could tell, and what was not acknowledged 
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict, dataclass
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import StorageError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.segments.description import (
     DescribedCorrection,
     IncomingBatch,
@@ -23,7 +23,7 @@ from timestore_pipeline.segments.description import (
 from timestore_pipeline.storage.layout import correction_key, pending_correction
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _VERSION = 1
 _MOST_BYTES = 1 << 20

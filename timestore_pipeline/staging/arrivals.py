@@ -6,7 +6,6 @@ of an object store. A file leaves the landing folder only after the ledger has i
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from typing import BinaryIO, Protocol
 from blake3 import blake3
 
 from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.landing import SettledFile, remember_settled
 from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.staging.deadline import Deadline
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 HASHED_BYTES = 1 << 20
 """So many bytes of a file are read and hashed at a time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -14,8 +13,9 @@ from dataclasses import dataclass
 import duckdb
 
 from timestore_pipeline.errors import ReadingTooLong
+from timestore_pipeline.inert import log_named
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 # An interrupt that comes between two statements is lost.
 _INTERRUPTED_EVERY_SECONDS = 0.5

@@ -8,13 +8,13 @@ what is still to be published.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pkgutil import resolve_name
 
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 # By name, because building knows staging and not the other way round; a hook for one release is worth no more.
 _PUBLISH = "timestore_pipeline.building.at_once:publish_at_once"

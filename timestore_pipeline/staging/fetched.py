@@ -7,7 +7,6 @@ and one that a crash leaves in between is a duplicate the next time, as every fi
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.durable_files import PRIVATE_FOLDER
 from timestore_pipeline.errors import PlaceError, StorageUnavailable
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.landing.bucket import settled_object, version_of
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.model.locations import ObjectUrl
@@ -38,7 +38,7 @@ from timestore_pipeline.staging.scratch_folder import plain_name, scratch_folder
 from timestore_pipeline.storage.objects import ObjectStorage
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import stat
@@ -28,6 +27,7 @@ from timestore_pipeline.durable_files import (
     side_by_side,
 )
 from timestore_pipeline.errors import PlaceError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.landing.found import LandingFile, bytes_on_disk
 from timestore_pipeline.ledger.landing import SettledFile
 from timestore_pipeline.segments.description import IncomingBatch
@@ -47,7 +47,7 @@ from timestore_pipeline.staging.scratch_folder import means_itself, plain_name, 
 from timestore_pipeline.storage import Storage
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 # Hashing and reading overlap; both release the interpreter's lock.
 _HASHING_THREADS = 2

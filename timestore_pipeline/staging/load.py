@@ -6,7 +6,6 @@ the rest is done again without it (invariant 9). A batch that is answered with a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +19,7 @@ from timestore_pipeline.errors import (
     TimestoreError,
     TooManyWindows,
 )
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.batches import SegmentRow
 from timestore_pipeline.ledger.datasets import schema_and_corrections
 from timestore_pipeline.ledger.quarantine import QuarantineEntry
@@ -44,7 +44,7 @@ from timestore_pipeline.staging.receipts import (
 from timestore_pipeline.staging.room import Admission, check_disk, over_share, room_for
 from timestore_pipeline.staging.turns import turn
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 Answer = Receipt | TimestoreError
 """What became of one batch."""

@@ -6,7 +6,6 @@ reason. Nothing acknowledged is ever dropped.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -26,13 +25,14 @@ from timestore_pipeline.errors import (
     TooManyIngests,
     WriterFull,
 )
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.staging.room import count_breaches
 from timestore_pipeline.store import Store
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 REFUSALS: dict[type[TimestoreError], str] = {
     StagingQueueFull: "queue_full",

@@ -6,7 +6,6 @@ landing file waits.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -24,6 +23,7 @@ from timestore_pipeline.errors import (
     QuarantineFull,
     StagingQueueFull,
 )
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.counters import GUARDRAIL_BREACHES, count
 from timestore_pipeline.ledger.limits import EVERY_DATASET, all_pauses, pause_of
 from timestore_pipeline.ledger.quarantine import bytes_of_rows_aside, quarantined_bytes
@@ -36,7 +36,7 @@ from timestore_pipeline.segments.segment import WrittenSegment
 from timestore_pipeline.settings import GuardrailMode
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 class Admission(Enum):

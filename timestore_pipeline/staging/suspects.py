@@ -8,7 +8,6 @@ read alone speaks against that file: a process may end for other reasons than wh
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import LedgerError, SegmentNotWritten
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.landing.found import LandingFile
 from timestore_pipeline.ledger.landing import (
     Readings,
@@ -31,7 +31,7 @@ from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.segments.identity import unread_file_id
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 MOST_ONCE_SUSPECTED = 100
 """How many files of which a process ended once are read together: not all, should it have been one of them."""

@@ -6,7 +6,6 @@ no longer than the lease.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import secrets
@@ -21,13 +20,14 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import LedgerError, TooManyIngests
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.leases import claim_slot, extend_slot, release_lease, slots_held
 from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.policy import EffectiveLimits
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 LEASE_SECONDS = 60
 """How long a process that died holds its turn."""

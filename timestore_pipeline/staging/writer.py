@@ -7,7 +7,6 @@ batch's future once that is durable (invariant 1). While it works, the next grou
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import random
 import threading
@@ -18,6 +17,7 @@ from typing import Self
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TimestoreError, WriterClosed, WriterFull, WriterWaitsForItself
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.model.windows import Moment
 from timestore_pipeline.rows.bounds import Bounds
@@ -30,7 +30,7 @@ from timestore_pipeline.staging.retry import REFUSALS, count_refusals, pause_bef
 from timestore_pipeline.staging.waiting import Promise, Waiting
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 MAX_WAITING_BYTES = 64 << 20
 """Bytes of unanswered batches that a writer holds, unless told otherwise."""

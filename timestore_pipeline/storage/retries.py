@@ -6,7 +6,6 @@ may be repeated. Waiting times grow and are random, so that many processes do no
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import time
@@ -26,12 +25,13 @@ from obstore.exceptions import (
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from timestore_pipeline.errors import StorageRefused, StorageUnavailable
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.model.locations import ObjectUrl
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 T = TypeVar("T")
 

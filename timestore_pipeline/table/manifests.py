@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from timestore_pipeline.crash_points import CrashPoint, reach
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.lineage import Contribution
 from timestore_pipeline.ledger.schemas import columns_from_text, columns_to_text
 from timestore_pipeline.model.columns import Column
@@ -31,7 +31,7 @@ from timestore_pipeline.storage.table_folder import (
     write_before_commit,
 )
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 MERGE_FROM = 64
 """So many manifests of one level are merged into one of the next."""

@@ -8,13 +8,13 @@ what a build would write might be there already, and what it would replace or re
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from timestore_pipeline.errors import AnotherTable, LedgerError, StorageError, TableError, TableNotOurs
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.datasets import known_datasets
 from timestore_pipeline.ledger.tables import KnownTable, builds_of_sequences, known_table, note_own, note_refusal
 from timestore_pipeline.model.clock import now_micros
@@ -29,7 +29,7 @@ from timestore_pipeline.table.title import Objection, objection_to, read_title, 
 if TYPE_CHECKING:
     from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _ATTEMPTS = 5
 

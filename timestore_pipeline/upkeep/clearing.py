@@ -6,13 +6,13 @@ who gave them up and when. So the ledger never says that rows are staged which a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from timestore_pipeline.errors import BuildInFlight, StagingNotEmpty, UnknownDataset
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import build_in_flight
 from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
 from timestore_pipeline.ledger.limits import all_pauses, pause_of
@@ -34,7 +34,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.orphans import ORPHAN_AGE_SECONDS, sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _REASON = "given up when the staging directory was cleared"
 

@@ -5,7 +5,6 @@ Processes that crashed left them, and builds that were aborted: in staging, in s
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from sqlalchemy import Connection
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.durable_files import TEMPORARY_SUFFIX
 from timestore_pipeline.errors import TimestoreError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.corrections import correction_paths
 from timestore_pipeline.ledger.datasets import lock_datasets
 from timestore_pipeline.ledger.history import aborted_sequences
@@ -45,7 +45,7 @@ from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.upkeep.chores import Chore
 from timestore_pipeline.upkeep.published_segments import without_a_sound_table
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 ORPHAN_AGE_SECONDS = 3_600
 """An unknown file younger than this may belong to a process that is about to put it into the ledger."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.segments import SegmentFile, mark_unlinked, published_before
 from timestore_pipeline.ledger.tables import table_versions
 from timestore_pipeline.model.clock import now_micros
@@ -17,7 +17,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.upkeep.chores import Chore
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 _NAMED = 3
 

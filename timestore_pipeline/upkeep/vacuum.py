@@ -8,7 +8,6 @@ claimed later. Files of aborted builds are swept as orphans.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator
 from itertools import islice
 
@@ -16,6 +15,7 @@ from sqlalchemy import Connection
 
 from timestore_pipeline.crash_points import CrashPoint, reach
 from timestore_pipeline.errors import TableError
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.counters import VACUUMED_BYTES, VACUUMED_FILES, count
 from timestore_pipeline.ledger.datasets import lock_dataset
@@ -30,7 +30,7 @@ from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
 from timestore_pipeline.upkeep.chores import ChoreOfDatasets, Round
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 
 def find_unreadable_files(store: Store, dataset: str, now: int, *, max_files: int | None = None) -> dict[str, int]:

@@ -6,7 +6,6 @@ name is reserved. A lease says that its validation is alive; one without is remo
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import secrets
@@ -23,6 +22,7 @@ from timestore_pipeline.datasets import (
     TimeSpec,
 )
 from timestore_pipeline.durable_files import make_folder
+from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.datasets import known_datasets, lock_dataset
 from timestore_pipeline.ledger.forgetting import forget_dataset
 from timestore_pipeline.ledger.leases import claim_lease, release_lease
@@ -34,7 +34,7 @@ from timestore_pipeline.storage.layout import ASIDE, folders_of
 from timestore_pipeline.storage.marks import put_mark, table_mark
 from timestore_pipeline.store import Store
 
-log = logging.getLogger(__name__)
+log = log_named(__name__)
 
 COLUMNS = {"ts": "timestamptz", "source": "varchar", "batch": "bigint", "number": "bigint", "value": "double"}
 _LEASE_MICROS = 60_000_000

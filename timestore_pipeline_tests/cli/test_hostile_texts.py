@@ -17,7 +17,7 @@ import timestore_pipeline.cli
 from timestore_pipeline.cli import ExitCode, output
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import weather_csv
+from timestore_pipeline_tests.builders import FORGING, weather_csv
 from timestore_pipeline_tests.cli.conftest import Finished
 
 Run = Callable[..., Finished]
@@ -109,6 +109,20 @@ def test_what_a_command_prints_is_text(timestore: Run, hostile: Store, monkeypat
         assert not any(line.startswith("status: all is well") for line in said), arguments
         assert "timestore: all is well" not in said, arguments
         assert "Traceback" not in finished.err, arguments
+
+
+def test_no_name_begins_a_line_on_a_terminal(timestore: Run, installation, drop):
+    store = installation()
+    drop(store, "weather", FORGING, weather_csv("2026-01-01,JFK,1"))
+    drop(store, "weather", f"bad {FORGING}", "#\n")
+    (store.archive.root / "weather").write_text("a file where a folder is to be")
+
+    ingest, nothing = timestore("ingest"), timestore("stage", "weather", f"/nowhere/{FORGING}")
+
+    assert "could not be cleared away" in ingest.err
+    assert nothing.code is not ExitCode.DONE
+    for printed in (ingest.out, ingest.err, nothing.err):
+        assert not any(line.startswith("ERROR") for line in printed.splitlines()), printed
 
 
 def test_no_text_of_others_is_in_a_metric(timestore: Run, hostile: Store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from timestore_pipeline import orchestration
 from timestore_pipeline.errors import BatchRejected, TableError
-from timestore_pipeline.inert import as_code, visible
+from timestore_pipeline.inert import as_code, as_entry, visible
 from timestore_pipeline.orchestration.config import BuildConfig, checked
 from timestore_pipeline.orchestration.logs import log_of
 from timestore_pipeline.orchestration.metadata import built_window_metadata, ingest_metadata
@@ -24,8 +25,10 @@ from timestore_pipeline.orchestration.quarantine_check import look_into_quaranti
 from timestore_pipeline.orchestration.table_checks import row_audit_result
 from timestore_pipeline.policy import Policy
 from timestore_pipeline.staging.stage import stage
-from timestore_pipeline_tests.builders import build, hourly, ingest, weather_csv
+from timestore_pipeline.store import Store
+from timestore_pipeline_tests.builders import FORGING, build, hourly, ingest, weather_csv
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.orchestration.conftest import Location
 from timestore_pipeline_tests.sampling import examples
 from timestore_pipeline_tests.security.test_names import names
 
@@ -110,7 +113,7 @@ def test_a_description_has_what_comes_from_outside_as_code(
 
     found = row_audit_result(store, store.datasets["weather"], None)
 
-    assert found.description == f"the table or the ledger cannot be read: {as_code(f'cannot read {name}')}"
+    assert found.description == f"the table or the ledger cannot be read: {as_code(as_entry(f'cannot read {name}'))}"
 
 
 class ARun:
@@ -127,9 +130,37 @@ def test_a_line_of_a_log_is_text(name: str, caplog: pytest.LogCaptureFixture):
     (record,) = caplog.records
     said = record.getMessage()
     assert all(char.isprintable() or char == "\n" for char in said)
+    assert all(line.startswith(" ") for line in said.split("\n")[1:])
     assert "http://" not in said
     assert "https://" not in said
     assert "100 %s" in said
+
+
+def test_no_name_begins_a_line_of_a_log(
+    make_store: MakeStore,
+    location: Callable[[Store], Location],
+    drop: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+):
+    """Neither of a run's, nor of the log of its process: there the ingest says that the archive is in the way."""
+    store = make_store()
+    drop(store, "weather", FORGING, weather_csv("2026-01-01,JFK,1"))
+    drop(store, "weather", f"bad {FORGING}", "#\n")
+    archive = store.archive.local
+    assert archive is not None
+    (archive / "weather").write_text("a file where a folder is to be")
+
+    place = location(store)
+    result = place.materialize("staging/weather")
+
+    of_run = [entry.user_message for entry in place.instance.all_logs(result.run_id)]
+    printed = capfd.readouterr()
+    for log in ("\n".join(of_run), caplog.text, printed.out, printed.err):
+        assert not any(line.startswith("ERROR") for line in log.splitlines()), log
+    assert any("was quarantined" in said and "ERROR" in said for said in of_run)
+    assert "could not be cleared away" in caplog.text
+    assert "was quarantined" in printed.err
 
 
 SAFE_IN_DESCRIPTIONS = {"spec.name", "spec.window", "spec.description", "self.dataset"}
