@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import (
     BatchConflict,
     BatchRejected,
@@ -54,25 +56,23 @@ def batch(number: int, rows: int = 3) -> pa.Table:
 class Held:
     """Holds a writer's commits until it is let go, so that what is submitted meanwhile becomes one group."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.reached = threading.Event()
         self._go = threading.Event()
-        write = load.write_segment
 
-        def held(*args, **options):
-            self.reached.set()
-            assert self._go.wait(240)
-            return write(*args, **options)
-
-        monkeypatch.setattr(load, "write_segment", held)
+    def hold(self) -> None:
+        self.reached.set()
+        assert self._go.wait(240)
 
     def let_go(self) -> None:
         self._go.set()
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Held:
-    return Held(monkeypatch)
+def held() -> Iterator[Held]:
+    held = Held()
+    with at(CrashPoint.SEGMENT_WRITTEN, held.hold):
+        yield held
 
 
 def segments(store: Store) -> int:
@@ -116,13 +116,11 @@ def test_many_threads_are_each_answered_with_their_own(store: Store):
     assert segments(store) < 160
 
 
-def test_what_is_wrong_with_one_batch_of_a_group_is_answered_to_its_caller_only(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_is_wrong_with_one_batch_of_a_group_is_answered_to_its_caller_only(store: Store):
     stage(store, "weather", batch(1000), batch_id="taken")
-    held = Held(monkeypatch)
+    held = Held()
     bad_value = pa.table({"ts": ["2026-01-01", "no time"], "station": ["A", "B"], "temp": [1.0, 2.0]})
-    with Writer(store, "weather") as writer:
+    with at(CrashPoint.SEGMENT_WRITTEN, held.hold), Writer(store, "weather") as writer:
         first = writer.submit(batch(0))
         assert held.reached.wait(240)
         wrong = {
