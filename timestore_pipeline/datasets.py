@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from timestore_pipeline.errors import DatasetsFileError, TimestoreError, UnknownDataset
 from timestore_pipeline.model.columns import (
@@ -23,8 +33,10 @@ from timestore_pipeline.model.columns import (
     RESERVED_NAMES,
     TIME_TYPES,
     Column,
+    Kind,
     canonical_type,
     columns_from_mapping,
+    kind_of,
 )
 from timestore_pipeline.model.durations import SHORTEST_FRESHNESS, Duration, format_duration
 from timestore_pipeline.model.named_files import read_text
@@ -147,6 +159,15 @@ class KeySpec(_Model):
         return self.columns if self.version is None else (*self.columns, self.version)
 
 
+class DeleteSpec(_Model):
+    """Which rows say that there is no row of their key any more: tombstones."""
+
+    column: str = Field(description="Column by which a row says it.")
+    equals: StrictBool | StrictInt | StrictStr = Field(
+        description="Its value in such a row: text, a number or a boolean."
+    )
+
+
 class LandingSpec(_Model):
     """Where the files of a dataset land and how to read them."""
 
@@ -231,6 +252,15 @@ class RetentionSpec(_Model):
     )
 
 
+def _fits(value: bool | int | str, type_: str) -> bool:
+    """Whether a column of a type can have a value as YAML has it."""
+    if type_ == "BOOLEAN":
+        return isinstance(value, bool)
+    if type_ == "VARCHAR":
+        return isinstance(value, str)
+    return kind_of(type_) is Kind.WHOLE and isinstance(value, int) and not isinstance(value, bool)
+
+
 class DatasetSpec(_Model):
     """One dataset. ``columns`` is None where they are inferred from the first batch."""
 
@@ -246,6 +276,11 @@ class DatasetSpec(_Model):
     key: KeySpec | None = Field(
         default=None,
         description="The primary key: a window holds one row per key; left out, rows are appended as they are.",
+    )
+    delete: DeleteSpec | None = Field(
+        default=None,
+        description="Rows that delete their key, in a dataset that has one: where such a row wins, queries have no row "
+        "of the key. The table keeps it, as an older row that comes later must not bring the key back.",
     )
     evolve: bool | None = Field(
         default=None,
@@ -338,6 +373,25 @@ class DatasetSpec(_Model):
                 raise ValueError(f"key: column {name!r} is optional, and every row must have it")
             if self.columns is not None and name not in self.columns:
                 raise ValueError(f"key: column {name!r} is not among the columns")
+        return self
+
+    @model_validator(mode="after")
+    def _delete_can_be_told(self) -> Self:
+        if self.delete is None:
+            return self
+        name, equals = self.delete.column, self.delete.equals
+        if self.key is None:
+            raise ValueError("delete: only a dataset with a key has rows that can be deleted by another one")
+        if name in self.key.columns:
+            raise ValueError(
+                f"delete: column {name!r} is in the key, so a row that deletes would have a key of its own"
+            )
+        if self.columns is not None:
+            if name not in self.columns:
+                raise ValueError(f"delete: column {name!r} is not among the columns")
+            type_ = canonical_type(self.columns[name])
+            if not _fits(equals, type_):
+                raise ValueError(f"delete: column {name!r} has the type {type_}, which is never {equals!r}")
         return self
 
     def table_columns(self, columns: Iterable[Column]) -> tuple[Column, ...]:

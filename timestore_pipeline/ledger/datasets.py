@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, func, select, update
 
-from timestore_pipeline.datasets import DatasetSpec, KeySpec, TimeSpec
+from timestore_pipeline.datasets import DatasetSpec, DeleteSpec, KeySpec, TimeSpec
 from timestore_pipeline.errors import ColumnsChanged, DatasetRemoved, DeclarationChanged
 from timestore_pipeline.ledger.schema import datasets, schemas, slices, windows
 from timestore_pipeline.ledger.schemas import (
@@ -117,9 +117,21 @@ class Fixed:
 
 def declared(spec: DatasetSpec) -> Fixed:
     """Return what the ledger is to keep of a declaration."""
-    return Fixed(
-        spec.window.value, None if spec.key is None else spec.key.model_dump_json(), spec.time.model_dump_json()
-    )
+    key = _kept_key(spec)
+    # As it was before a key could have tombstones, where it has none.
+    without = {"delete"} if spec.delete is None else set()
+    text = None if key is None else key.model_dump_json(exclude=without)
+    return Fixed(spec.window.value, text, spec.time.model_dump_json())
+
+
+class _KeptKey(KeySpec):
+    """What is kept of a key: with the rows that delete it, as they decide how rows are read back."""
+
+    delete: DeleteSpec | None = None
+
+
+def _kept_key(spec: DatasetSpec) -> _KeptKey | None:
+    return None if spec.key is None else _KeptKey(**spec.key.model_dump(), delete=spec.delete)
 
 
 def check_declaration(spec: DatasetSpec, kept: Fixed, history: Sequence[Sequence[Column]]) -> None:
@@ -149,9 +161,9 @@ def _changes(spec: DatasetSpec, kept: Fixed, first: Sequence[Column]) -> Iterabl
         yield f"time was {_in_words(time)} and is {_in_words(spec.time)}"
     if time is None and not any(column.name == spec.time.column and column.type in TIME_TYPES for column in first):
         yield f"time is {spec.time.column}, which the rows do not have as a time"
-    key = None if kept.key is None else KeySpec.model_validate_json(kept.key)
-    if key != spec.key:
-        yield f"key was {_in_words(key)} and is {_in_words(spec.key)}"
+    key, now = None if kept.key is None else _KeptKey.model_validate_json(kept.key), _kept_key(spec)
+    if key != now:
+        yield f"key was {_in_words(key)} and is {_in_words(now)}"
 
 
 def _in_words(said: TimeSpec | KeySpec | None) -> str:

@@ -26,7 +26,7 @@ from timestore_pipeline.model.columns import WINDOW_COLUMN, Column
 from timestore_pipeline.reading.pruning import HIGH, LOW, READ_ALL, Pruning, prune
 from timestore_pipeline.reading.queries import query_bounds
 from timestore_pipeline.rows.corrected import kept_rows
-from timestore_pipeline.rows.one_per_key import winning_rows
+from timestore_pipeline.rows.one_per_key import winning_rows, without_deleted
 from timestore_pipeline.segments.slices import (
     MOST_ATTACHED,
     SCRATCH_SCHEMA,
@@ -265,7 +265,8 @@ def _create_view(store: Store, connection: duckdb.DuckDBPyConnection, snapshot: 
         parts = _from_files(store, snapshot, columns, wanted)
         parts += _staged(store, connection, snapshot, columns, slices)
     body = " UNION ALL ".join(parts) or f"SELECT {typed_nulls(columns)} WHERE false"
-    connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {body}")
+    rows = without_deleted(snapshot.spec, columns, body)
+    connection.execute(f"CREATE OR REPLACE VIEW {quote(snapshot.spec.name)} AS {rows}")
 
 
 def _keyed(
