@@ -244,6 +244,7 @@ def _configuration_page() -> str:
     ]
     for key, model, more in (
         ("key", datasets.KeySpec, f"{_sentence(datasets.KeySpec)}\n"),
+        ("delete", datasets.DeleteSpec, f"{_sentence(datasets.DeleteSpec)}\n"),
         ("time", datasets.TimeSpec, "Just the name of the column, or a mapping:\n"),
         ("landing", datasets.LandingSpec, ""),
         ("landing.csv", datasets.CsvOptions, ""),
