@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -36,7 +37,7 @@ from timestore_pipeline.rows.formats.known import TABLES, file_of
 from timestore_pipeline.rows.growth import first_schema, grow
 from timestore_pipeline.rows.reasons import NoRowsToInferFrom, UnreadableFile, readable_reason, unreadable
 
-_OF_VALUES = (duckdb.DataError, duckdb.InvalidInputException)
+_OF_VALUES = (duckdb.DataError, duckdb.InvalidInputException, duckdb.InternalException)
 _TELLS_WHERE = re.compile(r"\b(column|line)\b", re.IGNORECASE)
 
 
@@ -174,14 +175,20 @@ def read_through(connection: duckdb.DuckDBPyConnection, source: RowSource) -> No
         UnreadableFile: what is to be read is at fault.
         duckdb.OutOfMemoryException: which says nothing of it.
     """
-    for name, table in source.tables.items():
-        connection.register(name, table)
     try:
-        connection.execute(f"SELECT {EVERY_VALUE} FROM ({source.sql})").fetchall()
+        _select(connection, source, f"SELECT {EVERY_VALUE} FROM ({source.sql})")
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
         raise UnreadableFile(_reason_with_column(connection, source, error)) from error
+
+
+def _select(connection: duckdb.DuckDBPyConnection, source: RowSource, sql: str) -> list[tuple[Any, ...]]:
+    """Return what a statement over a source says; nothing of an earlier one is needed, as an error may end DuckDB."""
+    for name, table in source.tables.items():
+        connection.register(name, table)
+    try:
+        return connection.execute(sql).fetchall()
     finally:
         for name in source.tables:
             connection.unregister(name)
@@ -194,10 +201,10 @@ def _reason_with_column(connection: duckdb.DuckDBPyConnection, source: RowSource
         return reason
 
     def read(names: Sequence[str]) -> None:
-        connection.execute(f"SELECT bit_xor(hash({', '.join(map(quote, names))})) FROM ({source.sql})").fetchall()
+        _select(connection, source, f"SELECT bit_xor(hash({', '.join(map(quote, names))})) FROM ({source.sql})")
 
     try:
-        names = [row[0] for row in connection.execute(f"DESCRIBE {source.sql}").fetchall()]
+        names = [row[0] for row in _select(connection, source, f"DESCRIBE {source.sql}")]
         read([BATCH_COLUMN])  # else it is not a matter of one column
     except duckdb.Error:
         return reason
