@@ -30,7 +30,15 @@ from timestore_pipeline.model.freed import Freed
 from timestore_pipeline.segments.description import NotDescribed, read_refused_rows, read_segment
 from timestore_pipeline.staging.turns import turns_of
 from timestore_pipeline.storage import Entry
-from timestore_pipeline.storage.layout import decided_by, folders_of, is_refused_rows, is_segment, segments_mark
+from timestore_pipeline.storage.layout import (
+    acknowledged_correction,
+    decided_by,
+    folders_of,
+    is_correction,
+    is_refused_rows,
+    is_segment,
+    segments_mark,
+)
 from timestore_pipeline.storage.marks import table_mark
 from timestore_pipeline.storage.table_folder import LOG_FOLDER, has_table, remove_whole_table
 from timestore_pipeline.store import Store
@@ -208,6 +216,8 @@ def _is_own(store: Store, dataset: str, key: str, kept: Iterable[str]) -> bool:
     decided = decided_by(key)
     if key in kept or (decided is not None and decided[0] in kept):
         return True
+    if is_correction(acknowledged_correction(key) or key):
+        return True  # only corrections have such names, and their folder is the dataset's
     if not is_segment(key) and not is_refused_rows(key):
         return False
     try:

@@ -15,9 +15,10 @@ from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.errors import DatasetRemoved, LedgerLost, RemovalRefused, TableError, UnknownDataset
 from timestore_pipeline.ledger.builds import NewBuild, builds_in_flight
 from timestore_pipeline.ledger.schema import metadata
+from timestore_pipeline.model.windows import TimeRange
 from timestore_pipeline.operating import removal as removal_module
 from timestore_pipeline.operating.removal import plan_removal, remove_dataset
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import incoming_of, stage, stage_incoming
 from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline_tests.builders import (
@@ -42,12 +43,14 @@ WITHOUT = "datasets: {events: {time: {column: at, unit: ms}, window: hour}}"
 
 @pytest.fixture
 def taken_out(make_store: MakeStore, drop: Drop) -> Store:
-    """``weather`` is not in the file any more: 3 rows are published, 4 staged, a row and a file set aside."""
+    """``weather`` is out of the file: 3 rows are published, 4 staged, a row and a file set aside, a range emptied."""
     store = make_store()
     stage(store, "weather", hourly(3))
     build(store)
     stage(store, "weather", weather((None, "JFK", 1.0)))
     stage(store, "weather", hourly(4, station="LGA"))
+    emptied = TimeRange.between("2026-01-08", "2026-01-09")
+    stage_incoming(store, "weather", incoming_of(store, "weather", hourly(0), replaces=emptied))
     drop(store, "weather", "bad.csv", "nothing,of\nthe,kind\n")
     drop(store, "events", "good.csv", "at,v\n1767225600000,1\n")
     ingest(store)
@@ -58,7 +61,7 @@ def taken_out(make_store: MakeStore, drop: Drop) -> Store:
 
 def files_of(store: Store, dataset: str) -> list[str]:
     staging = store.settings.staging_path
-    folders = (staging / dataset, staging / "_quarantine" / dataset)
+    folders = (staging / name / dataset for name in ("", "_quarantine", "_corrections"))
     return [name for folder in folders for name in files_under(folder)]
 
 
