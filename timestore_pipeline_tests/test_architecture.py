@@ -348,6 +348,7 @@ SHORT = {
     "operating.backup": "it takes the ledger's file and no installation",
     "orchestration.location": "it only lists what its neighbours define",
     "orchestration.logs": "it is the only way to write any",
+    "orchestration.time_ranges": "inputs and outputs share it",
     "rows.formats.known": "it is the list that a new one joins",
     "rows.corrected": "builds and reads share it: both leave out the same rows",
     "rows.one_per_key": "builds and reads share it, so that both give the same rows",

@@ -306,7 +306,30 @@ def latest_replacement(tx: Connection, dataset: str, fingerprint: str) -> Correc
     return found[-1] if found else None
 
 
-def is_last_word(tx: Connection, correction: Correction) -> bool:
+def last_word(tx: Connection, dataset: str, fingerprint: str) -> Correction | None:
+    """Return the correction that came with a batch of this content; None where anything was said of its range since.
+
+    Then the very same rows for the very same range are nothing new.
+    """
+    last = latest_replacement(tx, dataset, fingerprint)
+    return last if last is not None and _is_last_word(tx, last) else None
+
+
+def is_taken(tx: Connection, segment_id: str) -> bool:
+    """Whether later corrections have taken all rows of a segment, so that nobody sees any of them."""
+    query = (
+        select(slices.c.dataset, segments.c.after_correction, slices.c.min_time, slices.c.max_time)
+        .join(segments, segments.c.id == slices.c.segment_id)
+        .where(segments.c.id == segment_id)
+    )
+    rows = tx.execute(query).all()
+    return bool(rows) and all(
+        any(each.takes_all(low, high) for each in acting_on(tx, dataset, after, low, high))
+        for dataset, after, low, high in rows
+    )
+
+
+def _is_last_word(tx: Connection, correction: Correction) -> bool:
     """Whether nothing was acknowledged after a correction whose rows are in its range."""
     start, end = correction.range_start, correction.range_end
     if acting_on(tx, correction.dataset, correction.number, start, end - 1):

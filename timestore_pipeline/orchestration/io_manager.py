@@ -1,13 +1,14 @@
 """The IO manager: assets of anyone's own code location that return frames to be staged, or take the rows of datasets.
 
 What an asset returns becomes one batch, whose id says which asset, which partition and which execution it is of: see
-:func:`batch_id_of`. What an asset takes are the rows of its time window, staged and published.
+:func:`batch_id_of`. With partitions of time it takes the place of what is there of their times, else it comes to what
+there is: see ``write_mode.py``. What an asset takes are the rows of its time window, staged and published.
 """
 
 # No `from __future__ import annotations`: Dagster reads the annotations of a resource as they stand.
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -18,23 +19,26 @@ from pydantic import Field
 from timestore_pipeline.datasets import DatasetSpec, load_datasets
 from timestore_pipeline.errors import BatchConflict
 from timestore_pipeline.ledger.batches import known_batches, latest_batch
+from timestore_pipeline.ledger.corrections import is_taken, last_word, latest_replacement
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.segments import segment_bytes
-from timestore_pipeline.model.windows import Window
+from timestore_pipeline.model.windows import TimeRange, Window
 from timestore_pipeline.orchestration.assets import DATASET_TAG, partitions_key
 from timestore_pipeline.orchestration.keys import partitions_definition
 from timestore_pipeline.orchestration.logs import failure, log_of
 from timestore_pipeline.orchestration.metadata import column_schema, ingest_metadata
 from timestore_pipeline.orchestration.resources import Installation, MetricsResource, StoreResource, duckdb_resource
+from timestore_pipeline.orchestration.time_ranges import Range, in_words, times_of
+from timestore_pipeline.orchestration.write_mode import WRITE_MODES, WriteMode, range_to_replace
 from timestore_pipeline.reading.rows import Rows, query_rows, range_query
-from timestore_pipeline.rows.bounds import Bounds
+from timestore_pipeline.segments.description import IncomingBatch
 from timestore_pipeline.segments.identity import MAX_BATCH_ID
 from timestore_pipeline.settings import Settings, load_settings
-from timestore_pipeline.staging.frames import as_table, table_fingerprint
+from timestore_pipeline.staging.frame_rows import Incoming
 from timestore_pipeline.staging.ingest import IngestReport
 from timestore_pipeline.staging.load import receipt_of
-from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.receipts import Receipt, settle_known
+from timestore_pipeline.staging.stage import incoming_of, stage_incoming
 from timestore_pipeline.store import Store
 
 DATASET_METADATA = DATASET_TAG
@@ -45,8 +49,6 @@ RANGE_METADATA = "timestore/range"
 
 COLUMNS_METADATA = "columns"
 """Metadata of an input: the names of the columns that are wanted."""
-
-_Range = tuple[datetime, datetime]
 
 
 class TimestoreIOManager(dg.ConfigurableIOManager):
@@ -61,6 +63,7 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
         description="How long a frame is tried to be staged again, at growing intervals, while the staging queue has "
         "no room. After that the step fails, and its retry policy says what comes next.",
     )
+    write_mode: WriteMode = Field(default="auto", description=WRITE_MODES)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Stage a frame as one batch; nothing where the asset returned None."""
@@ -69,9 +72,12 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
             return
         store = self.store.opened
         spec = store.datasets[_dataset(context.definition_metadata, context.asset_key)]
+        replaces = range_to_replace(context, self.write_mode)
         started = time.perf_counter()
         try:
-            receipt = _stage(context, store, spec, obj, self.wait_seconds)
+            source, batch_id = context.asset_key.to_user_string(), _batch_id(context)
+            incoming = incoming_of(store, spec.name, obj, batch_id, source, replaces)
+            receipt = _stage(context, store, spec, incoming, self.wait_seconds)
         finally:
             MetricsResource().push(store, log_of(context))
         report = IngestReport(
@@ -81,8 +87,15 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
             segment_bytes=_segment_bytes(store, receipt),
             duration_seconds=time.perf_counter() - started,
         )
-        context.add_output_metadata({**ingest_metadata(report), "batch_id": receipt.batch_id, **_schema(store, spec)})
-        if context.has_asset_partitions:
+        context.add_output_metadata(
+            {
+                **ingest_metadata(report),
+                "batch_id": receipt.batch_id,
+                **_replaced(store, spec, receipt, replaces),
+                **_schema(store, spec),
+            }
+        )
+        if replaces is None and context.has_asset_partitions:
             _warn_of_other_windows(context, receipt)
 
     def load_input(self, context: dg.InputContext) -> Any:
@@ -94,7 +107,7 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
         with store.ledger.read() as tx:
             known = dataset_columns(tx, spec)
         if known is not None:
-            ranges = None if metadata.get(RANGE_METADATA) == "all" else _time_ranges(context)
+            ranges = None if metadata.get(RANGE_METADATA) == "all" else _times_wanted(context)
             if ranges is not None and not ranges:
                 raise failure(f"{spec.name}: no partition is asked for; a range must not end before it begins")
             columns = None if wanted is None else list(wanted)
@@ -103,13 +116,18 @@ class TimestoreIOManager(dg.ConfigurableIOManager):
                 for start, end in (ranges if ranges is not None else [(None, None)])
             )
             rows = query_rows(store, sql)
-            log_of(context).info("%s: reading %s", spec.name, _in_words(ranges))
+            log_of(context).info("%s: reading %s", spec.name, in_words(ranges))
             return _as_annotated(rows, context)
         raise failure(f"dataset {spec.name!r} has no columns yet: its first batch says what they are")
 
 
-def timestore_io_manager(settings: Settings | None = None, wait_seconds: float = 60.0) -> TimestoreIOManager:
+def timestore_io_manager(
+    settings: Settings | None = None, wait_seconds: float = 60.0, write_mode: WriteMode = "auto"
+) -> TimestoreIOManager:
     """Return the IO manager of the installation that ``settings`` describe, by default the ``TIMESTORE_*`` variables.
+
+    With ``write_mode`` "auto" an asset with partitions of time replaces the rows of these times, and any other one
+    appends.
 
     Example:
         >>> defs = dg.Definitions(assets=[...], resources={"io_manager": timestore_io_manager()})
@@ -120,7 +138,7 @@ def timestore_io_manager(settings: Settings | None = None, wait_seconds: float =
     settings = settings or load_settings()
     installation = Installation(settings, load_datasets(settings.datasets_path))
     store = StoreResource(duckdb=duckdb_resource(settings), installation=installation)
-    return TimestoreIOManager(store=store, wait_seconds=wait_seconds)
+    return TimestoreIOManager(store=store, wait_seconds=wait_seconds, write_mode=write_mode)
 
 
 def published_asset(spec: DatasetSpec, io_manager_key: str = "io_manager") -> dg.AssetSpec:
@@ -153,47 +171,63 @@ def _prefix(asset: dg.AssetKey, partition: str | None) -> str:
     return f"asset:{asset.to_user_string()}:{partition or '-'}:"
 
 
-def _stage(context: dg.OutputContext, store: Store, spec: DatasetSpec, obj: Any, wait_seconds: float) -> Receipt:
-    source = context.asset_key.to_user_string()
-    partition = _partition(context)
-    batch_id = batch_id_of(context.asset_key, partition, _first_tried_in(context))
-    table = as_table(spec.name, obj, source, Bounds.of(store.settings))
-    before = _last_time(store, spec, batch_id.rpartition(":")[0] + ":", source, table)
+def _stage(
+    context: dg.OutputContext, store: Store, spec: DatasetSpec, incoming: Incoming, wait_seconds: float
+) -> Receipt:
+    batch = incoming.batch
+    before = _last_time(store, spec, batch)
     if before is not None:
         log_of(context).info("%s: these rows are staged already, as batch %s", spec.name, before.batch_id)
         return before
     try:
-        return stage(store, spec.name, table, batch_id, source, wait_seconds)
+        return stage_incoming(store, spec.name, incoming, wait_seconds)
     except BatchConflict:
         # An earlier attempt was acknowledged, and its process ended before Dagster heard of it.
         log_of(context).warning(
             "%s: an earlier attempt of this execution has staged other rows as batch %s. They stand, and those of this "
             "attempt are not staged: materialize in a new run to stage them.",
             spec.name,
-            batch_id,
+            batch.batch_id,
         )
         with store.ledger.read() as tx:
-            known = known_batches(tx, spec.name, [batch_id])[batch_id]
-        return _receipt(store, spec, IncomingBatch(batch_id, known.fingerprint, source, 0))
+            known = known_batches(tx, spec.name, [batch.batch_id])[batch.batch_id]
+        (answer,) = settle_known(store, spec, [replace(batch, fingerprint=known.fingerprint)])
+        assert answer is not None
+        return receipt_of(answer)
 
 
-def _last_time(store: Store, spec: DatasetSpec, prefix: str, source: str, table: pa.Table) -> Receipt | None:
-    """Return the receipt of the asset's and partition's last batch if it had the very same rows.
+def _last_time(store: Store, spec: DatasetSpec, batch: IncomingBatch) -> Receipt | None:
+    """Return the receipt of the batch that had the very same rows, if they are what was said last.
 
-    So a materialization that brings nothing new doubles nothing. Only the last one counts: going back to what was
-    before the last one is a change.
+    So a materialization that brings nothing new changes nothing. For a range of times anybody may have said it; what is
+    appended is compared with the last batch of the asset and partition. Only the last one counts: going back to what
+    was before it is a change.
     """
     with store.ledger.read() as tx:
-        last = latest_batch(tx, spec.name, prefix)
-    if last is None or last.fingerprint != table_fingerprint(table):
+        if batch.replaces is not None:
+            last = last_word(tx, spec.name, batch.fingerprint)
+        else:
+            last = latest_batch(tx, spec.name, batch.batch_id.rpartition(":")[0] + ":")
+            if last is not None and last.segment_id is not None and is_taken(tx, last.segment_id):
+                return None
+    if last is None or last.fingerprint != batch.fingerprint:
         return None
-    return _receipt(store, spec, IncomingBatch(last.batch_id, last.fingerprint, source, table.nbytes))
+    (answer,) = settle_known(store, spec, [replace(batch, batch_id=last.batch_id)])
+    return None if answer is None else receipt_of(answer)
 
 
-def _receipt(store: Store, spec: DatasetSpec, batch: IncomingBatch) -> Receipt:
-    (answer,) = settle_known(store, spec, [batch])
-    assert answer is not None
-    return receipt_of(answer)
+def _replaced(store: Store, spec: DatasetSpec, receipt: Receipt, replaces: TimeRange | None) -> dict[str, Any]:
+    """Return what is said of the rows that a batch has taken the place of."""
+    if replaces is None:
+        return {"write_mode": "append"}
+    with store.ledger.read() as tx:
+        known = known_batches(tx, spec.name, [receipt.batch_id]).get(receipt.batch_id)
+        correction = latest_replacement(tx, spec.name, known.fingerprint) if known else None
+    return {
+        "write_mode": "replace",
+        "replaced_range": str(replaces),
+        **({} if correction is None else {"correction": correction.number}),
+    }
 
 
 def _segment_bytes(store: Store, receipt: Receipt) -> int:
@@ -219,6 +253,10 @@ def _first_tried_in(context: dg.OutputContext) -> str:
     return first
 
 
+def _batch_id(context: dg.OutputContext) -> str:
+    return batch_id_of(context.asset_key, _partition(context), _first_tried_in(context))
+
+
 def _partition(context: dg.OutputContext) -> str | None:
     if not context.has_asset_partitions:
         return None
@@ -235,14 +273,14 @@ def _upstream_metadata(context: dg.InputContext) -> Mapping[str, Any]:
     return context.upstream_output.definition_metadata if context.upstream_output else {}
 
 
-def _time_ranges(context: dg.InputContext) -> list[_Range] | None:
+def _times_wanted(context: dg.InputContext) -> list[Range] | None:
     """Return the times that an input is to have rows of, None for all: after one another and apart.
 
     Those of the partitions that the mapping gives where the input's asset has any, else those of the asset that
     takes it.
     """
     if context.has_asset_partitions:
-        ranges = _windows(context.asset_partitions_def, context.asset_partition_keys)
+        ranges = times_of(context.asset_partitions_def, context.asset_partition_keys)
         if ranges is None:
             raise failure(
                 f"{context.asset_key.to_user_string()} is partitioned, but not by time, so its partitions say nothing "
@@ -252,28 +290,7 @@ def _time_ranges(context: dg.InputContext) -> list[_Range] | None:
     step = context.step_context
     if not step.has_partitions or (definition := step.run_partitions_def) is None:
         return None
-    return _windows(definition, definition.get_partition_keys_in_range(step.partition_key_range))
-
-
-def _windows(definition: dg.PartitionsDefinition, keys: Sequence[str]) -> list[_Range] | None:
-    """Return the times of partitions, after one another and apart; None where they are not of time."""
-    if not isinstance(definition, dg.TimeWindowPartitionsDefinition | dg.MultiPartitionsDefinition):
-        return None
-    if isinstance(definition, dg.MultiPartitionsDefinition) and not definition.has_time_window_dimension:
-        return None
-    merged: list[_Range] = []
-    for window in sorted({definition.time_window_for_partition_key(key) for key in keys}):
-        if merged and window.start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(window.end, merged[-1][1]))
-        else:
-            merged.append((window.start, window.end))
-    return merged
-
-
-def _in_words(ranges: list[_Range] | None) -> str:
-    if ranges is None:
-        return "all rows"
-    return "the rows of " + ", ".join(f"{start.isoformat()} … {end.isoformat()}" for start, end in ranges[:10])
+    return times_of(definition, definition.get_partition_keys_in_range(step.partition_key_range))
 
 
 def _as_annotated(rows: Rows, context: dg.InputContext) -> Any:
@@ -307,7 +324,7 @@ def _schema(store: Store, spec: DatasetSpec) -> dict[str, Any]:
 
 def _warn_of_other_windows(context: dg.OutputContext, receipt: Receipt) -> None:
     """Say where rows lie outside of the partition: they are staged, but who reads the partition does not get them."""
-    ranges = _windows(context.asset_partitions_def, context.asset_partition_keys)
+    ranges = times_of(context.asset_partitions_def, context.asset_partition_keys)
     if ranges is None:
         return
     outside: list[Window] = [

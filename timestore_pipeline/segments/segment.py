@@ -272,7 +272,10 @@ def _check_range(dataset: str, replaced: TimeRange, groups: Iterable[DescribedGr
     if outside:
         first = outside[0]
         time = from_micros(first.min_time if first.min_time < replaced.start else first.max_time).isoformat()
-        reason = f"it is to replace the range {replaced}, and has rows outside of it, at {time} for one"
+        reason = (
+            f"it is to replace the range {replaced}, and has rows outside of it, at {time} for one. Leave these out, "
+            "or stage it in addition to what is there, without a range"
+        )
         raise BatchesRefused(dataset, {first.ordinal: reason})
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BadRange, BatchRejected, SegmentNotWritten, TimestoreError
-from timestore_pipeline.ledger.corrections import corrections_so_far, is_last_word, latest_replacement
+from timestore_pipeline.ledger.corrections import corrections_so_far, last_word
+from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.model.windows import Moment, TimeRange
 from timestore_pipeline.rows.bounds import Bounds
@@ -83,19 +84,21 @@ class Incoming:
         """Return the batch as one whose rows are all that there is to be of a range of times.
 
         ``named`` says that its caller has named it. Else it has the name that it was given before, where it is the last
-        that was said of the range, and so is a repeat; and a new one where anything came after it.
+        that was said of the range, and so is a repeat; and a new one where anything came after it. Without a column,
+        and so without a row, it has the dataset's: frames that were made of no row often have none.
         """
         fingerprint = replacement_fingerprint(self.batch.fingerprint, replaces)
-        batch_id = self.batch.batch_id
-        if not named:
-            with store.ledger.read() as tx:
-                last = latest_replacement(tx, dataset, fingerprint)
-                if last is not None and is_last_word(tx, last):
-                    batch_id = last.batch_id
-                else:
-                    batch_id = replacement_batch_id(fingerprint, corrections_so_far(tx, dataset) + 1)
+        batch_id, table = self.batch.batch_id, self.table
+        with store.ledger.read() as tx:
+            if not table.num_columns:
+                columns = dataset_columns(tx, store.datasets[dataset]) or ()
+                table = pa.table({column.name: pa.nulls(0) for column in columns})
+            if not named:
+                last = last_word(tx, dataset, fingerprint)
+                number = corrections_so_far(tx, dataset) + 1
+                batch_id = last.batch_id if last is not None else replacement_batch_id(fingerprint, number)
         batch = replace(self.batch, batch_id=batch_id, fingerprint=fingerprint, replaces=replaces)
-        return Incoming(batch, self.table)
+        return Incoming(batch, table)
 
 
 def range_of(dataset: str, ends: tuple[Moment, Moment] | None) -> TimeRange | None:

@@ -10,8 +10,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from timestore_pipeline.orchestration.io_manager import timestore_io_manager
 from timestore_pipeline.orchestration.location import build_definitions
+from timestore_pipeline.orchestration.write_mode import WriteMode
 from timestore_pipeline.store import Store
+
+PUBLISHED = dg.AssetKey(["partitions", "weather"])
 
 
 @pytest.fixture
@@ -100,6 +104,42 @@ class Location:
             for record in self.materialized(asset)
             if record.asset_materialization
         }
+
+
+class Own:
+    """A code location of one's own, over the store, on an instance that outlives runs."""
+
+    def __init__(self, store: Store, instance: dg.DagsterInstance) -> None:
+        self.store = store
+        self.instance = instance
+
+    def materialize(
+        self,
+        *assets: Any,
+        only: str | None = None,
+        wait_seconds: float = 0.0,
+        write_mode: WriteMode = "auto",
+        **options: Any,
+    ) -> Any:
+        """Run assets, all or ``only`` one, with an IO manager of this configuration."""
+        manager = timestore_io_manager(self.store.settings, wait_seconds, write_mode)
+        known = {asset.key for asset in assets if isinstance(asset, dg.AssetSpec)}
+        upstream = [] if PUBLISHED in known else [dg.AssetSpec(PUBLISHED)]
+        definitions = dg.Definitions(
+            [*upstream, *assets], resources={"timestore": manager}, executor=dg.in_process_executor
+        )
+        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=self.instance, asset_selection=[dg.AssetKey(only)] if only else None, **options
+        )
+
+    def metadata(self, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+        events = result.asset_materializations_for_node(asset)
+        return {name: value.value for name, value in events[-1].metadata.items()}
+
+
+@pytest.fixture
+def own(store: Store, instance: dg.DagsterInstance) -> Own:
+    return Own(store, instance)
 
 
 @pytest.fixture

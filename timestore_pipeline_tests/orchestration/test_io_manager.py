@@ -26,11 +26,11 @@ from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, hourly, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.orchestration.conftest import PUBLISHED, Own
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-10")
 STATIONS = dg.StaticPartitionsDefinition(["JFK", "LGA"])
 HOURS = dg.HourlyPartitionsDefinition("2026-01-01-00:00", end_date="2026-01-03-00:00")
-PUBLISHED = dg.AssetKey(["partitions", "weather"])
 BASE: dict[str, Any] = {"io_manager_key": "timestore"}
 
 
@@ -41,34 +41,6 @@ def day_of(key: str, station: str = "JFK") -> pa.Table:
 @pytest.fixture
 def store(make_store: MakeStore) -> Store:
     return make_store(staging_max_pending=20)
-
-
-class Own:
-    """A code location of one's own, over the store, on an instance that outlives runs."""
-
-    def __init__(self, store: Store, instance: dg.DagsterInstance) -> None:
-        self.store = store
-        self.instance = instance
-
-    def materialize(self, *assets: Any, only: str | None = None, wait_seconds: float = 0.0, **options: Any) -> Any:
-        manager = timestore_io_manager(self.store.settings, wait_seconds)
-        known = {asset.key for asset in assets if isinstance(asset, dg.AssetSpec)}
-        upstream = [] if PUBLISHED in known else [dg.AssetSpec(PUBLISHED)]
-        definitions = dg.Definitions(
-            [*upstream, *assets], resources={"timestore": manager}, executor=dg.in_process_executor
-        )
-        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
-            instance=self.instance, asset_selection=[dg.AssetKey(only)] if only else None, **options
-        )
-
-    def metadata(self, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
-        events = result.asset_materializations_for_node(asset)
-        return {name: value.value for name, value in events[-1].metadata.items()}
-
-
-@pytest.fixture
-def own(store: Store, instance: dg.DagsterInstance) -> Own:
-    return Own(store, instance)
 
 
 FRAMES: dict[str, Callable[[pa.Table], Any]] = {
@@ -166,15 +138,14 @@ def test_the_same_rows_in_another_run_are_not_staged_again(own: Own):
 
 
 @pytest.mark.long
-def test_other_rows_in_another_run_are_staged_and_so_is_going_back(own: Own):
+def test_other_rows_in_another_run_take_the_place_and_so_does_going_back(own: Own):
     for rows in (3, 4, 3):
         own.materialize(_weather_of(rows), partition_key="2026-01-01")
+        assert readable(own.store) == rows_of(hourly(rows))
 
-    assert len(readable(own.store)) == 3 + 4 + 3
 
-
-def _weather_of(rows: int) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=DAYS, io_manager_key="timestore")
+def _weather_of(rows: int, **options: Any) -> Any:
+    @dg.asset(partitions_def=DAYS, io_manager_key="timestore", **options)
     def weather() -> pa.Table:
         return hourly(rows)
 
@@ -418,8 +389,9 @@ def test_partitions_that_are_not_of_time_are_no_range(own: Own):
         own.materialize(weather, report, partition_key="JFK")
 
 
-def test_rows_outside_of_the_partition_are_staged_with_a_warning(own: Own, capfd: pytest.CaptureFixture[str]):
-    own.materialize(_weather_of(48), partition_key="2026-01-01")
+def test_rows_outside_of_the_partition_are_appended_with_a_warning(own: Own, capfd: pytest.CaptureFixture[str]):
+    asset = _weather_of(48, metadata={"timestore/write_mode": "append"})
+    own.materialize(asset, partition_key="2026-01-01")
 
     assert len(readable(own.store)) == 48
     assert "outside of the partition: 2026-01-02" in capfd.readouterr().err
