@@ -1,7 +1,8 @@
 """The sensors: they ask the ledger what to do, ask Dagster for as few runs as possible, and say why not otherwise.
 
 Each is one for all datasets, because a tick costs 80 ms of CPU however little it finds. None keeps truth in its
-cursor. They start switched on.
+cursor. They start switched on. What is said of a dataset is put in words by the parts that decide: ``building/due.py``,
+``pace.py``, ``landing/files.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Why a file or a batch cannot be staged, in words for who sent it."""
+"""Why a file or a batch as a whole cannot be staged, in words for who sent it.
+
+What is wrong with single rows is said by ``segments/judging.py``.
+"""
 
 from __future__ import annotations
 
