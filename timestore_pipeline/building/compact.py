@@ -19,7 +19,7 @@ from timestore_pipeline.building.thresholds import due_trigger
 from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import AS_SET, Share
-from timestore_pipeline.errors import TableError
+from timestore_pipeline.errors import CorrectionPending, TableError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.corrections import corrections_so_far, pending_corrections
 from timestore_pipeline.ledger.lanes import windows_in_flight
@@ -195,7 +195,10 @@ def _compact(
             duration = time.perf_counter() - started
             return _plus(report, CompactionReport(order.dataset, duration_seconds=duration, stopped=stopped))
         share = dict(_first_bytes(plan, min(left, store.settings.compaction_max_bytes_per_build)))
-        done = _compact_once(store, order, rules, share)
+        try:
+            done = _compact_once(store, order, rules, share)
+        except CorrectionPending:
+            continue  # acknowledged since the plan was made; the next one leaves its windows alone
         report = _plus(report, done)
         left -= done.bytes
 

@@ -17,7 +17,19 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    and_,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    union,
+    update,
+)
 
 from timestore_pipeline.ledger.schema import (
     batches,
@@ -138,11 +150,20 @@ def windows_with_files(tx: Connection, dataset: str, first_window: int, last_win
     """Return the windows of a range that have published files, or that a build in flight may give any."""
     here = of_windows(windows, dataset, first_window, last_window)
     found = set(tx.execute(select(windows.c.window_start).where(*here)).scalars())
-    in_flight = select(builds.c.id).where(builds.c.dataset == dataset, builds.c.state == BuildState.CLAIMED.value)
-    claimed = select(slices.c.window_start).where(
-        *of_windows(slices, dataset, first_window, last_window), slices.c.build_id.in_(in_flight)
+    taken = _windows_in_flight().subquery()
+    in_range = taken.c.window_start.between(first_window, last_window)
+    return found | set(tx.execute(select(taken.c.window_start).where(taken.c.dataset == dataset, in_range)).scalars())
+
+
+def _windows_in_flight() -> CompoundSelect:
+    """Return SQL for the windows that builds have just now: of slices that they claimed, or that they write anew."""
+    in_flight = builds.c.state == BuildState.CLAIMED.value
+    return union(
+        select(slices.c.dataset, slices.c.window_start).join(builds, builds.c.id == slices.c.build_id).where(in_flight),
+        select(builds.c.dataset, replaced_windows.c.window_start)
+        .join(replaced_windows, replaced_windows.c.build_id == builds.c.id)
+        .where(in_flight),
     )
-    return found | set(tx.execute(claimed.distinct()).scalars())
 
 
 def acting_on(tx: Connection, dataset: str, after: int, first_time: int, last_time: int) -> list[Correction]:
@@ -187,14 +208,9 @@ class PendingQueue:
 def pending_queues(tx: Connection, dataset: str | None = None) -> dict[str, PendingQueue]:
     """Return what waits to be corrected in the table of every dataset, or of one, where anything does.
 
-    What a build in flight is about to correct is left out.
+    Windows that a build has just now are left out: no other one can correct them before it has ended.
     """
-    taken = (
-        select(builds.c.dataset, replaced_windows.c.window_start)
-        .join(replaced_windows, replaced_windows.c.build_id == builds.c.id)
-        .where(builds.c.state == BuildState.CLAIMED.value)
-        .subquery()
-    )
+    taken = _windows_in_flight().subquery()
     same = and_(
         taken.c.dataset == corrected_windows.c.dataset, taken.c.window_start == corrected_windows.c.window_start
     )
@@ -298,6 +314,12 @@ def corrected_rows(tx: Connection, dataset: str, window_starts: Iterable[int] | 
 def correction_paths(tx: Connection) -> set[str]:
     """Return the relative paths of the files of all corrections."""
     return set(tx.execute(select(corrections.c.path)).scalars())
+
+
+def is_acknowledged(tx: Connection, dataset: str, path: str) -> bool:
+    """Whether the ledger has the correction whose file is ``path``."""
+    query = select(corrections.c.number).where(corrections.c.dataset == dataset, corrections.c.path == path)
+    return tx.execute(query).first() is not None
 
 
 def latest_replacement(tx: Connection, dataset: str, fingerprint: str) -> Correction | None:

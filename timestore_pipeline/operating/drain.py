@@ -43,8 +43,9 @@ class Remainder:
 
     @property
     def empty(self) -> bool:
-        """Whether every row of the dataset that was ever acknowledged is published."""
-        return not self.queue.pending_rows and self.in_flight is None and self.quarantine == _NOTHING_QUARANTINED
+        """Whether every row of the dataset that was ever acknowledged is published, but for those taken back."""
+        waiting = self.queue.pending_rows or self.queue.corrections
+        return not waiting and self.in_flight is None and self.quarantine == _NOTHING_QUARANTINED
 
     @property
     def passes(self) -> bool:
@@ -66,6 +67,9 @@ class Remainder:
             reasons.append(f"{staged}, and its build fails: {self.error}")
         elif queue.pending_rows and self.in_flight is None:
             reasons.append(f"{staged}, and time was up")
+        if queue.corrections is not None:
+            why = f", and their build fails: {self.error}" if self.error is not None and not queue.pending_rows else ""
+            reasons.append(f"{queue.corrections.windows:,} published windows are to be corrected{why}")
         if totals != _NOTHING_QUARANTINED:
             reasons.append(
                 f"in quarantine: {totals.batches:,} whole batches, {totals.rows:,} rows, "

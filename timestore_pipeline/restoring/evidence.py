@@ -221,7 +221,10 @@ def gather(store: Store, dataset: str, *, fence: bool = True, take_over: bool = 
             elif not is_unfinished(file.key) and not is_of_segment(file.key):
                 bad_files.append(file)
     published = {each.contribution.segment_id for each in table.published} if table else set()
-    pending = {file_name(path).partition(".")[0] for file in corrections if (path := acknowledged_correction(file.key))}
+    said = {file.key for file in corrections if is_correction(file.key)}
+    # An object store has both names for a moment, while one becomes the other.
+    unkept = {path for file in corrections if (path := acknowledged_correction(file.key))} - said
+    pending = {PurePosixPath(path).stem for path in unkept}
     unsaid = {each.id for each in segments if each.description.correction and each.id in pending - published}
     for segment_id in sorted(unsaid):
         notes.append(

@@ -21,6 +21,7 @@ from timestore_pipeline.ledger.batches import (
 from timestore_pipeline.ledger.corrections import (
     NewCorrection,
     acknowledge_correction,
+    is_acknowledged,
     mark_windows,
     windows_with_files,
 )
@@ -278,9 +279,11 @@ def _correct(tx: Connection, spec: DatasetSpec, written: WrittenSegment, batch: 
 
 
 def _is_recorded(tx: Connection, spec: DatasetSpec, written: WrittenSegment, known: Mapping[str, KnownBatch]) -> bool:
-    """Whether it is this very segment, or its file of refused rows, whose batches the ledger has."""
+    """Whether it is this very segment, its correction, or its file of refused rows that the ledger has."""
     if written.row is not None:
         return all(batch.segment_id == written.row.id for batch in known.values())
+    if written.correction_path is not None:
+        return is_acknowledged(tx, spec.name, written.correction_path)
     return written.refused_path is not None and any(
         entry.path == written.refused_path for entry in open_entries(tx, spec.name)
     )

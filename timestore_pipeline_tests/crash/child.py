@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from timestore_pipeline import crash_points
 from timestore_pipeline.building.compact import compact_fully
 from timestore_pipeline.building.expire import expire_windows
@@ -24,12 +26,12 @@ from timestore_pipeline.building.rebuild import rebuild_windows
 from timestore_pipeline.building.recovery import settle_dead_builds
 from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.datasets import Datasets
-from timestore_pipeline.model.windows import WindowRange
+from timestore_pipeline.model.windows import TimeRange, WindowRange
 from timestore_pipeline.operating.installation import change_identity
 from timestore_pipeline.restoring.ledger import rebuild_ledger
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging import deadline, file_rows
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.staging.stage import incoming_of, stage, stage_incoming
 from timestore_pipeline.store import Store
 from timestore_pipeline.table import manifests
 from timestore_pipeline.upkeep.maintenance import maintain
@@ -73,8 +75,20 @@ def _ingest_an_endless_file(store: Store) -> None:
     _ingest_a_bomb(store, never.wait)
 
 
+REPLACEMENT = "replacement.arrow"
+"""The file with the batch by which the job "replace" replaces the range that its metadata says."""
+
+
+def _replace(store: Store) -> None:
+    table = pa.ipc.open_file(store.settings.home / REPLACEMENT).read_all()
+    replaces = TimeRange(*(int(table.schema.metadata[name]) for name in (b"start", b"end")))
+    table = table.replace_schema_metadata(None)
+    stage_incoming(store, "readings", incoming_of(store, "readings", table, "d", replaces=replaces))
+
+
 JOBS: dict[str, Callable[[Store], object]] = {
     "stage": lambda store: stage(store, "readings", rows.batch("e"), batch_id="e"),
+    "replace": _replace,
     "ingest": lambda store: len(ingest(store)),
     "ingest and be killed by a bomb": lambda store: _ingest_a_bomb(store, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "ingest and crash on a bomb": lambda store: _ingest_a_bomb(store, lambda: os.kill(os.getpid(), signal.SIGSEGV)),

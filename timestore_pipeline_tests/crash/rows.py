@@ -42,7 +42,8 @@ TIMELESS = (90, 91)
 
 BAD_FILE = "bad.csv"
 
-_START = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+"""The first moment of the first of the two windows."""
 
 
 def far_in_the_future() -> int:
@@ -52,7 +53,7 @@ def far_in_the_future() -> int:
 
 def time_of(row_id: int) -> datetime:
     """Rows of every batch fall in two windows in turn."""
-    return _START + timedelta(days=row_id % 2, minutes=row_id)
+    return START + timedelta(days=row_id % 2, minutes=row_id)
 
 
 def readings(ids: Iterable[int], timeless: Iterable[int] = ()) -> pa.Table:

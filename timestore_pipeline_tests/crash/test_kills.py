@@ -17,7 +17,13 @@ from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.counters import RETRIED_BATCHES
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import counted, published
-from timestore_pipeline_tests.crash import rows, test_kills_of_replacements, test_lost_ledger, test_new_identity
+from timestore_pipeline_tests.crash import (
+    rows,
+    test_kills_of_corrections,
+    test_kills_of_replacements,
+    test_lost_ledger,
+    test_new_identity,
+)
 from timestore_pipeline_tests.crash.child import killed_at
 from timestore_pipeline_tests.crash.conftest import Recover
 from timestore_pipeline_tests.crash.test_kills_of_replacements import EVERY_STEP
@@ -209,6 +215,6 @@ def test_every_crash_point_is_in_the_code():
 def test_a_process_is_killed_at_every_crash_point():
     """None of these is left out of a run: a sample has each on one of the ledgers."""
     killed = {kill.point for kill in (*EACH_POINT, *test_kills_of_replacements.WIDENED)} | set(KILLED_INGESTS)
-
+    killed |= {kill.point for kill in test_kills_of_corrections.ONLY_HERE}
     killed |= set(KEEPING) | set(test_lost_ledger.KILLED_REBUILDS) | {point for point, _ in test_new_identity.KILLED}
     assert killed == set(CrashPoint)
