@@ -21,7 +21,8 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.connections import AS_SET, Share
 from timestore_pipeline.errors import CorrectionPending, TableError
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.corrections import corrections_so_far, pending_corrections
+from timestore_pipeline.ledger.corrected_windows import pending_corrections
+from timestore_pipeline.ledger.corrections import corrections_so_far
 from timestore_pipeline.ledger.lanes import windows_in_flight
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.states import BuildKind

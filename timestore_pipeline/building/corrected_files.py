@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import duckdb
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.corrections import Correction, corrections_so_far, pending_corrections
+from timestore_pipeline.ledger.corrected_windows import pending_corrections
+from timestore_pipeline.ledger.corrections import Correction, corrections_so_far
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.rows.corrected import count_taken, kept_rows
 from timestore_pipeline.storage.table_folder import file_name

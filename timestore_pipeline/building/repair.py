@@ -14,7 +14,7 @@ from timestore_pipeline.building.writing import published_columns
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.remote_files import of_the_store
 from timestore_pipeline.errors import TableError
-from timestore_pipeline.ledger.corrections import Taken, record_taken
+from timestore_pipeline.ledger.corrected_windows import Taken, record_taken
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.store import Store

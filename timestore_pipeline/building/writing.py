@@ -30,7 +30,7 @@ from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.claims import Claim, replace_also
-from timestore_pipeline.ledger.corrections import Taken, record_taken
+from timestore_pipeline.ledger.corrected_windows import Taken, record_taken
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.columns import Column
@@ -54,13 +54,7 @@ from timestore_pipeline.table.contents import ParquetFile, TableFile, has_column
 from timestore_pipeline.table.delta import DeltaTable
 from timestore_pipeline.table.opening import open_table
 from timestore_pipeline.table.own_table import OwnTable
-from timestore_pipeline.table.parquet import (
-    WindowFolders,
-    WindowSource,
-    slices_as_source,
-    window_folders,
-    write_window,
-)
+from timestore_pipeline.table.parquet import WindowFolders, WindowSource, slices_as_source, window_folders, write_window
 from timestore_pipeline.table.replacement import read_for_replacement
 
 log = log_named(__name__)

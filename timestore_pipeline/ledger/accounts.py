@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from timestore_pipeline.ledger.corrections import corrected_rows
+from timestore_pipeline.ledger.corrected_windows import corrected_rows
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import batch_slices, losses, past_rows, slices, windows

@@ -7,7 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 
 from sqlalchemy import Connection, Row, case, func, literal_column, select, update
 
-from timestore_pipeline.ledger.corrections import corrections_so_far, settle_windows, taken_by_build
+from timestore_pipeline.ledger.corrected_windows import settle_windows, taken_by_build
+from timestore_pipeline.ledger.corrections import corrections_so_far
 from timestore_pipeline.ledger.counters import (
     COMPACTED_FILES,
     COMPACTION_DURATION,

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, 
 
 from timestore_pipeline.errors import CorrectionPending, LedgerError
 from timestore_pipeline.ledger.builds import Build, NewBuild, build_of_row
-from timestore_pipeline.ledger.corrections import corrections_so_far, pending_corrections
+from timestore_pipeline.ledger.corrected_windows import pending_corrections
+from timestore_pipeline.ledger.corrections import corrections_so_far
 from timestore_pipeline.ledger.lanes import (
     claimed_already,
     find_lane,

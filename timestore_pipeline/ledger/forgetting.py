@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, note_pruned
-from timestore_pipeline.ledger.corrections import forget_corrected
+from timestore_pipeline.ledger.corrected_windows import forget_corrected
 from timestore_pipeline.ledger.counters import LOST_ROWS, count
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import (

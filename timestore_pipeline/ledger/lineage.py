@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.builds import Build, get_build
-from timestore_pipeline.ledger.corrections import corrected_rows
+from timestore_pipeline.ledger.corrected_windows import corrected_rows
 from timestore_pipeline.ledger.schema import batch_slices, batches, builds, replaced_windows, segments, slices, windows
 from timestore_pipeline.ledger.slices import IN_SLICE, OF_BATCH, Slice, slices_where
 from timestore_pipeline.ledger.statements import of_windows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection, and_, case, func, select
 
 from timestore_pipeline.ledger.batches import BATCH_IS_QUEUED
-from timestore_pipeline.ledger.corrections import PendingQueue, pending_queues
+from timestore_pipeline.ledger.corrected_windows import PendingQueue, pending_queues
 from timestore_pipeline.ledger.schema import batches, slices
 from timestore_pipeline.ledger.slices import SLICE_IS_QUEUED
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from timestore_pipeline.ledger.batches import BatchRow, NewSegment, SegmentRow, acknowledge
-from timestore_pipeline.ledger.corrections import Correction, count_corrected, mark_windows
+from timestore_pipeline.ledger.corrected_windows import count_corrected, mark_windows
+from timestore_pipeline.ledger.corrections import Correction
 from timestore_pipeline.ledger.datasets import Fixed, claim_positions
 from timestore_pipeline.ledger.quarantine import NewEntry
 from timestore_pipeline.ledger.schema import (

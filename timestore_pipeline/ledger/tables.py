@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, func, or_, select, update
 
 from timestore_pipeline.ledger.builds import Build, build_in_flight, build_of_row
-from timestore_pipeline.ledger.corrections import Correction, pending_corrections
+from timestore_pipeline.ledger.corrected_windows import pending_corrections
+from timestore_pipeline.ledger.corrections import Correction
 from timestore_pipeline.ledger.installation import read_identity
 from timestore_pipeline.ledger.schema import builds, datasets
 from timestore_pipeline.ledger.statements import in_parts

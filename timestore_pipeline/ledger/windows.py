@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
 from timestore_pipeline.ledger.accounts import end_losses, forget_expired, note_expired
-from timestore_pipeline.ledger.corrections import Taken
+from timestore_pipeline.ledger.corrected_windows import Taken
 from timestore_pipeline.ledger.schema import builds, datasets, replaced_windows, slices, windows
 from timestore_pipeline.ledger.statements import in_parts, upsert_all
 from timestore_pipeline.ledger.states import BuildKind

@@ -14,7 +14,7 @@ import duckdb
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import column_definitions, literal, quote, select_as, time_range_sql
 from timestore_pipeline.errors import ObjectMissing, SegmentUnreadable
-from timestore_pipeline.ledger.corrections import Taken
+from timestore_pipeline.ledger.corrected_windows import Taken
 from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.model.columns import POSITION_COLUMN, ROW_COLUMN, Column
 from timestore_pipeline.rows.corrected import count_taken, kept_rows

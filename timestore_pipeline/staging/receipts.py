@@ -18,13 +18,8 @@ from timestore_pipeline.ledger.batches import (
     known_batches,
     windows_of_batches,
 )
-from timestore_pipeline.ledger.corrections import (
-    NewCorrection,
-    acknowledge_correction,
-    is_acknowledged,
-    mark_windows,
-    windows_with_files,
-)
+from timestore_pipeline.ledger.corrected_windows import mark_windows, windows_with_files
+from timestore_pipeline.ledger.corrections import NewCorrection, acknowledge_correction, is_acknowledged
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES, count
 from timestore_pipeline.ledger.datasets import claim_positions, fix_declaration, lock_dataset, schema_and_corrections
 from timestore_pipeline.ledger.quarantine import (
