@@ -26,6 +26,7 @@ from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.reading.relations import open_reader
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.ingest import IngestReport, ingest_files
+from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.storage.table_folder import has_table
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.forks import process_pool
@@ -100,6 +101,13 @@ def build(store: Store, dataset: str = "weather", first: str | None = None, last
     )
     assert report is not None
     return report
+
+
+def publish(store: Store, *batches: pa.Table) -> None:
+    """Stage each batch of ``weather``, and publish it by a build of its own."""
+    for batch in batches:
+        stage(store, "weather", batch)
+        build(store)
 
 
 def build_of(dataset: str, **said: Any) -> Build:

@@ -14,7 +14,7 @@ from timestore_pipeline.ledger.schema import builds, metadata, quarantine
 from timestore_pipeline.settings import Settings
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.store import Store
-from timestore_pipeline_tests.builders import build, hourly
+from timestore_pipeline_tests.builders import hourly, publish
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 
 LedgerCopy = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -66,11 +66,9 @@ def table_put_back(store: Store) -> Iterator[None]:
 
 def build_behind_the_ledger(store: Store) -> None:
     """Publish three rows; three more of which a ledger that was put back knows nothing; and stage another three."""
-    stage(store, "weather", hourly(3))
-    build(store)
+    publish(store, hourly(3))
     with ledger_put_back(store):
-        stage(store, "weather", hourly(3, station="LOST"))
-        build(store)
+        publish(store, hourly(3, station="LOST"))
     stage(store, "weather", hourly(3, station="NEW"))
 
 

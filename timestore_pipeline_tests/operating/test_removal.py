@@ -27,6 +27,7 @@ from timestore_pipeline_tests.builders import (
     files_under,
     hourly,
     ingest,
+    publish,
     readable,
     rows_of,
     weather,
@@ -45,8 +46,7 @@ WITHOUT = "datasets: {events: {time: {column: at, unit: ms}, window: hour}}"
 def taken_out(make_store: MakeStore, drop: Drop) -> Store:
     """``weather`` is out of the file: 3 rows are published, 4 staged, a row and a file set aside, a range emptied."""
     store = make_store()
-    stage(store, "weather", hourly(3))
-    build(store)
+    publish(store, hourly(3))
     stage(store, "weather", weather((None, "JFK", 1.0)))
     stage(store, "weather", hourly(4, station="LGA"))
     emptied = TimeRange.between("2026-01-08", "2026-01-09")
@@ -115,11 +115,9 @@ def test_all_of_it_goes_and_nothing_else(taken_out: Store, with_table: bool):
 def test_nothing_goes_by_a_ledger_that_is_older_than_what_it_does_not_know_to_be_staged(
     store: Store, make_store: MakeStore, with_table: bool
 ):
-    stage(store, "weather", hourly(1))
-    build(store)
+    publish(store, hourly(1))
     with ledger_put_back(store):
-        stage(store, "weather", hourly(1, station="LGA"))
-        build(store)
+        publish(store, hourly(1, station="LGA"))
         stage(store, "weather", hourly(1, station="EWR"))
     taken_out = make_store(WITHOUT)
     before = files_of(taken_out, "weather")
@@ -137,8 +135,7 @@ def test_the_name_can_be_used_again(taken_out: Store, make_store: MakeStore):
 
     again = make_store(DATASETS_YAML.replace("temp: double", "wind: bigint"))
     rows = pa.table({"ts": hourly(2)["ts"], "station": ["a", "b"], "wind": [1, 2]})
-    stage(again, "weather", rows)
-    build(again)
+    publish(again, rows)
     assert len(readable(again)) == 2
 
 

@@ -46,7 +46,16 @@ from timestore_pipeline.upkeep.maintenance import maintain
 from timestore_pipeline.upkeep.orphans import sweep_orphans
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline.upkeep.vacuum import vacuum_table
-from timestore_pipeline_tests.builders import NEW_YEAR, build, hourly, lose_ledger, published, readable, rows_of
+from timestore_pipeline_tests.builders import (
+    NEW_YEAR,
+    build,
+    hourly,
+    lose_ledger,
+    publish,
+    published,
+    readable,
+    rows_of,
+)
 from timestore_pipeline_tests.conftest import DATASETS_YAML, MakeStore
 from timestore_pipeline_tests.installations import (
     LedgerCopy,
@@ -101,8 +110,7 @@ class TestWhatATableSays:
         assert owner_of(table_of(store)) == store.ledger.identity
 
     def test_the_ledger_knows_its_delta_id(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
 
         with store.ledger.read() as tx:
             assert known_table(tx, "weather").table_id == str(table_of(store).metadata().id)
@@ -111,8 +119,7 @@ class TestWhatATableSays:
         self, make_store: MakeStore
     ):
         store = make_store(DATASETS_YAML.replace("window: day", "window: day\n    evolve: true"))
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         stage(store, "weather", LOST.append_column("wind", pa.array([1.5])))
         build(store)
         another_program_compacts_and_cleans_up(store)
@@ -132,13 +139,10 @@ def ledger_before_the_commit(store: Store) -> LedgerCopy:
 class TestAnOlderLedger:
     @pytest.mark.parametrize("builds_since", [1, 2])
     def test_it_is_refused_before_anything_is_written(self, store: Store, builds_since: int):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with ledger_put_back(store):
             since = [LOST, MORE][:builds_since]
-            for table in since:
-                stage(store, "weather", table)
-                build(store)
+            publish(store, *since)
         stage(store, "weather", NEW)
         before = state_of_folder(store.table("weather").root)
 
@@ -161,9 +165,7 @@ class TestAnOlderLedger:
             stage(store, "weather", LOST)
         with ledger_put_back(store):
             build(store)
-            for table in (MORE, hourly(2, station="another")):
-                stage(store, "weather", table)
-                build(store)
+            publish(store, MORE, hourly(2, station="another"))
             expected = published(store)
             another_program_compacts_and_cleans_up(store)
         before = state_of_folder(store.table("weather").root)
@@ -178,12 +180,9 @@ class TestAnOlderLedger:
     @pytest.mark.parametrize("builds_before", [0, 1])
     def test_rows_that_it_does_not_know_are_not_missing_without_a_word(self, store: Store, builds_before: int):
         tables = [FIRST][:builds_before]
-        for table in tables:
-            stage(store, "weather", table)
-            build(store)
+        publish(store, *tables)
         with ledger_put_back(store):
-            stage(store, "weather", LOST)
-            build(store)
+            publish(store, LOST)
         stage(store, "weather", NEW)
 
         for attempt in (
@@ -198,11 +197,9 @@ class TestAnOlderLedger:
             assert rows_of(Timestore(store).as_of(version=1).read("weather").to_arrow()) == rows_of(FIRST)
 
     def test_nor_where_the_log_was_cleaned_up_since(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with ledger_put_back(store):
-            stage(store, "weather", LOST)
-            build(store)
+            publish(store, LOST)
             another_program_compacts_and_cleans_up(store)
 
         with pytest.raises(TableError, match=r"is not read, as rows would be missing: .*ledger rebuild --replace"):
@@ -210,8 +207,7 @@ class TestAnOlderLedger:
 
     def test_nothing_is_removed_or_merged_either(self, store: Store):
         for number in range(3):
-            stage(store, "weather", hourly(2, station=f"S{number}"))
-            build(store)
+            publish(store, hourly(2, station=f"S{number}"))
         with ledger_put_back(store):
             compact_windows(store, BuildOrder("weather", owner="x"))
         before = state_of_folder(store.table("weather").root)
@@ -223,11 +219,9 @@ class TestAnOlderLedger:
         assert any("does not know" in problem for problem in report.problems)
 
     def test_segments_that_it_does_not_know_are_not_swept(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with ledger_put_back(store):
-            stage(store, "weather", LOST)
-            build(store)
+            publish(store, LOST)
             stage(store, "weather", MORE)
         before = state_of_folder(store.staging.root / "weather")
 
@@ -236,8 +230,7 @@ class TestAnOlderLedger:
         assert state_of_folder(store.staging.root / "weather") == before
 
     def test_its_build_in_flight_is_settled_where_nothing_came_after(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         stage(store, "weather", LOST)
         put_back(store, ledger_before_the_commit(store))
 
@@ -249,8 +242,7 @@ class TestAnOlderLedger:
     def test_a_build_in_flight_of_then_is_left_where_more_came_after(self, store: Store):
         stage(store, "weather", FIRST)
         then = ledger_before_the_commit(store)
-        stage(store, "weather", LOST)
-        build(store)
+        publish(store, LOST)
         put_back(store, then)
         before = state_of_folder(store.table("weather").root)
 
@@ -258,16 +250,14 @@ class TestAnOlderLedger:
         assert state_of_folder(store.table("weather").root) == before
 
     def test_one_that_was_put_back_while_a_build_wrote_its_files_is_refused_at_the_commit(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         night = copy_of_ledger(store)
         stage(store, "weather", LOST)
 
         def others_build() -> None:
             with ledger_put_back(store):
                 put_back(store, night)
-                stage(store, "weather", MORE)
-                build(store)
+                publish(store, MORE)
 
         with at(CrashPoint.MANIFEST_WRITTEN, others_build), pytest.raises(TableNotOurs):
             flush(store)
@@ -278,8 +268,7 @@ class TestAnOlderLedger:
 class TestAnotherInstallation:
     @pytest.mark.long
     def test_its_tables_are_refused_and_nothing_is_touched(self, store: Store, home: Path):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         before = state_of_folder(store.tables.root)
 
         with (
@@ -289,13 +278,11 @@ class TestAnotherInstallation:
             stage(other, "weather", NEW)
 
         assert state_of_folder(store.tables.root) == before
-        stage(store, "weather", LOST)
-        build(store)
+        publish(store, LOST)
         assert published(store) == rows_of(FIRST, LOST)
 
     def test_its_table_in_a_folder_of_ours_is_refused_as_well(self, store: Store, home: Path):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with another_installation(home.parent / "other") as other:
             shutil.copytree(store.table("weather").root, other.tables.root / "weather")
             stage(other, "weather", NEW)
@@ -321,8 +308,7 @@ class TestAnotherInstallation:
         assert state_of_folder(place) == before
 
     def test_another_table_in_the_place_of_ours_is_refused(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         place = store.table("weather").root
         place.rename(place.with_name("away"))
         DeltaTable.create(
@@ -344,8 +330,7 @@ class TestAnotherInstallation:
 
     @pytest.mark.parametrize("commits", [1, 3], ids=["at another version", "at the same version"])
     def test_another_table_in_the_place_of_ours_is_not_read(self, store: Store, commits: int):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         place = store.table("weather").root
         place.rename(place.with_name("away"))
         other = FIRST.append_column("window_key", pa.array(["2026-01-01"]))
@@ -375,9 +360,7 @@ class TestATableFromBefore:
 
     @pytest.fixture
     def old(self, store: Store) -> Store:
-        for table in (FIRST, LOST):
-            stage(store, "weather", table)
-            build(store)
+        publish(store, FIRST, LOST)
         table_of(store).alter.set_table_properties({"timestore.installation": ""}, raise_if_not_exists=False)
         log = store.table("weather").root / "_delta_log"
         (log / f"{3:020d}.json").unlink()
@@ -390,8 +373,7 @@ class TestATableFromBefore:
 
     @pytest.mark.long
     def test_the_ledgers_own_is_adopted(self, old: Store):
-        stage(old, "weather", NEW)
-        build(old)
+        publish(old, NEW)
 
         assert owner_of(table_of(old)) == old.ledger.identity
         assert published(old) == readable(old) == rows_of(FIRST, LOST, NEW)
@@ -422,11 +404,9 @@ class TestATableFromBefore:
 
 class TestATableThatWasRestored:
     def test_one_that_is_older_than_the_ledger_is_refused_whatever_was_committed_to_it_since(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with table_put_back(store):
-            stage(store, "weather", LOST)
-            build(store)
+            publish(store, LOST)
         stage(store, "weather", NEW)
         with pytest.raises(TableError, match=r"is not read, .*it is at version 1, and was at 2.*entries of its log"):
             readable(store)
@@ -445,8 +425,7 @@ class TestATableThatWasRestored:
 
 class TestRemoving:
     def test_a_file_that_the_log_names_stays_whatever_the_ledger_thinks(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with store.ledger.write() as tx:
             tx.execute(update(builds).values(state="aborted", table_version=None))
 
@@ -484,8 +463,7 @@ class TestRemoving:
 
 @pytest.mark.parametrize("said", ["9" * 30, "9223372036854775808", "-1", "x", "", None, 7, [1]])
 def test_whatever_a_log_entry_says_is_a_commit_that_the_ledger_does_not_know(store: Store, said: Any):
-    stage(store, "weather", FIRST)
-    build(store)
+    publish(store, FIRST)
     log = store.table("weather").root / "_delta_log"
     info = {"timestamp": 0, "operation": "WRITE", "timestoreAction": "publish", "timestoreSequence": said}
     (log / f"{2:020d}.json").write_text(json.dumps({"commitInfo": info}))
@@ -529,12 +507,9 @@ class TestWaysOut:
     @pytest.fixture
     def old_ledger(self, store: Store) -> Store:
         """A ledger that was put back to before the last two builds; one of them was merged with what was before."""
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with ledger_put_back(store):
-            for table in (LOST, MORE):
-                stage(store, "weather", table)
-                build(store)
+            publish(store, LOST, MORE)
             compact_windows(store, BuildOrder("weather", owner="x"))
         stage(store, "weather", NEW)
         with pytest.raises(TableNotOurs):
@@ -565,11 +540,9 @@ class TestWaysOut:
 
     @pytest.mark.long
     def test_a_table_that_is_older_than_the_ledger_is_taken_as_it_is(self, store: Store):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         with table_put_back(store):
-            stage(store, "weather", LOST)
-            build(store)
+            publish(store, LOST)
         lose_ledger(store)
 
         rebuild_ledger(store.settings, by="the test")
@@ -582,12 +555,10 @@ class TestWaysOut:
 
     @pytest.mark.long
     def test_a_virtual_machine_that_is_put_back_while_its_tables_are_elsewhere(self, store: Store, home: Path):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         night, staging = copy_of_ledger(store), home.parent / "staging"
         shutil.copytree(store.staging.root / "weather", staging)
-        stage(store, "weather", LOST)
-        build(store)
+        publish(store, LOST)
         put_back(store, night)
         shutil.rmtree(store.staging.root / "weather")
         shutil.copytree(staging, store.staging.root / "weather")
@@ -606,8 +577,7 @@ class TestWaysOut:
 
     @pytest.mark.long
     def test_another_host_takes_the_tables_over_on_purpose(self, store: Store, home: Path):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         stage(store, "weather", NEW)
         other = home.parent / "other"
         other.mkdir()
@@ -620,8 +590,7 @@ class TestWaysOut:
         with Store.open(settings) as taken:
             assert taken.ledger.identity != store.ledger.identity
             assert readable(taken) == rows_of(FIRST)
-            stage(taken, "weather", LOST)
-            build(taken)
+            publish(taken, LOST)
             with pytest.raises(TimestoreError, match=taken.ledger.identity):
                 build(store)
             assert published(taken) == readable(taken) == rows_of(FIRST, LOST)
@@ -641,8 +610,7 @@ class TestWaysOut:
     @pytest.mark.long
     @pytest.mark.only_on("sqlite")
     def test_a_copy_becomes_an_installation_of_its_own(self, store: Store, home: Path):
-        stage(store, "weather", FIRST)
-        build(store)
+        publish(store, FIRST)
         stage(store, "weather", LOST)
         copy_installation(store, home.parent / "copy")
         settings = Settings(home=home.parent / "copy", staging_min_free_disk_bytes=0)
