@@ -12,24 +12,22 @@ import pyarrow as pa
 import pytest
 
 from timestore_pipeline.crash_points import CrashPoint
-from timestore_pipeline.ledger.batches import known_batches
 from timestore_pipeline.model.windows import TimeRange
-from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.staging.stage import incoming_of, stage, stage_incoming
 from timestore_pipeline.store import Store
-from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.arrangements import Arrange
 from timestore_pipeline_tests.crash import rows
-from timestore_pipeline_tests.crash.child import REPLACEMENT, killed_at
+from timestore_pipeline_tests.crash.child import REPLACEMENT
 from timestore_pipeline_tests.crash.test_kills_of_replacements import (
     BATCHES,
     EVERY_STEP,
     RECOVERY,
     WIDE_BATCHES,
     Case,
+    Kill,
     Row,
-    published,
-    readable,
+    assert_all_adds_up,
+    assert_recovered,
 )
 
 pytestmark = pytest.mark.crash
@@ -71,22 +69,6 @@ WIDER = Corrected("wider", "", _with(WIDE_BATCHES, _ROWS), frozenset("cde"))
 KEYED_AND_WIDER = Corrected(
     "version, wider", ", key: {columns: [id], version: version}", _with(WIDE_BATCHES, _ROWS), frozenset("cde")
 )
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A job killed where it reaches a point for the ``times``-th time; ``before``: a build is killed there first."""
-
-    case: Corrected
-    job: str
-    point: CrashPoint
-    times: int = 1
-    before: CrashPoint | None = None
-
-    def __str__(self) -> str:
-        return f"{self.case}: {self.job} at {self.point}:{self.times}" + (
-            f" after {self.before}" if self.before else ""
-        )
 
 
 STAGING = [
@@ -144,17 +126,6 @@ def _replacement(case: Corrected) -> tuple[pa.Table, str, TimeRange]:
     return case.table("d"), "d", TimeRange.between(start, last + timedelta(microseconds=1))
 
 
-def acknowledged(store: Store, case: Corrected) -> set[str]:
-    with store.ledger.read() as tx:
-        return set(known_batches(tx, _TABLE, case.batches))
-
-
-def assert_all_adds_up(store: Store, case: Corrected) -> None:
-    """What is acknowledged is readable as the model has it, and the row audit finds nothing wrong."""
-    assert readable(store) == case.expected(acknowledged(store, case))
-    assert audit_rows(store, _TABLE).wrong == ()
-
-
 def at_work(arrange: Arrange, case: Corrected) -> Store:
     """An installation with a and b published and c staged. Published segments stay, so that it can be rebuilt."""
 
@@ -193,27 +164,9 @@ def test_a_correction_that_is_killed_has_happened_or_not_on_a_server(kill: Kill,
 
 def assert_survived(kill: Kill, arrange: Arrange) -> None:
     case = kill.case
+    assert isinstance(case, Corrected)
     store = at_work(arrange, case)
     if kill.job != "replace":
         replaced(store, case)
         assert_all_adds_up(store, case)
-    if kill.before:
-        killed_at(store, "build", kill.before)
-        assert_all_adds_up(store, case)
-
-    killed_at(store, kill.job, kill.point, kill.times)
-
-    assert_all_adds_up(store, case)
-    for step in RECOVERY:
-        step(store)
-        assert_all_adds_up(store, case)
-    replaced(store, case)
-    assert_all_adds_up(store, case)
-    stage(store, _TABLE, case.table("e"), batch_id="e")
-    assert_all_adds_up(store, case)
-    RECOVERY[1](store)
-    assert_all_adds_up(store, case)
-    assert acknowledged(store, case) == set(case.batches)
-    assert published(store) == case.expected(case.batches)
-    vacuum_table(store, _TABLE, now=rows.far_in_the_future())
-    rows.assert_table_has_no_strays(store)
+    assert_recovered(kill, store, again=lambda store: replaced(store, case))

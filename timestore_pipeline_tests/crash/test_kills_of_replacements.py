@@ -266,8 +266,14 @@ def test_a_killed_replacement_leaves_one_row_where_one_is_to_be_on_a_server(kill
 
 
 def assert_survived(kill: Kill, arrange: Arrange) -> None:
+    store = at_work(arrange, kill.case)
+    assert_recovered(kill, store)
+    assert types_in_files(store) == {"int64" if kill.case.wide else "int32"}
+
+
+def assert_recovered(kill: Kill, store: Store, again: Callable[[Store], object] = lambda store: None) -> None:
+    """All adds up after each step of a recovery, what was killed done ``again``, and more staged and built."""
     case = kill.case
-    store = at_work(arrange, case)
     if kill.before:
         killed_at(store, "build", kill.before)
         assert_all_adds_up(store, case)
@@ -275,7 +281,7 @@ def assert_survived(kill: Kill, arrange: Arrange) -> None:
     killed_at(store, kill.job, kill.point, kill.times)
 
     assert_all_adds_up(store, case)
-    for step in RECOVERY:
+    for step in (*RECOVERY, again):
         step(store)
         assert_all_adds_up(store, case)
     stage(store, _TABLE, case.table("e"), batch_id="e")
@@ -284,7 +290,6 @@ def assert_survived(kill: Kill, arrange: Arrange) -> None:
     assert_all_adds_up(store, case)
     assert acknowledged(store, case) == set(case.batches)
     assert published(store) == case.expected(case.batches)
-    assert types_in_files(store) == {"int64" if case.wide else "int32"}
     vacuum_table(store, _TABLE, now=rows.far_in_the_future())
     rows.assert_table_has_no_strays(store)
 
