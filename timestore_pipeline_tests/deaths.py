@@ -1,5 +1,7 @@
 """A process that is killed at a crash point, played within this one: nothing catches its end, and it tidies nothing up.
 
+Or an error comes to it there.
+
 Tests in ``crash/`` kill real processes, at every point; these here are for what comes after.
 """
 
@@ -49,6 +51,21 @@ def _nothing_tidied_up() -> Iterator[None]:
     # The one thing that a build does after an interrupt.
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(publication, "settle_build", _end)
+        yield
+
+
+@contextmanager
+def fails_at(point: CrashPoint, error: BaseException) -> Iterator[None]:
+    """Let ``error`` come to whatever reaches ``point`` in the block.
+
+    Raises:
+        AssertionError: it was not reached.
+    """
+
+    def fail() -> None:
+        raise error
+
+    with at(point, fail):
         yield
 
 

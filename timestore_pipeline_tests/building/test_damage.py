@@ -14,7 +14,7 @@ import pytest
 from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.flush import flush_windows
 from timestore_pipeline.building.order import BuildOrder
-from timestore_pipeline.crash_points import CrashPoint, at
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import QueryError, SegmentUnreadable, TimestoreError
 from timestore_pipeline.ledger.quarantine import QuarantineEntry, open_entries, open_totals
 from timestore_pipeline.ledger.queue import pending_batches, queue_states, staged_bytes
@@ -43,7 +43,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
-from timestore_pipeline_tests.deaths import dies_at
+from timestore_pipeline_tests.deaths import dies_at, fails_at
 
 GOOD = hourly(5, station="LGA")
 BAD = hourly(24, station="JFK")
@@ -219,15 +219,11 @@ def test_neither_retention_nor_sweeping_touches_what_is_in_quarantine(make_store
 def test_a_failure_that_is_not_of_the_segments_sets_nothing_aside(store: Store):
     stage(store, "weather", GOOD)
     for _ in range(5):
-        with at(CrashPoint.PARQUET_WRITTEN, full_disk):
+        with fails_at(CrashPoint.PARQUET_WRITTEN, OSError(28, "No space left on device")):
             attempt(store, 1)
 
     assert entries(store) == []
     assert build(store).rows == 5
-
-
-def full_disk() -> None:
-    raise OSError(28, "No space left on device")
 
 
 def test_a_staging_folder_that_is_not_there_sets_nothing_aside(make_store: MakeStore):

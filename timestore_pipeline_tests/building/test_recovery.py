@@ -34,7 +34,7 @@ from timestore_pipeline_tests.builders import (
     rows_of,
 )
 from timestore_pipeline_tests.conftest import MakeStore
-from timestore_pipeline_tests.deaths import dies_at
+from timestore_pipeline_tests.deaths import dies_at, fails_at
 
 ROWS = rows_of(hourly(30))
 
@@ -253,10 +253,7 @@ def test_a_builder_that_wakes_up_after_it_was_marked_published_changes_nothing(m
 def test_a_commit_whose_sync_failed_is_published_all_the_same(store: Store):
     stage(store, "weather", hourly(3))
 
-    def fail() -> None:
-        raise OSError(5, "Input/output error")
-
-    with at(CrashPoint.TABLE_COMMITTED, fail):
+    with fails_at(CrashPoint.TABLE_COMMITTED, OSError(5, "Input/output error")):
         report = build(store)
 
     assert report.table_version == 1
@@ -266,10 +263,7 @@ def test_a_commit_whose_sync_failed_is_published_all_the_same(store: Store):
 def test_when_the_ledger_fails_after_the_commit_the_rows_stay_readable_once(store: Store):
     stage(store, "weather", hourly(3))
 
-    def fail() -> None:
-        raise LedgerError("the ledger is locked")
-
-    with at(CrashPoint.PUBLICATION_RECORDED, fail), pytest.raises(LedgerError):
+    with fails_at(CrashPoint.PUBLICATION_RECORDED, LedgerError("the ledger is locked")), pytest.raises(LedgerError):
         build(store)
     assert readable(store) == published(store) == rows_of(hourly(3))
 

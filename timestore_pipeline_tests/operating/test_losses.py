@@ -8,10 +8,10 @@ import pytest
 
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import LossRefused
 from timestore_pipeline.ledger.accounts import recorded_losses, withdraw_loss
 from timestore_pipeline.ledger.counters import LOST_ROWS
-from timestore_pipeline.operating import losses as losses_module
 from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.losses import accept_losses, missing_rows
 from timestore_pipeline.reading.lineage import trace_window
@@ -20,6 +20,7 @@ from timestore_pipeline.store import Store
 from timestore_pipeline.upkeep.published_segments import unlink_published_segments
 from timestore_pipeline_tests.builders import build, counted, declared, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 from timestore_pipeline_tests.operating.test_audit import (
     BREAKAGES,
     NEW_YEAR,
@@ -142,18 +143,11 @@ def test_a_rebuild_brings_the_rows_back_and_ends_the_loss(store: Store):
     assert (loss.ended_by or "").startswith("rebuild")
 
 
-def test_killed_between_the_table_and_the_ledger_the_same_command_goes_on(
-    two_days: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_killed_between_the_table_and_the_ledger_the_same_command_goes_on(two_days: Store):
     table_files(two_days)[0].unlink()
 
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(losses_module, "accept_loss", die)
-        with pytest.raises(KeyboardInterrupt):
-            accept(two_days, 24)
+    with dies_at(CrashPoint.PUBLICATION_COMMITTED):
+        accept(two_days, 24)
     assert list(wrong(two_days)) == [NEW_YEAR]
 
     assert accept(two_days, 24) == [24]

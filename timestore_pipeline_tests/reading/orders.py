@@ -134,7 +134,7 @@ class MachineOfOrders(RuleBasedStateMachine):
         point=st.sampled_from(
             [
                 CrashPoint.PARQUET_IN_PLACE,
-                CrashPoint.MANIFEST_WRITTEN,
+                CrashPoint.TABLE_CHECKED,
                 CrashPoint.TABLE_SYNCED,
                 CrashPoint.PUBLICATION_COMMITTED,
             ]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building import at_once, publication
-from timestore_pipeline.building import flush as build_module
+from timestore_pipeline.building import at_once
 from timestore_pipeline.building.due import plan_flushes
 from timestore_pipeline.building.thresholds import Trigger
+from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchConflict, TableError
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import DIRECT_WRITE_BATCHES, RETRIED_BATCHES
@@ -138,12 +138,17 @@ def test_what_cannot_be_published_is_acknowledged_and_stays_staged(
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("step", ["claim_build", "commit_build", "record_commit"])
+@pytest.mark.parametrize(
+    "point",
+    [CrashPoint.BATCHES_ACKNOWLEDGED, CrashPoint.SLICES_CLAIMED, CrashPoint.TABLE_CHECKED, CrashPoint.TABLE_SYNCED],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_process_that_dies_before_it_has_published_is_made_up_for(make_store: MakeStore, home: Path, step: str):
+def test_a_process_that_dies_before_it_has_published_is_made_up_for(
+    make_store: MakeStore, home: Path, point: CrashPoint
+):
     make_store()
     with process_pool(1) as pool:
-        assert pool.submit(_die_at, home, step).exception() is not None
+        assert pool.submit(_die_at, home, point).exception() is not None
     store = make_store(staging_enabled=False, build_lease_seconds=20)
     assert readable(store) == rows_of(hourly(3)), "it was acknowledged"
 
@@ -156,12 +161,9 @@ def test_a_process_that_dies_before_it_has_published_is_made_up_for(make_store: 
         assert builds_in_flight(tx) == []
 
 
-def _die_at(home: Path, step: str) -> None:
-    def die(*_: object, **__: object) -> None:
-        os._exit(9)
-
-    setattr(build_module if hasattr(build_module, step) else publication, step, die)
-    _write_directly(home, 3, "x")
+def _die_at(home: Path, point: CrashPoint) -> None:
+    with at(point, lambda: os._exit(9)):
+        _write_directly(home, 3, "x")
 
 
 def _write_directly(home: Path, hours: int, batch_id: str) -> None:

@@ -26,7 +26,7 @@ from timestore_pipeline.errors import (
 from timestore_pipeline.landing.files import scan_landing
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
 from timestore_pipeline.settings import AfterIngest
-from timestore_pipeline.staging import folder_arrivals, load
+from timestore_pipeline.staging import folder_arrivals
 from timestore_pipeline.staging.ingest import ingest_files
 from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
@@ -45,7 +45,7 @@ from timestore_pipeline_tests.builders import (
     weather_csv,
 )
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
-from timestore_pipeline_tests.deaths import dies_at
+from timestore_pipeline_tests.deaths import dies_at, fails_at
 from timestore_pipeline_tests.staging.test_stage import REFUSED_FOR_NOW
 
 Drop = Callable[..., Path]
@@ -228,16 +228,8 @@ def test_a_crash_between_quarantine_entry_and_move_loses_no_bad_file(store: Stor
 
 def ingest_that_ends_once_acknowledged(store: Store, error: BaseException) -> None:
     """Ingest, and meet an error when the ledger has the segment already."""
-    acknowledge = load.acknowledge_segment
-
-    def acknowledge_then_fail(*args: object, **options: object) -> None:
-        acknowledge(*args, **options)  # type: ignore[arg-type]
-        raise error
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(load, "acknowledge_segment", acknowledge_then_fail)
-        with pytest.raises(type(error)):
-            ingest(store)
+    with fails_at(CrashPoint.BATCHES_ACKNOWLEDGED, error), pytest.raises(type(error)):
+        ingest(store)
 
 
 def test_when_it_is_unknown_whether_the_ledger_committed_the_segment_is_kept(store: Store, drop: Drop):
@@ -316,21 +308,15 @@ def test_a_file_that_vanishes_is_somebody_elses(store: Store, drop: Drop):
     assert len(readable(store)) == 2
 
 
-def test_what_lands_under_the_same_name_meanwhile_is_neither_archived_nor_lost(
-    make_store: MakeStore, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_lands_under_the_same_name_meanwhile_is_neither_archived_nor_lost(make_store: MakeStore, drop: Drop):
     store = make_store(landing_after_ingest="delete")
     landed = drop(store, "weather", "latest.csv", WEATHER_CSV)
-    acknowledge = load.acknowledge_segment
 
-    def and_a_new_file_lands(*args: object, **options: object) -> object:
-        result = acknowledge(*args, **options)  # type: ignore[arg-type]
+    def a_new_file_lands() -> None:
         landed.with_suffix(".partial").write_text(OTHER_CSV)
         landed.with_suffix(".partial").rename(landed)
-        return result
 
-    with monkeypatch.context() as patched:
-        patched.setattr(load, "acknowledge_segment", and_a_new_file_lands)
+    with at(CrashPoint.BATCHES_ACKNOWLEDGED, a_new_file_lands):
         ingest(store)
     assert landed.read_text() == OTHER_CSV
 
@@ -460,18 +446,15 @@ def test_a_ledger_that_is_locked_for_too_long_leaves_the_files_and_no_segment(
     assert ingest(store)["weather"].rows == 3
 
 
-def test_a_disk_that_fails_while_a_segment_is_written_is_no_fault_of_the_files(
-    store: Store, drop: Drop, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_disk_that_fails_while_a_segment_is_written_is_no_fault_of_the_files(store: Store, drop: Drop):
     landed = drop(store, "weather", "a.csv", WEATHER_CSV)
+    full = duckdb.IOException("could not write: No space left on device")
 
-    def full(*_: object, **__: object) -> None:
-        raise duckdb.IOException("could not write: No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(load, "write_segment", full)
-        with pytest.raises(TimestoreError, match=r"could not be written: could not write.*files wait"):
-            ingest(store)
+    with (
+        fails_at(CrashPoint.SEGMENT_WRITTEN, full),
+        pytest.raises(TimestoreError, match=r"could not be written: could not write.*files wait"),
+    ):
+        ingest(store)
 
     assert landed.exists()
     assert ingest(store)["weather"].rows == 3

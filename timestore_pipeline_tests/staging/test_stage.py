@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import (
     BatchConflict,
     BatchRejected,
@@ -25,7 +26,6 @@ from timestore_pipeline.errors import (
     TimestoreError,
 )
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
-from timestore_pipeline.staging import load
 from timestore_pipeline.staging.frames import table_fingerprint
 from timestore_pipeline.staging.stage import stage, stage_file
 from timestore_pipeline.store import Store
@@ -42,6 +42,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import fails_at
 
 
 def test_rows_are_readable_the_moment_stage_returns(store: Store):
@@ -228,19 +229,10 @@ def test_a_batch_whose_rows_span_windows_waits_for_the_last_of_them(make_store: 
     stage(store, "weather", hourly(1))
 
 
-def test_when_it_is_unknown_whether_the_ledger_committed_the_rows_are_kept(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    acknowledge = load.acknowledge_segment
-
-    def break_off(*args: Any, **options: Any) -> None:
-        acknowledge(*args, **options)
-        raise CommitUnknown("the connection was lost")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(load, "acknowledge_segment", break_off)
-        with pytest.raises(CommitUnknown):
-            stage(store, "weather", hourly(2), batch_id="x")
+def test_when_it_is_unknown_whether_the_ledger_committed_the_rows_are_kept(store: Store):
+    lost = CommitUnknown("the connection was lost")
+    with fails_at(CrashPoint.BATCHES_ACKNOWLEDGED, lost), pytest.raises(CommitUnknown):
+        stage(store, "weather", hourly(2), batch_id="x")
 
     assert readable(store) == rows_of(hourly(2))
     assert stage(store, "weather", hourly(2), batch_id="x").duplicate

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from timestore_pipeline.crash_points import CrashPoint, at
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import ReadingTooLong, StagingQueueFull
 from timestore_pipeline.landing.files import files_for_one_run, scan_landing
 from timestore_pipeline.ledger.landing import Readings, begin_alone, begin_readings
@@ -38,6 +38,7 @@ from timestore_pipeline.staging.suspects import MOST_ONCE_SUSPECTED, reading_gro
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import NEW_YEAR, hourly, ingest, parquet_bytes, readable, weather
 from timestore_pipeline_tests.conftest import WEATHER_CSV, MakeStore
+from timestore_pipeline_tests.deaths import fails_at
 
 Drop = Callable[..., Path]
 
@@ -134,10 +135,7 @@ def test_readings_that_ended_leave_nothing_behind(store: Store, drop):
 def test_a_reading_that_was_interrupted_or_refused_is_no_suspicion(store: Store, drop, error: BaseException):
     drop(store, "weather", "a.csv", WEATHER_CSV)
 
-    def fail() -> None:
-        raise error
-
-    with contextlib.suppress(KeyboardInterrupt, RuntimeError), at(CrashPoint.BATCHES_RECORDED, fail):
+    with contextlib.suppress(KeyboardInterrupt, RuntimeError), fails_at(CrashPoint.BATCHES_RECORDED, error):
         ingest(store)
 
     assert unended(store) == {}

@@ -31,7 +31,6 @@ from timestore_pipeline.errors import (
 )
 from timestore_pipeline.ledger.builds import builds_in_flight
 from timestore_pipeline.ledger.counters import DROPPED_BATCHES, RETRIED_BATCHES
-from timestore_pipeline.staging import load
 from timestore_pipeline.staging.stage import stage
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.store import Store
@@ -47,6 +46,7 @@ from timestore_pipeline_tests.builders import (
     weather,
 )
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import fails_at
 
 
 def batch(number: int, rows: int = 3) -> pa.Table:
@@ -261,33 +261,25 @@ def test_what_is_no_frame_is_refused_at_once(store: Store):
         writer.submit([1, 2, 3])
 
 
-def test_when_it_is_unknown_whether_the_ledger_committed_every_caller_hears_so(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    acknowledge = load.acknowledge_segment
+def test_when_it_is_unknown_whether_the_ledger_committed_every_caller_hears_so(store: Store):
+    lost = CommitUnknown("the connection was lost")
 
-    def break_off(*args: object, **options: object) -> None:
-        acknowledge(*args, **options)  # type: ignore[arg-type]
-        raise CommitUnknown("the connection was lost")
-
-    with monkeypatch.context() as patched, Writer(store, "weather") as writer:
-        patched.setattr(load, "acknowledge_segment", break_off)
-        with pytest.raises(CommitUnknown):
-            writer.write(batch(0), batch_id="x")
+    with (
+        Writer(store, "weather") as writer,
+        fails_at(CrashPoint.BATCHES_ACKNOWLEDGED, lost),
+        pytest.raises(CommitUnknown),
+    ):
+        writer.write(batch(0), batch_id="x")
 
     assert readable(store) == rows_of(batch(0))
     with Writer(store, "weather") as writer:
         assert writer.write(batch(0), batch_id="x").duplicate
 
 
-def test_an_error_that_no_one_thought_of_reaches_the_callers_and_the_writer_goes_on(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_error_that_no_one_thought_of_reaches_the_callers_and_the_writer_goes_on(store: Store):
     with Writer(store, "weather") as writer:
-        with monkeypatch.context() as patched:
-            patched.setattr(load, "write_segment", lambda *_, **__: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                writer.write(batch(0))
+        with fails_at(CrashPoint.SEGMENT_WRITTEN, ZeroDivisionError()), pytest.raises(ZeroDivisionError):
+            writer.write(batch(0))
         assert writer.write(batch(1)).rows == 3
 
     assert readable(store) == rows_of(batch(1))

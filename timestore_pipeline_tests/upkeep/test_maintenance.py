@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from timestore_pipeline.building import publication
 from timestore_pipeline.building.compact import compact_windows
 from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.building.rebuild import rebuild_windows
+from timestore_pipeline.crash_points import CrashPoint
 from timestore_pipeline.errors import RebuildRefused, TableError
 from timestore_pipeline.ledger.accounts import past_of_windows
 from timestore_pipeline.ledger.counters import EXPIRED_ROWS, EXPIRED_WINDOWS
@@ -27,6 +27,7 @@ from timestore_pipeline.upkeep.maintenance import MaintenanceReport, in_words, m
 from timestore_pipeline.upkeep.vacuum import vacuum_table
 from timestore_pipeline_tests.builders import NEW_YEAR, build, counted, declared, hourly, published, readable, rows_of
 from timestore_pipeline_tests.conftest import MakeStore
+from timestore_pipeline_tests.deaths import dies_at
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 
@@ -159,19 +160,12 @@ def test_a_reader_may_go_on_for_the_grace_period(make_store: MakeStore):
     assert readable(store) == rows_of(*tables)
 
 
-def test_grace_counts_from_when_readers_were_moved_on_not_from_the_commit(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
+def test_grace_counts_from_when_readers_were_moved_on_not_from_the_commit(store: Store):
     """A compaction that died between its commit and the ledger: readers still have the version before it."""
     tables = flushed(store, 3)
 
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(publication, "record_commit", die)
-        with pytest.raises(KeyboardInterrupt):
-            compact_windows(store, BuildOrder("weather", owner="x"))
+    with dies_at(CrashPoint.TABLE_SYNCED):
+        compact_windows(store, BuildOrder("weather", owner="x"))
 
     assert vacuum_table(store, "weather", now=later(10 * DAY)).files == 0
     assert readable(store) == rows_of(*tables)
