@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
@@ -22,6 +22,7 @@ from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import TableError
 from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build, builds_in_flight, mark_published
+from timestore_pipeline.ledger.corrected_windows import LeftOut
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.tables import advance_table_version, table_versions
 from timestore_pipeline.ledger.windows import PublishedWindow, put_windows, window_totals, windows_replaced_by
@@ -45,12 +46,16 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Committed:
-    """A build that is in the table: its version, the files that it wrote, and those that it left where it replaced."""
+    """A build that is in the table: its version, the files that it wrote, and those that it left where it replaced.
+
+    What it ``left_out`` only the process knows that wrote the files; the ledger has it by window and correction.
+    """
 
     build: Build
     table_version: int
     files: Sequence[ParquetFile | TableFile]
     kept: Sequence[TableFile] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def record_commit(store: Store, commit: Committed) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 from sqlalchemy import Connection
@@ -26,6 +26,7 @@ from timestore_pipeline.exhaustion import out_of_files
 from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build, NewBuild, extend_lease
 from timestore_pipeline.ledger.claims import Wanted, claim_build
+from timestore_pipeline.ledger.corrected_windows import LeftOut
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.lineage import contributions_of_build
 from timestore_pipeline.ledger.schemas import schema_history
@@ -49,10 +50,14 @@ log = log_named(__name__)
 
 @dataclass(frozen=True)
 class WrittenFiles:
-    """Files of a build, in place and durable, and those that its commit takes out of the table for them."""
+    """Files of a build, in place and durable, and those that its commit takes out of the table for them.
+
+    ``left_out`` is what corrections take of what it read.
+    """
 
     files: Sequence[ParquetFile]
     replacement: Replacement | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind) -> NewBuild:
@@ -127,7 +132,7 @@ class Publication:
         if build.lane == 0:
             merge_manifests(table)
         kept = written.replacement.kept if written.replacement else ()
-        self._committed = Committed(build, version, written.files, kept)
+        self._committed = Committed(build, version, written.files, kept, written.left_out)
 
     def settle(self, error: Exception) -> None:
         """After a failure: let the table decide; raise the error unless the build was published after all."""

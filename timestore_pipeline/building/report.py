@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,6 +11,7 @@ from timestore_pipeline.building.completion import Committed, published_windows
 from timestore_pipeline.building.thresholds import Trigger
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.ledger.claims import Claim
+from timestore_pipeline.ledger.corrected_windows import Taken
 from timestore_pipeline.ledger.lineage import WindowBatch
 from timestore_pipeline.ledger.windows import PublishedWindow
 from timestore_pipeline.model.columns import Column
@@ -21,7 +22,8 @@ from timestore_pipeline.model.windows import Window, from_micros
 class BuiltWindow:
     """What a build brought into one window: rows, their time range and where they came from; Parquet bytes and files.
 
-    Where the window was written anew, bytes and files are those of the whole window.
+    Where the window was written anew, bytes and files are those of the whole window. ``taken`` rows, staged or
+    published before, were left out because corrections took them; they are not among ``rows``.
     """
 
     window: Window
@@ -31,11 +33,15 @@ class BuiltWindow:
     min_time: datetime
     max_time: datetime
     batches: tuple[WindowBatch, ...]
+    taken: int = 0
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build published. ``oldest_staged_at`` is in microseconds since the epoch."""
+    """What a build published. ``oldest_staged_at`` is in microseconds since the epoch.
+
+    ``rows`` are staged ones that it published, ``taken`` those that it left out because corrections took them.
+    """
 
     dataset: str
     build_id: int
@@ -52,6 +58,7 @@ class BuildReport:
     columns: tuple[Column, ...]
     left_some: bool = False
     """Whether it left later windows to other builds."""
+    taken: int = 0
 
 
 def build_report(
@@ -68,6 +75,7 @@ def build_report(
     for batch in contributing:
         batches[batch.window_start].append(batch)
     windows = []
+    of_slices, taken = _by_window(committed.left_out.of_slices), _by_window(committed.left_out.taken)
     staged = claim.by_window()
     for start in sorted({*staged, *claim.replaced}):
         window, pieces = published.get(start, PublishedWindow(start, 0, 0, 0)), staged.get(start, [])
@@ -75,12 +83,13 @@ def build_report(
         windows.append(
             BuiltWindow(
                 window=built,
-                rows=sum(piece.rows for piece in pieces),
+                rows=sum(piece.rows for piece in pieces) - of_slices[start],
                 bytes=window.bytes,
                 files=window.files,
                 min_time=from_micros(min((piece.min_time for piece in pieces), default=start)),
                 max_time=from_micros(max((piece.max_time for piece in pieces), default=built.end_micros - 1)),
                 batches=tuple(batches[start]),
+                taken=taken[start],
             )
         )
     return BuildReport(
@@ -90,7 +99,7 @@ def build_report(
         trigger=Trigger(claim.build.trigger),
         table_version=committed.table_version,
         windows=tuple(windows),
-        rows=claim.build.rows,
+        rows=claim.build.rows - of_slices.total(),
         bytes=sum(window.bytes for window in windows),
         files=sum(window.files for window in windows),
         batches=claim.build.batches,
@@ -98,7 +107,15 @@ def build_report(
         oldest_staged_at=min((piece.staged_at for piece in claim.slices), default=claim.build.claimed_at),
         columns=columns,
         left_some=claim.left_some,
+        taken=taken.total(),
     )
+
+
+def _by_window(taken: Taken) -> Counter[int]:
+    found: Counter[int] = Counter()
+    for (start, _), rows in taken.items():
+        found[start] += rows
+    return found
 
 
 def report_of_shares(reports: Sequence[BuildReport]) -> BuildReport | None:
@@ -113,6 +130,7 @@ def report_of_shares(reports: Sequence[BuildReport]) -> BuildReport | None:
         rows=sum(report.rows for report in reports),
         bytes=sum(report.bytes for report in reports),
         files=sum(report.files for report in reports),
+        taken=sum(report.taken for report in reports),
         batches=len({batch.batch_id for window in windows for batch in window.batches}),
         duration_seconds=sum(report.duration_seconds for report in reports),
         oldest_staged_at=min(report.oldest_staged_at for report in reports),

@@ -30,7 +30,7 @@ from timestore_pipeline.errors import TableError, TimestoreError
 from timestore_pipeline.inert import log_named
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.claims import Claim, replace_also
-from timestore_pipeline.ledger.corrected_windows import Taken, record_taken
+from timestore_pipeline.ledger.corrected_windows import LeftOut, Taken, record_taken
 from timestore_pipeline.ledger.schemas import schema_history
 from timestore_pipeline.ledger.states import BuildKind
 from timestore_pipeline.model.columns import Column
@@ -74,7 +74,8 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
     """
     spec = store.datasets[claim.build.dataset]
     place = store.table(spec.name)
-    claim, taken = _without_taken_slices(claim)
+    claim, of_slices = _without_taken_slices(claim)
+    left_out = LeftOut(of_slices)
     claimed = {spec.window_at(piece.window_start) for piece in claim.slices}
     replaced = {spec.window_at(start) for start in claim.replaced}
     rebuilt = set(replaced) if claim.build.kind is BuildKind.REBUILD else set()
@@ -112,21 +113,21 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
                     acting = corrections.get(window, ())
                     again = files_to_rewrite(folders, connection, window, live[window.key], acting)
                 for number, rows in again.taken.items():
-                    taken[window.start_micros, number] += rows
+                    left_out.of_files[window.start_micros, number] += rows
                 source = rewritten_source(folders, connection, window, staged, again)
             if source is not None and source.rows != 0:
                 files.extend(write_window(folders, connection, window, source, target_file_bytes))
 
         if claim.slices:
-            for window, source, of_slices in _staged_windows(store, connection, spec, columns, claim):
-                taken.update(of_slices)
+            for window, source, taken in _staged_windows(store, connection, spec, columns, claim):
+                left_out.of_slices.update(taken)
                 write(window, source)
         for window in sorted(replaced - claimed - rebuilt):
             write(window, None)
-    if taken:
-        store.ledger.transact(lambda tx: record_taken(tx, claim.build.id, taken))
+    if left_out.taken:
+        store.ledger.transact(lambda tx: record_taken(tx, claim.build.id, left_out.taken))
         reach(CrashPoint.TAKEN_RECORDED)
-    return WrittenFiles(files, replacement)
+    return WrittenFiles(files, replacement, left_out)
 
 
 def _without_taken_slices(claim: Claim) -> tuple[Claim, Taken]:

@@ -122,6 +122,8 @@ def _in_words(name: str, report: BuildReport | None, merged: CompactionReport, *
             f"({wording.counted(report.files, 'file')}, {wording.size(report.bytes)}) "
             f"in {wording.duration(report.duration_seconds)}"
         )
+        if report.taken:
+            done += f"; {wording.counted(report.taken, 'row')} left out that corrections took back"
     if merged.files:
         done += f"; {wording.counted(merged.files, 'small file')} merged into {merged.merged_files:,}"
     return f"{name}: {done}"

@@ -14,6 +14,7 @@ from timestore_pipeline.cli.output import node, print_json, print_tree, root
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from timestore_pipeline.ledger.corrected_windows import WindowCorrection
     from timestore_pipeline.reading.lineage import BuildOrigin, Lineage, SegmentOrigin
     from timestore_pipeline.table.contents import TableFile
 
@@ -54,6 +55,19 @@ def _as_json(lineage: Lineage) -> dict[str, Any]:
             {"rows": loss.rows, "by": loss.accepted_by, "at": wording.iso(loss.accepted_at), "reason": loss.reason}
             for loss in lineage.losses
         ],
+        "corrections": [
+            {
+                "number": each.correction.number,
+                "kind": each.correction.kind.value,
+                "from": wording.iso(each.correction.range_start),
+                "until": wording.iso(each.correction.range_end),
+                "batch_id": each.correction.batch_id,
+                "at": wording.iso(each.correction.acknowledged_at),
+                "rows": each.rows,
+                "pending": each.pending,
+            }
+            for each in lineage.corrections
+        ],
         "other_files": [_file_as_json(file) for file in lineage.files],
         "staged": [_segment_as_json(segment) for segment in lineage.staged],
         "quarantined": [_segment_as_json(segment) for segment in lineage.quarantined],
@@ -80,6 +94,8 @@ def _tree(lineage: Lineage) -> Tree:
         others = node(whole, "files of no build that the ledger knows")
         for file in lineage.files:
             node(others, _file_in_words(file))
+    for correction in lineage.corrections:
+        node(whole, _correction_in_words(correction))
     for loss in lineage.losses:
         node(whole, loss_in_words(loss))
     if lineage.forgotten_rows:
@@ -99,6 +115,16 @@ def _build_in_words(origin: BuildOrigin) -> str:
     return (
         f"build {build.id} ({build.kind.value} by {build.trigger}), {build.state.value} {when} by {by}: "
         f"{wording.counted(origin.rows, 'row')}"
+    )
+
+
+def _correction_in_words(found: WindowCorrection) -> str:
+    each = found.correction
+    waits = "; more of the table are left out with the next build" if found.pending else ""
+    return (
+        f"correction {each.number} ({each.kind.value} of {wording.iso(each.range_start)} … "
+        f"{wording.iso(each.range_end)} by batch {each.batch_id}), {wording.moment(each.acknowledged_at)}: "
+        f"{wording.counted(found.rows, 'row')} taken back{waits}"
     )
 
 

@@ -53,7 +53,9 @@ def status(datasets: Datasets = None, as_json: JsonForTable = False) -> None:
         print_json({"datasets": [status_as_json(each) for each in statuses], "problems": list(problems)})
         return
     print_table(_HEADINGS, [status_as_row(each) for each in statuses])
-    for problem in (*problems, *_pauses_in_words(statuses), *_refusals_in_words(statuses)):
+    for in_words in (_corrections_in_words, _pauses_in_words, _refusals_in_words):
+        problems += tuple(in_words(statuses))
+    for problem in problems:
         warn(problem)
 
 
@@ -89,6 +91,7 @@ class DatasetStatus:
     pause: Pause | None = None
     refusal: Refusal | None = None
     contradiction: str | None = None
+    oldest_correction_age_seconds: float = 0.0
 
 
 def collect_status(
@@ -146,6 +149,7 @@ def collect_status(
                 pause=pause_of(pauses, spec.name),
                 refusal=refusals.get(spec.name),
                 contradiction=contradiction and str(contradiction),
+                oldest_correction_age_seconds=_age_seconds(queue.corrections and queue.corrections.oldest_at, moment),
             )
         )
     return statuses, (*problems_in_words(observe_places(store)), *scan.problems)
@@ -200,6 +204,10 @@ def status_as_json(status: DatasetStatus) -> dict[str, Any]:
             "oldest_age_seconds": status.oldest_age_seconds,
             "late_rows": queue.late.rows,
             "oldest_late_age_seconds": status.oldest_late_age_seconds,
+        },
+        "to_correct": {
+            "windows": queue.corrections.windows if queue.corrections else 0,
+            "oldest_age_seconds": status.oldest_correction_age_seconds,
         },
         "limits": {
             **{name.value: status.limits.value(name) for name in LimitName},
@@ -256,6 +264,16 @@ def _pauses_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
         f"{wording.moment(pause.paused_at)} by {pause.paused_by}: {pause.reason}; "
         f"'timestore resume {'--all' if name == EVERY_DATASET else name}' ends it"
         for name, pause in found.items()
+    ]
+
+
+def _corrections_in_words(statuses: Sequence[DatasetStatus]) -> list[str]:
+    """Return a sentence for each dataset whose published rows are to be corrected."""
+    return [
+        f"{status.dataset}: {wording.counted(status.queue.corrections.windows, 'published window')} to be corrected by "
+        f"the next build, for {wording.duration(status.oldest_correction_age_seconds)}; queries are corrected already"
+        for status in statuses
+        if status.queue.corrections
     ]
 
 

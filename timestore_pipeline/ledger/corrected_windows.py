@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import CompoundSelect, Connection, and_, delete, func, insert, select, true, union, update
 
@@ -27,6 +27,20 @@ from timestore_pipeline.ledger.states import BuildKind, BuildState, CorrectionKi
 
 Taken = Counter[tuple[int, int]]
 """(window start, number of a correction) → rows that it takes there."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a build leaves out because corrections take it: of the slices that it has, and of files that it replaces."""
+
+    of_slices: Taken = field(default_factory=Counter)
+    of_files: Taken = field(default_factory=Counter)
+
+    @property
+    def taken(self) -> Taken:
+        """Both together."""
+        return self.of_slices + self.of_files
+
 
 _OF_PENDING = and_(
     corrected_windows.c.dataset == corrections.c.dataset, corrected_windows.c.number == corrections.c.number
@@ -178,6 +192,33 @@ def count_corrected(tx: Connection, dataset: str, window_start: int, number: int
     """Record that a correction took rows of a window, by what files say."""
     row = {"dataset": dataset, "window_start": window_start, "number": number, "pending": False, "rows": rows}
     upsert_all(tx, corrected_windows, [row], _add_rows)
+
+
+@dataclass(frozen=True)
+class WindowCorrection:
+    """A correction in one window: the rows that builds have left out there because of it, and whether more may come."""
+
+    correction: Correction
+    rows: int
+    pending: bool
+
+
+def corrections_of_window(tx: Connection, dataset: str, window_start: int) -> list[WindowCorrection]:
+    """Return the corrections that have taken rows of a window, or still may of its files; oldest first."""
+    query = (
+        CORRECTION.add_columns(corrected_windows.c.rows, corrected_windows.c.pending)
+        .join(corrected_windows, _OF_PENDING)
+        .where(*of_windows(corrected_windows, dataset, window_start, window_start))
+        .order_by(corrections.c.number)
+    )
+    found = []
+    for row in tx.execute(query).mappings():
+        values = dict(row)
+        rows, pending = int(values.pop("rows")), bool(values.pop("pending"))
+        if rows or pending:
+            correction = Correction(**{**values, "kind": CorrectionKind(values["kind"])})
+            found.append(WindowCorrection(correction, rows, pending))
+    return found
 
 
 def forget_corrected(tx: Connection, dataset: str) -> None:

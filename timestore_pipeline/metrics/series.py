@@ -241,7 +241,14 @@ SERIES = (
         "result",
         _RESULTS,
     ),
-    Series(FLUSH_ROWS, SeriesType.COUNTER, "rows", "Rows in builds that ended.", "result", _RESULTS),
+    Series(
+        FLUSH_ROWS,
+        SeriesType.COUNTER,
+        "rows",
+        "Rows in builds that ended, with those of them that corrections took back.",
+        "result",
+        _RESULTS,
+    ),
     Series(
         FLUSH_LAST_SUCCESS,
         SeriesType.GAUGE,

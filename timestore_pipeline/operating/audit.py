@@ -1,7 +1,8 @@
 """Exactly once, proved: the rows of each window by the ledger, held against the table's own counts (invariant 2).
 
 For every window, rows staged = rows published + in quarantine + still queued, and rows published = rows recorded for
-the window and in the table's files + rows superseded by their key. What the files hold is taken from their footers, not
+the window and in the table's files + rows superseded by their key + rows taken back by corrections, and those that
+expired or were given up. What the files hold is taken from their footers, not
 from what the log says.
 """
 
@@ -182,6 +183,7 @@ def _ledger_problems(account: WindowAccount) -> list[str]:
     if account.unaccounted(account.recorded):
         parts = [f"{account.recorded:,} are recorded for the window"]
         parts += [f"{account.superseded:,} superseded by their key"] if account.superseded else []
+        parts += [f"{account.corrected:,} were taken back by corrections"] if account.corrected else []
         parts += [f"{account.expired:,} have expired"] if account.expired else []
         parts += [f"{account.lost:,} are given up as lost"] if account.lost else []
         found.append(f"{account.published + account.pruned:,} rows were published, {' and '.join(parts)}")

@@ -186,7 +186,8 @@ def drain(
             moved = True
             if report is not None:
                 published[name] = published.get(name, 0) + report.rows
-                progress(f"{name}: {report.rows:,} rows published")
+                taken = f", {report.taken:,} left out that corrections took back" if report.taken else ""
+                progress(f"{name}: {report.rows:,} rows published{taken}")
             if time.monotonic() >= deadline:
                 break
         if time.monotonic() >= deadline:

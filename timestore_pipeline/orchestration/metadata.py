@@ -83,6 +83,7 @@ def built_window_metadata(
     lines = [(batch.batch_id, batch.source, f"{batch.rows:,}") for batch in built.batches]
     return {
         "rows": built.rows,
+        **({"rows_taken_back": built.taken} if built.taken else {}),
         "bytes": built.bytes,
         "files": built.files,
         "batches": len(built.batches),

@@ -233,9 +233,10 @@ def _windows_metadata(
 def _summary(report: BuildReport | None) -> str:
     if report is None:
         return "nothing was staged in these windows"
+    taken = f"{report.taken:,} rows left out that corrections took back, " if report.taken else ""
     return (
         f"published {report.rows:,} rows of {report.batches:,} batches in {len(report.windows):,} windows "
-        f"and {report.files:,} files, table version {report.table_version}, build {report.build_id}, "
+        f"and {report.files:,} files, {taken}table version {report.table_version}, build {report.build_id}, "
         f"{report.duration_seconds:.2f} s"
     )
 

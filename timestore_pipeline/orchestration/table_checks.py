@@ -107,6 +107,7 @@ def row_audit_result(store: Store, spec: DatasetSpec, touched: Sequence[Window] 
             "staged_rows": sum(account.staged for account in accounts),
             "published_rows": sum(account.published for account in accounts),
             "quarantined_rows": sum(account.quarantined for account in accounts),
+            "corrected_rows": sum(account.corrected for account in accounts),
             "accepted_lost_rows": sum(account.lost for account in accounts),
             "queued_rows": sum(account.queued for account in accounts),
             "files": sum(window.files for window in report.windows),

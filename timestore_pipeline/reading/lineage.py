@@ -8,6 +8,7 @@ from itertools import groupby
 
 from timestore_pipeline.ledger.accounts import Loss, recorded_losses
 from timestore_pipeline.ledger.builds import Build
+from timestore_pipeline.ledger.corrected_windows import WindowCorrection, corrections_of_window
 from timestore_pipeline.ledger.lineage import (
     SegmentShare,
     WindowBatch,
@@ -59,6 +60,7 @@ class Lineage:
 
     ``files`` are live and of no build that the ledger knows, ``forgotten_rows`` are published and of no segment that
     it knows: ledgers are pruned, and rebuilt. ``losses`` are what operators have given up, and still have.
+    ``corrections`` have taken rows of the window back, or still will.
     """
 
     dataset: str
@@ -70,12 +72,13 @@ class Lineage:
     staged: tuple[SegmentOrigin, ...]
     quarantined: tuple[SegmentOrigin, ...]
     losses: tuple[Loss, ...] = ()
+    corrections: tuple[WindowCorrection, ...] = ()
 
     @property
     def forgotten_rows(self) -> int:
         """Published rows whose origin the ledger does not know (any more)."""
         known = sum(origin.share.rows for build in self.builds for origin in build.segments if _is_published(origin))
-        return max(0, self.published_rows - known)
+        return max(0, self.published_rows + sum(each.rows for each in self.corrections) - known)
 
 
 def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
@@ -96,6 +99,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
         found = sorted(batches_of_window(tx, dataset, start), key=lambda batch: batch.segment_id)
         builds = builds_of_window(tx, dataset, start)
         losses = recorded_losses(tx, dataset, start)
+        corrections = corrections_of_window(tx, dataset, start)
     files = _files_of(store, dataset, table, window)
     batches = {segment: tuple(group) for segment, group in groupby(found, key=lambda batch: batch.segment_id)}
     origins = [SegmentOrigin(share, batches.get(share.segment_id, ())) for share in shares]
@@ -117,6 +121,7 @@ def trace_window(store: Store, dataset: str, window_key: str) -> Lineage:
         staged=tuple(origin for origin in origins if origin.share.build_id is None and not _is_set_aside(origin)),
         quarantined=tuple(origin for origin in origins if _is_set_aside(origin)),
         losses=tuple(loss for loss in losses if loss.ended_at is None),
+        corrections=tuple(corrections),
     )
 
 

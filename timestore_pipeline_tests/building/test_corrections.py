@@ -30,6 +30,7 @@ from timestore_pipeline.operating.audit import audit_rows
 from timestore_pipeline.operating.drain import drain
 from timestore_pipeline.operating.losses import accept_losses, missing_rows
 from timestore_pipeline.operating.quarantine import retry_entry
+from timestore_pipeline.reading.lineage import trace_window
 from timestore_pipeline.reading.rows import past_snapshots, query_rows
 from timestore_pipeline.segments.slices import MOST_ATTACHED
 from timestore_pipeline.staging.receipts import Receipt
@@ -132,6 +133,25 @@ class TestOneRange:
         assert_has(store, *kept, new(20, 29.5))
         (found,) = recorded(store)
         assert (found.rows, found.pending_windows) == (20, 0)
+
+    def test_a_report_and_the_lineage_say_what_it_took(self, make_store: MakeStore, datasets_yaml):
+        store = make_store(datasets_yaml)
+        stage(store, "weather", hourly(48))
+        build(store)
+        stage(store, "weather", hourly(22, station="LGA"))
+        receipt = replaced(store, hour(20), hour(30), new(21))
+        (waits,) = trace_window(store, "weather", "2026-01-01").corrections
+        assert (waits.correction.batch_id, waits.rows, waits.pending) == (receipt.batch_id, 0, True)
+
+        report = build(store)
+
+        assert (report.rows, report.taken) == (21, 12)
+        assert [(each.rows, each.taken) for each in report.windows] == [(21, 6), (0, 6)]
+        lineage = trace_window(store, "weather", "2026-01-01")
+        assert [(each.correction.number, each.rows, each.pending) for each in lineage.corrections] == [(1, 6, False)]
+        assert lineage.forgotten_rows == 0
+        accounts = [window.account for window in audit_rows(store, "weather").windows]
+        assert [account.corrected for account in accounts if account] == [6, 6]
 
     def test_it_is_emptied_and_so_is_the_dataset(self, make_store: MakeStore, datasets_yaml):
         store = make_store(datasets_yaml)

@@ -14,7 +14,8 @@ from timestore_pipeline.building.order import BuildOrder
 from timestore_pipeline.cli import ExitCode
 from timestore_pipeline.ledger import schema
 from timestore_pipeline.ledger.builds import NewBuild
-from timestore_pipeline.staging.stage import stage
+from timestore_pipeline.model.windows import TimeRange
+from timestore_pipeline.staging.stage import incoming_of, stage, stage_incoming
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import claim_slices, hourly, rows_of
 from timestore_pipeline_tests.cli.conftest import Finished
@@ -109,3 +110,20 @@ def test_what_the_ledger_has_forgotten_is_said(traced: tuple[Store, str], timest
     assert sum(file["rows"] for file in document["other_files"]) == 26
     assert "26 rows of segments that the ledger knows no more" in shown
     assert "files of no build that the ledger knows" in shown
+
+
+def test_what_was_replaced_is_named_with_its_rows(traced: tuple[Store, str], timestore: Run):
+    store, _ = traced
+    replaces = TimeRange.between("2026-01-01T03:00", "2026-01-01T05:00")
+    stage_incoming(store, "weather", incoming_of(store, "weather", hourly(0), "corrected", replaces=replaces))
+    (found,) = json.loads(timestore("lineage", "weather", "2026-01-01", "--json").out)["corrections"]
+    assert (found["number"], found["batch_id"], found["rows"], found["pending"]) == (1, "corrected", 0, True)
+    assert "weather: 1 published window to be corrected" in timestore("status").err
+    assert json.loads(timestore("status", "weather", "--json").out)["datasets"][0]["to_correct"]["windows"] == 1
+
+    done = timestore("build", "weather").out
+
+    assert "1 row published" in done
+    assert "4 rows left out that corrections took back" in done
+    assert "by batch corrected" in (out := timestore("lineage", "weather", "2026-01-01").out)
+    assert "4 rows taken back" in out
