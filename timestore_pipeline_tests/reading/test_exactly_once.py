@@ -46,6 +46,7 @@ from timestore_pipeline_tests.builders import (
     rows_of,
     weather,
 )
+from timestore_pipeline_tests.crash.child import BUILDING
 from timestore_pipeline_tests.deaths import may_die_at, may_end_at
 from timestore_pipeline_tests.machines import MachineOnALedger
 from timestore_pipeline_tests.postgresql import fresh_ledger
@@ -122,12 +123,7 @@ def test_any_batches_in_any_grouping_with_any_flushes_read_back_as_they_were(
 STEPS = [
     CrashPoint.SLICES_CLAIMED,
     CrashPoint.PARQUET_IN_PLACE,
-    CrashPoint.MANIFEST_WRITTEN,
-    CrashPoint.TABLE_CHECKED,
-    CrashPoint.TABLE_COMMITTED,
-    CrashPoint.TABLE_SYNCED,
-    CrashPoint.MANIFEST_KEPT,
-    CrashPoint.PUBLICATION_COMMITTED,
+    *BUILDING[BUILDING.index(CrashPoint.MANIFEST_WRITTEN) :],
 ]
 STEPS_WITHOUT_A_MANIFEST = [point for point in STEPS if not point.name.startswith("MANIFEST")]
 RECOVERY_STEPS = [
