@@ -27,7 +27,7 @@ from timestore_pipeline.http.bodies import Room, drain, read_body
 from timestore_pipeline.http.decoding import format_of, sweep_spool
 from timestore_pipeline.http.intake import Intake, Posted
 from timestore_pipeline.http.meter import OTHER, Meter
-from timestore_pipeline.http.openapi import ENDPOINTS, EndpointSpec, openapi_document
+from timestore_pipeline.http.openapi import ENDPOINTS, REPLACE_END, REPLACE_START, EndpointSpec, openapi_document
 from timestore_pipeline.http.problems import Problem, ProblemResponse, later, problem_of
 from timestore_pipeline.http.shares import Remembered, Slots, Turns
 from timestore_pipeline.http.tokens import Scope, Token, Tokens
@@ -37,7 +37,9 @@ from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.limits import all_pauses, pause_of
 from timestore_pipeline.ledger.queue import pending_batches
 from timestore_pipeline.metrics import exposition
+from timestore_pipeline.model.windows import TimeRange
 from timestore_pipeline.segments.identity import MAX_BATCH_ID, Client
+from timestore_pipeline.staging.frame_rows import range_of
 from timestore_pipeline.staging.room import check_disk
 from timestore_pipeline.timestore import Timestore
 
@@ -105,6 +107,7 @@ class Api:
         self._known(name)
         format_ = format_of(request.headers.get("content-type", ""))
         key = _idempotency_key(request)
+        replaces = _range_to_replace(request, name)
         with self._room.holding(caller.name) as holding:
             body = await read_body(
                 request, holding, self._settings.http_max_body_bytes, self._settings.http_body_seconds
@@ -112,6 +115,7 @@ class Api:
             posted = Posted(
                 dataset=name,
                 key=key,
+                replaces=replaces,
                 source=caller.source,
                 client=caller.client(key),
                 format=format_,
@@ -345,6 +349,21 @@ def _idempotency_key(request: Request) -> str | None:
     if len(keys) > 1 or not _KEY.fullmatch(key):
         raise Problem(400, "bad-key", f"send one Idempotency-Key of 1 to {MAX_BATCH_ID} printable ASCII characters")
     return key
+
+
+def _range_to_replace(request: Request, dataset: str) -> TimeRange | None:
+    """Return the range of times of which the body has all rows; None where it comes to what is there.
+
+    Raises:
+        Problem: one end of it is given without the other, or twice (400).
+        BadRange: they are no range of times.
+    """
+    start, end = (request.query_params.getlist(name) for name in (REPLACE_START, REPLACE_END))
+    if not start and not end:
+        return None
+    if len(start) != 1 or len(end) != 1:
+        raise Problem(400, "bad-range", f"give both {REPLACE_START} and {REPLACE_END}, once each, or neither")
+    return range_of(dataset, (start[0], end[0]))
 
 
 def _is_batch_id(text: str) -> bool:

@@ -23,11 +23,13 @@ from timestore_pipeline.http.offending import BadRows, bad_rows
 from timestore_pipeline.http.problems import Problem, later, rejected
 from timestore_pipeline.http.shares import Turns
 from timestore_pipeline.ledger.datasets import dataset_schema
+from timestore_pipeline.model.windows import TimeRange, from_micros
 from timestore_pipeline.rows.bounds import Bounds
 from timestore_pipeline.rows.formats.arrow_files import describe_arrow
-from timestore_pipeline.rows.reasons import UnreadableFile
+from timestore_pipeline.rows.reasons import NoRows, UnreadableFile
 from timestore_pipeline.segments.identity import Client, file_batch_id
 from timestore_pipeline.staging.frame_rows import Sent
+from timestore_pipeline.staging.incoming import as_replacement
 from timestore_pipeline.staging.receipts import IncomingBatch, Receipt, settle_known
 from timestore_pipeline.staging.writer import Writer
 from timestore_pipeline.timestore import Timestore
@@ -39,6 +41,7 @@ class Posted:
 
     dataset: str
     key: str | None
+    replaces: TimeRange | None
     source: str
     client: Client | None
     format: Format
@@ -111,17 +114,23 @@ class Intake:
         with content_of(store, posted.format, posted.body, posted.encoding, reading) as content:
             batch_id = key or file_batch_id(content.fingerprint)
             batch = IncomingBatch(batch_id, content.fingerprint, posted.source, content.size, posted.client)
+            sent = Sent(batch.fingerprint, batch.client)
+            if posted.replaces is not None:
+                batch = as_replacement(store, spec.name, batch, posted.replaces, named=key is not None)
             try:
                 table = read_rows(store, spec, posted.format, content, reading)
-            except Problem:
+            except Problem as problem:
                 # What was taken once is not refused when it is repeated, whatever the dataset's columns are by now.
                 known = self._known(spec, batch)
-                if known is None:
+                if known is not None:
+                    return known
+                if posted.replaces is None or not isinstance(problem.__cause__, NoRows):
                     raise
-                return known
-        future = self._writer(spec.name).submit(
-            table, batch.batch_id, batch.source, timeout=0, sent=Sent(batch.fingerprint, batch.client)
-        )
+                table = pa.table({})
+        # A replacement without a key gets its name when its turn comes.
+        ends = posted.replaces and (from_micros(posted.replaces.start), from_micros(posted.replaces.end))
+        batch_id = key if ends else batch.batch_id
+        future = self._writer(spec.name).submit(table, batch_id, batch.source, timeout=0, sent=sent, replace=ends)
         return _Submitted(spec, batch, table, future)
 
     def _look_again(self, submitted: _Submitted, error: BatchRejected) -> Receipt:

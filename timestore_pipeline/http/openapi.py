@@ -33,6 +33,9 @@ class EndpointSpec:
     takes_slot: bool = True
 
 
+REPLACE_START, REPLACE_END = "replace_start", "replace_end"
+"""Parameters of a batch: the first time that it replaces, and the first that it does not replace any more."""
+
 _GUARDED = (401, 403, 503)
 
 ENDPOINTS = (
@@ -48,7 +51,7 @@ ENDPOINTS = (
         (400, *_GUARDED, 404, 408, 409, 413, 415, 422, 429),
         (Scope.STAGE,),
         takes_rows=True,
-        parameters=("name",),
+        parameters=("name", REPLACE_START, REPLACE_END),
     ),
     EndpointSpec(
         "/datasets/{name}/batches/{batch_id:path}",
@@ -95,7 +98,7 @@ ENDPOINTS = (
 """All that can be asked."""
 
 _PROBLEMS = {
-    400: "The Idempotency-Key is not usable, or the client hung up.",
+    400: "The Idempotency-Key or the range to replace is not usable, or the client hung up.",
     401: "There is no valid token.",
     403: "The token is not for this; or, where there are no tokens, the Host header does not mean this machine.",
     404: "There is no such dataset or batch.",
@@ -103,13 +106,21 @@ _PROBLEMS = {
     409: "The Idempotency-Key is known with other content.",
     413: "Too many bytes or rows.",
     415: "The Content-Type or Content-Encoding is not known.",
-    422: "Rows do not fit the dataset; nothing was staged.",
+    422: "Rows do not fit the dataset or the range that they replace; nothing was staged.",
     429: "The dataset's queue is full.",
     503: "Not now: intake is paused, the disk is full, the ledger is away, or too much is going on.",
 }
 _RETRIED = (429, 503)
 
+_MOMENT = {
+    "in": "query",
+    "schema": {"type": "string", "format": "date-time"},
+    "description": "With the other end: the rows are all that there are to be of the times from `replace_start` until "
+    "before `replace_end`. From the answer on nobody sees an earlier row of them. ISO 8601; without a zone in UTC.",
+}
 _PARAMETERS: dict[str, dict[str, Any]] = {
+    REPLACE_START: {"name": REPLACE_START, **_MOMENT},
+    REPLACE_END: {"name": REPLACE_END, **_MOMENT},
     "name": {
         "name": "name",
         "in": "path",

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from timestore_pipeline.errors import (
+    BadRange,
     BatchConflict,
     BatchIdReserved,
     BatchRejected,
@@ -107,6 +108,8 @@ def problem_of(error: TimestoreError) -> Problem:
             return later(status, name, str(error), seconds)
     if isinstance(error, UnknownDataset):
         return Problem(404, "unknown-dataset", f"there is no dataset {error.dataset!r}")
+    if isinstance(error, BadRange):
+        return Problem(400, "bad-range", str(error))
     if isinstance(error, BatchConflict):
         return Problem(409, "batch-conflict", str(error))
     if isinstance(error, BatchIdReserved):

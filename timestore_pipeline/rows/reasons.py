@@ -33,6 +33,10 @@ class NoRowsToInferFrom(UnreadableFile):
         )
 
 
+class NoRows(UnreadableFile):
+    """It is whole, and has neither a row nor the name of a column: nothing can be staged of it."""
+
+
 class TooLarge(UnreadableFile):
     """What it would take to read it is more than it may take."""
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BadRange, BatchRejected, SegmentNotWritten, TimestoreError
-from timestore_pipeline.ledger.corrections import corrections_so_far, last_word
 from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.model.evolution import Schema
 from timestore_pipeline.model.windows import Moment, TimeRange
@@ -20,15 +19,10 @@ from timestore_pipeline.rows.formats.format import Reader
 from timestore_pipeline.rows.read_plan import ReadPlan, plan_reads
 from timestore_pipeline.rows.reasons import readable_reason
 from timestore_pipeline.segments.description import IncomingBatch
-from timestore_pipeline.segments.identity import (
-    Client,
-    content_batch_id,
-    replacement_batch_id,
-    replacement_fingerprint,
-)
+from timestore_pipeline.segments.identity import Client, content_batch_id
 from timestore_pipeline.segments.judging import BatchTimes, batch_times
 from timestore_pipeline.staging.frames import table_fingerprint
-from timestore_pipeline.staging.incoming import OF_ROWS, Rows
+from timestore_pipeline.staging.incoming import OF_ROWS, Rows, as_replacement
 from timestore_pipeline.staging.load import Loaded, Outlook, load
 from timestore_pipeline.staging.receipts import check_texts
 from timestore_pipeline.store import Store
@@ -81,24 +75,16 @@ class Incoming:
         return cls(check_texts(dataset, batch), table)
 
     def replacing(self, store: Store, dataset: str, replaces: TimeRange, *, named: bool) -> Incoming:
-        """Return the batch as one whose rows are all that there is to be of a range of times.
+        """Return the batch as one that replaces a range of times, as :func:`as_replacement` does.
 
-        ``named`` says that its caller has named it. Else it has the name that it was given before, where it is the last
-        that was said of the range, and so is a repeat; and a new one where anything came after it. Without a column,
-        and so without a row, it has the dataset's: frames that were made of no row often have none.
+        Without a column, and so without a row, it has the dataset's: frames that were made of no row often have none.
         """
-        fingerprint = replacement_fingerprint(self.batch.fingerprint, replaces)
-        batch_id, table = self.batch.batch_id, self.table
-        with store.ledger.read() as tx:
-            if not table.num_columns:
+        table = self.table
+        if not table.num_columns:
+            with store.ledger.read() as tx:
                 columns = dataset_columns(tx, store.datasets[dataset]) or ()
-                table = pa.table({column.name: pa.nulls(0) for column in columns})
-            if not named:
-                last = last_word(tx, dataset, fingerprint)
-                number = corrections_so_far(tx, dataset) + 1
-                batch_id = last.batch_id if last is not None else replacement_batch_id(fingerprint, number)
-        batch = replace(self.batch, batch_id=batch_id, fingerprint=fingerprint, replaces=replaces)
-        return Incoming(batch, table)
+            table = pa.table({column.name: pa.nulls(0) for column in columns})
+        return Incoming(as_replacement(store, dataset, self.batch, replaces, named=named), table)
 
 
 def range_of(dataset: str, ends: tuple[Moment, Moment] | None) -> TimeRange | None:

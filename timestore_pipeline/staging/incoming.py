@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import duckdb
 import pyarrow as pa
@@ -13,10 +14,13 @@ from sqlalchemy import Connection
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.errors import BatchRejected, TimestoreError
 from timestore_pipeline.ledger.batches import BatchOrder
+from timestore_pipeline.ledger.corrections import corrections_so_far, last_word
 from timestore_pipeline.model.evolution import Schema
+from timestore_pipeline.model.windows import TimeRange
 from timestore_pipeline.rows.read_plan import ReadPlan
 from timestore_pipeline.rows.reasons import UnreadableFile
 from timestore_pipeline.segments.description import IncomingBatch
+from timestore_pipeline.segments.identity import replacement_batch_id, replacement_fingerprint
 from timestore_pipeline.segments.judging import BatchTimes
 from timestore_pipeline.segments.segment import WrittenSegment
 from timestore_pipeline.store import Store
@@ -32,6 +36,24 @@ OF_ROWS = (
     RecursionError,
 )
 """What is raised of rows that cannot be read."""
+
+
+def as_replacement(
+    store: Store, dataset: str, batch: IncomingBatch, replaces: TimeRange, *, named: bool
+) -> IncomingBatch:
+    """Return a batch as one whose rows are all that there is to be of a range of times.
+
+    ``named`` says that its caller has named it. Else it has the name that it was given before, where it is the last
+    that was said of the range, and so is a repeat; and a new one where anything came after it.
+    """
+    fingerprint = replacement_fingerprint(batch.fingerprint, replaces)
+    batch_id = batch.batch_id
+    if not named:
+        with store.ledger.read() as tx:
+            last = last_word(tx, dataset, fingerprint)
+            number = corrections_so_far(tx, dataset) + 1
+        batch_id = last.batch_id if last is not None else replacement_batch_id(fingerprint, number)
+    return replace(batch, batch_id=batch_id, fingerprint=fingerprint, replaces=replaces)
 
 
 class Rows(ABC):

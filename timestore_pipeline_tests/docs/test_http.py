@@ -17,6 +17,7 @@ from timestore_pipeline.http.openapi import ENDPOINTS
 from timestore_pipeline.http.tokens import Tokens
 from timestore_pipeline.rows.formats.known import MEDIA_TYPES
 from timestore_pipeline.settings import Settings, load_settings
+from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.docs.pages import DOCS, ROOT
 from timestore_pipeline_tests.http.server import Server, serving
 
@@ -40,14 +41,17 @@ def server(store_environment: Callable[..., dict[str, str]]) -> Iterator[Server]
 def test_the_commands_do_what_the_page_says(server: Server, program: Callable[[str], str]):
     program("curl")
     commands = [block for block in blocks("sh") if block.startswith("curl ")]
-    assert len(commands) == 2
+    assert len(commands) == 3
 
     def run(command: str) -> dict:
         here = command.replace("http://127.0.0.1:8640", server.url)
         return json.loads(subprocess.run(["sh", "-c", here], capture_output=True, text=True, check=True).stdout)
 
     assert run(commands[0]) == json.loads(blocks("json")[0])
-    assert run(commands[1])["state"] == "staged"
+    assert run(commands[1])["rows"] == 1
+    assert run(commands[2])["state"] == "staged"
+    with Timestore.open() as timestore:
+        assert timestore.sql("SELECT temp FROM weather").fetchall() == [(40.0,)]
 
 
 def test_the_problem_is_as_the_page_shows_it(server: Server):

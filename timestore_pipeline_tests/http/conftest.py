@@ -1,15 +1,19 @@
-"""One server for the tests of a module that change nothing of it."""
+"""Servers for tests: one that a module shares whose tests change nothing of it, others of the test's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
+from timestore_pipeline.http.app import Api
+from timestore_pipeline.http.tokens import Tokens
 from timestore_pipeline.settings import Settings, load_settings
+from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.conftest import DATASETS_YAML
 from timestore_pipeline_tests.http.server import Server, ServerProcess, process_serving, serving
 
@@ -38,6 +42,21 @@ def start_server(
             return servers.enter_context(process_serving(environment, tmp_path / "server.log", port))
 
         yield start
+
+
+@pytest.fixture
+def serving_in_process(store_environment: Callable[..., dict[str, str]]) -> Callable:
+    """Serves the test's installation from within this process, to the bearers of tokens or to everybody."""
+
+    @contextmanager
+    def serve(tokens: str | None = None, **fields: object) -> Iterator[TestClient]:
+        store_environment(**fields, **({"http_tokens": tokens} if tokens else {}))
+        with Timestore.open() as timestore:
+            application = Api(timestore, Tokens(timestore.store.settings)).application()
+            with TestClient(application, base_url="http://localhost") as client:
+                yield client
+
+    return serve
 
 
 @pytest.fixture(scope="module")

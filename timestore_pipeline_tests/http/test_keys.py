@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
 
-from timestore_pipeline.http.app import Api
-from timestore_pipeline.http.tokens import Tokens
 from timestore_pipeline.segments.identity import file_batch_id
 from timestore_pipeline.staging.arrivals import file_fingerprint
 from timestore_pipeline.store import Store
-from timestore_pipeline.timestore import Timestore
 from timestore_pipeline_tests.builders import ingest, readable
 from timestore_pipeline_tests.conftest import WEATHER_CSV
 from timestore_pipeline_tests.http.server import bearer, tokens_document
 from timestore_pipeline_tests.http.test_batches import CSV, post, problem
 
 ROW = "ts,station,temp\n2026-01-01T00:00:00Z,JFK,{}\n"
-
-
-@pytest.fixture
-def serving_in_process(store_environment: Callable[..., dict[str, str]]) -> Callable:
-    """Serves the test's installation from within this process, to the bearers of tokens or to everybody."""
-
-    @contextmanager
-    def serve(tokens: str | None = None, **fields: object) -> Iterator[TestClient]:
-        store_environment(**fields, **({"http_tokens": tokens} if tokens else {}))
-        with Timestore.open() as timestore:
-            application = Api(timestore, Tokens(timestore.store.settings)).application()
-            with TestClient(application, base_url="http://localhost") as client:
-                yield client
-
-    return serve
 
 
 def test_a_token_cannot_take_the_next_key_of_another(serving_in_process):

@@ -13,7 +13,7 @@ from typing import IO, ClassVar
 
 from timestore_pipeline.rows.bounds import LONG_ROW, MOST_ROW_BYTES, Bounds
 from timestore_pipeline.rows.formats.json_lines import STRICT, JsonLines
-from timestore_pipeline.rows.reasons import UnreadableFile, UnreadableRow
+from timestore_pipeline.rows.reasons import NoRows, UnreadableFile, UnreadableRow
 
 _READ_AT_ONCE = 1 << 16
 # Each value of a row becomes an object, of many times its bytes.
@@ -26,7 +26,7 @@ class JsonArray(JsonLines):
 
     name = None
     media_types = ("application/json",)
-    body_schema: ClassVar = {"type": "array", "minItems": 1, "items": {"type": "object"}}
+    body_schema: ClassVar = {"type": "array", "items": {"type": "object"}}
     is_rewritten = True
 
     def rewrite(self, body: IO[bytes], file: IO[bytes], bounds: Bounds, check: Callable[[int], None]) -> None:
@@ -63,7 +63,7 @@ class JsonArray(JsonLines):
         if rest:
             raise UnreadableFile("the body has something behind its JSON array")
         if not rows:
-            raise UnreadableFile("the JSON array has no rows")
+            raise NoRows("the JSON array has no rows")
 
 
 class _Buffer:
