@@ -12,6 +12,7 @@ import typer
 
 from timestore_pipeline import __version__
 from timestore_pipeline.cli.clear_command import clear_app
+from timestore_pipeline.cli.corrections_command import corrections_app
 from timestore_pipeline.cli.dataset_commands import dataset_app
 from timestore_pipeline.cli.doctor_command import doctor_app
 from timestore_pipeline.cli.drain_commands import drain_app
@@ -49,7 +50,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(installation_app, name="installation")
 app.add_typer(loss_app, name="loss")
 app.add_typer(dataset_app, name="dataset")
-for each in (lineage_app, simulate_app, validate_app):
+for each in (lineage_app, corrections_app, simulate_app, validate_app):
     app.add_typer(each)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from timestore_pipeline.errors import (
+    BadRange,
     BuildAborted,
     BuildInFlight,
     DatasetsFileError,
@@ -38,7 +39,8 @@ class ExitCode(IntEnum):
 MEANINGS = {
     ExitCode.DONE: "Everything was done.",
     ExitCode.FAILED: "Something failed, or some of the input was refused or quarantined; the rest was done.",
-    ExitCode.USAGE: "The command was called wrongly: an option, a dataset, a window or an entry that does not exist.",
+    ExitCode.USAGE: "The command was called wrongly: an option, a dataset, a window or an entry that does not exist, "
+    "or a range without a time in it.",
     ExitCode.MISCONFIGURED: "A setting, the datasets file, the ledger, a place of files or a table is not usable; "
     "nothing was done with it.",
     ExitCode.TRY_LATER: "Not now: the queue or the disk is full, intake is paused, or a build of the dataset is in "
@@ -51,6 +53,7 @@ _BY_ERROR: tuple[tuple[type[TimestoreError], ExitCode], ...] = (
     (UnknownDataset, ExitCode.USAGE),
     (UnknownEntry, ExitCode.USAGE),
     (UnknownPlace, ExitCode.USAGE),
+    (BadRange, ExitCode.USAGE),
     (SettingsError, ExitCode.MISCONFIGURED),
     (DatasetsFileError, ExitCode.MISCONFIGURED),
     (LedgerError, ExitCode.MISCONFIGURED),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from timestore_pipeline.alone import alone
 from timestore_pipeline.cli import wording
 from timestore_pipeline.cli.exit_codes import ExitCode, exit_code_of, worst
 from timestore_pipeline.cli.operator import command_has_died, this_command
-from timestore_pipeline.cli.options import Datasets, FirstWindow, LastWindow, each_once, open_store, windows_of
-from timestore_pipeline.cli.output import say, warn
+from timestore_pipeline.cli.options import AsJson, Datasets, FirstWindow, LastWindow, each_once, open_store, windows_of
+from timestore_pipeline.cli.output import print_json, say, warn
 from timestore_pipeline.errors import TimestoreError
 
 if TYPE_CHECKING:
@@ -43,19 +43,40 @@ def stage(
         float,
         typer.Option(min=0, metavar="SECONDS", help="While there is no room for a file, try again for so long."),
     ] = 0.0,
+    replace: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="START END",
+            help="One file has all rows of the times from START until before END (ISO 8601, UTC without a zone): they "
+            "take the place of what is there.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Stage files that lie anywhere, and print a receipt for each."""
     if batch_id is not None and len(files) > 1:
         raise typer.BadParameter("a batch id names one file's content, and several files are given")
+    if replace is not None and len(files) > 1:
+        raise typer.BadParameter(
+            "each file would take the place of the one before it; give one", param_hint="--replace"
+        )
+    from timestore_pipeline.staging.frame_rows import range_of
     from timestore_pipeline.staging.retry import REFUSALS
-    from timestore_pipeline.staging.stage import stage_file
+    from timestore_pipeline.staging.stage import stage_file, stage_file_replacing
 
-    codes = []
+    codes, receipts = [], []
     with open_store() as store:
         spec = store.datasets[dataset]
+        replaces = range_of(spec.name, replace)
         for index, path in enumerate(files):
             try:
-                say(_receipt_in_words(stage_file(store, spec.name, path, batch_id, wait)))
+                if replaces is None:
+                    receipt = stage_file(store, spec.name, path, batch_id, wait)
+                else:
+                    receipt = stage_file_replacing(store, spec.name, path, replaces, batch_id, wait)
+                receipts.append(receipt)
+                if not as_json:
+                    say(_receipt_in_words(receipt))
             except TimestoreError as error:
                 warn(str(error))
                 codes.append(exit_code_of(error))
@@ -63,6 +84,8 @@ def stage(
                 if type(error) in REFUSALS and not_tried:
                     warn(f"{wording.counted(not_tried, 'more file was', 'more files were')} not tried")
                     break
+    if as_json:
+        print_json([_receipt_as_json(receipt) for receipt in receipts])
     raise typer.Exit(worst(codes))
 
 
@@ -189,6 +212,20 @@ def _ingest(store: Store, name: str, files: Sequence) -> ExitCode:
             ExitCode.TRY_LATER if report.skipped else ExitCode.DONE,
         ]
     )
+
+
+def _receipt_as_json(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "dataset": receipt.dataset,
+        "source": receipt.source,
+        "batch_id": receipt.batch_id,
+        "rows": receipt.rows,
+        "quarantined_rows": receipt.quarantined_rows,
+        "dropped_rows": receipt.dropped_rows,
+        "duplicate": receipt.duplicate,
+        "windows": [window.key for window in receipt.windows],
+        "segment": receipt.segment_id,
+    }
 
 
 def _receipt_in_words(receipt: Receipt) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from timestore_pipeline.datasets import DatasetSpec
@@ -16,6 +17,7 @@ from timestore_pipeline.staging.file_rows import ChangedWhileRead, FileRows
 from timestore_pipeline.staging.folder_arrivals import FolderArrivals
 from timestore_pipeline.staging.frame_rows import Incoming, stage_together
 from timestore_pipeline.staging.frames import Frame, as_table
+from timestore_pipeline.staging.incoming import as_replacement
 from timestore_pipeline.staging.load import load, receipt_of
 from timestore_pipeline.staging.receipts import Receipt, check_texts
 from timestore_pipeline.staging.retry import when_there_is_room
@@ -116,14 +118,7 @@ def stage_file(
             as dropped.
         ColumnsChanged, UnknownDataset, LedgerError: as they say.
     """
-    spec = store.datasets[dataset]
-    absolute = path.absolute()
-    warn_of_direct_write(store, dataset)
-    receipt = when_there_is_room(
-        store, dataset, lambda: _stage_file(store, spec, absolute, batch_id, source), wait_seconds
-    )
-    publish_if_direct(store, dataset)
-    return receipt
+    return _stage_when_there_is_room(store, dataset, _GivenFile(path, batch_id, source), wait_seconds)
 
 
 def stage_late_file(store: Store, dataset: str, path: Path, source: str) -> Receipt:
@@ -132,18 +127,46 @@ def stage_late_file(store: Store, dataset: str, path: Path, source: str) -> Rece
     Raises:
         TimestoreError: as ``stage_file`` raises.
     """
+    return _stage_when_there_is_room(store, dataset, _GivenFile(path, source=source, take_late=True), 0)
+
+
+def stage_file_replacing(
+    store: Store,
+    dataset: str,
+    path: Path,
+    replaces: TimeRange,
+    batch_id: str | None = None,
+    wait_seconds: float = 0.0,
+) -> Receipt:
+    """Stage a file as ``stage_file``, as all rows that there are to be of a range of times (see :func:`incoming_of`).
+
+    Raises:
+        TimestoreError: as ``stage_file`` raises; BatchRejected also where it has rows outside of the range.
+    """
+    return _stage_when_there_is_room(store, dataset, _GivenFile(path, batch_id, replaces=replaces), wait_seconds)
+
+
+@dataclass(frozen=True)
+class _GivenFile:
+    """A file from anywhere, and what its caller says of it."""
+
+    path: Path
+    batch_id: str | None = None
+    source: str | None = None
+    take_late: bool = False
+    replaces: TimeRange | None = None
+
+
+def _stage_when_there_is_room(store: Store, dataset: str, file: _GivenFile, wait_seconds: float) -> Receipt:
     spec = store.datasets[dataset]
     warn_of_direct_write(store, dataset)
-    receipt = when_there_is_room(
-        store, dataset, lambda: _stage_file(store, spec, path.absolute(), None, source, take_late=True), 0
-    )
+    receipt = when_there_is_room(store, dataset, lambda: _stage_file(store, spec, file), wait_seconds)
     publish_if_direct(store, dataset)
     return receipt
 
 
-def _stage_file(
-    store: Store, spec: DatasetSpec, path: Path, batch_id: str | None, source: str | None, *, take_late: bool = False
-) -> Receipt:
+def _stage_file(store: Store, spec: DatasetSpec, file: _GivenFile) -> Receipt:
+    path = file.path.absolute()
     if not _is_utf8(path):
         raise BatchRejected(spec.name, ascii(str(path)), "DuckDB and the ledger take UTF-8 names only; rename it")
     # A link that the caller names is the caller's choice.
@@ -157,11 +180,13 @@ def _stage_file(
             raise BatchRejected(spec.name, str(path), f"it cannot be read: {error.strerror or error}") from error
         batch = check_texts(
             spec.name,
-            IncomingBatch(batch_id or file_batch_id(fingerprint), fingerprint, source or path.name, size),
+            IncomingBatch(file.batch_id or file_batch_id(fingerprint), fingerprint, file.source or path.name, size),
         )
+        if file.replaces is not None:
+            batch = as_replacement(store, spec.name, batch, file.replaces, named=file.batch_id is not None)
         # Both ends of a link may be read.
         folders = (path.parent, path.resolve().parent)
-        rows = FileRows(store, spec, arrivals, {arrivals.known_as(path): batch}, folders, take_late=take_late)
+        rows = FileRows(store, spec, arrivals, {arrivals.known_as(path): batch}, folders, take_late=file.take_late)
         (answer,) = load(rows).in_order
     match answer:
         case BatchIdReserved():
