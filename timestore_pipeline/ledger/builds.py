@@ -12,6 +12,7 @@ from timestore_pipeline.ledger.corrections import corrections_so_far
 from timestore_pipeline.ledger.counters import (
     COMPACTED_FILES,
     COMPACTION_DURATION,
+    CORRECTED_ROWS,
     EXPIRED_ROWS,
     EXPIRED_WINDOWS,
     FLUSH_BATCHES,
@@ -141,7 +142,8 @@ def mark_published(
     removed = move_windows(tx, build.dataset, build.id, build.kind, commit, now)
     if taken or corrections_so_far(tx, build.dataset):
         replaced = windows_replaced_by(tx, build.id)
-        settle_windows(tx, build.dataset, build.kind, build.sequence, replaced, taken)
+        more = settle_windows(tx, build.dataset, build.kind, build.sequence, replaced, taken)
+        count(tx, CORRECTED_ROWS, build.dataset, "", more)
     if build.kind is BuildKind.COMPACTION:
         count(tx, COMPACTED_FILES, build.dataset, "", removed.files)
     elif build.kind is BuildKind.EXPIRY:

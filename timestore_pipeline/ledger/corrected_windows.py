@@ -155,8 +155,11 @@ def taken_by_build(tx: Connection, build_id: int) -> Taken:
 
 def settle_windows(
     tx: Connection, dataset: str, kind: BuildKind, sequence: int, replaced: Collection[int], taken: Taken
-) -> None:
+) -> int:
     """Record what a build has left out of windows, and which of them need no correction any more.
+
+    Returns:
+        How many rows more than before were left out of them, now.
 
     A flush corrects all files of the windows that it replaces, a rebuild derives them again, and an expiry drops them.
     Of a rebuild the counts are those of all rows that there ever were. A build that only writes some files of a window
@@ -164,6 +167,7 @@ def settle_windows(
     """
     of_dataset = corrected_windows.c.dataset == dataset
     rebuilt = sorted(replaced) if kind is BuildKind.REBUILD else []
+    again = sum(corrected_rows(tx, dataset, rebuilt).values()) if rebuilt and taken else 0
     for some in in_parts(rebuilt):
         tx.execute(
             update(corrected_windows).where(of_dataset, corrected_windows.c.window_start.in_(some)).values(rows=0)
@@ -174,14 +178,16 @@ def settle_windows(
     ]
     for some in in_parts(counted, values_each=5):
         upsert_all(tx, corrected_windows, some, _add_rows)
+    more = max(0, taken.total() - again)
     if kind in (BuildKind.COMPACTION, BuildKind.REPAIR):
-        return
+        return more
     older = select(corrections.c.number).where(
         corrections.c.dataset == dataset, corrections.c.before_sequence <= sequence
     )
     for some in in_parts(sorted(replaced)):
         here = (of_dataset, IS_PENDING, corrected_windows.c.window_start.in_(some))
         tx.execute(update(corrected_windows).where(*here, corrected_windows.c.number.in_(older)).values(pending=False))
+    return more
 
 
 def _add_rows(new):

@@ -16,6 +16,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, update
 
+from timestore_pipeline.ledger.counters import CORRECTIONS, count
 from timestore_pipeline.ledger.schema import batches, corrected_windows, corrections, datasets, segments, slices
 from timestore_pipeline.ledger.states import CorrectionKind
 
@@ -100,6 +101,7 @@ def acknowledge_correction(tx: Connection, new: NewCorrection, now: int) -> int:
     ).one()
     row = {**asdict(new), "kind": new.kind.value, "number": number}
     tx.execute(insert(corrections).values(**row, before_sequence=sequence, acknowledged_at=now))
+    count(tx, CORRECTIONS, new.dataset, "")
     return number
 
 

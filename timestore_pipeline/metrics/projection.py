@@ -149,6 +149,7 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
         oldest_build = builds[0].claimed_at if builds else None
         backlog = backlogs.get(name, Backlog(files=0, bytes=0, oldest_modified_at=now))
         totals = found.quarantined.get(name, QuarantineTotals(batches=0, rows=0))
+        to_correct = queue.corrections
         window_count, rows, size, files = published.get(name, (0, 0, 0, 0))
         values |= {
             (series.LANDING_FILES, name, ""): backlog.files,
@@ -160,6 +161,9 @@ def _gauges(tx: Connection, store: Store, found: _Found, datasets: Iterable[str]
             (series.QUEUE_BYTES, name, ""): queue.pending_bytes,
             (series.OLDEST_AGE, name, ""): _age(oldest, now),
             (series.OLDEST_TIMESTAMP, name, ""): (oldest or 0) / 1e6,
+            (series.CORRECTIONS_PENDING, name, ""): to_correct.windows if to_correct else 0,
+            (series.CORRECTIONS_AGE, name, ""): _age(to_correct and to_correct.oldest_at, now),
+            (series.CORRECTIONS_TIMESTAMP, name, ""): to_correct.oldest_at / 1e6 if to_correct else 0,
             (series.INTAKE_PAUSED, name, ""): int(pause_of(pauses, name) is not None),
             (series.TABLE_REFUSED, name, ""): int(name in refused),
             (series.DATASET_REFUSED, name, ""): int(name in store.datasets.refused),

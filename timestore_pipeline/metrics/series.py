@@ -8,6 +8,8 @@ from enum import StrEnum
 from timestore_pipeline.ledger.counters import (
     COMPACTED_FILES,
     COMPACTION_DURATION,
+    CORRECTED_ROWS,
+    CORRECTIONS,
     DIRECT_WRITE_BATCHES,
     DROPPED_BATCHES,
     EXPIRED_ROWS,
@@ -36,6 +38,9 @@ QUEUE_DEPTH = "timestore_staging_queue_depth"
 QUEUE_BYTES = "timestore_staging_queue_bytes"
 OLDEST_AGE = "timestore_staging_oldest_age_seconds"
 OLDEST_TIMESTAMP = "timestore_staging_oldest_timestamp_seconds"
+CORRECTIONS_PENDING = "timestore_corrections_pending_windows"
+CORRECTIONS_AGE = "timestore_corrections_pending_oldest_age_seconds"
+CORRECTIONS_TIMESTAMP = "timestore_corrections_pending_oldest_timestamp_seconds"
 FLUSH_THRESHOLD = "timestore_staging_flush_threshold"
 LIMIT = "timestore_staging_limit"
 SLO = "timestore_slo_seconds"
@@ -152,6 +157,32 @@ SERIES = (
         "seconds since the Unix epoch",
         "When the oldest staged, unpublished batch was staged; 0 when nothing is staged. Take time() minus this for "
         "an age that goes on growing when nobody pushes.",
+    ),
+    Series(CORRECTIONS, SeriesType.COUNTER, "corrections", "Corrections that were acknowledged."),
+    Series(
+        CORRECTED_ROWS,
+        SeriesType.COUNTER,
+        "rows",
+        "Rows that builds left out because corrections took them back, published before or not.",
+    ),
+    Series(
+        CORRECTIONS_PENDING,
+        SeriesType.GAUGE,
+        "windows",
+        "Windows whose published rows are to be corrected by a build; without those that a build has just now.",
+    ),
+    Series(
+        CORRECTIONS_AGE,
+        SeriesType.GAUGE,
+        "seconds",
+        "Age of the oldest correction that the table waits for; 0 when it waits for none.",
+    ),
+    Series(
+        CORRECTIONS_TIMESTAMP,
+        SeriesType.GAUGE,
+        "seconds since the Unix epoch",
+        "When the oldest correction that the table waits for was acknowledged; 0 when it waits for none. Take time() "
+        "minus this for an age that goes on growing when nobody pushes.",
     ),
     Series(
         FLUSH_THRESHOLD,

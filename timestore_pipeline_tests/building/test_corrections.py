@@ -21,6 +21,7 @@ from timestore_pipeline.crash_points import CrashPoint, at
 from timestore_pipeline.errors import BatchRejected, BuildInFlight, CommitUnknown
 from timestore_pipeline.ledger.corrected_windows import pending_corrections
 from timestore_pipeline.ledger.corrections import recorded_corrections
+from timestore_pipeline.ledger.counters import CORRECTED_ROWS, CORRECTIONS
 from timestore_pipeline.ledger.quarantine import DamagedSegment, open_entries, set_slices_aside
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.slices import unclaimed_slices
@@ -44,6 +45,7 @@ from timestore_pipeline_tests.builders import (
     NEW_YEAR,
     Rows,
     build,
+    counted,
     declared,
     flip_row,
     hourly,
@@ -150,6 +152,10 @@ class TestOneRange:
         lineage = trace_window(store, "weather", "2026-01-01")
         assert [(each.correction.number, each.rows, each.pending) for each in lineage.corrections] == [(1, 6, False)]
         assert lineage.forgotten_rows == 0
+        assert counted(store, CORRECTIONS) == {"": 1}
+        assert counted(store, CORRECTED_ROWS) == {"": 12}
+        rebuild_windows(store, ORDER)
+        assert counted(store, CORRECTED_ROWS) == {"": 12}
         accounts = [window.account for window in audit_rows(store, "weather").windows]
         assert [account.corrected for account in accounts if account] == [6, 6]
 

@@ -20,6 +20,7 @@ from docs.build.reference import DOCS
 from timestore_pipeline.metrics.series import (
     BUILD_AGE,
     BUILDS_IN_FLIGHT,
+    CORRECTIONS_AGE,
     LANDING_AGE,
     OLDEST_AGE,
     SERIES,
@@ -32,12 +33,13 @@ from timestore_pipeline_tests.metrics.simulated import promtool
 FOLDER = DOCS / "observability" / "grafana"
 PANELS: list[dict[str, Any]] = dashboard()["panels"]
 # What another series says better at query time.
-NOT_SHOWN = {OLDEST_AGE, BUILD_AGE, BUILDS_IN_FLIGHT, LANDING_AGE}
+NOT_SHOWN = {OLDEST_AGE, CORRECTIONS_AGE, BUILD_AGE, BUILDS_IN_FLIGHT, LANDING_AGE}
 # No alert fires, no build is in flight, no file waits, and no server runs.
 EMPTY_WHILE_ALL_IS_WELL = (
     "timestore_http_",
     "ALERTS{",
     "timestore_builds_in_flight",
+    "timestore_corrections_pending_oldest_timestamp",
     "timestore_landing_backlog_oldest_timestamp",
 )
 

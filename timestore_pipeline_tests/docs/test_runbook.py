@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from timestore_pipeline.datasets import parse_datasets
 from timestore_pipeline.ledger.history import latest_builds
 from timestore_pipeline.ledger.limits import all_pauses
 from timestore_pipeline.ledger.quarantine import open_entries
+from timestore_pipeline.model.windows import from_micros
+from timestore_pipeline.reading.rows import query_rows
 from timestore_pipeline.settings import Settings, variable_name
 from timestore_pipeline.store import Store
 from timestore_pipeline_tests.builders import lose_ledger
@@ -152,7 +156,16 @@ def with_copy(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> 
     return {"timestore installation new-identity --yes": copy}
 
 
+def with_wrong_data(store: Store, timestore: Run, environment: pytest.MonkeyPatch) -> Before:  # noqa: F811
+    """The right rows lie in a file; the program of the section replaces the others before the queue is looked at."""
+    assert timestore("flush", "weather").code is ExitCode.DONE
+    Path("corrected.csv").write_text(shipped_csv(LGA="2026-01-01T05:00:00Z"), encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", SECTIONS["A producer sent wrong data"], re.DOTALL)
+    return {"timestore status weather": lambda: exec(textwrap.dedent(program), {})}
+
+
 ARRANGED = {
+    "A producer sent wrong data": with_wrong_data,
     "A copy of an installation": with_copy,
     "TimestorePlaceUnusable": with_lost_table,
     "Failed row audit": with_lost_rows,
@@ -192,6 +205,22 @@ def test_the_commands_of_a_section_work_one_after_the_other(
     with Store.open() as again, again.ledger.read() as tx:
         assert open_entries(tx) == []
         assert all_pauses(tx) == {} or heading == "Drain"
+
+
+def test_what_a_producer_sent_wrong_is_replaced(
+    timestore: Run,  # noqa: F811
+    installation: Install,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    heading = "A producer sent wrong data"
+    test_the_commands_of_a_section_work_one_after_the_other(heading, timestore, installation, monkeypatch, tmp_path)
+
+    with Store.open() as store:
+        found = query_rows(store, "SELECT origin, epoch_us(time_hour) FROM weather").to_arrow().to_pylist()
+    there = {row["origin"]: from_micros(row["epoch_us(time_hour)"]) for row in found}
+    assert len(found) == 2
+    assert there == {"LGA": datetime(2026, 1, 1, 5, tzinfo=UTC), "EWR": datetime(2026, 2, 2, tzinfo=UTC)}
 
 
 def test_flushing_by_hand_publishes_what_is_staged(timestore: Run, installation: Install, tmp_path: Path):  # noqa: F811

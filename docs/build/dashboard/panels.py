@@ -415,6 +415,20 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (Query(_increase("timestore_vacuum_removed_files_total")),),
             ),
             Panel(
+                "Rows taken back",
+                (
+                    Query(_increase("timestore_corrections_total"), "{{dataset}} corrections"),
+                    Query(_increase("timestore_corrected_rows_total"), "{{dataset}} rows left out"),
+                    Query(_of("timestore_corrections_pending_windows"), "{{dataset}} windows to correct"),
+                ),
+                description="Corrections, the rows that builds left out for them, and what the table waits for.",
+            ),
+            Panel(
+                "Oldest correction that the table waits for",
+                (Query(_since("timestore_corrections_pending_oldest_timestamp_seconds")),),
+                "s",
+            ),
+            Panel(
                 "Dropped by age",
                 (
                     Query(
