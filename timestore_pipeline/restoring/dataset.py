@@ -48,7 +48,12 @@ from timestore_pipeline.restoring.restored import (
     unlinked,
     was_retried,
 )
-from timestore_pipeline.restoring.taken_back import acknowledged_corrections, last_corrections, windows_to_correct
+from timestore_pipeline.restoring.taken_back import (
+    acknowledged_corrections,
+    after_all,
+    last_corrections,
+    windows_to_correct,
+)
 from timestore_pipeline.segments.description import DescribedBatch, staged_at_of
 from timestore_pipeline.segments.identity import file_batch_id, unread_file_id
 from timestore_pipeline.segments.segment import new_segment_id
@@ -104,6 +109,7 @@ class Restoring:
         # Nobody reads a segment that is gone; what came after a correction is not known of it.
         segments = [each if each.on_disk else replace(each, after_correction=last) for each in self._segments()]
         last = max([last, *(each.after_correction for each in segments)])
+        segments = [after_all(each, corrections, last, self.problems) for each in segments]
         versions = self._versions(segments)
         table = self.evidence.table
         spec = self.store.datasets.get(name)

@@ -22,6 +22,7 @@ from timestore_pipeline_tests.builders import build, hourly, lose_ledger, readab
 from timestore_pipeline_tests.building.test_corrections import BY_KEY, hour, in_table, new, replaced, without
 from timestore_pipeline_tests.conftest import MakeStore
 from timestore_pipeline_tests.deaths import dies_at
+from timestore_pipeline_tests.installations import ledger_put_back
 
 pytestmark = pytest.mark.only_on("sqlite")
 
@@ -154,3 +155,19 @@ def test_one_that_was_never_acknowledged_takes_no_row(make_store: MakeStore, dat
     assert list(store.staging.entries("_corrections/")) == []
     assert not replaced(store, hour(20), hour(24), new(22)).duplicate
     assert_has(store, without(hourly(24), 20, 23), new(22))
+
+
+@BY_KEY
+def test_rows_staged_with_an_older_ledger_beside_a_correction_are_kept_and_told(make_store: MakeStore, datasets_yaml):
+    store = make_store(datasets_yaml)
+    stage(store, "weather", hourly(48))
+    with ledger_put_back(store):
+        replaced(store, hour(20), hour(30), new(22))
+    older = make_store(datasets_yaml)
+    stage(older, "weather", new(25, station="LATER"))
+
+    store, done = made_again(older, make_store, datasets_yaml)
+
+    (problem,) = done.datasets[0].problems
+    assert "does not know of correction 1" in problem
+    assert_has(store, without(hourly(48), 20, 29), new(22), new(25, station="LATER"))
