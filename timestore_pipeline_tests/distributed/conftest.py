@@ -22,7 +22,7 @@ from timestore_pipeline_tests.distributed.deployment import (
     servers_environment,
     write_instance,
 )
-from timestore_pipeline_tests.e2e.conftest import INTERVALS, dagster_environment, datasets_of, due, processes_of
+from timestore_pipeline_tests.e2e.conftest import PACE, dagster_environment, datasets_of, due, processes_of
 from timestore_pipeline_tests.object_store import Bucket
 from timestore_pipeline_tests.postgresql import shared_server
 from timestore_pipeline_tests.redis_server import RedisServer, running_redis
@@ -50,7 +50,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CeleryD
     write_instance(dagster_home)
     with running_redis(find_program, folder) as broker, object_store.bucket() as bucket:
         fields: dict[str, Any] = {
-            **INTERVALS,
+            **PACE,
             "home": home,
             "staging_min_free_disk_bytes": 0,
             "staging_flush_max_rows": 1,

@@ -37,7 +37,7 @@ from timestore_pipeline_tests.distributed.deployment import (
     write_instance,
 )
 from timestore_pipeline_tests.distributed.hosts import Host, network_of
-from timestore_pipeline_tests.e2e.conftest import stopped_processes
+from timestore_pipeline_tests.e2e.conftest import PACE, stopped_processes
 from timestore_pipeline_tests.postgresql import running_server
 from timestore_pipeline_tests.redis_server import running_redis
 
@@ -179,8 +179,7 @@ def cluster(
             object_store_timeout_seconds=10,
             staging_flush_max_rows=1,
             staging_flush_late_max_age_ms=1,
-            flush_sensor_interval_seconds=1,
-            landing_sensor_interval_seconds=1,
+            **PACE,
         )
         servers = servers_environment(server.port, server.create_database(), broker, network.address)
         servers |= object_store.access(objects.endpoint)
