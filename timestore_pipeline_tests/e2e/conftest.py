@@ -230,7 +230,7 @@ def datasets_of(**datasets: str) -> str:
 SITE_DATASETS = datasets_of(
     **dict.fromkeys(("dropped", "canceled", "survivor", "twice"), due()),
     victim=due(window="hour"),
-    **dict.fromkeys(("clicked", "hostile", "backfilled", "filled_too"), never_due()),
+    **dict.fromkeys(("clicked", "backfilled", "filled_too"), never_due()),
     lanes=never_due(limits="{concurrent_builds: 2}"),
 )
 
