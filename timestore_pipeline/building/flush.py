@@ -25,6 +25,7 @@ from timestore_pipeline.ledger.datasets import dataset_columns
 from timestore_pipeline.ledger.lanes import staged_windows
 from timestore_pipeline.ledger.lineage import batches_of_build
 from timestore_pipeline.ledger.states import BuildKind
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import WindowRange
 from timestore_pipeline.store import Store
@@ -105,10 +106,10 @@ def _flush_once(store: Store, order: BuildOrder, least_rows: int | None) -> Buil
     known = columns_to_build(store, spec)
     if known is None:
         return None  # nothing was ever staged
-    wanted = Wanted(staged=order.windows.starts, least_rows=least_rows)
+    wanted, now = Wanted(staged=order.windows.starts, least_rows=least_rows), now_micros()
 
     def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Column, ...]]:
-        claim = claim_build(tx, new_build(store, tx, order, BuildKind.FLUSH), wanted)
+        claim = claim_build(tx, new_build(store, tx, order, BuildKind.FLUSH, now), wanted)
         # Only now: what is claimed may have come with new columns since the first look.
         columns = dataset_columns(tx, spec) or known
         reach(CrashPoint.SLICES_RECORDED)

@@ -60,15 +60,18 @@ class WrittenFiles:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind) -> NewBuild:
-    """Return the build that an order asks for; a repair has no other build of its dataset beside it."""
+def new_build(store: Store, tx: Connection, order: BuildOrder, kind: BuildKind, now: int) -> NewBuild:
+    """Return the build that an order asks for; a repair has no other build of its dataset beside it.
+
+    ``now`` is read before the transaction: when that is done again, the claim is known by it.
+    """
     spec = store.datasets[order.dataset]
     return NewBuild(
         spec.name,
         kind=kind,
         owner=order.owner,
         trigger=order.trigger,
-        now=now_micros(),
+        now=now,
         lease_micros=lease_micros(store),
         lanes=1 if kind is BuildKind.REPAIR else store.policy(tx, spec).limits.concurrent_builds,
         replaces=spec.key is not None,
@@ -99,8 +102,8 @@ def claim_published(store: Store, order: BuildOrder, kind: BuildKind, windows: I
     Raises:
         BuildInFlight: as many builds of the dataset as may be have not ended, or one has such a window.
     """
-    wanted = Wanted(windows=frozenset(windows), rows=rows)
-    claim = store.ledger.transact(lambda tx: claim_build(tx, new_build(store, tx, order, kind), wanted))
+    wanted, now = Wanted(windows=frozenset(windows), rows=rows), now_micros()
+    claim = store.ledger.transact(lambda tx: claim_build(tx, new_build(store, tx, order, kind, now), wanted))
     assert claim is not None, "nothing is asked for"
     return claim.build
 

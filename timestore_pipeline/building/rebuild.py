@@ -29,6 +29,7 @@ from timestore_pipeline.ledger.lineage import (
 )
 from timestore_pipeline.ledger.slices import Slice
 from timestore_pipeline.ledger.states import BuildKind
+from timestore_pipeline.model.clock import now_micros
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.store import Store
 
@@ -49,6 +50,7 @@ def rebuild_windows(store: Store, order: BuildOrder) -> BuildReport | None:
     known = columns_to_build(store, spec)
     if known is None:
         return None  # nothing was ever staged
+    now = now_micros()
 
     def claim_them(tx: Connection) -> tuple[Claim | None, tuple[Slice, ...], tuple[Column, ...]]:
         lock_dataset(tx, order.dataset)
@@ -56,7 +58,7 @@ def rebuild_windows(store: Store, order: BuildOrder) -> BuildReport | None:
         rows = sum(piece.rows for piece in coverage.slices)
         # What was staged since an earlier attempt is for the next build: this one does not replace its window.
         wanted = Wanted(staged=order.windows.starts, windows=coverage.windows, rows=rows)
-        claim = claim_build(tx, new_build(store, tx, order, BuildKind.REBUILD), wanted)
+        claim = claim_build(tx, new_build(store, tx, order, BuildKind.REBUILD, now), wanted)
         missing = _missing(spec, coverage)
         if missing and claim is not None:
             raise RebuildRefused(order.dataset, _named(spec, claim.replaced), missing)
