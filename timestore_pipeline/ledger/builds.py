@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from sqlalchemy import Connection, Row, case, func, literal_column, select, update
+from sqlalchemy import Connection, Row, case, func, select, update
 
 from timestore_pipeline.ledger.corrected_windows import settle_windows, taken_by_build
 from timestore_pipeline.ledger.corrections import corrections_so_far
@@ -25,12 +25,9 @@ from timestore_pipeline.ledger.counters import (
 from timestore_pipeline.ledger.datasets import lock_dataset
 from timestore_pipeline.ledger.schema import builds, datasets
 from timestore_pipeline.ledger.slices import publish_slices, release_slices
+from timestore_pipeline.ledger.statements import BUILD_IS_IN_FLIGHT
 from timestore_pipeline.ledger.states import BuildKind, BuildState
 from timestore_pipeline.ledger.windows import CommittedWindows, PublishedWindow, move_windows, windows_replaced_by
-
-# In words that partial indexes have too: a planner cannot tell that a parameter has the value that it takes.
-_IN_FLIGHT = builds.c.state == literal_column(f"'{BuildState.CLAIMED}'")
-
 
 PUBLISHING = (BuildKind.FLUSH, BuildKind.REBUILD)
 """Builds that publish slices; the others only write published rows anew, or drop them."""
@@ -181,7 +178,7 @@ def get_build(tx: Connection, build_id: int) -> Build:
 
 def builds_in_flight(tx: Connection, dataset: str | None = None) -> list[Build]:
     """Return all builds that have not ended, of one dataset or of all, oldest first."""
-    query = select(builds).where(_IN_FLIGHT)
+    query = select(builds).where(BUILD_IS_IN_FLIGHT)
     if dataset is not None:
         query = query.where(builds.c.dataset == dataset)
     # Sorted here: asked for this order, SQLite walks through all builds that there ever were.

@@ -12,7 +12,6 @@ from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, 
 from timestore_pipeline.errors import CorrectionPending, LedgerError
 from timestore_pipeline.ledger.builds import Build, NewBuild, build_of_row
 from timestore_pipeline.ledger.corrected_windows import pending_corrections
-from timestore_pipeline.ledger.corrections import corrections_so_far
 from timestore_pipeline.ledger.lanes import (
     claimed_already,
     find_lane,
@@ -85,7 +84,8 @@ def claim_build(tx: Connection, new: NewBuild, wanted: Wanted) -> Claim | None:
         CorrectionPending: a compaction wants windows whose rows are to be corrected.
     """
     dataset, is_flush = new.dataset, new.kind is BuildKind.FLUSH
-    mine, others = claimed_already(tx, new)
+    found = claimed_already(tx, new)
+    mine, others = found.mine, found.others
     if mine is not None:
         pieces = tuple(piece.before(mine.sequence) for piece in slices_of_build(tx, mine.id))
         return Claim(mine, pieces, frozenset(windows_replaced_by(tx, mine.id)))
@@ -102,12 +102,12 @@ def claim_build(tx: Connection, new: NewBuild, wanted: Wanted) -> Claim | None:
         if share_ends is not None:
             last = share_ends
         pieces = staged_slices(tx, dataset, first, last, left_alone)
-        if is_flush and corrections_so_far(tx, dataset):
+        if is_flush and found.has_corrections:
             to_correct = pending_corrections(tx, dataset, first, last).keys() - windows_in_flight(tx, dataset)
         if not pieces and not to_correct and left_alone:
             refuse_windows_of(tx, left_alone, queued_windows(tx, dataset, *wanted.staged))
     starts = wanted.windows | to_correct | {piece.window_start for piece in pieces}
-    if new.kind is BuildKind.COMPACTION:
+    if new.kind is BuildKind.COMPACTION and found.has_corrections:
         _refuse_pending(tx, new, starts)
     if not is_flush:
         refuse_windows_of(tx, others, starts)
@@ -134,8 +134,7 @@ def _refuse_pending(tx: Connection, new: NewBuild, starts: Collection[int]) -> N
     Raises:
         CorrectionPending: there are any; their flush goes first.
     """
-    pending = pending_corrections(tx, new.dataset) if corrections_so_far(tx, new.dataset) else {}
-    if not pending.keys().isdisjoint(starts):
+    if not pending_corrections(tx, new.dataset).keys().isdisjoint(starts):
         raise CorrectionPending(new.dataset)
 
 

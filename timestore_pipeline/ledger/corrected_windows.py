@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import CompoundSelect, Connection, and_, delete, func, insert, select, true, union, update
+from sqlalchemy import Connection, Subquery, and_, delete, exists, func, insert, select, true, update
 
-from timestore_pipeline.ledger.corrections import CORRECTION, IS_PENDING, Correction
+from timestore_pipeline.ledger.corrections import CORRECTION, Correction
 from timestore_pipeline.ledger.schema import (
     build_corrections,
     builds,
@@ -22,8 +22,8 @@ from timestore_pipeline.ledger.schema import (
     slices,
     windows,
 )
-from timestore_pipeline.ledger.statements import in_parts, of_windows, upsert_all
-from timestore_pipeline.ledger.states import BuildKind, BuildState, CorrectionKind
+from timestore_pipeline.ledger.statements import BUILD_IS_IN_FLIGHT, WINDOW_IS_PENDING, in_parts, of_windows, upsert_all
+from timestore_pipeline.ledger.states import BuildKind, CorrectionKind
 
 Taken = Counter[tuple[int, int]]
 """(window start, number of a correction) → rows that it takes there."""
@@ -60,20 +60,19 @@ def windows_with_files(tx: Connection, dataset: str, first_window: int, last_win
     """Return the windows of a range that have published files, or that a build in flight may give any."""
     here = of_windows(windows, dataset, first_window, last_window)
     found = set(tx.execute(select(windows.c.window_start).where(*here)).scalars())
-    taken = _windows_in_flight().subquery()
-    in_range = taken.c.window_start.between(first_window, last_window)
-    return found | set(tx.execute(select(taken.c.window_start).where(taken.c.dataset == dataset, in_range)).scalars())
+    for claimed in _in_builds():
+        in_range = (claimed.c.dataset == dataset, claimed.c.window_start.between(first_window, last_window))
+        found |= set(tx.execute(select(claimed.c.window_start).where(*in_range)).scalars())
+    return found
 
 
-def _windows_in_flight() -> CompoundSelect:
-    """Return SQL for the windows that builds have just now: of slices that they claimed, or that they write anew."""
-    in_flight = builds.c.state == BuildState.CLAIMED.value
-    return union(
-        select(slices.c.dataset, slices.c.window_start).join(builds, builds.c.id == slices.c.build_id).where(in_flight),
-        select(builds.c.dataset, replaced_windows.c.window_start)
-        .join(replaced_windows, replaced_windows.c.build_id == builds.c.id)
-        .where(in_flight),
+def _in_builds() -> tuple[Subquery, Subquery]:
+    """Return SQL for the windows that builds have just now: of slices that they claimed, and that they write anew."""
+    claimed = select(slices.c.dataset, slices.c.window_start).join(builds, builds.c.id == slices.c.build_id)
+    replaced = select(builds.c.dataset, replaced_windows.c.window_start).join(
+        replaced_windows, replaced_windows.c.build_id == builds.c.id
     )
+    return claimed.where(BUILD_IS_IN_FLIGHT).subquery(), replaced.where(BUILD_IS_IN_FLIGHT).subquery()
 
 
 def pending_corrections(
@@ -83,7 +82,7 @@ def pending_corrections(
     query = (
         CORRECTION.add_columns(corrected_windows.c.window_start)
         .join(corrected_windows, _OF_PENDING)
-        .where(IS_PENDING, *of_windows(corrected_windows, dataset, first_window, last_window))
+        .where(WINDOW_IS_PENDING, *of_windows(corrected_windows, dataset, first_window, last_window))
         .order_by(corrected_windows.c.window_start, corrections.c.number)
     )
     found: defaultdict[int, tuple[Correction, ...]] = defaultdict(tuple)
@@ -109,25 +108,25 @@ def pending_queues(tx: Connection, dataset: str | None = None) -> dict[str, Pend
 
     Windows that a build has just now are left out: no other one can correct them before it has ended.
     """
-    taken = _windows_in_flight().subquery()
-    same = and_(
-        taken.c.dataset == corrected_windows.c.dataset, taken.c.window_start == corrected_windows.c.window_start
-    )
+    here = corrected_windows.c
+    # Asked of each pending window: mostly there is none, and then nobody looks at builds.
+    in_builds = [
+        exists().where(each.c.dataset == here.dataset, each.c.window_start == here.window_start)
+        for each in _in_builds()
+    ]
     query = (
         select(
-            corrected_windows.c.dataset,
-            func.count(corrected_windows.c.window_start.distinct()),
-            func.min(corrected_windows.c.window_start),
-            func.max(corrected_windows.c.window_start),
+            here.dataset,
+            func.count(here.window_start.distinct()),
+            func.min(here.window_start),
+            func.max(here.window_start),
             func.min(corrections.c.acknowledged_at),
         )
-        .select_from(corrected_windows.join(corrections, _OF_PENDING).outerjoin(taken, same))
+        .select_from(corrected_windows.join(corrections, _OF_PENDING))
         .where(
-            IS_PENDING,
-            taken.c.window_start.is_(None),
-            true() if dataset is None else corrected_windows.c.dataset == dataset,
+            WINDOW_IS_PENDING, *(~each for each in in_builds), true() if dataset is None else here.dataset == dataset
         )
-        .group_by(corrected_windows.c.dataset)
+        .group_by(here.dataset)
     )
     return {name: PendingQueue(*values) for name, *values in tx.execute(query)}
 
@@ -185,7 +184,7 @@ def settle_windows(
         corrections.c.dataset == dataset, corrections.c.before_sequence <= sequence
     )
     for some in in_parts(sorted(replaced)):
-        here = (of_dataset, IS_PENDING, corrected_windows.c.window_start.in_(some))
+        here = (of_dataset, WINDOW_IS_PENDING, corrected_windows.c.window_start.in_(some))
         tx.execute(update(corrected_windows).where(*here, corrected_windows.c.number.in_(older)).values(pending=False))
     return more
 

@@ -18,9 +18,8 @@ from sqlalchemy import ColumnElement, Connection, and_, func, insert, select, up
 
 from timestore_pipeline.ledger.counters import CORRECTIONS, count
 from timestore_pipeline.ledger.schema import batches, corrected_windows, corrections, datasets, segments, slices
+from timestore_pipeline.ledger.statements import WINDOW_IS_PENDING
 from timestore_pipeline.ledger.states import CorrectionKind
-
-IS_PENDING = corrected_windows.c.pending.is_(True)
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def recorded_corrections(tx: Connection, dataset: str | None = None, most: int |
             corrected_windows.c.number,
             func.sum(corrected_windows.c.rows).label("rows"),
             func.count().label("windows"),
-            func.count().filter(IS_PENDING).label("pending"),
+            func.count().filter(WINDOW_IS_PENDING).label("pending"),
         )
         .group_by(corrected_windows.c.dataset, corrected_windows.c.number)
         .subquery()

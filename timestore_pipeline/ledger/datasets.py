@@ -282,6 +282,12 @@ def lock_datasets(tx: Connection, names: Iterable[str]) -> None:
     tx.execute(query.with_for_update(key_share=True))
 
 
+def lock_and_count_corrections(tx: Connection, dataset: str) -> int:
+    """Lock a dataset as :func:`lock_dataset` does; return how many corrections it has had."""
+    query = select(datasets.c.corrections).where(datasets.c.name == dataset)
+    return tx.execute(query.with_for_update(key_share=True)).scalar() or 0
+
+
 def next_position(tx: Connection, dataset: str) -> int:
     """Return the position that the next row of the dataset gets; all that were acknowledged have lower ones."""
     return tx.execute(select(datasets.c.next_position).where(datasets.c.name == dataset)).scalar_one()

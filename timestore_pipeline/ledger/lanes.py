@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select, union
 
 from timestore_pipeline.errors import BuildInFlight
 from timestore_pipeline.ledger.builds import PUBLISHING, Build, NewBuild, builds_in_flight
-from timestore_pipeline.ledger.datasets import lock_dataset
+from timestore_pipeline.ledger.datasets import lock_and_count_corrections
 from timestore_pipeline.ledger.schema import datasets, replaced_windows, schemas, slices
 from timestore_pipeline.ledger.slices import SLICE_IS_FREE, SLICE_IS_QUEUED, Slice, slices_where
 from timestore_pipeline.ledger.statements import of_windows
@@ -134,16 +134,25 @@ def staged_slices(
     return tuple(slices_where(tx, *free_slices(dataset, first_window, last_window, ids_of(others))))
 
 
-def claimed_already(tx: Connection, new: NewBuild) -> tuple[Build | None, tuple[Build, ...]]:
+@dataclass(frozen=True)
+class Claimed:
+    """What a claim finds: the build that the caller has claimed before, all others, and whether rows are corrected."""
+
+    mine: Build | None
+    others: tuple[Build, ...]
+    has_corrections: bool
+
+
+def claimed_already(tx: Connection, new: NewBuild) -> Claimed:
     """Lock the dataset until the transaction ends; return the build that the caller has claimed before, and all others.
 
     That is one of the same owner and the same moment: the transaction is done again, as nobody knew whether its commit
     had arrived. The others are those in flight.
     """
-    lock_dataset(tx, new.dataset)
+    corrections = lock_and_count_corrections(tx, new.dataset)
     in_flight = builds_in_flight(tx, new.dataset)
     mine = next((each for each in in_flight if (each.owner, each.claimed_at) == (new.owner, new.now)), None)
-    return mine, tuple(each for each in in_flight if each is not mine)
+    return Claimed(mine, tuple(each for each in in_flight if each is not mine), corrections > 0)
 
 
 @dataclass(frozen=True)

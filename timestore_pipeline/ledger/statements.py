@@ -1,4 +1,4 @@
-"""What statements of several nouns are made with: upserts, ranges of windows, and lists in parts that fit into one.
+"""What statements of several nouns are made with: upserts, ranges of windows, conditions, and lists in parts.
 
 An upsert inserts or updates at once, so that two writers at one moment neither collide nor lose what the other wrote.
 """
@@ -10,13 +10,23 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnCollection, ColumnElement, Connection, Table
+from sqlalchemy import ColumnCollection, ColumnElement, Connection, Table, literal_column, text
 from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from timestore_pipeline.ledger.schema import builds
+from timestore_pipeline.ledger.states import BuildState
+
 T = TypeVar("T")
+
+# In words that partial indexes have too: a planner cannot tell that a parameter has the value that it takes.
+BUILD_IS_IN_FLIGHT = builds.c.state == literal_column(f"'{BuildState.CLAIMED}'")
+"""The condition for a build that has not ended."""
+
+WINDOW_IS_PENDING = text("corrected_windows.pending")
+"""The condition for a window whose published rows are still to be corrected."""
 
 # Below the limit of variables in one SQLite statement, however it was compiled.
 _VALUES_PER_STATEMENT = 500

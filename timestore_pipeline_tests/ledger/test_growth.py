@@ -22,7 +22,10 @@ from timestore_pipeline_tests.statements import Statement, statements
 
 PAST = Past(datasets=8, batches=1_600)
 
-HISTORY = {"batches", "segments", "slices", "batch_slices", "builds", "windows", "replaced_windows"}
+HISTORY = {
+    "batches", "segments", "slices", "batch_slices", "builds", "windows", "replaced_windows", "corrected_windows",
+    "build_corrections",
+}  # fmt: skip
 """Tables that grow with time."""
 
 NOW = {
@@ -30,6 +33,7 @@ NOW = {
     "ix_batches_queued",
     "ix_segments_on_disk",
     "uq_builds_in_flight",
+    "ix_corrected_windows_pending",
     "ix_builds_ended_flushes",  # which is asked for its last entry
 }
 """Indexes of what is staged, in flight or on disk, however long the past is."""
