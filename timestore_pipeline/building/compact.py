@@ -22,7 +22,6 @@ from timestore_pipeline.duck.connections import AS_SET, Share
 from timestore_pipeline.errors import CorrectionPending, TableError
 from timestore_pipeline.ledger.builds import Build
 from timestore_pipeline.ledger.corrected_windows import pending_corrections
-from timestore_pipeline.ledger.corrections import corrections_so_far
 from timestore_pipeline.ledger.lanes import windows_in_flight
 from timestore_pipeline.ledger.queue import queue_of
 from timestore_pipeline.ledger.states import BuildKind
@@ -219,8 +218,7 @@ def plan_compaction(
         totals = window_totals(tx, spec.name)
         # With one lane, whoever has it says that nothing can be compacted just now.
         taken = windows_in_flight(tx, spec.name) if store.policy(tx, spec).limits.concurrent_builds > 1 else set()
-        if corrections_so_far(tx, spec.name):
-            taken |= pending_corrections(tx, spec.name).keys()  # they are written anew by their flush
+        taken |= pending_corrections(tx, spec.name).keys()  # they are written anew by their flush
     closed = {}
     for total in totals:
         window = spec.window_at(total.window_start)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import duckdb
 
 from timestore_pipeline.ledger.builds import Build
-from timestore_pipeline.ledger.corrected_windows import pending_corrections
-from timestore_pipeline.ledger.corrections import Correction, corrections_so_far
+from timestore_pipeline.ledger.corrected_windows import Taken, pending_corrections
+from timestore_pipeline.ledger.corrections import Correction
 from timestore_pipeline.model.windows import Window
 from timestore_pipeline.rows.corrected import count_taken, kept_rows
 from timestore_pipeline.storage.table_folder import file_name
@@ -24,16 +24,16 @@ Corrections = Mapping[Window, tuple[Correction, ...]]
 
 @dataclass(frozen=True)
 class FilesToRewrite:
-    """Files that a build reads again: relations (SQL) with the rows that stay, and what is taken, by correction."""
+    """Files that a build reads again: relations (SQL) with the rows that stay, and what is taken."""
 
     files: tuple[TableFile, ...] = ()
     relations: tuple[str, ...] = ()
-    taken: Mapping[int, int] = field(default_factory=dict)
+    taken: Taken = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
         """How many rows stay."""
-        return sum(file.rows for file in self.files) - sum(self.taken.values())
+        return sum(file.rows for file in self.files) - self.taken.total()
 
 
 def corrections_of_build(store: Store, build: Build) -> Corrections:
@@ -43,7 +43,7 @@ def corrections_of_build(store: Store, build: Build) -> Corrections:
     """
     spec = store.datasets[build.dataset]
     with store.ledger.read() as tx:
-        pending = pending_corrections(tx, spec.name) if corrections_so_far(tx, spec.name) else {}
+        pending = pending_corrections(tx, spec.name)
     found = {
         spec.window_at(start): tuple(each for each in corrections if each.before_sequence <= build.sequence)
         for start, corrections in pending.items()
@@ -75,7 +75,7 @@ def files_to_rewrite(
         duckdb.Error: one cannot be read.
     """
     relations: list[str] = []
-    taken: Counter[int] = Counter()
+    taken: Taken = Counter()
     for acting, some in _by_corrections(sorted(files, key=lambda file: file.path), corrections):
         relation = parquet_relation(folders.place, [file.path for file in some], folders.columns)
         taken.update(count_taken(connection, folders.spec, folders.columns, relation, acting, window))

@@ -49,8 +49,7 @@ def repair_windows(store: Store, order: BuildOrder, damaged: Mapping[Window, Map
                 there = [file for file in files if damaged[window][file]]
                 readable = [file for file in there if _can_be_read(connection, parquet_relation(place, [file.path]))]
                 again = files_to_rewrite(folders, connection, window, readable, corrections.get(window, ()))
-                for number, rows in again.taken.items():
-                    taken[window.start_micros, number] += rows
+                taken += again.taken
                 if again.relations:
                     source = _what_is_left(spec, again.relations, files)
                     target = order.file_bytes(store.settings)

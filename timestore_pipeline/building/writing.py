@@ -112,8 +112,7 @@ def write_claim(store: Store, columns: Sequence[Column], claim: Claim, target_fi
                 if window not in rebuilt:
                     acting = corrections.get(window, ())
                     again = files_to_rewrite(folders, connection, window, live[window.key], acting)
-                for number, rows in again.taken.items():
-                    left_out.of_files[window.start_micros, number] += rows
+                left_out.of_files.update(again.taken)
                 source = rewritten_source(folders, connection, window, staged, again)
             if source is not None and source.rows != 0:
                 files.extend(write_window(folders, connection, window, source, target_file_bytes))
@@ -166,8 +165,11 @@ def _staged_windows(
         with _scratch_file(store, connection, claim.build) as scratch:
             table = f"{scratch}.{SEGMENT_TABLE}"
             gathered = gather_slices(store, connection, spec, columns, claim.slices, table)
+            of_windows: defaultdict[int, Taken] = defaultdict(Counter)
+            for each, rows in gathered.items():
+                of_windows[each[0]][each] = rows
             for window_start, pieces in by_window.items():
-                here: Taken = Counter({each: rows for each, rows in gathered.items() if each[0] == window_start})
+                here = of_windows[window_start]
                 yield spec.window_at(window_start), slices_as_source(store, pieces, [table], here.total()), here
         return
     last_use = {piece.segment_id: window for window, pieces in by_window.items() for piece in pieces}
@@ -180,8 +182,7 @@ def _staged_windows(
                 attached.add(piece.segment_id)
         taken: Taken = Counter()
         for piece in pieces:
-            for number, rows in rows_taken(connection, spec, piece).items():
-                taken[window_start, number] += rows
+            taken += rows_taken(connection, spec, piece)
         tables = [rows_of_segment(spec, columns, piece) for piece in pieces]
         yield spec.window_at(window_start), slices_as_source(store, pieces, tables, taken.total()), taken
         for segment_id in [name for name in attached if last_use[name] == window_start]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import duckdb
 
 from timestore_pipeline.datasets import DatasetSpec
 from timestore_pipeline.duck.sql import time_range_sql
+from timestore_pipeline.ledger.corrected_windows import Taken
 from timestore_pipeline.ledger.corrections import Correction
 from timestore_pipeline.model.columns import Column
 from timestore_pipeline.model.windows import Window
@@ -28,19 +30,20 @@ def count_taken(
     relation: str,
     corrections: Sequence[Correction],
     window: Window,
-) -> dict[int, int]:
-    """Return how many rows of a window each correction takes, by its number; a row counts for the first one.
+) -> Taken:
+    """Return how many rows of a window each correction takes; a row counts for the first one.
 
     Raises:
         duckdb.Error: the rows cannot be read.
     """
     if not corrections:
-        return {}
+        return Counter()
     by_age = sorted(corrections, key=lambda each: each.number)
     cases = " ".join(f"WHEN {_takes(spec, columns, each)} THEN {each.number}" for each in by_age)
     inside = time_range_sql(spec.time_column(columns), window.start_micros, window.end_micros)
     query = f"SELECT CASE {cases} END AS number, count(*) FROM {relation} WHERE {inside} GROUP BY number"
-    return {number: count for number, count in connection.execute(query).fetchall() if number is not None}
+    found = connection.execute(query).fetchall()
+    return Counter({(window.start_micros, number): count for number, count in found if number is not None})
 
 
 def _takes(spec: DatasetSpec, columns: Sequence[Column], correction: Correction) -> str:

@@ -85,8 +85,8 @@ def _kept_rows(spec: DatasetSpec, piece: Slice) -> str:
     return kept_rows(spec, piece.columns, segment_table(piece.segment_id), piece.corrections)
 
 
-def rows_taken(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, piece: Slice) -> dict[int, int]:
-    """Return how many rows of a slice, whose segment is attached, each correction takes, by its number.
+def rows_taken(connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, piece: Slice) -> Taken:
+    """Return how many rows of a slice, whose segment is attached, each correction takes.
 
     Raises:
         duckdb.Error: the segment cannot be read.
@@ -159,8 +159,7 @@ def gather_slices(
         try:
             of_chunk: Taken = Counter()
             for piece in (piece for pieces in chunk for piece in pieces if piece.corrections):
-                for number, count in rows_taken(connection, spec, piece).items():
-                    of_chunk[piece.window_start, number] += count
+                of_chunk += rows_taken(connection, spec, piece)
             copied = connection.execute(f"INSERT INTO {table} {rows}").fetchall()[0][0]
         except duckdb.Error as error:
             raise _named(store, chunk, readable_reason(error)) from error
